@@ -1,0 +1,266 @@
+"""What the floors say to each other: a routing, a plan, a trace, a config.
+
+Shapes are written behind the name: ``x_TD`` is (tokens, model width).
+
+====== ===================================== ====== ====================================
+letter meaning                               letter meaning
+====== ===================================== ====== ====================================
+B S T  batch, sequence, tokens = B*S         N      proposed (token, expert) pairs
+D F V  model, expert-hidden, vocabulary      R      the same pairs in expert order
+E K C  experts, experts per token, capacity  L H A  layers, heads, head size
+====== ===================================== ====== ====================================
+
+The flat list of (token, expert) pairs is the key choice: a router in which tokens choose
+gives N = T*K pairs, one in which experts choose gives N = E*C, and all that follows
+(plan, dispatch, losses, traces, widgets) is the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .experts import Experts
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """Say which expert each token goes to and with what weight: a router's whole answer.
+
+    Shapes:
+        logits_TE: router scores before any softmax, float32 (float64 for float64 input).
+        probs_TE:  their softmax (or sigmoid) over all E experts, same type.
+        token_N:   int64, the token of each pair.
+        expert_N:  int64, its expert.
+        gate_N:    its weight in the combine; carries the router's gradient.
+        keep_N:    bool, False for a pair dropped at capacity; None means dropless.
+        per_token: K if pairs n*K .. n*K+K-1 are token n's choices, best first; None if
+                   tokens may have differing numbers of pairs (experts choose).
+    """
+
+    logits_TE: Tensor
+    probs_TE: Tensor
+    token_N: Tensor
+    expert_N: Tensor
+    gate_N: Tensor
+    keep_N: Tensor | None = None
+    per_token: int | None = None
+
+    @classmethod
+    def from_choices(
+        cls,
+        logits_TE: Tensor,
+        probs_TE: Tensor,
+        expert_TK: Tensor,
+        gate_TK: Tensor,
+        keep_TK: Tensor | None = None,
+    ) -> Routing:
+        """Flatten each token's K choices into pairs, token by token.
+
+        >>> r = Routing.from_choices(
+        ...     torch.zeros(2, 3), torch.full((2, 3), 1 / 3),
+        ...     torch.tensor([[0, 2], [1, 0]]), torch.tensor([[0.6, 0.4], [0.7, 0.3]]))
+        >>> r.token_N.tolist(), r.expert_N.tolist()
+        ([0, 0, 1, 1], [0, 2, 1, 0])
+        """
+        T, K = expert_TK.shape
+        token_N = torch.arange(T, device=expert_TK.device).repeat_interleave(K, output_size=T * K)
+        keep_N = None if keep_TK is None else keep_TK.reshape(-1)
+        return cls(
+            logits_TE, probs_TE, token_N, expert_TK.reshape(-1), gate_TK.reshape(-1), keep_N, K
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return self.logits_TE.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        return self.logits_TE.shape[1]
+
+    def load_E(self) -> Tensor:
+        """Count the kept pairs of each expert: float32 (E,), in pairs."""
+        ones_N = torch.ones_like(self.expert_N, dtype=torch.float32)
+        if self.keep_N is not None:
+            ones_N = self.keep_N.float()
+        return ones_N.new_zeros(self.num_experts).index_add(0, self.expert_N, ones_N)
+
+    def gates_TE(self) -> Tensor:
+        """Spread the gates of the kept pairs into a (T, E) matrix, zero where unused."""
+        gate_N = self.gate_N if self.keep_N is None else self.gate_N * self.keep_N
+        flat = gate_N.new_zeros(self.num_tokens * self.num_experts)
+        index_N = self.token_N * self.num_experts + self.expert_N
+        return flat.index_add(0, index_N, gate_N).view(self.num_tokens, self.num_experts)
+
+    def detach(self) -> Routing:
+        """Copy without gradients, on the CPU: what a trace keeps."""
+        tensors = {k: v.detach().cpu() for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
+
+    def check_finite(self, where: str) -> None:
+        """Raise ValueError naming the layer and the first token whose router logits are not finite.
+
+        Looks at the values, so on a GPU it waits for them.
+        """
+        bad_T = ~self.logits_TE.isfinite().all(dim=-1)
+        if bad_T.any():
+            first = int(bad_T.nonzero()[0])
+            raise ValueError(
+                f"{where}: the router's logits are not finite (NaN or infinity), first at token "
+                f"{first} of {self.num_tokens}; its input or its gate.weight is broken."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class DispatchPlan:
+    """Lay the pairs out in expert order, so that each expert's rows lie side by side.
+
+    Made by :func:`moe_lite.dispatch.plan` without waiting for the device: nothing here
+    depends on the *values* of the routing for its shape. Dropped pairs stay in the list,
+    behind the last offset, with a gate of zero; so R = N.
+
+    Shapes:
+        token_R:    int64, the token of each row.
+        gate_R:     its weight; carries the router's gradient.
+        offsets_E1: int32 (E+1,), expert e owns rows offsets[e] .. offsets[e+1]-1; starts at 0.
+        num_tokens: T.
+        order_R:    int64, the pair that each row came from (row r is pair order_R[r]).
+        row_N:      int64, its inverse: the row that each pair went to.
+        per_token:  K as in :class:`Routing`; lets the combine be a gather and a sum over K,
+                    which is deterministic, instead of a scatter.
+        dropless:   True if no pair can lie behind the last offset.
+    """
+
+    token_R: Tensor
+    gate_R: Tensor
+    offsets_E1: Tensor
+    num_tokens: int
+    order_R: Tensor
+    row_N: Tensor
+    per_token: int | None
+    dropless: bool
+
+
+Dispatch = Callable[[Tensor, "Experts", DispatchPlan], Tensor]
+"""A backend: (x_TD, experts, plan) -> out_TD."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelOutput:
+    """What a forward pass gives: logits_BSV and each MoE layer's :class:`Routing`, in order.
+
+    The routings' tokens run over the flattened batch: token b*S + s.
+    """
+
+    logits_BSV: Tensor
+    routings: tuple[Routing, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingTrace:
+    """Keep a run's routing: what the widgets, the figures and the analyses read; nothing else.
+
+    Args:
+        tokens:      T strings, as they should be shown.
+        layers:      one detached :class:`Routing` on the CPU for each MoE layer.
+        layer_names: as many names.
+        source:      what was run, in words.
+    Raises:
+        ValueError if the lengths do not agree.
+    """
+
+    tokens: list[str]
+    layers: tuple[Routing, ...]
+    layer_names: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if len(self.layers) != len(self.layer_names):
+            raise ValueError(f"{len(self.layers)} layers but {len(self.layer_names)} layer names")
+        for name, layer in zip(self.layer_names, self.layers, strict=True):
+            if layer.num_tokens != len(self.tokens):
+                raise ValueError(
+                    f"layer {name} routed {layer.num_tokens} tokens, "
+                    f"but the trace has {len(self.tokens)}"
+                )
+
+
+@dataclass(frozen=True)
+class MixtralConfig:
+    """Describe a Mixtral, in the field names of the published ``config.json``.
+
+    The defaults are those of Mixtral 8x7B (Jiang et al. 2024, arXiv:2401.04088, Table 1).
+    With ``num_local_experts=1`` the model is dense: the same code, one expert, a gate of 1.
+
+    Raises: ValueError naming the field and the value that cannot be.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int | None = None
+    num_local_experts: int = 8
+    num_experts_per_tok: int = 2
+    max_position_embeddings: int = 32768
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-5
+    sliding_window: int | None = None
+    tie_word_embeddings: bool = False
+    router_aux_loss_coef: float = 0.001
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.head_dim is None:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+            "num_attention_heads", "num_key_value_heads", "head_dim", "num_local_experts",
+            "num_experts_per_tok", "max_position_embeddings",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if self.num_experts_per_tok > self.num_local_experts:
+            raise ValueError(
+                f"num_experts_per_tok (K) is {self.num_experts_per_tok}, but there are only "
+                f"{self.num_local_experts} experts (num_local_experts, E): K cannot exceed E"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+        if self.head_dim % 2:  # type: ignore[operator]
+            raise ValueError(f"head_dim must be even for rotary embeddings, not {self.head_dim}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(
+                f"sliding_window must be None or at least 1, not {self.sliding_window}"
+            )
+
+    def dense(self, match: str = "active") -> MixtralConfig:
+        """Give the dense twin: one expert as wide as the active ("active") or all ("total") ones.
+
+        >>> MixtralConfig().dense("active").intermediate_size
+        28672
+        >>> MixtralConfig().dense("total").intermediate_size
+        114688
+        """
+        if match not in ("active", "total"):
+            raise ValueError(f'match must be "active" or "total", not {match!r}')
+        times = self.num_experts_per_tok if match == "active" else self.num_local_experts
+        return replace(
+            self,
+            intermediate_size=self.intermediate_size * times,
+            num_local_experts=1,
+            num_experts_per_tok=1,
+        )

@@ -1,0 +1,56 @@
+"""The MoE layer: a gate, experts, and a way to carry tokens between them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .contracts import Routing
+from .dispatch import BACKENDS, plan
+from .experts import Experts
+
+
+class MoELayer(nn.Module):
+    """Replace a feed-forward network by E experts of which each token uses K.
+
+    Gate and experts are handed in, and either can be swapped in one line::
+
+        layer = MoELayer(TopKRouter(D, E, K), Experts(E, D, F))
+        out_BSD, routing = layer(x_BSD)
+        layer.backend = "loop"
+
+    The layer returns its routing; nothing is collected behind the caller's back.
+
+    Args:    gate: maps x_TD to a :class:`Routing` over as many experts as there are.
+             backend: a key of ``moe_lite.dispatch.BACKENDS``.
+    Shapes:  (B, S, D) or (T, D) in and out; the routing's T is B*S.
+    Raises:  ValueError for an unknown backend, a gate over another number of experts, an
+             input of another width, or (checked on the CPU) router logits that are not finite.
+    Source:  Shazeer et al. 2017 (arXiv:1701.06538), eq. 1.
+    """
+
+    def __init__(self, gate: nn.Module, experts: Experts, backend: str = "auto"):
+        super().__init__()
+        self.gate, self.experts, self.backend = gate, experts, backend
+        self.name = "MoELayer"  # a model gives its place; error messages say it
+
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing]:
+        D = self.experts.w1.shape[-1]
+        if x_BSD.shape[-1] != D:
+            raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the experts {D}")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {sorted(BACKENDS)}, not {self.backend!r}")
+        x_TD = x_BSD.reshape(-1, D)
+        routing: Routing = self.gate(x_TD)
+        if routing.num_experts != self.experts.num_experts:
+            raise ValueError(
+                f"{self.name}: the gate routes to {routing.num_experts} experts, "
+                f"but there are {self.experts.num_experts}"
+            )
+        if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
+            routing.check_finite(self.name)  # on a GPU, looking would mean waiting
+        out_TD = BACKENDS[self.backend](x_TD, self.experts, plan(routing))
+        return out_TD.view_as(x_BSD), routing
+
+    def extra_repr(self) -> str:
+        return f"backend={self.backend!r}"

@@ -1,0 +1,105 @@
+"""Losses and measures of balance: pure functions of a :class:`~moe_lite.contracts.Routing`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .contracts import Routing
+
+
+def _token_weights(routing: Routing, mask_T: Tensor | None) -> Tensor:
+    """Weigh each token 1, or 0 where the mask says padding: (T,) in the type of the probs."""
+    if mask_T is None:
+        return routing.probs_TE.new_ones(routing.num_tokens)
+    if mask_T.numel() != routing.num_tokens:
+        raise ValueError(
+            f"the mask covers {mask_T.numel()} tokens, but {routing.num_tokens} were routed"
+        )
+    return mask_T.reshape(-1).to(routing.probs_TE.dtype)
+
+
+def _sums(routing: Routing, mask_T: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum over the real tokens: pairs per expert (E,), probabilities per expert (E,), tokens ()."""
+    weight_T = _token_weights(routing, mask_T)
+    weight_N = weight_T.index_select(0, routing.token_N)
+    pairs_E = weight_T.new_zeros(routing.num_experts).index_add(0, routing.expert_N, weight_N)
+    return pairs_E, weight_T @ routing.probs_TE, weight_T.sum()
+
+
+def load_balance(
+    routing: Routing | Sequence[Routing], mask_T: Tensor | None = None
+) -> Tensor:
+    """Penalise sending many tokens where the router already believes strongly: E * sum(f * P).
+
+    f_e is the share of all pairs that go to expert e, P_e its mean probability. With K = 1
+    this is the Switch loss; dividing f by K keeps its value at balance at 1 for any K.
+    Pairs are counted before any are dropped. Of several layers, the mean.
+
+    >>> uniform = Routing.from_choices(
+    ...     torch.zeros(8, 4), torch.full((8, 4), 0.25),
+    ...     torch.arange(8).view(8, 1) % 4, torch.ones(8, 1))
+    >>> load_balance(uniform).item()
+    1.0
+
+    Args:    mask_T: True (or 1) for real tokens; padding then counts neither in f nor in P.
+    Returns: scalar, dimensionless; carries the router's gradient through P only.
+    Raises:  ValueError if the mask's length differs from the number of tokens.
+    Source:  Fedus, Zoph, Shazeer 2021 (arXiv:2101.03961), eqs. 4-6, without the factor alpha.
+    """
+    if not isinstance(routing, Routing):
+        return torch.stack([load_balance(r, mask_T) for r in routing]).mean()
+    pairs_E, probs_E, tokens = _sums(routing, mask_T)
+    f_E = pairs_E / pairs_E.sum().clamp(min=1)
+    return routing.num_experts * (f_E * probs_E / tokens.clamp(min=1)).sum()
+
+
+def mixtral_aux_loss(routings: Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
+    """Compute the balance loss as the published Mixtral code does.
+
+    It differs from :func:`load_balance` twice: the layers' tokens are pooled *before* f and
+    P are multiplied, so one layer's imbalance can hide another's, and f is not divided by
+    K, so its value at balance is K.
+
+    Returns: scalar, dimensionless, without ``router_aux_loss_coef``.
+    Raises:  ValueError if there is no layer, or the mask's length differs.
+    Source:  ``load_balancing_loss_func`` in Hugging Face transformers' Mixtral.
+    """
+    if not routings:
+        raise ValueError("there are no routings to balance")
+    sums = [torch.stack(t) for t in zip(*(_sums(r, mask_T) for r in routings), strict=True)]
+    pairs_E, probs_E, tokens = (t.sum(0) for t in sums)
+    tokens = tokens.clamp(min=1)
+    return routings[0].num_experts * (pairs_E / tokens * probs_E / tokens).sum()
+
+
+def z_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
+    """Penalise large router logits: the mean of (log sum_e exp logits)^2. Of several layers, the mean.
+
+    >>> r = Routing.from_choices(
+    ...     torch.zeros(3, 4), torch.full((3, 4), 0.25),
+    ...     torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1))
+    >>> round(z_loss(r).item(), 4)  # log(4)^2
+    1.9218
+
+    Returns: scalar, dimensionless.
+    Raises:  ValueError if the mask's length differs from the number of tokens.
+    Source:  Zoph et al. 2022 (arXiv:2202.08906), eq. 5; the square is theirs.
+    """
+    if not isinstance(routing, Routing):
+        return torch.stack([z_loss(r, mask_T) for r in routing]).mean()
+    weight_T = _token_weights(routing, mask_T)
+    z_T = routing.logits_TE.logsumexp(dim=-1).square()
+    return (weight_T * z_T).sum() / weight_T.sum().clamp(min=1)
+
+
+def max_violation(routing: Routing) -> Tensor:
+    """Measure imbalance: (largest load - mean load) / mean load; 0 is perfect balance.
+
+    Returns: scalar, dimensionless, without gradient.
+    Source:  Wang et al. 2024 (arXiv:2408.15664), eq. 4 (MaxVio of one batch).
+    """
+    load_E = routing.load_E()
+    return load_E.max() / load_E.mean().clamp(min=1e-9) - 1

@@ -1,0 +1,298 @@
+"""A small Mixtral: a decoder whose every feed-forward network is a mixture of experts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .contracts import MixtralConfig, ModelOutput, Routing
+from .experts import Experts
+from .layer import MoELayer
+from .routers import TopKRouter
+
+
+class KVCache:
+    """Keep the keys and values of the tokens seen so far, so that each is computed once.
+
+    Shapes: k, v (L, B, H_kv, max_len, A); ``length`` tokens of them are filled.
+    """
+
+    def __init__(
+        self,
+        config: MixtralConfig,
+        batch_size: int,
+        max_len: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        L, H = config.num_hidden_layers, config.num_key_value_heads
+        shape = (L, batch_size, H, max_len, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)  # type: ignore[arg-type]
+        self.v = torch.zeros_like(self.k)
+        self.length = 0
+
+    def extend(self, layer: int, k_BHSA: Tensor, v_BHSA: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new tokens of one layer and give back all of that layer's so far."""
+        end = self.length + k_BHSA.shape[2]
+        self.k[layer, :, :, self.length : end] = k_BHSA
+        self.v[layer, :, :, self.length : end] = v_BHSA
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+
+def rotary(position_S: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Tabulate cos and sin of every position's angles, float32 (S, A).
+
+    Source: Su et al. 2021 (arXiv:2104.09864), eq. 34; pairs are (a, a + A/2), as in the
+            published checkpoints.
+    """
+    exponent = torch.arange(0, head_dim, 2, device=position_S.device).float() / head_dim
+    angle = position_S[:, None].float() / theta**exponent
+    angle_SA = torch.cat([angle, angle], dim=-1)
+    return angle_SA.cos(), angle_SA.sin()
+
+
+def rotate(x_BHSA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
+    """Turn each pair of coordinates by its position's angle."""
+    low, high = x_BHSA.chunk(2, dim=-1)
+    return x_BHSA * cos_SA + torch.cat([-high, low], dim=-1) * sin_SA
+
+
+class Attention(nn.Module):
+    """Attend with H query heads that share H_kv key and value heads.
+
+    Source: Ainslie et al. 2023 (arXiv:2305.13245); window: Jiang et al. 2023 (arXiv:2310.06825).
+    """
+
+    def __init__(self, config: MixtralConfig):
+        super().__init__()
+        D, A = config.hidden_size, config.head_dim
+        assert A is not None
+        self.head_dim = A
+        self.q_proj = nn.Linear(D, config.num_attention_heads * A, bias=False)
+        self.k_proj = nn.Linear(D, config.num_key_value_heads * A, bias=False)
+        self.v_proj = nn.Linear(D, config.num_key_value_heads * A, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * A, D, bias=False)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        B, S, _ = x_BSD.shape
+        q, k, v = (
+            proj(x_BSD).view(B, S, -1, self.head_dim).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        cos_SA, sin_SA = (table.to(q.dtype) for table in rope)
+        q, k = rotate(q, cos_SA, sin_SA), rotate(k, cos_SA, sin_SA)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        causal = mask is None and S > 1
+        out_BHSA = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True
+        )
+        return self.o_proj(out_BHSA.transpose(1, 2).reshape(B, S, -1))
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm x), then x + experts(norm x)."""
+
+    def __init__(self, config: MixtralConfig, layer: int):
+        super().__init__()
+        D, E, K = config.hidden_size, config.num_local_experts, config.num_experts_per_tok
+        self.layer = layer
+        self.input_layernorm = nn.RMSNorm(D, eps=config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(D, eps=config.rms_norm_eps)
+        self.block_sparse_moe = MoELayer(
+            TopKRouter(D, E, K), Experts(E, D, config.intermediate_size)
+        )
+        self.block_sparse_moe.name = f"layers.{layer}.block_sparse_moe"
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None,
+    ) -> tuple[Tensor, Routing]:
+        normed = self.input_layernorm(x_BSD)
+        x_BSD = x_BSD + self.self_attn(normed, rope, mask, cache, self.layer)
+        out_BSD, routing = self.block_sparse_moe(self.post_attention_layernorm(x_BSD))
+        return x_BSD + out_BSD, routing
+
+
+class Mixtral(nn.Module):
+    """Predict the next token with a sparse decoder, and say where every token went.
+
+    >>> config = MixtralConfig(vocab_size=64, hidden_size=32, intermediate_size=48,
+    ...     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    >>> out = Mixtral(config)(torch.arange(10).view(1, 10))
+    >>> out.logits_BSV.shape, len(out.routings), out.routings[0].num_experts
+    (torch.Size([1, 10, 64]), 2, 8)
+
+    The same numbers as Hugging Face's ``MixtralForCausalLM`` from the same weights
+    (``moe_lite.hf`` reads and writes them).
+
+    Source: Jiang et al. 2024 (arXiv:2401.04088), sections 2 and 2.1.
+    """
+
+    def __init__(self, config: MixtralConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=config.initializer_range)
+
+    @property
+    def moe_layers(self) -> list[MoELayer]:
+        return [block.block_sparse_moe for block in self.layers]  # type: ignore[misc]
+
+    def forward(
+        self, ids_BS: Tensor, mask_BS: Tensor | None = None, cache: KVCache | None = None
+    ) -> ModelOutput:
+        """Score every next token.
+
+        Args:   ids_BS: int64 token ids. mask_BS: True (or 1) for real tokens, False for
+                padding, over all tokens so far (cached ones included). cache: filled in
+                place; ids_BS then continue where it ends.
+        Raises: ValueError if ids are out of range (looked at on the CPU), the mask's shape
+                differs, or the text is longer than the model's context.
+        """
+        start = cache.length if cache is not None else 0
+        self._check(ids_BS, mask_BS, start)
+        end = start + ids_BS.shape[1]
+        assert self.config.head_dim is not None
+        position_S = torch.arange(start, end, device=ids_BS.device)
+        rope = rotary(position_S, self.config.head_dim, self.config.rope_theta)
+        mask = self._attention_mask(start, end, mask_BS)
+        x_BSD = self.embed_tokens(ids_BS)
+        routings = []
+        for block in self.layers:
+            x_BSD, routing = block(x_BSD, rope, mask, cache)
+            routings.append(routing)
+        if cache is not None:
+            cache.length = end
+        return ModelOutput(self.lm_head(self.norm(x_BSD)), tuple(routings))
+
+    def _check(self, ids_BS: Tensor, mask_BS: Tensor | None, start: int) -> None:
+        V, context = self.config.vocab_size, self.config.max_position_embeddings
+        if ids_BS.dim() != 2 or not ids_BS.numel():
+            raise ValueError(
+                f"ids must be (batch, sequence) with at least one token, not {tuple(ids_BS.shape)}"
+            )
+        end = start + ids_BS.shape[1]
+        if end > context:
+            raise ValueError(f"{end} tokens are more than the model's context of {context}")
+        if mask_BS is not None and mask_BS.shape != (ids_BS.shape[0], end):
+            raise ValueError(
+                f"the mask has shape {tuple(mask_BS.shape)}, not {(ids_BS.shape[0], end)}"
+            )
+        if ids_BS.device.type == "cpu" and not torch.compiler.is_compiling():
+            bad = ids_BS[(ids_BS < 0) | (ids_BS >= V)]
+            if bad.numel():
+                raise ValueError(f"token id {int(bad[0])} is not in the vocabulary of {V}")
+
+    def _attention_mask(self, start: int, end: int, mask_BS: Tensor | None) -> Tensor | None:
+        """Say which keys each new query may see, bool (B or 1, 1, S, all); None: plainly causal."""
+        window = self.config.sliding_window
+        windowed = window is not None and window < end
+        if mask_BS is None and not windowed and (start == 0 or end - start == 1):
+            return None
+        key = torch.arange(end, device=self.embed_tokens.weight.device)
+        query_S1 = key[start:, None]
+        see = key <= query_S1
+        if windowed:
+            see &= key > query_S1 - window
+        if mask_BS is None:
+            return see[None, None]
+        # A padding query sees itself: softmax over no keys at all would be NaN.
+        return see & mask_BS.bool()[:, None, None, :] | (key == query_S1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        ids_BS: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        eos_token_id: int | None = None,
+    ) -> Tensor:
+        """Continue each row of ids, token by token, and return prompt and continuation.
+
+        Args:    temperature: 0 takes the likeliest token (greedy). top_k: sample among the k
+                 likeliest. top_p: among the fewest tokens whose probability reaches p.
+                 seed: the same seed gives the same text. eos_token_id: a row that has
+                 produced it is filled with it; when all have, generation stops.
+        Raises:  ValueError for an empty prompt, a setting out of range, or a text that would
+                 outgrow the model's context.
+        """
+        if temperature < 0 or (top_k is not None and top_k < 1):
+            raise ValueError(f"temperature {temperature} or top_k {top_k} is out of range")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
+        total = ids_BS.shape[1] + max_new_tokens
+        if total > self.config.max_position_embeddings:
+            raise ValueError(
+                f"prompt and continuation make {total} tokens, more than the model's context "
+                f"of {self.config.max_position_embeddings}"
+            )
+        weight = self.embed_tokens.weight
+        cache = KVCache(self.config, len(ids_BS), total, weight.device, weight.dtype)
+        generator = torch.Generator(ids_BS.device)
+        generator.manual_seed(seed) if seed is not None else generator.seed()
+        done_B = torch.zeros(len(ids_BS), dtype=torch.bool, device=ids_BS.device)
+        new_BS = ids_BS
+        for _ in range(max_new_tokens):
+            logits_BV = self(new_BS, cache=cache).logits_BSV[:, -1]
+            next_B = sample(logits_BV, temperature, top_k, top_p, generator)
+            if eos_token_id is not None:
+                next_B = next_B.masked_fill(done_B, eos_token_id)
+                done_B |= next_B == eos_token_id
+            new_BS = next_B[:, None]
+            ids_BS = torch.cat([ids_BS, new_BS], dim=1)
+            if eos_token_id is not None and done_B.all():
+                break
+        return ids_BS
+
+
+def sample(
+    logits_BV: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw one token per row: int64 (B,). Temperature 0 takes the likeliest.
+
+    Source: top-p: Holtzman et al. 2019 (arXiv:1904.09751), section 3.1.
+    """
+    if temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    logits_BV = logits_BV.float() / temperature
+    if top_k is not None and top_k < logits_BV.shape[-1]:
+        kth_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
+    probs_BV = logits_BV.softmax(dim=-1)
+    if top_p is not None:
+        sorted_BV, index_BV = probs_BV.sort(dim=-1, descending=True)
+        before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV  # the likeliest always stays
+        probs_BV = torch.zeros_like(probs_BV).scatter(
+            -1, index_BV, sorted_BV.masked_fill(before_BV >= top_p, 0.0)
+        )
+    return torch.multinomial(probs_BV, 1, generator=generator)[:, 0]
