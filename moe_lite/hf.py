@@ -1,0 +1,518 @@
+"""Checkpoints in Hugging Face's Mixtral layout, read and written; every name is translated here.
+
+A checkpoint is a folder: ``config.json``, and either ``model.safetensors`` or shards
+``model-00001-of-0000n.safetensors`` with ``model.safetensors.index.json``, which says which
+tensor lies in which shard. Pickles are refused: unpickling runs whatever code they hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .contracts import MixtralConfig
+from .model import Mixtral
+from .routers import TopKRouter
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SHARDS = "model-*-of-*.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+# Sizes have no default worth guessing; the other fields have the one transformers gives them.
+REQUIRED = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_local_experts", "num_experts_per_tok", "max_position_embeddings",
+)  # fmt: skip
+# Fields that would change the forward pass, and the values that leave it as it is here.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("mixtral",),
+    "architectures": (["MixtralForCausalLM"], None),
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "attention_dropout": (0, None),
+    "router_jitter_noise": (0, None),
+    "partial_rotary_factor": (1, None),
+    "rope_scaling": (None,),
+    "quantization_config": (None,),
+    "is_encoder_decoder": (False, None),
+    "add_cross_attention": (False, None),
+}
+HARMLESS = {
+    "_name_or_path", "_attn_implementation", "_attn_implementation_autoset", "dtype",
+    "torch_dtype", "transformers_version", "use_cache", "pad_token_id", "output_router_logits",
+    "output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id",
+    "problem_type", "chunk_size_feed_forward",
+}  # fmt: skip
+
+
+# --------------------------------------------------------------------------- config.json
+
+
+def load_config(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) -> MixtralConfig:
+    """Read the config.json of a Mixtral checkpoint, refusing what this model would not compute.
+
+    Args:    path: the folder. ignore: names of fields to read past.
+    Raises:  FileNotFoundError if there is none; ValueError naming the file, the field and the
+             value if it is unknown, malformed, or asks for another forward pass.
+    """
+    file = _folder(path) / CONFIG
+    fields = _read_json(file)
+    fields = {name: value for name, value in fields.items() if name not in ignore}
+    if fields.get("model_type") != "mixtral":
+        raise ValueError(f"{file}: model_type is {fields.get('model_type')!r}, not 'mixtral'")
+    _read_rope(fields, file)
+    hints = get_type_hints(MixtralConfig)
+    for name, value in fields.items():
+        read_past = f"ignore=({name!r},) reads past it"
+        if name in FIXED:
+            if value not in FIXED[name]:
+                raise ValueError(
+                    f"{file}: {name} is {value!r}, which would change the forward pass; "
+                    f"only {FIXED[name][0]!r} is computed here ({read_past})"
+                )
+        elif name not in hints and name not in HARMLESS:
+            raise ValueError(
+                f"{file}: the field {name!r} ({value!r}) is unknown and might change the "
+                f"model; if it does not matter, {read_past}"
+            )
+    if fields.get("num_key_value_heads") is None:
+        fields["num_key_value_heads"] = fields.get("num_attention_heads")
+    missing = [name for name in REQUIRED if name not in fields]
+    if missing:
+        raise ValueError(f"{file}: {', '.join(missing)} missing")
+    used = {name: fields[name] for name in hints if name in fields}
+    for name, value in used.items():
+        kinds = get_args(hints[name]) or (hints[name],)
+        if float in kinds:
+            fits = type(value) in (int, float) and 0 <= value < math.inf
+        else:
+            fits = type(value) in kinds  # exactly: True is no 1
+        if not fits:
+            wanted = " or ".join("null" if k is NoneType else k.__name__ for k in kinds)
+            raise ValueError(f"{file}: {name} must be {wanted}, not {value!r}")
+    try:
+        return MixtralConfig(**used)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _read_rope(fields: dict[str, Any], file: Path) -> None:
+    """Bring both spellings of the rotary settings to one ``rope_theta``."""
+    for key in ("rope_parameters", "rope_scaling"):  # transformers 5, and 4
+        rope = fields.get(key)
+        if not isinstance(rope, dict):
+            continue
+        rope = dict(rope)
+        theta = rope.pop("rope_theta", None)
+        kinds = [rope.pop("rope_type", "default"), rope.pop("type", "default")]
+        if kinds != ["default"] * 2 or rope.pop("partial_rotary_factor", 1) != 1 or rope:
+            raise ValueError(
+                f"{file}: {key} is {fields[key]!r}; only the default rotary embedding is computed"
+            )
+        if theta is not None and fields.setdefault("rope_theta", theta) != theta:
+            raise ValueError(
+                f"{file}: rope_theta is {fields['rope_theta']!r}, but {key} says {theta!r}"
+            )
+        del fields[key]
+    if fields.get("rope_parameters", 0) is None:
+        del fields["rope_parameters"]
+
+
+def _config_json(config: MixtralConfig, dtype: torch.dtype) -> str:
+    """Write a config that transformers 4 (rope_theta) and 5 (rope_parameters) both read."""
+    name = str(dtype).removeprefix("torch.")
+    fields = dataclasses.asdict(config) | {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "dtype": name,
+        "torch_dtype": name,
+        "use_cache": True,
+    }
+    return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+
+
+# --------------------------------------------------------------------------- names
+
+
+def _published(model: Mixtral) -> dict[str, tuple[Tensor, ...]]:
+    """Give each tensor of the published layout the piece of the parameter that holds it."""
+    names: dict[str, tuple[Tensor, ...]] = {}
+    for name, parameter in model.named_parameters():  # a tied lm_head is not listed twice
+        layer, _, weight = name.rpartition(".experts.")
+        if layer:
+            for e, expert in enumerate(parameter.detach()):
+                names[f"model.{layer}.experts.{e}.{weight}.weight"] = (expert,)
+        else:
+            key = name if name.startswith("lm_head.") else f"model.{name}"
+            names[key] = (parameter.detach(),)
+    return names
+
+
+def _stacked(model: Mixtral) -> dict[str, tuple[Tensor, ...]]:
+    """The same for transformers 5's own names (``save_original_format=False``).
+
+    There the experts are stacked, and w1 and w3 are rows of one tensor: several pieces stand
+    for their concatenation along the second dimension.
+    """
+    names: dict[str, tuple[Tensor, ...]] = {}
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for name, parameter in parameters.items():
+        layer, _, weight = name.rpartition(".experts.")
+        if weight == "w1" and layer:
+            new = layer.replace(".block_sparse_moe", ".mlp")
+            both = parameter, parameters[f"{layer}.experts.w3"]
+            names[f"model.{new}.experts.gate_up_proj"] = both
+            names[f"model.{new}.experts.down_proj"] = (parameters[f"{layer}.experts.w2"],)
+        elif not layer:
+            new = name.replace(".block_sparse_moe.", ".mlp.")
+            names[name if name.startswith("lm_head.") else f"model.{new}"] = (parameter,)
+    return names
+
+
+def _layout(model: Mixtral, stored: Iterable[str]) -> dict[str, tuple[Tensor, ...]]:
+    stacked = any(name.endswith(".mlp.experts.gate_up_proj") for name in stored)
+    return _stacked(model) if stacked else _published(model)
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    ignore: Collection[str] = (),
+) -> Mixtral:
+    """Read a Mixtral checkpoint shard by shard into a new model.
+
+    Files, names, shapes and types are all checked before any weight is allocated; then one
+    shard at a time is mapped into memory and each of its tensors copied to its place on the
+    device. So the host needs room for little beyond the model itself.
+
+    Args:    path: the folder. dtype: of the parameters; None keeps the stored one.
+             ignore: config fields to read past, as in :func:`load_config`.
+    Raises:  FileNotFoundError if there is no such folder; ValueError naming the file for
+             whatever is missing, superfluous, truncated, misshapen, or a pickle.
+    """
+    folder = _folder(path)
+    _check_dtype(dtype)
+    config = load_config(folder, ignore=ignore)
+    with torch.device("meta"):  # shapes without memory
+        model = Mixtral(config)
+    shards = _shards(folder)
+    stored_dtype = _verify(model, shards)
+    if dtype is None and len(stored_dtype) > 1:
+        raise ValueError(
+            f"{folder}: the tensors are stored in several types "
+            f"({', '.join(sorted(map(str, stored_dtype)))}); say which to load, dtype=..."
+        )
+    model.to(dtype or stored_dtype.pop()).to_empty(device=device)
+    if config.tie_word_embeddings:  # to_empty gave each its own memory
+        model.lm_head.weight = model.embed_tokens.weight
+    layout = _layout(model, (name for names in shards.values() for name in names))
+    for file, names in shards.items():
+        with _open(file) as shard:
+            for name in names:
+                stored, pieces = shard.get_tensor(name), layout[name]
+                if len(pieces) > 1:
+                    parts = stored.split([piece.shape[1] for piece in pieces], dim=1)
+                else:
+                    parts = (stored,)
+                for piece, part in zip(pieces, parts, strict=True):
+                    piece.copy_(part)
+    return model
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; give the folder that holds config.json")
+    replaced = folder.with_name(f".{folder.name}.replaced") if folder.name else folder
+    hint = f"; an interrupted save left it at {replaced}" if replaced.is_dir() else ""
+    raise FileNotFoundError(f"there is no folder {folder}{hint}")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {file.name} in {file.parent}")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad UTF-8 too
+        raise ValueError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def _shards(folder: Path) -> dict[Path, list[str]]:
+    """List the weight files and the tensors in each, as the files themselves say."""
+    single, index = folder / WEIGHTS, folder / INDEX
+    if single.is_file() and index.is_file():
+        raise ValueError(f"{folder}: holds both {WEIGHTS} and {INDEX}; remove one of them")
+    if single.is_file():
+        return {single: _names(single)}
+    if not index.is_file():
+        pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+        if pickles:
+            raise ValueError(
+                f"{folder / pickles[0]}: a pickle can run any code when it is read and is "
+                "refused; convert it to safetensors first"
+            )
+        raise FileNotFoundError(f"there is neither {WEIGHTS} nor {INDEX} in {folder}")
+
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index}: has no weight_map from tensor names to files")
+    claimed: dict[Path, list[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\:"):
+            raise ValueError(f"{index}: {name} is said to lie in {file!r}, outside the folder")
+        if not file.endswith(".safetensors"):
+            raise ValueError(
+                f"{index}: {name} is said to lie in {file}, which is no safetensors file; "
+                "a pickle is refused, convert it first"
+            )
+        claimed.setdefault(folder / file, []).append(name)
+    for file in sorted(claimed):
+        if not file.is_file():
+            raise ValueError(f"{file}: the shard is missing, but {INDEX} names it")
+    for file in sorted(folder.glob(SHARDS)):
+        if file not in claimed:
+            raise ValueError(f"{file}: the shard is there, but {INDEX} does not name it")
+    for file, names in claimed.items():
+        differ = sorted(set(names) ^ set(_names(file)))
+        if differ:
+            raise ValueError(f"{file}: the shard and {INDEX} disagree about {_few(differ)}")
+    return claimed
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype not in (None, *DTYPES.values()):
+        raise ValueError(f"dtype must be None or one of {[*DTYPES.values()]}, not {dtype!r}")
+
+
+def _open(file: Path) -> safe_open:
+    """Open one safetensors file; its header and its length are checked by the library."""
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        with file.open("rb") as raw:
+            start = raw.read(8)
+        # A safetensors file begins with its header's length, eight bytes that end in zeros.
+        if start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and any(start[4:])):
+            why = "it is a pickle, which is refused; convert it to safetensors first"
+        elif start == b"version ":
+            why = "it is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
+        else:
+            why = f"truncated, damaged, or of another format ({error})"
+        raise ValueError(f"{file}: not a readable safetensors file: {why}") from error
+
+
+def _names(file: Path) -> list[str]:
+    with _open(file) as shard:
+        return sorted(shard.keys())
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _verify(model: Mixtral, shards: dict[Path, list[str]]) -> set[torch.dtype]:
+    """Compare the stored names, shapes and types with the model's; return the types."""
+    at = {}
+    for file, names in shards.items():
+        for name in names:
+            at[name] = file
+    layout = _layout(model, at)
+    folder = next(iter(shards)).parent
+    missing = [name for name in layout if name not in at]
+    if missing:
+        raise ValueError(f"{folder}: the checkpoint lacks {_few(missing)}")
+    dtypes = set()
+    for file, names in shards.items():
+        with _open(file) as shard:
+            for name in names:
+                if name not in layout:
+                    raise ValueError(f"{file}: holds the unexpected tensor {name}")
+                pieces, stored = layout[name], shard.get_slice(name)
+                shape = list(pieces[0].shape)
+                if len(pieces) > 1:
+                    shape[1] = sum(piece.shape[1] for piece in pieces)
+                if stored.get_shape() != shape:
+                    raise ValueError(
+                        f"{file}: {name} has shape {tuple(stored.get_shape())}, "
+                        f"but the config asks for {tuple(shape)}"
+                    )
+                if stored.get_dtype() not in DTYPES:
+                    raise ValueError(
+                        f"{file}: {name} is stored as {stored.get_dtype()}, "
+                        f"which is none of {', '.join(DTYPES)}"
+                    )
+                dtypes.add(DTYPES[stored.get_dtype()])
+    return dtypes
+
+
+# --------------------------------------------------------------------------- writing
+
+
+def save(
+    model: Mixtral,
+    path: str | os.PathLike[str],
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model as a checkpoint folder that transformers reads, all of it or nothing.
+
+    Everything is written to a folder beside it, flushed to the disk and then renamed, so a
+    crash at any moment leaves the old checkpoint or the new one. With ``overwrite`` the
+    weights and the config are replaced and every other file of the folder (a tokenizer, a
+    note) stays. Beyond the model, memory holds one shard if tensors must be converted.
+
+    Args:    max_shard_bytes: above it the weights are split; a larger tensor has a shard of
+             its own. dtype: of the stored weights; None keeps the model's.
+    Raises:  ValueError if the model is not a Mixtral that the layout can express;
+             FileExistsError if the folder is not empty and overwrite is not given; OSError
+             if it cannot be written.
+    """
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes must be at least 1, not {max_shard_bytes}")
+    _check_dtype(dtype)
+    _check_expressible(model)
+    target = Path(path).resolve()  # a link stays a link
+    part = target.with_name(f".{target.name}.unfinished")
+    replaced = target.with_name(f".{target.name}.replaced")
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)  # an earlier save was cut off between its two renames
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{target} is a file, not a folder to save to")
+    kept = target.is_dir() and any(target.iterdir())
+    if kept and not overwrite:
+        raise FileExistsError(f"{target} is not empty; choose another or pass overwrite=True")
+    try:
+        for leftover in (part, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+        part.mkdir(parents=True)
+        if kept:
+            shutil.copytree(
+                target, part, symlinks=True, copy_function=_link, dirs_exist_ok=True,
+                ignore=lambda folder, names: _ours(names) if Path(folder) == target else (),
+            )  # fmt: skip
+        _write(model, part, max_shard_bytes, dtype)
+        if target.exists():
+            target.rename(replaced)
+        part.rename(target)
+        _sync(target.parent)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot save the checkpoint to {target}: {reason}") from error
+    finally:  # also on Ctrl-C
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        for leftover in (part, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check_expressible(model: Mixtral) -> None:
+    with torch.device("meta"):
+        plain = Mixtral(model.config)
+    want = {name: tuple(parameter.shape) for name, parameter in plain.named_parameters()}
+    have = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name in sorted(want.keys() | have.keys()):
+        if want.get(name) != have.get(name):
+            raise ValueError(
+                f"the Mixtral layout cannot hold this model: {name} is {have.get(name)} where "
+                f"its config makes it {want.get(name)}"
+            )
+    for layer in model.moe_layers:
+        gate = layer.gate
+        if not (
+            type(gate) is TopKRouter
+            and gate.top_k == model.config.num_experts_per_tok
+            and (gate.renormalize or gate.order == "topk_softmax")
+        ):
+            raise ValueError(f"the Mixtral layout cannot hold the router of {layer.name}: {gate}")
+
+
+def _write(model: Mixtral, folder: Path, max_bytes: int, dtype: torch.dtype | None) -> None:
+    dtype = dtype or model.embed_tokens.weight.dtype
+    shards: list[list[str]] = [[]]
+    tensors = {name: pieces[0] for name, pieces in _published(model).items()}
+    room, total = max_bytes, 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * dtype.itemsize
+        if size > room and shards[-1]:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(name)
+        room -= size
+        total += size
+
+    config = folder / CONFIG
+    config.write_text(_config_json(model.config, dtype), encoding="utf-8", newline="\n")
+    weight_map = {}
+    for i, names in enumerate(shards, 1):
+        one = len(shards) == 1
+        file = folder / (WEIGHTS if one else f"model-{i:05}-of-{len(shards):05}.safetensors")
+        shard = {name: tensors[name].to("cpu", dtype).contiguous() for name in names}
+        save_file(shard, file, metadata={"format": "pt"})
+        shutil.copymode(config, file)  # safetensors makes it private to its owner
+        _sync(file)
+        weight_map.update(dict.fromkeys(names, file.name))
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / INDEX).write_text(text, encoding="utf-8", newline="\n")
+        _sync(folder / INDEX)
+    _sync(config)
+    _sync(folder)
+
+
+def _ours(names: list[str]) -> Iterator[str]:
+    """Pick the files of a folder that a save replaces."""
+    return (n for n in names if n in (CONFIG, WEIGHTS, INDEX) or Path(n).match(SHARDS))
+
+
+def _link(source: str, copy: str) -> None:
+    """Hand a file on to the new folder without copying its bytes, where the disk allows it."""
+    try:
+        os.link(source, copy)
+    except OSError:
+        shutil.copy2(source, copy)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or on POSIX a folder's list of files, is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
