@@ -56,7 +56,8 @@ class Experts(nn.Module):
                 self.activate(F.linear(x_RD, w1_FD), F.linear(x_RD, w3_FD)), w2_DF
             )
 
-        return [run(*w) for w in zip(self.w1.unbind(), self.w3.unbind(), self.w2.unbind())]
+        stacks = self.w1.unbind(), self.w3.unbind(), self.w2.unbind()
+        return [run(*weights) for weights in zip(*stacks, strict=True)]
 
     def extra_repr(self) -> str:
         E, F_, D = self.w1.shape

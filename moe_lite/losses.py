@@ -29,9 +29,7 @@ def _sums(routing: Routing, mask_T: Tensor | None) -> tuple[Tensor, Tensor, Tens
     return pairs_E, weight_T @ routing.probs_TE, weight_T.sum()
 
 
-def load_balance(
-    routing: Routing | Sequence[Routing], mask_T: Tensor | None = None
-) -> Tensor:
+def load_balance(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
     """Penalise sending many tokens where the router already believes strongly: E * sum(f * P).
 
     f_e is the share of all pairs that go to expert e, P_e its mean probability. With K = 1
@@ -76,7 +74,9 @@ def mixtral_aux_loss(routings: Sequence[Routing], mask_T: Tensor | None = None) 
 
 
 def z_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
-    """Penalise large router logits: the mean of (log sum_e exp logits)^2. Of several layers, the mean.
+    """Penalise large router logits: the mean of (log sum_e exp logits)^2.
+
+    Of several layers, the mean.
 
     >>> r = Routing.from_choices(
     ...     torch.zeros(3, 4), torch.full((3, 4), 0.25),

@@ -1,0 +1,158 @@
+"""Every backend gives the same output and the same gradients, for any routing."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moe_lite.contracts import Routing
+from moe_lite.dispatch import BACKENDS, plan
+from moe_lite.experts import Experts
+
+D, F = 8, 12
+
+
+@st.composite
+def routings(draw: st.DrawFn) -> Routing:
+    """Draw token choice or expert choice, dropless or not, balanced or not, empty or not."""
+    T, E = draw(st.integers(0, 20)), draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    logits_TE = torch.randn(T, E, generator=generator, dtype=torch.float64)
+    favourites = draw(st.sampled_from([E, max(1, E // 2), 1]))  # the other experts stay empty
+    kind = draw(st.sampled_from(["tokens choose", "experts choose"]))
+    if kind == "tokens choose":
+        K = draw(st.integers(1, favourites))
+        gate_TK, expert_TK = logits_TE[:, :favourites].softmax(-1).topk(K, dim=-1)
+        routing = Routing.from_choices(logits_TE, logits_TE.softmax(-1), expert_TK, gate_TK)
+    else:
+        C = draw(st.integers(0, T))
+        gate_EC, token_EC = logits_TE.softmax(-1).T.topk(C, dim=-1)
+        expert_EC = torch.arange(E)[:, None].expand(E, C)
+        routing = Routing(
+            logits_TE, logits_TE.softmax(-1),
+            token_EC.reshape(-1), expert_EC.reshape(-1), gate_EC.reshape(-1),
+        )  # fmt: skip
+    if draw(st.booleans()):
+        keep_N = torch.rand(len(routing.token_N), generator=generator) < draw(st.floats(0, 1))
+        routing = Routing(**{**vars(routing), "keep_N": keep_N})
+    return routing
+
+
+def naive(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
+    """One pair at a time, straight from the definition: out_t = sum of gate * expert(x_t)."""
+    out = [torch.zeros_like(x_TD[0]) + 0 * x_TD[t] for t in range(len(x_TD))]
+    for n in range(len(routing.token_N)):
+        if routing.keep_N is None or routing.keep_N[n]:
+            t, e = int(routing.token_N[n]), int(routing.expert_N[n])
+            up = torch.nn.functional.silu(experts.w1[e] @ x_TD[t]) * (experts.w3[e] @ x_TD[t])
+            out[t] = out[t] + routing.gate_N[n] * (experts.w2[e] @ up)
+    return torch.stack(out) if out else x_TD * 1
+
+
+def run(forward, routing: Routing, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Give output and gradients of x, w1, w3, w2 and the gates."""
+    torch.manual_seed(0)
+    experts = Experts(routing.num_experts, D, F).to(dtype)
+    x_TD = torch.randn(routing.num_tokens, D, dtype=dtype, requires_grad=True)
+    grad_TD = torch.randn(routing.num_tokens, D, dtype=dtype)
+    gate_N = routing.gate_N.to(dtype).clone().requires_grad_()
+    out_TD = forward(x_TD, experts, Routing(**{**vars(routing), "gate_N": gate_N}))
+    wanted = [x_TD, experts.w1, experts.w3, experts.w2, gate_N]
+    grads = torch.autograd.grad(out_TD, wanted, grad_TD, allow_unused=True)
+    return [
+        out_TD,
+        *(torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True)),
+    ]
+
+
+def through(name: str):
+    return lambda x_TD, experts, routing: BACKENDS[name](x_TD, experts, plan(routing))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(deadline=None, max_examples=60)
+@given(routing=routings())
+def test_every_backend_is_the_definition(backend: str, routing: Routing) -> None:
+    expected, got = run(naive, routing), run(through(backend), routing)
+    for name, a, b in zip(("out", "x", "w1", "w3", "w2", "gate"), expected, got, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_lower_precision_stays_near(backend: str, dtype: torch.dtype, tolerance: float) -> None:
+    logits_TE = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
+    gate_TK, expert_TK = logits_TE.softmax(-1).topk(2, dim=-1)
+    routing = Routing.from_choices(logits_TE, logits_TE.softmax(-1), expert_TK, gate_TK)
+
+    def in_double(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
+        return through("loop")(x_TD.double(), experts.double(), routing)
+
+    torch.manual_seed(0)
+    experts = Experts(5, D, F).to(dtype)
+    x_TD = torch.randn(40, D).to(dtype)
+    got = through(backend)(x_TD, experts, routing)
+    assert got.dtype == dtype
+    expected = in_double(x_TD, experts, routing)
+    assert (got.double() - expected).norm() <= tolerance * expected.norm()
+
+
+def test_autocast_computes_in_bf16_and_keeps_the_type_outside() -> None:
+    logits_TE = torch.randn(16, 4, generator=torch.Generator().manual_seed(2))
+    gate_TK, expert_TK = logits_TE.softmax(-1).topk(2, dim=-1)
+    routing = Routing.from_choices(logits_TE, logits_TE.softmax(-1), expert_TK, gate_TK)
+    exact = run(through("grouped"), routing, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = run(through("grouped"), routing, torch.float32)
+    for a, b in zip(exact, rounded, strict=True):
+        assert a.dtype == b.dtype == torch.float32
+        assert not torch.equal(a, b) and (a - b).norm() <= 3e-2 * a.norm()
+
+
+@settings(deadline=None)
+@given(routing=routings())
+def test_the_plan_is_a_stable_sort_and_its_inverse(routing: Routing) -> None:
+    p = plan(routing)
+    offsets = p.offsets_E1.tolist()
+    assert offsets[0] == 0 and offsets == sorted(offsets) and p.offsets_E1.dtype == torch.int32
+    keep_N = torch.ones_like(routing.token_N, dtype=torch.bool)
+    if routing.keep_N is not None:
+        keep_N = routing.keep_N
+    assert offsets[-1] == int(keep_N.sum())
+    for e, (start, end) in enumerate(itertools.pairwise(offsets)):
+        pairs = p.order_R[start:end]
+        assert (routing.expert_N[pairs] == e).all() and keep_N[pairs].all()
+        assert pairs.tolist() == sorted(pairs.tolist())
+    assert torch.equal(p.order_R[p.row_N], torch.arange(len(p.row_N)))
+    assert torch.equal(p.token_R, routing.token_N[p.order_R])
+    assert not p.gate_R[offsets[-1] :].any()
+
+
+def test_loop_passes_gradcheck() -> None:
+    torch.manual_seed(0)
+    logits_TE = torch.randn(5, 3, dtype=torch.float64)
+    expert_TK = logits_TE.topk(2, dim=-1).indices
+    experts = Experts(3, 4, 5).double()
+
+    def layer(x_TD, logits_TE, *weights):  # type: ignore[no-untyped-def]
+        gate_TK = logits_TE.softmax(-1).gather(1, expert_TK)
+        routing = Routing.from_choices(logits_TE, logits_TE.softmax(-1), expert_TK, gate_TK)
+        for name, weight in zip(("w1", "w3", "w2"), weights, strict=True):
+            delattr(experts, name) if hasattr(experts, name) else None
+            setattr(experts, name, weight)
+        return BACKENDS["loop"](x_TD, experts, plan(routing))
+
+    weights = [w.detach().clone().requires_grad_() for w in (experts.w1, experts.w3, experts.w2)]
+    x_TD = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x_TD, logits_TE.requires_grad_(), *weights))
+
+
+def test_grouped_gives_the_same_bits_twice() -> None:
+    logits_TE = torch.randn(64, 8, generator=torch.Generator().manual_seed(3))
+    gate_TK, expert_TK = logits_TE.softmax(-1).topk(2, dim=-1)
+    routing = Routing.from_choices(logits_TE, logits_TE.softmax(-1), expert_TK, gate_TK)
+    first, second = (run(through("grouped"), routing, torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
