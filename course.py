@@ -122,7 +122,7 @@ The installation did not finish; pip's own words are above. Most often it is one
   - disk full: {free_bytes / 1e9:.1f} GB are free here; the course takes about 2, with CUDA about 8.
   - "No matching distribution found for torch": PyTorch wants a 64-bit Python 3.11 to 3.13; this
     is {sys.version.split()[0]}. On a Mac with an Intel processor use conda (see README.md).
-{cpu_tip(command)}Nothing is lost: when the cause is gone, run `python course.py {command}` again."""
+{cpu_tip(command)}Nothing is lost: when that is mended, run `python course.py {command}` again."""
 
 
 def main(argv: list[str]) -> int:

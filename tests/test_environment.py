@@ -96,5 +96,5 @@ def test_what_pip_gains_conda_must_gain(files):
 
 def test_a_spec_that_conda_cannot_read_is_refused(files):
     environment, pyproject = files
-    with pytest.raises(Exception, match="(?i)version|operator|spec"):
+    with pytest.raises(Exception, match=r"(?i)version|operator|spec"):
         drift(environment.replace("numpy >=1.26", "numpy >=>1.26"), pyproject)
