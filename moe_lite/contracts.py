@@ -99,8 +99,8 @@ class Routing:
 
     def detach(self) -> Routing:
         """Copy without gradients, on the CPU: what a trace keeps."""
-        tensors = {k: v.detach().cpu() for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        changed = {k: v.detach().cpu() for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Routing(**{**vars(self), **changed})
 
     def check_finite(self, where: str) -> None:
         """Raise ValueError naming the layer and the first token whose router logits are not finite.

@@ -205,15 +205,12 @@ class Mixtral(nn.Module):
 
     def _attention_mask(self, start: int, end: int, mask_BS: Tensor | None) -> Tensor | None:
         """Say which keys each new query may see, bool (B or 1, 1, S, all); None: plainly causal."""
-        window = self.config.sliding_window
-        windowed = window is not None and window < end
-        if mask_BS is None and not windowed and (start == 0 or end - start == 1):
+        window = self.config.sliding_window or end  # no window is one as long as the text
+        if mask_BS is None and window >= end and (start == 0 or end - start == 1):
             return None
         key = torch.arange(end, device=self.embed_tokens.weight.device)
         query_S1 = key[start:, None]
-        see = key <= query_S1
-        if windowed:
-            see &= key > query_S1 - window
+        see = (key <= query_S1) & (key > query_S1 - window)
         if mask_BS is None:
             return see[None, None]
         # A padding query sees itself: softmax over no keys at all would be NaN.
