@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from . import __version__
@@ -82,7 +83,7 @@ def explore(argv: Sequence[str]) -> int:
     import torch
 
     from . import hf
-    from .data import load_tokenizer
+    from .data import load_tokenizer, pieces
     from .trace import record
     from .widgets import RoutingExplorer
 
@@ -96,7 +97,7 @@ def explore(argv: Sequence[str]) -> int:
             f"put the tokenizer.json that the model was trained with into {args.model}"
         )
     ids_BS = torch.tensor([tokenizer.encode(args.text).ids])
-    with torch.inference_mode(), record(model, tokenizer) as recorded:
+    with torch.inference_mode(), record(model, partial(pieces, tokenizer)) as recorded:
         model(ids_BS)
     trace = recorded.trace
     RoutingExplorer(trace).to_html(args.out)
