@@ -1,0 +1,267 @@
+"""`python -m moe_lite` does what it says, and a plain mistake costs one line and an exit code."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from moe_lite import __main__ as cli
+from moe_lite import __version__, hf
+from moe_lite.contracts import MixtralConfig
+from moe_lite.data import load_tokenizer
+from moe_lite.model import Mixtral
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = "To be, or not to be; def f(x): return x + 1"
+SMALL = dict(
+    vocab_size=4096, hidden_size=16, intermediate_size=8, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, max_position_embeddings=64,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    hf.save(Mixtral(MixtralConfig(**SMALL)), folder)
+    return folder
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that must fail, and give its one line."""
+
+    def run(*argv):
+        assert cli.main([*map(str, argv)]) == 1
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and err.startswith(f"moe_lite {argv[0]}: ")
+        return err
+
+    return run
+
+
+def test_every_command_is_listed(capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["--help"])
+    listed = capsys.readouterr().out
+    course = (ROOT / "course.py").read_text(encoding="utf-8")
+    assert done.value.code == 0 and set(cli.COMMANDS) >= {"lab", "test", "build", "train", "bench"}
+    for name in cli.COMMANDS:
+        assert f"  {name} " in listed and f"python course.py {name} " in course
+
+
+@pytest.mark.parametrize("command", ["build", "train", "explore", "bench"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main([command, "--help"])
+    assert done.value.code == 0
+    assert f"usage: python -m moe_lite {command}" in capsys.readouterr().out
+
+
+def test_as_a_module():
+    command = [sys.executable, "-m", "moe_lite"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == __version__
+    done = subprocess.run([*command, "dance"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "invalid choice: 'dance'" in done.stderr
+
+
+def test_explore_writes_one_page(checkpoint, tmp_path, capsys):
+    out = tmp_path / "routing.html"
+    assert cli.main(["explore", TEXT, "--model", str(checkpoint), "--out", str(out)]) == 0
+    ids = load_tokenizer().encode(TEXT).ids
+    said = capsys.readouterr().out
+    assert f"{out}: {len(ids)} tokens through 2 layers of 4 experts" in said
+    assert out.stat().st_size < 1_000_000 and "<html" in out.read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["routing.html"]
+
+
+def test_explore_takes_the_models_own_tokenizer(checkpoint, tmp_path, capsys):
+    folder = tmp_path / "own"
+    hf.save(hf.load(checkpoint), folder)
+    words = Tokenizer(models.WordLevel({"?": 0, "to": 1, "be": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    (folder / "tokenizer.json").write_text(words.to_str(), encoding="utf-8")
+    out = tmp_path / "a.html"
+    assert cli.main(["explore", "to be or", "--model", str(folder), "--out", str(out)]) == 0
+    assert ": 3 tokens through" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_explore_refuses_empty_text(checkpoint, fails, text):
+    assert "no text" in fails("explore", text, "--model", checkpoint)
+
+
+def test_explore_refuses_text_that_is_no_text(checkpoint, fails):
+    assert "surrogates" in fails("explore", "to be\udcff", "--model", checkpoint)
+
+
+def test_explore_refuses_more_than_the_context(checkpoint, tmp_path, fails):
+    out = tmp_path / "routing.html"
+    said = fails("explore", "word " * 100, "--model", checkpoint, "--out", out)
+    assert "more than the model's context of 64" in said and not out.exists()
+
+
+def test_explore_without_a_model_names_the_option(tmp_path, fails):
+    said = fails("explore", TEXT, "--model", tmp_path / "nowhere")
+    assert "nowhere" in said and "--model FOLDER" in said
+
+
+def test_explore_refuses_another_architecture(tmp_path, fails):
+    (tmp_path / "config.json").write_text('{"model_type": "olmoe"}', encoding="utf-8")
+    assert "olmoe" in fails("explore", TEXT, "--model", tmp_path)
+
+
+def test_explore_refuses_a_folder_without_weights(tmp_path, fails):
+    assert str(tmp_path) in fails("explore", TEXT, "--model", tmp_path)
+
+
+@pytest.mark.parametrize("vocab_size", [300, 5000])
+def test_explore_refuses_a_tokenizer_that_is_not_the_models(tmp_path, fails, vocab_size):
+    hf.save(Mixtral(MixtralConfig(**{**SMALL, "vocab_size": vocab_size})), tmp_path)
+    said = fails("explore", TEXT, "--model", tmp_path)
+    assert f"{vocab_size} tokens" in said and "4096" in said
+
+
+def test_explore_names_an_output_it_cannot_write(checkpoint, tmp_path, fails):
+    out = tmp_path / "no" / "such" / "routing.html"
+    assert "routing.html" in fails("explore", TEXT, "--model", checkpoint, "--out", out)
+    assert list(tmp_path.iterdir()) == []
+    assert str(tmp_path) in fails("explore", TEXT, "--model", checkpoint, "--out", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_the_older_page(checkpoint, tmp_path, fails):
+    out = tmp_path / "routing.html"
+    out.write_text("mine", encoding="utf-8")
+    fails("explore", "word " * 100, "--model", checkpoint, "--out", out)
+    assert out.read_text(encoding="utf-8") == "mine"
+
+
+def test_missing_package_names_the_way_to_it(monkeypatch, fails):
+    monkeypatch.setitem(sys.modules, "pytest", None)
+    assert "pytest is not installed: run `python course.py test`" in fails("test")
+
+
+def test_a_module_of_our_own_missing_is_a_bug_and_looks_like_one(monkeypatch):
+    monkeypatch.setitem(sys.modules, "moe_lite.build", None)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["build"])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("two\n  lines"), "two lines"),
+        (OSError(28, "No space left on device", "a.html"), "a.html: No space left on device"),
+        (FileNotFoundError("there is no tokenizer"), "there is no tokenizer"),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, fails, error, line):
+    def fail(argv):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "train", fail)
+    assert fails("train") == f"moe_lite train: {line}\n"
+
+
+def test_ctrl_c_is_130_and_quiet(monkeypatch, capsys):
+    def stopped(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "train", stopped)
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def broken(argv):
+        raise AssertionError("shapes")
+
+    monkeypatch.setitem(cli.COMMANDS, "train", broken)
+    with pytest.raises(AssertionError):
+        cli.main(["train"])
+
+
+def test_what_a_terminal_cannot_show_does_not_stop_a_command():
+    code = (
+        "import sys; from moe_lite import __main__ as m; m.COMMANDS['lab'] = lambda a: print('×')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code + "; m.main(['lab'])"],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "\\xd7\n"), done.stderr
+
+
+def test_test_runs_pytest_from_the_root(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(pytest, "main", lambda args: seen.append((Path.cwd(), args)) or 3)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["test", "-k", "router"]) == 3
+    assert seen == [(ROOT, ["-k", "router"])]
+
+
+def test_lab_opens_the_first_notebook(monkeypatch, tmp_path):
+    from jupyterlab.labapp import LabApp
+
+    seen = []
+    monkeypatch.setattr(LabApp, "launch_instance", seen.extend)
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    assert cli.main(["lab"]) == 1 and not seen
+    (tmp_path / "notebooks").mkdir()
+    for name in ("09_small_mixtral.ipynb", "04_capacity.ipynb", "Untitled.ipynb"):
+        (tmp_path / "notebooks" / name).touch()
+    assert cli.main(["lab", "--no-browser"]) == 0
+    assert "--no-browser" in seen and f"--ServerApp.root_dir={tmp_path}" in seen
+    assert seen[-1] == str(tmp_path / "notebooks" / "04_capacity.ipynb")
+
+
+def test_lab_starts_and_answers(tmp_path):
+    """Start the real JupyterLab, ask it for its page and its notebooks, and shut it down."""
+    runtime = tmp_path / "runtime"
+    places = ("CONFIG", "DATA", "RUNTIME")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moe_lite", "lab", "--no-browser", "--allow-root", "--port=0"],
+        cwd=tmp_path,
+        env={**os.environ, "JUPYTER_RUNTIME_DIR": str(runtime)}
+        | {f"JUPYTER_{place}_DIR": str(tmp_path / place.lower()) for place in places},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+    def ask(method, path):
+        request = urllib.request.Request(server["url"] + path, method=method)
+        request.add_header("Authorization", f"token {server['token']}")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read().decode()
+
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := list(runtime.glob("jpserver-*.json"))):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline, "JupyterLab did not start"
+            time.sleep(0.1)
+        server = json.loads(found[0].read_text(encoding="utf-8"))
+        while True:
+            try:
+                assert '"newsUrl": null' in ask("GET", "lab")
+                break
+            except (urllib.error.URLError, ConnectionError):
+                assert time.monotonic() < deadline, "JupyterLab does not answer"
+                time.sleep(0.1)
+        names = [entry["name"] for entry in json.loads(ask("GET", "api/contents"))["content"]]
+        assert {"notebooks", "moe_lite"} <= set(names)
+        ask("POST", "api/shutdown")
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.communicate()
