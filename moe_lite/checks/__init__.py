@@ -1,0 +1,32 @@
+"""Check exercises: take the learner's function, name the misconception, accept what is right.
+
+A check compares behaviour, never text. Beside the right answer it computes what each common
+mistake would give on the same numbers: an answer equal to one of those is told which mistake
+it is, any other sees its numbers beside the expected ones. The first numbers can be done by
+hand; random ones follow. An unfilled exercise raises NotImplementedError, and every check
+lets that through.
+
+One module for each chapter; ``verdict`` is what they share.
+"""
+
+from .small_mixtral import (
+    check_balance_is_used,
+    check_global_bug,
+    check_moe_layer,
+    check_orders_agree,
+    check_parameter_count,
+    check_softmax_order,
+    check_top_k,
+)
+from .verdict import CheckFailed
+
+__all__ = [
+    "CheckFailed",
+    "check_balance_is_used",
+    "check_global_bug",
+    "check_moe_layer",
+    "check_orders_agree",
+    "check_parameter_count",
+    "check_softmax_order",
+    "check_top_k",
+]

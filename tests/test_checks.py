@@ -1,0 +1,170 @@
+"""The checks are checked: every mutant is refused with its message, every right answer passes.
+
+mutants/check_x.py holds answers to moe_lite.checks.check_x. One whose name begins with "right"
+must pass; any other must fail, and its docstring is a phrase that the verdict must hold.
+"""
+
+import importlib.util
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_lite import checks
+from moe_lite.checks.small_mixtral import _count, _count_mistakes
+from moe_lite.checks.verdict import same
+from moe_lite.contracts import MixtralConfig
+from moe_lite.cost import count_parameters
+
+CHECKS = [name for name in checks.__all__ if name.startswith("check_")]
+
+
+def answers(check):
+    """Load the mutants of a check: (name, function or class), in the order of the file."""
+    path = Path(__file__).parent / "mutants" / f"{check}.py"
+    spec = importlib.util.spec_from_file_location(f"mutants_{check}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return [
+        (name, value)
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+    ]
+
+
+ANSWERS = [(check, name, answer) for check in CHECKS for name, answer in answers(check)]
+RIGHT = [case for case in ANSWERS if case[1].lower().startswith("right")]
+WRONG = [case for case in ANSWERS if case not in RIGHT]
+
+
+def named(cases):
+    return [pytest.param(check, answer, id=f"{check}-{name}") for check, name, answer in cases]
+
+
+@pytest.mark.parametrize(("check", "answer"), named(WRONG))
+def test_a_mutant_is_told_its_mistake(check, answer):
+    with pytest.raises(checks.CheckFailed) as refused:
+        getattr(checks, check)(answer)
+    assert inspect.cleandoc(answer.__doc__) in str(refused.value)
+
+
+@pytest.mark.parametrize(("check", "answer"), named(RIGHT))
+def test_a_right_answer_passes(check, answer, capsys):
+    assert getattr(checks, check)(answer) is None
+    assert capsys.readouterr().out.startswith("✓ ")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_check_has_its_mutants(check):
+    wrong = [answer.__doc__ for c, _, answer in WRONG if c == check]
+    assert len(set(wrong)) >= 3, "a check is only as good as the mistakes it has been shown"
+    assert len([c for c, _, _ in RIGHT if c == check]) >= 2, "there is more than one right way"
+
+
+def test_every_mutants_file_has_its_check():
+    files = {path.stem for path in (Path(__file__).parent / "mutants").glob("*.py")}
+    assert files == set(CHECKS)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_an_unfilled_exercise_stays_not_implemented(check):
+    def unfilled(*args):
+        raise NotImplementedError
+
+    with pytest.raises(NotImplementedError):
+        getattr(checks, check)(unfilled)
+
+
+def test_an_unfilled_method_stays_not_implemented():
+    class Router(torch.nn.Module):
+        def __init__(self, *sizes):
+            super().__init__()
+
+        def forward(self, x_TD):
+            raise NotImplementedError
+
+    with pytest.raises(NotImplementedError):
+        checks.check_global_bug(Router)
+
+
+def test_a_verdict_shows_the_numbers():
+    with pytest.raises(checks.CheckFailed) as refused:
+        checks.check_top_k(lambda logits_TE, k: tuple(logits_TE.softmax(-1).topk(k)))
+    assert str(refused.value).splitlines() == [
+        "top_k: the gates of a token do not add up to 1; divide them by their sum",
+        "  given    the logarithms of [[0.1, 0.2, 0.3, 0.4], [0.5, 0.3, 0.15, 0.05], "
+        "[0.05, 0.6, 0.1, 0.25]], k = 2",
+        "  yours    [[0.4, 0.3], [0.5, 0.3], [0.6, 0.25]], [[3, 2], [0, 1], [1, 3]]",
+        "  expected [[0.5714, 0.4286], [0.625, 0.375], [0.7059, 0.2941]], [[3, 2], [0, 1], [1, 3]]",
+    ]
+    (shown,) = refused.value._render_traceback_()
+    assert shown == f"✗ {refused.value}"
+
+
+def test_an_exception_is_reported_with_the_line_that_raised_it():
+    def top_k(logits_TE, k):
+        return logits_TE.nonsense(k)
+
+    with pytest.raises(checks.CheckFailed, match="top_k raised AttributeError") as refused:
+        checks.check_top_k(top_k)
+    assert "at       return logits_TE.nonsense(k)" in str(refused.value)
+    assert isinstance(refused.value.__cause__, AttributeError)
+
+
+configs = st.builds(
+    lambda heads, kv, size, E, K, **sizes: MixtralConfig(
+        num_attention_heads=heads * kv,
+        num_key_value_heads=kv,
+        head_dim=2 * size,
+        num_local_experts=max(E, K),
+        num_experts_per_tok=K,
+        **sizes,
+    ),
+    heads=st.integers(1, 4),
+    kv=st.integers(1, 3),
+    size=st.integers(1, 8),
+    E=st.integers(1, 9),
+    K=st.integers(1, 9),
+    hidden_size=st.integers(1, 64),
+    intermediate_size=st.integers(1, 64),
+    num_hidden_layers=st.integers(1, 5),
+    vocab_size=st.integers(1, 300),
+    tie_word_embeddings=st.booleans(),
+)
+
+
+@given(configs)
+def test_the_check_counts_as_the_library_does(config):
+    count = count_parameters(config)
+    assert _count(config) == (count.total, count.active)
+
+
+def test_two_mistakes_are_never_taken_for_each_other():
+    """On Mixtral 8x7B, different mistakes count differently, or are no mistakes there."""
+    config = MixtralConfig()
+    for right, mistakes in zip(_count(config), _count_mistakes(config), strict=True):
+        counts = {}
+        for sentence, value in mistakes:
+            if value != right:
+                assert counts.setdefault(value, sentence) == sentence
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "equal"),
+    [
+        (1, 1, True),
+        (1, 2, False),
+        ((1, torch.ones(2)), (1, torch.ones(2)), True),
+        ((1,), (1, 2), False),
+        (torch.ones(2, 1), torch.ones(1, 2), False),
+        (torch.ones(2) * torch.nan, torch.ones(2), False),
+        (torch.ones(2) + 1e-7, torch.ones(2), True),
+        (torch.ones(2, dtype=torch.long), torch.ones(2), True),
+        (None, torch.ones(2), False),
+    ],
+)
+def test_same(a, b, equal):
+    assert same(a, b) is equal
