@@ -53,7 +53,7 @@ def build(argv: Sequence[str]) -> int:
 
 def train(argv: Sequence[str]) -> int:
     """Train a small Mixtral on the course's five domains."""
-    from .train import main
+    from .recipes import main
 
     return main(argv)
 

@@ -64,13 +64,15 @@ def _package_file(package: str, *path: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            f"the package {package} is not installed; get it with: pip install {package}"
+            f"the package {package} is not installed; get it with: pip install {package}",
+            name=package,
         )
     found = Path(spec.submodule_search_locations[0]).joinpath(*path)
     if not found.exists():
         raise ModuleNotFoundError(
             f"the package {package} has no {'/'.join(path)}; "
-            f"mend it with: pip install --force-reinstall {package}"
+            f"mend it with: pip install --force-reinstall {package}",
+            name=package,
         )
     return found
 

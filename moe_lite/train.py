@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from .data import Corpus
 
-Autocast = Literal["auto", "off"]
+Autocast = Literal["auto", "on", "off"]
 Row = dict[str, Any]
 
 
@@ -63,7 +63,7 @@ class TrainConfig:
         aux_coef, z_coef: weights of the load-balancing loss and of the router z-loss, each a
                           mean over the layers.
         seed:             of the batches and of whatever a router draws.
-        autocast:         "auto" computes in bfloat16 where that pays, "off" never does.
+        autocast:         compute in bfloat16: "auto" where that pays, "on" or "off" anywhere.
         eval_every:       steps between evaluations (0: none), each on ``eval_windows`` windows
                           of every domain.
         checkpoint_every: steps between checkpoints (0: only at the end), of which the last
@@ -250,7 +250,7 @@ def train(
     optimizer = make_optimizer(model, config)
     history = History()
     if out is not None:
-        last = _prepare(Path(out), resume)
+        last = find_checkpoint(out, resume)
         if last is not None:
             history = load_checkpoint(last, model, optimizer, corpus, config)
     first = history.rows[-1]["step"] if history.rows else 0
@@ -355,7 +355,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 def autocast_dtype(model: nn.Module, autocast: Autocast = "auto") -> torch.dtype | None:
     """Choose bfloat16 where the machine multiplies it faster, else None: the weights' own type.
 
-    That is a CUDA device with bfloat16 in hardware, or a CPU with matrix tiles (AMX).
+    That is a CUDA device with bfloat16 in hardware, or a CPU with matrix tiles (AMX). On other
+    CPUs the casts cost a small model more than the products gain. "on" forces it.
     """
     weight = next(model.parameters())
     if autocast == "off" or weight.dtype != torch.float32:
@@ -365,7 +366,7 @@ def autocast_dtype(model: nn.Module, autocast: Autocast = "auto") -> torch.dtype
     else:
         tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         fast = weight.device.type == "cpu" and tiles()
-    return torch.bfloat16 if fast else None
+    return torch.bfloat16 if fast or autocast == "on" else None
 
 
 @torch.no_grad()
@@ -544,14 +545,13 @@ def load_checkpoint(
     return history
 
 
-def _prepare(out: Path, resume: bool) -> Path | None:
-    """Make sure, before any training, that out can be written; sweep; give the last checkpoint."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write to {out}: {error.strerror or error}") from error
+def find_checkpoint(out: str | Path, resume: bool = False) -> Path | None:
+    """Make sure that a run can write to out, sweep leftovers, and give its last checkpoint.
+
+    Raises: OSError if out cannot be written; ValueError if it holds checkpoints that are not to
+            be resumed.
+    """
+    out = check_writable(out)
     for leftover in out.glob(".step-*.unfinished"):
         shutil.rmtree(leftover, ignore_errors=True)
     found = checkpoints(out)
@@ -560,6 +560,21 @@ def _prepare(out: Path, resume: bool) -> Path | None:
             f"{out} already holds a run ({found[-1].name}): resume it, or choose another folder"
         )
     return found[-1] if found else None
+
+
+def check_writable(folder: str | Path) -> Path:
+    """Make a folder if need be, and make sure that files can be written there.
+
+    Raises: OSError if not.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return folder
 
 
 def _aside(target: Path) -> Path:

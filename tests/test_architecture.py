@@ -17,7 +17,7 @@ FLOORS = {
     2: {"layer"},
     2.5: {"model"},  # a mezzanine: a model is made of layers
     3: {"hf", "data", "train", "parallel", "trace", "cost", "bench", "checks"},
-    4: {"viz", "build"},
+    4: {"viz", "build", "recipes"},
     4.5: {"widgets"},  # another: a widget's still picture is one of viz's figures
     5: {"__main__"},  # the door: it opens every room
 }

@@ -1,0 +1,197 @@
+"""Recipes: a model, its training and its text under one name; ``python -m moe_lite train``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from . import hf
+from .contracts import MixtralConfig
+from .cost import count_parameters
+from .data import DOMAINS, END_OF_TEXT, load_corpus
+from .model import Mixtral
+from .train import TrainConfig, check_writable, evaluate, find_checkpoint, train
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Say all that a run depends on, besides the machine."""
+
+    model: MixtralConfig
+    training: TrainConfig
+    domains: tuple[str, ...] = DOMAINS
+    max_bytes: int | None = None
+
+
+RECIPES = {
+    # 0.46 M parameters; for the first look and for tests.
+    "tiny": Recipe(
+        MixtralConfig(
+            vocab_size=4096, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+            max_position_embeddings=256, tie_word_embeddings=True, eos_token_id=0,
+        ),
+        TrainConfig(steps=300, batch_size=16, seq_len=64, eval_every=100),
+        max_bytes=300_000,
+    ),
+    # 5 M parameters, of which a token uses 1.9 M; the course's own small Mixtral.
+    "nano": Recipe(
+        MixtralConfig(
+            vocab_size=4096, hidden_size=128, intermediate_size=224, num_hidden_layers=6,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=8,
+            max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=0,
+        ),
+        TrainConfig(
+            steps=2000, batch_size=16, seq_len=256, lr=3e-3, warmup=100, eval_every=200,
+            checkpoint_every=200,
+        ),
+    ),
+}  # fmt: skip
+
+
+def read_recipe(source: str) -> Recipe:
+    """Give the recipe of a name, or read one from a JSON file.
+
+    Such a file holds ``{"model": {...}, "training": {...}, "domains": [...], "max_bytes": n}``,
+    each part optional, in the field names of :class:`MixtralConfig` and :class:`TrainConfig`;
+    what it leaves out is as in "tiny".
+
+    Raises: ValueError if there is neither such a name nor such a file, or for what cannot be.
+    """
+    if source in RECIPES:
+        return RECIPES[source]
+    path, base = Path(source), RECIPES["tiny"]
+    if not path.is_file():
+        raise ValueError(
+            f"there is no recipe {source!r}: name one of {', '.join(RECIPES)}, or a JSON file"
+        )
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    parts = _known(path, "a recipe", parts, Recipe)
+    model = _known(path, "model", parts.get("model", {}), MixtralConfig)
+    if {"hidden_size", "num_attention_heads"} & model.keys():
+        model = {"head_dim": None} | model  # follows from those two, not from "tiny"
+    training = _known(path, "training", parts.get("training", {}), TrainConfig)
+    max_bytes = parts.get("max_bytes", base.max_bytes)
+    if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 1):
+        raise ValueError(f"{path}: max_bytes must be null or at least 1, not {max_bytes!r}")
+    domains = parts.get("domains", base.domains)
+    if not isinstance(domains, list | tuple):
+        raise ValueError(f"{path}: domains must be a list, not {domains!r}")
+    try:
+        return Recipe(
+            replace(base.model, **model),
+            replace(base.training, **training),
+            tuple(domains),
+            max_bytes,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _known(path: Path, what: str, values: Any, kind: type) -> dict[str, Any]:
+    names = [field.name for field in fields(kind)]
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: {what} must be a JSON object, not {values!r}")
+    if unknown := sorted(values.keys() - set(names)):
+        raise ValueError(f"{path}: {what} has no field {unknown[0]!r}; it has {', '.join(names)}")
+    return values
+
+
+def export(model: Mixtral, tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write a folder that ``from_pretrained`` takes: model, tokenizer, generation settings.
+
+    What it replaces there is its own files only.
+
+    Raises: OSError if it cannot be written; ValueError if the layout cannot hold the model.
+    """
+    folder = Path(folder)
+    hf.save(model, folder, overwrite=True)
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    texts = {
+        "tokenizer.json": tokenizer.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": END_OF_TEXT,
+                "model_max_length": model.config.max_position_embeddings,
+                "clean_up_tokenization_spaces": False,
+            },
+            indent=2,
+        ),
+        "generation_config.json": json.dumps(
+            {"do_sample": True, "eos_token_id": end, "pad_token_id": end}, indent=2
+        ),
+    }
+    for name, text in texts.items():
+        aside = folder / f"{name}.tmp"
+        aside.write_text(text + "\n", encoding="utf-8", newline="\n")
+        aside.replace(folder / name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train a recipe, report held-out bits per byte, and export the model; give the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m moe_lite train",
+        description="Train a small Mixtral on real text and export it for Hugging Face.",
+    )
+    add = parser.add_argument
+    add("--config", default="nano", metavar="NAME|FILE",
+        help=f"a recipe: {', '.join(RECIPES)} (default: nano), or a JSON file")  # fmt: skip
+    add("--out", type=Path, help="folder for checkpoints and history (default: runs/NAME)")
+    add("--steps", type=int, help="instead of the recipe's")
+    add("--seed", type=int, help="instead of the recipe's")
+    add("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    add("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    add("--export", type=Path, metavar="FOLDER",
+        help="where the finished model goes (default: model/ in --out)")  # fmt: skip
+    args = parser.parse_args(argv)
+
+    recipe = read_recipe(args.config)
+    given = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
+    config = replace(recipe.training, **given)
+    out = args.out or Path("runs") / Path(args.config).stem
+    target = args.export or out / "model"
+    find_checkpoint(out, args.resume)  # refuse now what would be refused after minutes
+    check_writable(target)
+    device = _device(args.device)
+    corpus = load_corpus(recipe.domains, max_bytes=recipe.max_bytes)
+    if (size := corpus.tokenizer.get_vocab_size()) > recipe.model.vocab_size:
+        raise ValueError(f"the tokenizer has {size} tokens, but vocab_size is smaller: "
+                         f"{recipe.model.vocab_size}")  # fmt: skip
+    count = count_parameters(recipe.model)
+    print(f"{count.total:,} parameters, {count.active:,} active for a token; the text:\n{corpus}")
+    torch.manual_seed(config.seed)
+    model = Mixtral(recipe.model).to(device)
+    try:
+        history = train(model, corpus, config, out, resume=args.resume)
+    except KeyboardInterrupt as stop:
+        print(f"{stop or 'stopped'}; go on with --resume", file=sys.stderr)
+        return 130
+    history.save(out / "history.jsonl")
+    history.plot().savefig(out / "history.png", dpi=110)
+    bits = evaluate(model, corpus, config=replace(config, eval_windows=64))
+    print("held-out bits per byte: " + ", ".join(f"{k} {v:.3f}" for k, v in bits.items()))
+    export(model, corpus.tokenizer, target)
+    print(f"{target}: the model, for python -m moe_lite explore --model {target}")
+    return 0
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"there is no device {name!r} here") from error
+    return torch.device(name)
