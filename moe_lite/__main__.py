@@ -76,8 +76,8 @@ def explore(argv: Sequence[str]) -> int:
     args.text.encode()  # raises ValueError for what the shell could not decode
     if not args.model.is_dir():
         raise FileNotFoundError(
-            f"there is no model folder {args.model}: name one with --model FOLDER, "
-            "or make one with `python -m moe_lite train --help`"
+            f"there is no model folder {args.model}: name one with --model FOLDER; "
+            "`python -m moe_lite train --config tiny` makes one, runs/tiny/model"
         )
 
     import torch
