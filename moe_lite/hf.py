@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .contracts import MixtralConfig
 from .model import Mixtral
@@ -196,6 +197,21 @@ def _layout(model: Mixtral, stored: Iterable[str]) -> dict[str, tuple[Tensor, ..
     return _stacked(model) if stacked else _published(model)
 
 
+class _Undrawn(TorchFunctionMode):
+    """Skip torch.nn.init: for nothing on the meta device, its first use would take a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) != torch.nn.init.__name__:
+            return func(*args, **(kwargs or {}))
+        return None
+
+
+def _outline(config: MixtralConfig) -> Mixtral:
+    """Build a model that has shapes but no memory."""
+    with torch.device("meta"), _Undrawn():
+        return Mixtral(config)
+
+
 # --------------------------------------------------------------------------- reading
 
 
@@ -220,8 +236,7 @@ def load(
     folder = _folder(path)
     _check_dtype(dtype)
     config = load_config(folder, ignore=ignore)
-    with torch.device("meta"):  # shapes without memory
-        model = Mixtral(config)
+    model = _outline(config)
     shards = _shards(folder)
     stored_dtype = _verify(model, shards)
     if dtype is None and len(stored_dtype) > 1:
@@ -229,9 +244,7 @@ def load(
             f"{folder}: the tensors are stored in several types "
             f"({', '.join(sorted(map(str, stored_dtype)))}); say which to load, dtype=..."
         )
-    model.to(dtype or stored_dtype.pop()).to_empty(device=device)
-    if config.tie_word_embeddings:  # to_empty gave each its own memory
-        model.lm_head.weight = model.embed_tokens.weight
+    _allocate(model, torch.device(device), dtype or stored_dtype.pop())
     layout = _layout(model, (name for names in shards.values() for name in names))
     for file, names in shards.items():
         with _open(file) as shard:
@@ -244,6 +257,16 @@ def load(
                 for piece, part in zip(pieces, parts, strict=True):
                     piece.copy_(part)
     return model
+
+
+def _allocate(model: Mixtral, device: torch.device, dtype: torch.dtype) -> None:
+    """Give an outline memory, not yet filled."""
+    for module in model.modules():
+        for name, outline in module.named_parameters(recurse=False):
+            empty = torch.empty(outline.shape, dtype=dtype, device=device)
+            setattr(module, name, torch.nn.Parameter(empty))
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:
@@ -308,7 +331,7 @@ def _shards(folder: Path) -> dict[Path, list[str]]:
         differ = sorted(set(names) ^ set(_names(file)))
         if differ:
             raise ValueError(f"{file}: the shard and {INDEX} disagree about {_few(differ)}")
-    return claimed
+    return dict(sorted(claimed.items()))
 
 
 def _check_dtype(dtype: torch.dtype | None) -> None:
@@ -323,8 +346,10 @@ def _open(file: Path) -> safe_open:
     except (SafetensorError, OSError) as error:
         with file.open("rb") as raw:
             start = raw.read(8)
-        # A safetensors file begins with its header's length, eight bytes that end in zeros.
-        if start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and any(start[4:])):
+        # A zip as torch.save makes them; or a protocol number and an opcode, where a short
+        # safetensors header would have the zeros of its length.
+        pickled = start[:1] == b"\x80" and start[1:2] <= b"\x05" and any(start[2:3])
+        if start.startswith(b"PK\x03\x04") or pickled:
             why = "it is a pickle, which is refused; convert it to safetensors first"
         elif start == b"version ":
             why = "it is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
@@ -419,12 +444,12 @@ def save(
         for leftover in (part, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
         part.mkdir(parents=True)
+        _write(model, part, max_shard_bytes, dtype)
         if kept:
             shutil.copytree(
                 target, part, symlinks=True, copy_function=_link, dirs_exist_ok=True,
-                ignore=lambda folder, names: _ours(names) if Path(folder) == target else (),
+                ignore=lambda folder, names: _ours(names) if Path(folder) == target else set(),
             )  # fmt: skip
-        _write(model, part, max_shard_bytes, dtype)
         if target.exists():
             target.rename(replaced)
         part.rename(target)
@@ -440,10 +465,8 @@ def save(
 
 
 def _check_expressible(model: Mixtral) -> None:
-    with torch.device("meta"):
-        plain = Mixtral(model.config)
-    want = {name: tuple(parameter.shape) for name, parameter in plain.named_parameters()}
-    have = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    want = {name: tuple(p.shape) for name, p in _outline(model.config).named_parameters()}
+    have = {name: tuple(p.shape) for name, p in model.named_parameters()}
     for name in sorted(want.keys() | have.keys()):
         if want.get(name) != have.get(name):
             raise ValueError(
@@ -494,9 +517,9 @@ def _write(model: Mixtral, folder: Path, max_bytes: int, dtype: torch.dtype | No
     _sync(folder)
 
 
-def _ours(names: list[str]) -> Iterator[str]:
+def _ours(names: list[str]) -> set[str]:
     """Pick the files of a folder that a save replaces."""
-    return (n for n in names if n in (CONFIG, WEIGHTS, INDEX) or Path(n).match(SHARDS))
+    return {n for n in names if n in (CONFIG, WEIGHTS, INDEX) or Path(n).match(SHARDS)}
 
 
 def _link(source: str, copy: str) -> None:
