@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("moe_lite"):
             raise
-        problem = f"{error.name} is not installed: run `python course.py {name}`"
+        problem = f"{error}; `python course.py {name}` installs what is missing"
     except (ValueError, OSError) as error:
         problem = str(error)
         if isinstance(error, OSError) and error.filename:

@@ -168,3 +168,36 @@ for name in {below}:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == len(below) >= 8
     assert not done.stdout.strip()
+
+
+def listed(tree: str) -> set[str]:
+    """Give the paths that an indented file tree names."""
+    paths, above = set(), []
+    for indent, name in re.findall(r"^( *)(\S+)(?:  .*)?$", tree, flags=re.M):
+        above[len(indent) // 2 :] = [name]
+        paths.add("".join(above))
+    return paths
+
+
+def test_readme_shows_the_tree_as_it_is():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"```\n(course\.py .*?)```", readme, flags=re.S)
+    paths = listed(tree)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    rooms = {f"moe_lite/{path}" for path in MODULES if "/" not in path and path != "__init__.py"}
+    rooms |= {f"moe_lite/{path.split('/')[0]}/" for path in MODULES if "/" in path}
+    assert rooms - paths == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_a_tree_is_read_level_by_level():
+    tree = "course.py   start\nmoe_lite/\n  layer.py  2  a layer\n  assets/\ntests/    all"
+    assert listed(tree) == {
+        "course.py", "moe_lite/", "moe_lite/layer.py", "moe_lite/assets/", "tests/",
+    }  # fmt: skip
