@@ -1,0 +1,328 @@
+"""Static figures of a routing: what a page shows where nothing can be clicked."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .contracts import Routing, RoutingTrace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, QUIET = "#1b1f24", "#59636e"
+
+# Okabe and Ito's hues in an order that sets neighbours far apart. Their black would vanish on
+# a dark page, so grey stands in for it.
+HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#E3CF24", "#7F7F7F")
+SHADES = (0.0, 0.5, -0.42, 0.25, -0.22, 0.68, -0.6, 0.38)  # towards white (+) or black (-)
+
+CJK_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans JP", "Hiragino Sans", "Hiragino Maru Gothic Pro", "Yu Gothic",
+    "Meiryo", "MS Gothic", "IPAexGothic", "IPAGothic", "TakaoGothic", "VL Gothic",
+    "Source Han Sans JP", "WenQuanYi Zen Hei", "Arial Unicode MS", "Droid Sans Fallback",
+)  # fmt: skip
+
+
+def expert_colors(num_experts: int) -> list[str]:
+    """Give each expert a colour: eight hues, each in as many shades as the number needs.
+
+    A colour never stands alone: every figure prints the expert's number too.
+
+    >>> expert_colors(2)
+    ['#0072B2', '#E69F00']
+
+    Source: hues after Okabe and Ito 2002, "Color Universal Design".
+    """
+
+    def shade(hue: str, towards: float) -> str:
+        rgb = np.array([int(hue[i : i + 2], 16) for i in (1, 3, 5)])
+        end = 255 if towards > 0 else 0
+        return "#" + bytes((rgb + (end - rgb) * abs(towards)).round().astype("u1")).hex().upper()
+
+    n = len(HUES)
+    return [shade(HUES[e % n], SHADES[e // n % len(SHADES)]) for e in range(num_experts)]
+
+
+def ordered_pairs(routing: Routing) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sort the pairs by token, each token's best first: token_N, expert_N, gate_N, keep_N.
+
+    Choices of a token come best first already; where experts choose, the weight decides.
+    """
+    token, expert = routing.token_N.cpu().numpy(), routing.expert_N.cpu().numpy()
+    gate = routing.gate_N.detach().float().cpu().numpy()
+    keep = np.ones_like(token, bool) if routing.keep_N is None else routing.keep_N.cpu().numpy()
+    order = np.lexsort((np.zeros_like(gate) if routing.per_token else -gate, token))
+    return token[order], expert[order], gate[order], keep[order]
+
+
+def first_experts(routing: Routing) -> np.ndarray:
+    """Name the first expert that each token reached: int (T,), -1 where it reached none.
+
+    First means the token's best choice that was not dropped.
+    """
+    token, expert, _, keep = ordered_pairs(routing)
+    first = np.full(routing.num_tokens, -1)
+    first[token[keep][::-1]] = expert[keep][::-1]  # of repeated tokens, the last write stays
+    return first
+
+
+def routing_map(trace: RoutingTrace, *, ax: Axes | None = None) -> Figure:
+    """Draw the layer x token map: each cell is the first expert that the token reached.
+
+    Cells carry the expert's number where they are wide enough. An expert's number means
+    something within its row only: expert 5 of two layers are two networks.
+
+    Raises: ValueError if the trace is empty.
+    """
+    _check(trace)
+    T, L = len(trace.tokens), len(trace.layers)
+    ax = ax or _axes(min(12.0, max(5.0, 1.2 + T * 0.16)), 1.1 + 0.26 * L)
+    cells = np.stack([first_experts(r) for r in trace.layers])
+    colors = expert_colors(max(r.num_experts for r in trace.layers))
+    rgb = np.array([_rgb(c) for c in (*colors, "#FFFFFF")])  # index -1 is the last: white
+    ax.imshow(rgb[cells], aspect="auto", interpolation="nearest")
+    if T <= 64:
+        for (layer, token), e in np.ndenumerate(cells):
+            text = "·" if e < 0 else str(e)
+            ax.text(token, layer, text, ha="center", va="center", fontsize=7,
+                    color=INK if e < 0 else _on(colors[e]))  # fmt: skip
+    ax.set_yticks(range(0, L, 1 + L // 25))
+    ax.set_xlabel("token")
+    ax.set_ylabel("layer")
+    ax.set_title("First expert of each token, layer by layer", loc="left")
+    return _finish(ax)
+
+
+def token_routing(
+    trace: RoutingTrace, layer: int = 0, *, columns: int = 92, max_rows: int = 24,
+    ax: Axes | None = None,
+) -> Figure:  # fmt: skip
+    """Set the text as a picture, each token tinted by its first expert, the number below it.
+
+    Args:    columns: width of a line in half-width characters; max_rows: lines before the
+             picture stops and says how many tokens follow.
+    Raises:  ValueError if the trace is empty or has no such layer.
+    """
+    _check(trace, layer)
+    routing = trace.layers[layer]
+    first, colors = first_experts(routing), expert_colors(routing.num_experts)
+    placed = list(_set_text(trace.tokens, columns))
+    shown = [box for box in placed if box[1] < max_rows]
+    rows = 1 + max(row for _, row, *_ in shown)
+    left_out = len(trace.tokens) - len({token for token, *_ in shown})
+    ax = ax or _axes(11.0, 0.75 + 0.42 * rows)
+    sheet = ax.get_figure()  # the layout engine gives a picture without axes nearly all of it
+    assert sheet is not None
+    width = 0.97 * 72 * sheet.bbox.width / sheet.dpi
+    font: dict[str, Any] = {
+        "family": [_MONO, *_cjk_fonts()],
+        "fontsize": min(14.0, width / columns / 0.602),
+    }
+    for token, row, column, cells, text, opens in shown:
+        e = first[token]
+        color = colors[e] if e >= 0 else "#FFFFFF"
+        ax.fill_between([column + 0.06, column + cells - 0.06], row + 0.28, row - 0.36,
+                        color=color, alpha=0.3, lw=0)  # fmt: skip
+        ax.plot([column + 0.06, column + cells - 0.06], [row + 0.31] * 2, color=color if e >= 0
+                else QUIET, lw=2, ls="-" if e >= 0 else ":", solid_capstyle="butt")  # fmt: skip
+        ax.text(column, row, _printable(text), color=INK, va="center", **font)
+        if opens:
+            ax.text(column + cells / 2, row + 0.36, "–" if e < 0 else str(e), color=QUIET,
+                    fontsize=6.5, ha="center", va="top")  # fmt: skip
+    ax.set(xlim=(0, columns), ylim=(rows - 0.3, -0.6))
+    ax.set_axis_off()
+    more = f"; {left_out} more tokens not shown" if left_out else ""
+    ax.set_title(f"Tint and number: each token's first expert in layer {layer}{more}", loc="left")
+    return _finish(ax)
+
+
+def load_bars(routing: Routing | RoutingTrace, layer: int = 0, *, ax: Axes | None = None) -> Figure:
+    """Draw each expert's share of the kept pairs, with the line where all would be equal.
+
+    Raises: ValueError if a trace is empty or has no such layer.
+    """
+    where = ""
+    if isinstance(routing, RoutingTrace):
+        _check(routing, layer)
+        where = f" of layer {layer}"
+        routing = routing.layers[layer]
+    E = routing.num_experts
+    load = routing.load_E().numpy()
+    share = load / max(load.sum(), 1)
+    ax = ax or _axes(min(12.0, max(4.5, 1 + 0.42 * E)), 2.6)
+    ax.bar(range(E), 100 * share, color=expert_colors(E), width=0.8)
+    ax.axhline(100 / E, color=INK, lw=1.2, ls="--")
+    for e, s in enumerate(share):
+        ax.annotate(f"{100 * s:.1f}", (e, 100 * s), xytext=(0, 2), textcoords="offset points",
+                    ha="center", va="bottom", fontsize=8 if E <= 16 else 5.5,
+                    rotation=0 if E <= 32 else 90)  # fmt: skip
+    ax.set_xticks(range(E), [str(e) for e in range(E)], fontsize=9 if E <= 32 else 5.5)
+    ax.set_xlim(-0.6, E - 0.4)
+    ax.set_ylim(0, 100 * max(share.max(), 1 / E) * 1.25)
+    ax.set_xlabel("expert")
+    ax.set_ylabel("share of pairs (%)")
+    ax.set_title(
+        f"Load{where or ' of the experts'} (dashed: equal share, {100 / E:.1f}%)", loc="left"
+    )
+    return _finish(ax)
+
+
+def overview(trace: RoutingTrace, layer: int = 0) -> Figure:
+    """Draw the text, the map and the load in one picture: a still of the explorer.
+
+    Raises: ValueError if the trace is empty or has no such layer.
+    """
+    from matplotlib.figure import Figure
+
+    _check(trace, layer)
+    columns, max_rows = 92, 14
+    lines = 1 + max(row for _, row, *_ in _set_text(trace.tokens, columns))
+    heights = [0.75 + 0.42 * min(lines, max_rows), max(2.6, 1.1 + 0.2 * len(trace.layers))]
+    wide = trace.layers[layer].num_experts > 16  # then the load has a row of its own
+    heights += [2.4] * wide
+    fig = Figure(figsize=(11, sum(heights)), layout="constrained", facecolor="white")
+    upper, *lower = fig.subfigures(len(heights), 1, squeeze=False, height_ratios=heights).flat
+    token_routing(trace, layer, columns=columns, max_rows=max_rows, ax=upper.subplots())
+    if wide:
+        left, right = (part.subplots() for part in lower)
+    else:
+        left, right = lower[0].subplots(1, 2, width_ratios=[3, 2])
+    routing_map(trace, ax=left)
+    left.axhspan(layer - 0.5, layer + 0.5, fill=False, ec=INK, lw=1.8, clip_on=False)
+    load_bars(trace, layer, ax=right)
+    return fig
+
+
+def curves(
+    runs: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw one line for each named run, told apart by colour and by dash.
+
+    Args:    runs: name -> (x, y), drawn in their order.
+    Raises:  ValueError if there is no run, or a run's x and y differ in length.
+    """
+    if not runs:
+        raise ValueError("there is no run to draw")
+    for name, (x, y) in runs.items():
+        if len(x) != len(y):
+            raise ValueError(f"run {name!r} has {len(x)} x values but {len(y)} y values")
+    ax = ax or _axes(6.4, 3.6)
+    dashes = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
+    colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F")
+    for i, (name, (x, y)) in enumerate(runs.items()):
+        ax.plot(x, y, label=name, color=colors[i % len(colors)], ls=dashes[i % len(dashes)], lw=1.8)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.set_title(title, loc="left")
+    ax.grid(color="#D8DEE4", lw=0.6)
+    ax.legend(frameon=False)
+    return _finish(ax)
+
+
+# ---------------------------------------------------------------------------------- helpers
+
+_MONO = "DejaVu Sans Mono"  # comes with matplotlib, so the widths below hold everywhere
+
+
+def _check(trace: RoutingTrace, layer: int = 0) -> None:
+    if not trace.tokens or not trace.layers:
+        raise ValueError(
+            f"there is nothing to draw: the trace has {len(trace.tokens)} tokens "
+            f"and {len(trace.layers)} layers"
+        )
+    if not 0 <= layer < len(trace.layers):
+        raise ValueError(f"layer must be between 0 and {len(trace.layers) - 1}, not {layer}")
+
+
+def _axes(width: float, height: float) -> Axes:
+    # Figure itself, not pyplot: no global state, so nothing is shown twice or kept alive.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white").subplots()
+
+
+def _finish(ax: Axes) -> Figure:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.title.set(color=INK, fontsize=10.5)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def _rgb(color: str) -> list[float]:
+    return [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def _on(color: str) -> str:
+    """Choose black or white ink for a coloured ground: one of them always has contrast 4.5."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in _rgb(color)]
+    return "#000000" if float(np.dot(linear, (0.2126, 0.7152, 0.0722))) > 0.179 else "#FFFFFF"
+
+
+def _cells(char: str) -> int:
+    """Count the half-width cells that a character takes in a monospaced line."""
+    if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def _set_text(
+    tokens: Sequence[str], columns: int
+) -> Iterator[tuple[int, int, int, int, str, bool]]:
+    """Break tokens into lines: yields (token, row, column, cells, text, opens the token)."""
+    row = column = 0
+    for token, text in enumerate(tokens):
+        opens, start, run = True, column, ""
+        for char in text.expandtabs(4) or "∅":
+            cells = _cells(char)
+            if char == "\n" or column + cells > columns:
+                if char == "\n" and column < columns:
+                    run, column = run + "↵", column + 1
+                if run:
+                    yield token, row, start, column - start, run, opens
+                    opens = False
+                row, start, column, run = row + 1, 0, 0, ""
+            if char != "\n":
+                run, column = run + char, column + cells
+        if run:
+            yield token, row, start, max(column - start, 1), run, opens
+
+
+@cache
+def _cjk_fonts() -> tuple[str, ...]:
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return tuple(name for name in CJK_FONTS if name in installed)
+
+
+@cache
+def _has_glyph(char: str) -> bool:
+    from matplotlib.font_manager import findfont, get_font
+
+    return any(
+        ord(char) in get_font(findfont(name)).get_charmap() for name in (_MONO, *_cjk_fonts())
+    )
+
+
+def _printable(text: str) -> str:
+    """Put a box for each character that no installed font can draw, and disarm mathtext."""
+    boxed = (c if c.isspace() or _has_glyph(c) else "□" * min(_cells(c), 1) for c in text)
+    return "".join(boxed).replace("$", r"\$")
+
+
+__all__ = [
+    "curves", "expert_colors", "first_experts", "load_bars", "ordered_pairs", "overview",
+    "routing_map", "token_routing",
+]  # fmt: skip
