@@ -90,12 +90,10 @@ def _drama() -> Iterator[Document]:
         for number, part in enumerate(parts[1:], start=1):
             heading, _, body = part.partition("\n")
             if heading.startswith("ACT"):
-                act = f"{heading}. "
-                heading = ""
+                act, heading = f"{heading}. ", ""
             if body.strip():
-                yield Document(
-                    f"{path.stem}/{number:02}", f"{title}\n{act}{heading}\n\n{body.strip()}\n"
-                )
+                place = f"{act}{heading}".strip()
+                yield Document(f"{path.stem}/{number:02}", f"{title}\n{place}\n\n{body.strip()}\n")
 
 
 def _code() -> Iterator[Document]:
@@ -166,24 +164,24 @@ def _sum(random: Callable[[], float]) -> str:
     a, b, c, d, n = number(4), number(4), number(2), number(2), pick(1, 9)
     few = [number(3) for _ in range(pick(3, 5))]
     forms = (
-        f"{a} + {b} = {a + b}",
-        f"{a + b} = {a} + {b}",
-        f"{a + b} - {b} = {a}",
-        f"{c} - {a} = {c - a}",
-        f"{c} * {d} = {c * d}",
-        f"{a} * {n} = {a * n}",
-        f"{a} / {n} = {a // n} remainder {a % n}",
-        f"({c} + {d}) * {n} = {(c + d) * n}",
-        f"{c} + {d} * {n} = {c + d * n}",
-        f"{' + '.join(map(str, few))} = {sum(few)}",
-        f"{a} {'<' if a < b else '>' if a > b else '='} {b}",
-        f"max {few} = {max(few)}",
-        f"sort {few} = {sorted(few)}",
-        ", ".join(str(c + n * i) for i in range(6)),
-        f"gcd({c}, {d}) = {math.gcd(c, d)}",
-        f"{n} squared is {n * n}, cubed {n**3}",
+        lambda: f"{a} + {b} = {a + b}",
+        lambda: f"{a + b} = {a} + {b}",
+        lambda: f"{a + b} - {b} = {a}",
+        lambda: f"{c} - {a} = {c - a}",
+        lambda: f"{c} * {d} = {c * d}",
+        lambda: f"{a} * {n} = {a * n}",
+        lambda: f"{a} / {n} = {a // n} remainder {a % n}",
+        lambda: f"({c} + {d}) * {n} = {(c + d) * n}",
+        lambda: f"{c} + {d} * {n} = {c + d * n}",
+        lambda: f"{' + '.join(map(str, few))} = {sum(few)}",
+        lambda: f"{a} {'<' if a < b else '>' if a > b else '='} {b}",
+        lambda: f"max {few} = {max(few)}",
+        lambda: f"sort {few} = {sorted(few)}",
+        lambda: ", ".join(str(c + n * i) for i in range(6)),
+        lambda: f"gcd({c}, {d}) = {math.gcd(c, d)}",
+        lambda: f"{n} squared is {n * n}, cubed {n**3}",
     )
-    return forms[pick(0, len(forms) - 1)]
+    return forms[pick(0, len(forms) - 1)]()
 
 
 _READERS: dict[str, Callable[[], Iterator[Document]]] = {
