@@ -416,12 +416,14 @@ def save(
     """Write a model as a checkpoint folder that transformers reads, all of it or nothing.
 
     Everything is written to a folder beside it, flushed to the disk and then renamed, so a
-    crash at any moment leaves the old checkpoint or the new one. With ``overwrite`` the
-    weights and the config are replaced and every other file of the folder (a tokenizer, a
-    note) stays. Beyond the model, memory holds one shard if tensors must be converted.
+    crash at any moment leaves the old checkpoint or the new one. (Between the two renames of
+    an overwriting save the old one is ``.NAME.replaced``; the next save puts it back, and
+    :func:`load` says where it is.) With ``overwrite`` the weights and the config are replaced
+    and every other file of the folder (a tokenizer, a note) stays. Beyond the model, memory
+    holds one shard if tensors must be converted.
 
     Args:    max_shard_bytes: above it the weights are split; a larger tensor has a shard of
-             its own. dtype: of the stored weights; None keeps the model's.
+             its own. dtype: of the stored weights; None keeps that of each.
     Raises:  ValueError if the model is not a Mixtral that the layout can express;
              FileExistsError if the folder is not empty and overwrite is not given; OSError
              if it cannot be written.
@@ -450,6 +452,7 @@ def save(
                 target, part, symlinks=True, copy_function=_link, dirs_exist_ok=True,
                 ignore=lambda folder, names: _ours(names) if Path(folder) == target else set(),
             )  # fmt: skip
+        _sync(part)
         if target.exists():
             target.rename(replaced)
         part.rename(target)
@@ -484,12 +487,11 @@ def _check_expressible(model: Mixtral) -> None:
 
 
 def _write(model: Mixtral, folder: Path, max_bytes: int, dtype: torch.dtype | None) -> None:
-    dtype = dtype or model.embed_tokens.weight.dtype
     shards: list[list[str]] = [[]]
     tensors = {name: pieces[0] for name, pieces in _published(model).items()}
     room, total = max_bytes, 0
     for name, tensor in tensors.items():
-        size = tensor.numel() * dtype.itemsize
+        size = tensor.numel() * (dtype or tensor.dtype).itemsize
         if size > room and shards[-1]:
             shards.append([])
             room = max_bytes
@@ -498,12 +500,14 @@ def _write(model: Mixtral, folder: Path, max_bytes: int, dtype: torch.dtype | No
         total += size
 
     config = folder / CONFIG
-    config.write_text(_config_json(model.config, dtype), encoding="utf-8", newline="\n")
+    text = _config_json(model.config, dtype or model.embed_tokens.weight.dtype)
+    config.write_text(text, encoding="utf-8", newline="\n")
     weight_map = {}
     for i, names in enumerate(shards, 1):
         one = len(shards) == 1
         file = folder / (WEIGHTS if one else f"model-{i:05}-of-{len(shards):05}.safetensors")
-        shard = {name: tensors[name].to("cpu", dtype).contiguous() for name in names}
+        shard = {name: tensors[name].to("cpu", dtype or tensors[name].dtype) for name in names}
+        shard = {name: tensor.contiguous() for name, tensor in shard.items()}
         save_file(shard, file, metadata={"format": "pt"})
         shutil.copymode(config, file)  # safetensors makes it private to its owner
         _sync(file)
@@ -514,7 +518,6 @@ def _write(model: Mixtral, folder: Path, max_bytes: int, dtype: torch.dtype | No
         (folder / INDEX).write_text(text, encoding="utf-8", newline="\n")
         _sync(folder / INDEX)
     _sync(config)
-    _sync(folder)
 
 
 def _ours(names: list[str]) -> set[str]:

@@ -159,14 +159,14 @@ def test_loading_to_a_gpu(single, model):
     assert same(model, loaded.cpu())
 
 
-def test_mixed_types_need_a_choice(single):
-    file = single / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.norm.weight"] = tensors["model.norm.weight"].half()
-    save_file(tensors, file)
-    with pytest.raises(ValueError, match=r"several types \(torch.float16, torch.float32\)"):
-        hf.load(single)
-    assert hf.load(single, dtype=torch.float32).norm.weight.dtype == torch.float32
+def test_mixed_types_are_kept_and_need_a_choice(model, tmp_path):
+    model.bfloat16().layers[0].block_sparse_moe.gate.float()
+    hf.save(model, tmp_path)
+    stored = {str(tensor.dtype) for tensor in load_file(tmp_path / "model.safetensors").values()}
+    assert stored == {"torch.bfloat16", "torch.float32"}
+    with pytest.raises(ValueError, match=r"several types \(torch.bfloat16, torch.float32\)"):
+        hf.load(tmp_path)
+    assert same(hf.load(tmp_path, dtype=torch.float32), model.float())
 
 
 # --------------------------------------------------------------------------- config
