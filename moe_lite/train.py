@@ -239,7 +239,7 @@ def train(
 
     Args:    out: folder for the checkpoints (none are written without it). resume: go on from
              the last checkpoint there, or start if there is none. callback: is given each
-             step's row of the :class:`History`.
+             step's row of the :class:`History`, once the step (and its checkpoint) is done.
     Raises:  ValueError if the loss or the gradient is not finite (names the step and, where a
              router is the cause, the layer; the weights are still those before that step), if
              out holds another run's checkpoints or a damaged one, or what is resumed differs
@@ -297,13 +297,13 @@ def train(
                 refresh=False,
             )
             bar.update()
-            if callback is not None:
-                callback(row)
             stop = interrupted()
             if out is not None and (
                 stop or _due(config.checkpoint_every or config.steps, step, config)
             ):
                 save_checkpoint(Path(out), model, optimizer, corpus, config, history)
+            if callback is not None:
+                callback(row)
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {step + 1} of {config.steps}")
     return history
@@ -355,8 +355,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 def autocast_dtype(model: nn.Module, autocast: Autocast = "auto") -> torch.dtype | None:
     """Choose bfloat16 where the machine multiplies it faster, else None: the weights' own type.
 
-    That is a CUDA device with bfloat16 in hardware, or a CPU with matrix tiles (AMX). On other
-    CPUs the casts cost a small model more than the products gain. "on" forces it.
+    That is a CUDA device with bfloat16 in hardware, or a CPU with matrix tiles (AMX) or with
+    bfloat16 products (AVX512-BF16, where a step of the nano recipe took 0.56 of float32's CPU
+    time; a model half its size gained nothing). "on" forces it.
     """
     weight = next(model.parameters())
     if autocast == "off" or weight.dtype != torch.float32:
@@ -364,8 +365,10 @@ def autocast_dtype(model: nn.Module, autocast: Autocast = "auto") -> torch.dtype
     if weight.is_cuda:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        fast = weight.device.type == "cpu" and tiles()
+        asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        fast = weight.device.type == "cpu" and any(
+            getattr(torch.cpu, ask, lambda: False)() for ask in asks
+        )
     return torch.bfloat16 if fast or autocast == "on" else None
 
 
@@ -434,6 +437,8 @@ def _hold_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before or signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 # Checkpoints
