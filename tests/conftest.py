@@ -11,6 +11,8 @@ import torch
 
 collect_ignore_glob = ["mutants/*"]  # wrong on purpose: run by the test of the checks alone
 
+torch.set_num_threads(1)  # the tensors are tiny: more threads mostly wait for one another
+
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
