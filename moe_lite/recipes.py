@@ -50,8 +50,8 @@ RECIPES = {
             max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=0,
         ),
         TrainConfig(
-            steps=2000, batch_size=16, seq_len=256, lr=3e-3, warmup=100, eval_every=200,
-            checkpoint_every=200,
+            steps=1500, batch_size=16, seq_len=256, lr=3e-3, warmup=100, eval_every=250,
+            checkpoint_every=250,
         ),
     ),
 }  # fmt: skip

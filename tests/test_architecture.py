@@ -16,9 +16,9 @@ FLOORS = {
     1: {"mixtures", "routers", "experts", "losses", "dispatch"},
     2: {"layer"},
     2.5: {"model"},  # a mezzanine: a model is made of layers
-    3: {"hf", "data", "train", "parallel", "trace", "cost", "bench", "checks"},
+    3: {"hf", "data", "train", "parallel", "trace", "cost", "checks"},
     4: {"viz", "build", "recipes"},
-    4.5: {"widgets"},  # another: a widget's still picture is one of viz's figures
+    4.5: {"widgets", "bench"},  # another: a widget's still is one of viz's, a bench runs a recipe
     5: {"__main__"},  # the door: it opens every room
 }
 FLOOR = {name: number for number, floor in FLOORS.items() for name in floor}
