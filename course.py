@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
-EXTRAS = {"test": "test", "build": "test"}  # command -> the optional dependencies it needs
+EXTRAS = dict.fromkeys(("test", "build", "bench"), "test")  # what a command needs beyond the rest
 CPU_WHEELS = "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 
 

@@ -79,7 +79,7 @@ def test_extras_are_added_once_and_cover_the_plain_install(bare):
     course.main(["test", "-k", "router"])
     assert bare.commands[0].endswith("install --editable .[test]")
     assert bare.modules == ["pip", "moe_lite"]
-    for command in ("build", "lab", "test"):
+    for command in ("build", "bench", "lab", "test"):
         course.main([command])
         assert bare.modules == ["moe_lite"]
 
