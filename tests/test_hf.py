@@ -141,6 +141,14 @@ def test_the_published_names(single):
     assert len(tensors) == 3 + SMALL.num_hidden_layers * (4 + 2 + 1 + 3 * E)
 
 
+def test_the_written_config_speaks_to_old_and_new_readers(single):
+    written = json.loads((single / "config.json").read_text())
+    assert written["rope_theta"] == SMALL.rope_theta
+    assert written["rope_parameters"] == {"rope_theta": SMALL.rope_theta, "rope_type": "default"}
+    assert written["dtype"] == written["torch_dtype"] == "float32"
+    assert written["architectures"] == ["MixtralForCausalLM"]
+
+
 def test_dtype_on_the_way_in_and_out(model, tmp_path):
     hf.save(model, tmp_path, dtype=torch.bfloat16)
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"

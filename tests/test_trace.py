@@ -441,6 +441,18 @@ def test_nan_is_named_with_its_layer(model, name):
     assert count_hooks(model) == 0
 
 
+def test_nan_is_named_where_the_layer_does_not_look(model, monkeypatch):
+    """As on a GPU, where looking would mean waiting."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    model.layers[2].block_sparse_moe.gate.weight.data[3, 0] = torch.nan
+    model(IDS)
+    with (
+        trace.record(model),
+        pytest.raises(ValueError, match=r"layers\.2\.block_sparse_moe: the router's logits"),
+    ):
+        model(IDS)
+
+
 def test_recording_leaves_gradients_alone(model):
     model(IDS).logits_BSV.sum().backward()
     plain = {n: p.grad.clone() for n, p in model.named_parameters()}
