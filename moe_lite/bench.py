@@ -56,7 +56,8 @@ def pair_of_models(ours: Mixtral) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         hf.save(ours, path)
-        return MixtralForCausalLM.from_pretrained(path).to(ours.embed_tokens.weight.device)
+        theirs: Any = MixtralForCausalLM.from_pretrained(path)
+        return theirs.to(ours.embed_tokens.weight.device)
 
 
 def training_and_generation(
