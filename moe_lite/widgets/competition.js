@@ -134,7 +134,7 @@ function render({ model, el }) {
       for (let j = 0; j < ROWS; j++) {
         const at = [LEFT + (i + 0.5) * dx, TOP + (j + 0.5) * dy], [u, v] = value(...at);
         const p = softmax(gates.map((w) => score(w, u, v))), top = Math.max(...p), e = p.indexOf(top);
-        g.fillStyle = `rgb(${rgb(colors[e])} / ${0.1 + 0.32 * clamp(2 * top - 1, 0, 1)})`;
+        g.fillStyle = `rgb(${rgb(colors[e]).join(" ")} / ${0.1 + 0.32 * clamp(2 * top - 1, 0, 1)})`;
         g.fillRect(LEFT + i * dx, TOP + j * dy, dx + 0.4, dy + 0.4);
         sums[e][0] += at[0]; sums[e][1] += at[1]; sums[e][2]++;
       }

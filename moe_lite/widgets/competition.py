@@ -66,7 +66,7 @@ class CompetitionExplorer(PortableWidget):
         epochs = sorted(kept)
         experts_NEOD = np.stack([kept[n]["experts"][run].cpu().numpy() for n in epochs])
         gate_NED = np.stack([kept[n]["gate"][run].cpu().numpy() for n in epochs])
-        N, E, outputs, inputs = experts_NEOD.shape
+        _, E, outputs, inputs = experts_NEOD.shape
         if (outputs, inputs) != (1, 3):
             raise ValueError(
                 f"an expert has to be one line on a plane: 2 inputs and 1 output, "
@@ -114,4 +114,5 @@ class CompetitionExplorer(PortableWidget):
         experts_E3, gate_E3 = np.split(self._weights[self.moment], 2, axis=-1)
         if self.lines:
             experts_E3 = np.reshape(self.lines, (-1, 3))
-        return plane(self._points, self.labels, experts_E3, gate_E3, title=self.title)
+        title = f"{self.title}: epoch {self.epochs[self.moment]}"
+        return plane(self._points, self.labels, experts_E3, gate_E3, title=title)
