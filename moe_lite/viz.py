@@ -273,8 +273,10 @@ def plane(
         score = grid @ experts[e]
         if score.min() < 0 < score.max():
             ax.contour(f1, f2, score, levels=[0], colors=[color], linewidths=2.6)
-        at = np.abs(score / np.linalg.norm(experts[e][:2])) + 9 * ~mine  # on its line, at home
-        u, v = float(f1.flat[at.argmin()]), float(f2.flat[at.argmin()])
+            at = np.abs(score / np.linalg.norm(experts[e][:2])) + 9 * ~mine  # on its line, at home
+            u, v = float(f1.flat[at.argmin()]), float(f2.flat[at.argmin()])
+        else:
+            u, v = float(f1[mine].mean()), float(f2[mine].mean())
         box = {"boxstyle": "round", "fc": color, "ec": INK}
         ax.text(u, v, str(e), color=_on(color), ha="center", va="center", fontsize=9, bbox=box)
     idle = [str(e) for e in range(len(gate)) if not (winner == e).any()]

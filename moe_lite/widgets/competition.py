@@ -104,10 +104,7 @@ class CompetitionExplorer(PortableWidget):
 
     @property
     def title(self) -> str:
-        E = self._weights.shape[1]
-        return (
-            f"{E} experts compete for {len(self._points)} vowels: epoch {self.epochs[self.moment]}"
-        )
+        return f"{self._weights.shape[1]} experts compete for {len(self._points)} vowels"
 
     def figure(self) -> Figure:
         """Draw the plane at the moment now shown, with the lines as they now are."""
