@@ -412,11 +412,11 @@ explorer
 
 # %% [markdown]
 # **Try this.** Around epoch 40, where the picture starts, the gate has not made up its mind. Take
-# the line of expert 2, which will go under in the end, and drag it between [ʌ] and [ɑ], or make
-# its answer steeper: it takes over a hundred vowels and more, only by being righter than the
-# others. Now go to the last epoch and do it again. Nothing happens: expert 2's $p$ is so close to
-# zero that no answer, however good, earns it a case. That is why an expert that has once lost does
-# not come back; today one calls it *dead*.
+# the line of expert 2, which will go under in the end, put it between [ʌ] and [ɑ], turn it until
+# its 1 lies on the side of [ɑ], and make it steeper: it takes over hundreds of vowels, only by
+# being righter than the others. Now go to the last epoch and do it again. Nothing happens: expert
+# 2's $p$ is so close to zero that no answer, however good, earns it a case. That is why an expert
+# that has once lost does not come back; today one calls it *dead*.
 #
 # ## 9. It is the same layer
 #
