@@ -9,6 +9,13 @@ lets that through.
 One module for each chapter; ``verdict`` is what they share.
 """
 
+from .one_token import (
+    check_environment,
+    check_first_expert,
+    check_load,
+    check_networks_used,
+    check_path,
+)
 from .small_mixtral import (
     check_balance_is_used,
     check_global_bug,
@@ -23,10 +30,15 @@ from .verdict import CheckFailed
 __all__ = [
     "CheckFailed",
     "check_balance_is_used",
+    "check_environment",
+    "check_first_expert",
     "check_global_bug",
+    "check_load",
     "check_moe_layer",
+    "check_networks_used",
     "check_orders_agree",
     "check_parameter_count",
+    "check_path",
     "check_softmax_order",
     "check_top_k",
 ]
