@@ -16,6 +16,13 @@ from .competing_experts import (
     check_responsibilities,
     check_working_experts,
 )
+from .one_token import (
+    check_environment,
+    check_first_expert,
+    check_load,
+    check_networks_used,
+    check_path,
+)
 from .small_mixtral import (
     check_balance_is_used,
     check_global_bug,
@@ -30,12 +37,17 @@ from .verdict import CheckFailed
 __all__ = [
     "CheckFailed",
     "check_balance_is_used",
+    "check_environment",
+    "check_first_expert",
     "check_global_bug",
     "check_gradients",
+    "check_load",
     "check_mixture_error",
     "check_moe_layer",
+    "check_networks_used",
     "check_orders_agree",
     "check_parameter_count",
+    "check_path",
     "check_product",
     "check_responsibilities",
     "check_softmax_order",
