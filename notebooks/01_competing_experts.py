@@ -313,10 +313,10 @@ for claim in experiment.claims:
 # chance to agree. A result can hold in direction and not in size, and it is worth having a word
 # for that.
 #
-# One more thing the table does not say. In our copy of the data the first 50 speakers are all 33 men
-# and 17 women; the 25 after them are women and children. (Whether the authors' copy had that order
-# we do not know; it had 75 speakers, ours has 76.) A test set that differs in kind from the training
-# set is a strange test, and the paper itself remarks that its test set is the easier one.
+# One more thing the table does not say. In our copy of the data the first 50 speakers are all 33
+# men and 17 women; the 25 after them are women and children. (Whether the authors' copy had that
+# order we do not know; it had 75 speakers, ours has 76.) A test set that differs in kind from the
+# training set is a strange test, and the paper itself remarks that its test set is the easier one.
 #
 # ## 6. Who does what?
 #
@@ -437,8 +437,8 @@ print("K = E:", routing.expert_N.numel(), "pairs for 5 tokens; equal to the blen
 # Mind which error it is trained with, though. A language model's loss looks at the layer's
 # *output*, the blend. That is $E_1$: in a modern mixture of experts, the experts that are active
 # together **cooperate**. The competition of this chapter survives in the gate, where experts
-# compete for a place among the top k. Much of what puzzles people about modern experts ("what does expert 5 specialise
-# in?") begins with expecting $E_3$ from a system trained on $E_1$.
+# compete for a place among the top k. Much of what puzzles people about modern experts ("what does
+# expert 5 specialise in?") begins with expecting $E_3$ from a system trained on $E_1$.
 #
 # ## 10. A mixture adds, a product multiplies
 #
@@ -509,8 +509,8 @@ for ax in panels.flat:
 
 # %% [markdown]
 # On the diagonal of this table everybody is at home. Off it they cannot help themselves. A mixture
-# is never sharper than its sharpest expert: two ridges added are a cross, never a spot. A product says
-# no wherever any of its experts does: it cannot say "or". The number is the Kullback-Leibler
+# is never sharper than its sharpest expert: two ridges added are a cross, never a spot. A product
+# says no wherever any of its experts does: it cannot say "or". The number is the Kullback-Leibler
 # divergence, what the misfit costs per point.
 #
 # So the two divide the work differently. In a mixture an expert answers for a *region* of cases and
