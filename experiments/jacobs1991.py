@@ -113,6 +113,7 @@ def measure(system: str, coding: str, seeds: Sequence[int], step: float) -> Meas
 
 def run(seeds: Sequence[int]) -> Measures:
     """Tune and measure every system under every coding."""
+    torch.set_num_threads(1)  # the tensors are tiny: more threads mostly wait for one another
     measures: Measures = {}
     for coding in [*CODINGS, FOUR_WAY]:
         for system in SYSTEMS:

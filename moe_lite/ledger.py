@@ -455,6 +455,10 @@ def reproduce(name: str, seeds: int | None, out: Path | None, root: Path = ROOT)
         raise ValueError(f"an interval needs at least 2 seeds, not {seeds}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"cannot write into {path.parent}")
     if path.is_file() and (kept := len(read(path).seeds)) > seeds:
         raise ValueError(
             f"{path.name} holds {kept} seeds, which {seeds} would replace; "

@@ -172,6 +172,7 @@ def test_a_run_that_lacks_something_is_not_kept(root, old, new, complaint):
         (["nobody2030"], "there is no experiment 'nobody2030'; there are: fake"),
         (["fake", "--seeds", "1"], "at least 2 seeds, not 1"),
         (["fake", "--out", "no/such/place.json"], "there is no folder"),
+        (["fake", "--out", "."], "it is a folder"),
     ],
 )
 def test_mistakes_are_told_before_the_run(root, argv, complaint, capsys):

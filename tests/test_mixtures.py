@@ -12,8 +12,6 @@ from moe_lite.mixtures import Backprop, Mixture, descend
 from moe_lite.routers import TopKRouter
 from moe_lite.vowels import load_vowels
 
-settings.register_profile("slow machines", deadline=None)
-settings.load_profile("slow machines")
 ERRORS = (mixtures.blend_error, mixtures.expected_error, mixtures.mixture_error)
 
 
@@ -33,6 +31,7 @@ def test_the_errors_by_hand():
     assert found == pytest.approx([0.3025, 0.505, 0.222179], abs=1e-6)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_a_responsibility_is_a_posterior(seed):
     logits_TE, out_TEO, target_TO = case(seed)
@@ -46,6 +45,7 @@ def test_a_responsibility_is_a_posterior(seed):
     )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_the_gradients_are_the_papers(seed):
     logits_TE, out_TEO, target_TO = case(seed)
@@ -62,6 +62,7 @@ def test_the_gradients_are_the_papers(seed):
     torch.testing.assert_close(by_logits, p_TE1.squeeze(-1) - h_TE)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_the_blend_never_errs_more_than_its_experts_do(seed):
     """Jensen's inequality, twice: E1 <= E2, and E3 <= E2 / 2."""
@@ -142,7 +143,7 @@ def test_sizes_are_checked(make, sizes):
         make(2, 2, seeds=[])
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5))
 def test_all_experts_asked_is_the_dense_mixture(seed, E):
     torch.manual_seed(seed)
