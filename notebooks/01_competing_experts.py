@@ -364,10 +364,10 @@ for name, error in errors.items():
 
 # %% [markdown]
 # Here is something the story of the three errors does not prepare you for: at the right step all
-# three get there, in about the same time. On this small problem even cooperating experts may end up
-# dividing the work. At twice the step most runs of $E_2$ are lost, which fits section 3: it drags the
-# worse expert hardest. $E_1$ and $E_3$ limp along. Six seeds are few, and this is our measurement,
-# not the paper's: it says that it used $E_3$, and shows no comparison. A good argument is not yet a
+# three get there, in about the same time. On this small problem even cooperating experts may end
+# up dividing the work. At twice the step most runs of $E_2$ are lost, which fits section 3: it
+# drags the worse expert hardest. $E_1$ and $E_3$ limp along. Six seeds are few, and this is our
+# measurement, not the paper's, which used $E_3$ for its simulations. A good argument is not yet a
 # measurement.
 #
 # ## 7. What goes wrong: an expert that can do everything
