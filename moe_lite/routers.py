@@ -219,27 +219,27 @@ class HierarchicalRouter(nn.Module):
                 f"number of experts and of choices; these have (E, K) = "
                 f"{[(r.num_experts, r.per_token) for r in groups]}"
             )
-        (b, K), T = next(iter(sizes)), len(x_TD)
-        assert K is not None and first.per_token is not None
+        (b, K), T, J = next(iter(sizes)), len(x_TD), first.per_token
+        assert K is not None and J is not None
+        group_TJ1, gate_TJ1 = first.expert_N.view(T, J, 1), first.gate_N.view(T, J, 1)
 
         def chosen(rows: list[Tensor]) -> Tensor:
             """Of every group's choices, keep those of the groups that the token went to."""
-            stacked_TaK = torch.stack([row_N.view(T, K) for row_N in rows], dim=1)
-            index_TK1 = first.expert_N.view(T, -1, 1).expand(-1, -1, K)
-            return stacked_TaK.gather(1, index_TK1)
+            all_TaK = torch.stack([row_N.view(T, K) for row_N in rows], dim=1)
+            return all_TaK.gather(1, group_TJ1.expand(T, J, K))
 
-        gate_TKK = first.gate_N.view(T, -1, 1) * chosen([r.gate_N for r in groups])
-        expert_TKK = first.expert_N.view(T, -1, 1) * b + chosen([r.expert_N for r in groups])
+        gate_TJK = gate_TJ1 * chosen([r.gate_N for r in groups])
+        expert_TJK = group_TJ1 * b + chosen([r.expert_N for r in groups])
         logits_Tab = first.logits_TE.log_softmax(-1)[..., None] + torch.stack(
             [r.logits_TE.log_softmax(-1) for r in groups], dim=1
         )
         logits_TE = logits_Tab.flatten(1)
         # Best first, as a Routing promises.
-        gate_TK, order_TK = gate_TKK.flatten(1).sort(dim=-1, descending=True, stable=True)
+        gate_TK, order_TK = gate_TJK.flatten(1).sort(dim=-1, descending=True, stable=True)
         return Routing.from_choices(
             logits_TE,
             logits_TE.exp(),
-            expert_TKK.flatten(1).gather(1, order_TK),
+            expert_TJK.flatten(1).gather(1, order_TK),
             gate_TK,
             smooth_load_TE=self._smooth_load(first, groups),
         )
