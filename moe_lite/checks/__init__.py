@@ -18,15 +18,27 @@ from .small_mixtral import (
     check_softmax_order,
     check_top_k,
 )
+from .sparsely_gated import (
+    check_load_anywhere,
+    check_noisy_scores,
+    check_prob_in_top_k,
+    check_sparse_gates,
+    check_top1_gate,
+)
 from .verdict import CheckFailed
 
 __all__ = [
     "CheckFailed",
     "check_balance_is_used",
     "check_global_bug",
+    "check_load_anywhere",
     "check_moe_layer",
+    "check_noisy_scores",
     "check_orders_agree",
     "check_parameter_count",
+    "check_prob_in_top_k",
     "check_softmax_order",
+    "check_sparse_gates",
+    "check_top1_gate",
     "check_top_k",
 ]
