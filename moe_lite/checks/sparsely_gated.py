@@ -125,10 +125,13 @@ def check_noisy_scores(noisy_scores: Scores) -> None:
         ]  # fmt: skip
         expect(exercise, given, yours, right, mistakes, "not clean + normal × softplus")
 
-    # softplus(0) = ln 2 = 0.6931, so the scores are 1 + 0.6931 and 2 - 0.6931.
-    run("x = [[1]], w_gate = [[1], [2]], w_noise = 0, normal = [[1, -1]], training",
-        torch.ones(1, 1), torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1),
-        torch.tensor([[1.0, -1.0]]), True)  # fmt: skip
+    # softplus of 0, ln 3, -ln 3 is ln 2, ln 4, ln 4/3: scores 1 + 0.6931, 2 - 1.3863, 3 + 0.2877.
+    run(
+        "x = [[1]], w_gate = [[1], [2], [3]], w_noise = [[0], [ln 3], [-ln 3]], "
+        "normal = [[1, -1, 1]], training",
+        torch.ones(1, 1), torch.tensor([[1.0], [2.0], [3.0]]),
+        torch.tensor([[1.0], [3.0], [1 / 3]]).log(), torch.tensor([[1.0, -1.0, 1.0]]), True,
+    )  # fmt: skip
     for training in (True, False):
         run(f"five tokens, four experts, training={training}",
             randn(0, 5, 3), randn(1, 4, 3), randn(2, 4, 3), randn(3, 5, 4), training)  # fmt: skip
@@ -236,7 +239,7 @@ def check_top1_gate(top1_gate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Non
         ]  # fmt: skip
         expect(exercise, given, yours, (best_T, expert_T), mistakes, "not the best probability")
 
-    run("the logarithms of [[0.1, 0.7, 0.2]]", torch.tensor([[0.1, 0.7, 0.2]]).log())
+    run("the logarithms of [[1, 7, 2]]", torch.tensor([[1.0, 7.0, 2.0]]).log())  # 7/10
     run("six tokens, five experts", randn(0, 6, 5))
     scores_TE = randn(0, 6, 5).requires_grad_()
     gate_T = call(exercise, top1_gate, scores_TE, on="scores that need a gradient")[0]
