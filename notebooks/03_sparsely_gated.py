@@ -175,7 +175,7 @@ torch.manual_seed(1)
 clean_TE, h_TE, std_TE = noisy_scores(x_TD, router.weight, router.w_noise, training=True)
 torch.manual_seed(1)
 torch.testing.assert_close(router(x_TD).gates_TE(), keep_top_k(h_TE, 2).softmax(-1))
-print("equal; the noise is between", std_TE.min().item(), "and", std_TE.max().item())
+print(f"equal; the noise is between {std_TE.min():.2f} and {std_TE.max():.2f}")
 
 # %% [markdown]
 # **Both matrices start at zero** (the paper's Appendix A). Then every expert has the same score,
@@ -190,7 +190,7 @@ print("without noise", fresh.eval()(many_TD).load_E().int().tolist())
 
 # %% [markdown]
 # With the noise the load is as even as chance can make it: the best of starts, with nobody
-# favoured. Without noise *all tie*, and `topk` breaks ties by giving you the first ones. An
+# favoured. Without noise *all tie*, and `topk` breaks the tie in the same way for every token. An
 # untrained router in evaluation mode looks exactly like one that has collapsed. It has not.
 #
 # ## 4. Importance
@@ -290,6 +290,7 @@ bar_E = kth_excluding(noisy_E[None], 2)[0]
 prob_E = torch.special.ndtr((clean_E - bar_E) / std_E)
 
 fig, axes = plt.subplots(4, 1, figsize=(8, 5), sharex=True, layout="constrained")
+axes[-1].set(xlabel="score")
 s = torch.linspace(-2.5, 3.5, 400)
 for e, (ax, color) in enumerate(zip(axes, viz.expert_colors(4), strict=True)):
     bell = torch.exp(-(((s - clean_E[e]) / std_E[e]) ** 2) / 2)
@@ -301,7 +302,6 @@ for e, (ax, color) in enumerate(zip(axes, viz.expert_colors(4), strict=True)):
     ax.set(yticks=[], ylabel=f"expert {e}\n({inside})")
     ax.text(-2.4, 0.6, f"P = {prob_E[e]:.2f}", fontsize=11)
     ax.spines[["top", "right", "left"]].set_visible(False)
-axes[-1].set_xlabel("score")
 # %% [markdown]
 # Read it. Experts 1 and 0 are in, with 1.5 and 0.7. Both have to beat expert 2's 0.5, so their
 # bars stand there. Experts 2 and 3 are out and have to beat the weaker of the two that are in,
@@ -548,8 +548,8 @@ print("0 / 0:", torch.special.ndtr((tied - kth_excluding(tied, 2)) / 0.0))
 print("ours: ", losses.load(fresh.eval()(x_TD)).item(), "= CV² of", fresh(x_TD).load_E().tolist())
 
 # %% [markdown]
-# In evaluation there is no noise, so there is no probability: there is a count. (And the value,
-# 3, is that of a router whose experts tie: two of eight have everything.)
+# In evaluation there is no noise, so there is no probability: there is a count. (Where two of
+# eight experts have everything, CV² is 3. It is the untrained router of section 3 again.)
 #
 # ## Exercises
 #

@@ -97,9 +97,8 @@ class NoisyGate(PortableWidget):
     def routing(self) -> Routing:
         """Route the batch with what the sliders now say."""
         clean_TE = self._clean_TE
-        logits_TE = clean_TE + self.noise * self._normal_N.roll(-STRIDE * self.draw).view_as(
-            clean_TE
-        )
+        normal_TE = self._normal_N.roll(-STRIDE * self.draw).view_as(clean_TE)
+        logits_TE = clean_TE + self.noise * normal_TE
         top_TK, expert_TK = logits_TE.topk(self.k)
         smooth_TE = None
         if self.noise > 0:
@@ -115,27 +114,27 @@ class NoisyGate(PortableWidget):
         from matplotlib.figure import Figure
 
         routing, (T, E) = self.routing, self._clean_TE.shape
-        smooth_E = routing.load_E() if routing.smooth_load_TE is None else (
-            routing.smooth_load_TE.sum(0)
-        )  # fmt: skip
+        came = smooth = routing.load_E().tolist()
+        if routing.smooth_load_TE is not None:
+            smooth = routing.smooth_load_TE.sum(0).tolist()
         figure = Figure(figsize=(10, 3.6), layout="constrained")
         loads, contest = figure.subplots(1, 2)
         names = [str(e) for e in range(E)]
-        loads.barh(names, routing.load_E(), color=self.colors, label="tokens that came")
-        loads.plot(smooth_E, names, "D", color="#1b1f24", ms=5, label="smooth load")
+        loads.barh(names, came, color=self.colors, label="tokens that came")
+        loads.plot(smooth, names, "D", color="#1b1f24", ms=5, label="smooth load")
         loads.axvline(T * self.k / E, color="#59636e", ls="--", lw=1, label="equal share")
         loads.set(xlabel="tokens", ylabel="expert", title=self.title)
-        clean_E, noisy_E = self._clean_TE[self.token], routing.logits_TE[self.token]
+        clean, noisy = (x_TE[self.token].tolist() for x_TE in (self._clean_TE, routing.logits_TE))
         chosen = set(routing.expert_N.view(T, self.k)[self.token].tolist())
         for e in range(E):
-            contest.plot([clean_E[e], noisy_E[e]], [e, e], color="#9aa3ac", lw=1.5, zorder=1)
+            contest.plot([clean[e], noisy[e]], [e, e], color="#9aa3ac", lw=1.5, zorder=1)
             contest.scatter(
-                noisy_E[e], e, s=70, color=self.colors[e], marker="*" if e in chosen else "o"
+                noisy[e], e, s=70, color=self.colors[e], marker="*" if e in chosen else "o"
             )
-            contest.scatter(clean_E[e], e, s=22, color="none", edgecolor="#1b1f24")
+            contest.scatter(clean[e], e, s=22, color="none", edgecolor="#1b1f24")
         if self.k < E:
-            bar_E = kth_excluding(routing.logits_TE, self.k)[self.token]
-            contest.plot(bar_E, range(E), "|", color="#1b1f24", ms=15, mew=2)
+            bars = kth_excluding(routing.logits_TE, self.k)[self.token].tolist()
+            contest.plot(bars, range(E), "|", color="#1b1f24", ms=15, mew=2)
         contest.set(
             yticks=range(E), xlabel="score (○ clean, ★ chosen, | the bar to clear)",
             title=f"Token {self.token}",

@@ -55,12 +55,12 @@ def test_sliders_and_the_button_answer_by_keyboard(open_page):
     k.focus()
     page.keyboard.press("ArrowRight")
     page.get_by_text("Token 0 goes to experts").wait_for()
-    page.wait_for_function("document.querySelectorAll('output')[1].textContent === '3'")
+    page.locator("output:text-is('3')").wait_for()
     widget.k = 3
     agrees(page, widget)
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Home")  # the noise goes to 0
-    page.wait_for_function("document.querySelectorAll('output')[0].textContent === '0.00'")
+    page.locator("output:text-is('0.00')").wait_for()
     widget.noise = 0.0
     agrees(page, widget)
     page.keyboard.press("End")
@@ -70,7 +70,7 @@ def test_sliders_and_the_button_answer_by_keyboard(open_page):
     widget.noise, widget.draw = 3.0, 1
     page.wait_for_timeout(100)
     agrees(page, widget)
-    page.get_by_label("Token").fill("17")
+    page.get_by_label("Token", exact=True).fill("17")
     page.get_by_text(re.compile(r"Token 17 goes to experts \d, \d, \d")).wait_for()
     widget.token = 17
     agrees(page, widget)
