@@ -9,6 +9,13 @@ lets that through.
 One module for each chapter; ``verdict`` is what they share.
 """
 
+from .competing_experts import (
+    check_gradients,
+    check_mixture_error,
+    check_product,
+    check_responsibilities,
+    check_working_experts,
+)
 from .small_mixtral import (
     check_balance_is_used,
     check_global_bug,
@@ -31,14 +38,19 @@ __all__ = [
     "CheckFailed",
     "check_balance_is_used",
     "check_global_bug",
+    "check_gradients",
     "check_load_anywhere",
+    "check_mixture_error",
     "check_moe_layer",
     "check_noisy_scores",
     "check_orders_agree",
     "check_parameter_count",
     "check_prob_in_top_k",
+    "check_product",
+    "check_responsibilities",
     "check_softmax_order",
     "check_sparse_gates",
     "check_top1_gate",
     "check_top_k",
+    "check_working_experts",
 ]
