@@ -165,6 +165,15 @@ class History:
             raise ValueError(f"{path} is not a history: {error}") from error
         return cls(rows)
 
+    def smooth(self, name: str, width: int = 9) -> list[float]:
+        """Average one quantity over the steps around each: ``width`` of them, fewer at the ends.
+
+        Centred, because an average over the past alone lags behind a loss that falls.
+        """
+        values, half = self.column(name), width // 2
+        parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+        return [sum(part) / len(part) for part in parts]
+
     def plot(self, x: str = "step") -> Figure:
         """Draw loss, load and, where evaluated, bits per byte against step, tokens or seconds.
 
@@ -179,7 +188,7 @@ class History:
         panels = figure.subplots(1, 2 + bool(evaluated))
         for panel, name in zip(panels, ("loss", "load"), strict=False):
             panel.plot(self.column(x), self.column(name), color="#BBBBBB", lw=0.8)
-            panel.plot(self.column(x), _smooth(self.column(name)), color="black")
+            panel.plot(self.column(x), self.smooth(name), color="black")
         panels[0].set(xlabel=x, ylabel="training loss, nats per token")
         panels[1].set(xlabel=x, ylabel="busiest expert's load / mean load")
         panels[1].axhline(1, color="black", lw=0.8, ls=":")
@@ -211,15 +220,6 @@ class History:
 
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-
-
-def _smooth(values: list[float], keep: float = 0.9) -> list[float]:
-    """Average over the last steps with weights that fade, corrected for the short past."""
-    out, mean, weight = [], 0.0, 0.0
-    for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
-        out.append(mean / weight)
-    return out
 
 
 # The loop

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -351,7 +352,8 @@ def _set_text(
 def _cjk_fonts() -> tuple[str, ...]:
     from matplotlib.font_manager import fontManager
 
-    installed = {font.name for font in fontManager.ttflist}
+    # The list is matplotlib's cache, and a font may have gone since.
+    installed = {font.name for font in fontManager.ttflist if Path(font.fname).exists()}
     return tuple(name for name in CJK_FONTS if name in installed)
 
 
