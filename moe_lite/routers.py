@@ -187,8 +187,8 @@ class HierarchicalRouter(nn.Module):
     to 1. What comes out is a flat :class:`Routing` over all a*b experts, group by group: no
     loss, backend or picture needs to know that there was a tree.
 
-    Every group scores every token, one matrix product of the flat router's size; what the tree
-    saves is in the noise and the competition, which are local.
+    Every group scores every token, also those that go elsewhere. That costs what a flat router
+    costs, and keeps all shapes known: nothing waits for the device.
 
     >>> router = HierarchicalRouter(
     ...     TopKRouter(4, 3, 2), [TopKRouter(4, 5, 2) for _ in range(3)])
