@@ -258,18 +258,28 @@ def plane(
               extent=(low[0], high[0], low[1], high[1]))  # fmt: skip
     for marker, label in zip("o^sD*vXP<>", dict.fromkeys(labels), strict=False):
         mine = [i for i, other in enumerate(labels) if other == label]
-        ax.scatter(*x[mine].T, s=13, marker=marker, color=INK, alpha=0.65, lw=0, label=f"[{label}]")
+        ax.scatter(
+            x[mine, 0],
+            x[mine, 1],
+            s=13,
+            marker=marker,
+            color=INK,
+            alpha=0.65,
+            lw=0,
+            label=f"[{label}]",
+        )
     for e, color in enumerate(colors):
         if not (mine := winner == e).any():
             continue
         score = grid @ experts[e]
         if score.min() < 0 < score.max():
-            line = ax.contour(f1, f2, score, levels=[0], colors=[color], linewidths=2.6)
-            line.set_linewidths(2.6)
-        at = np.abs(score / np.linalg.norm(experts[e][:2])) + 9 * ~mine  # on its line, at home
-        row, column = np.unravel_index(at.argmin(), at.shape)
-        ax.text(f1[row, column], f2[row, column], str(e), color=_on(color), ha="center",
-                va="center", fontsize=9, bbox={"boxstyle": "round", "fc": color, "ec": INK})  # fmt: skip
+            ax.contour(f1, f2, score, levels=[0], colors=[color], linewidths=2.6)
+            at = np.abs(score / np.linalg.norm(experts[e][:2])) + 9 * ~mine  # on its line, at home
+            u, v = float(f1.flat[at.argmin()]), float(f2.flat[at.argmin()])
+        else:
+            u, v = float(f1[mine].mean()), float(f2[mine].mean())
+        box = {"boxstyle": "round", "fc": color, "ec": INK}
+        ax.text(u, v, str(e), color=_on(color), ha="center", va="center", fontsize=9, bbox=box)
     idle = [str(e) for e in range(len(gate)) if not (winner == e).any()]
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     ax.set_xlabel("F1, kHz" + (f"    (idle: expert {', '.join(idle)})" if idle else ""))

@@ -209,14 +209,20 @@ def check_working_experts(answer: Callable[[Tensor, float], Tensor]) -> None:
     Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
     """
     exercise = "working_experts"
-    confident = 10 * torch.nn.functional.one_hot(torch.tensor([[0, 0, 1, 1], [2, 2, 2, 2]]), 3)
-    half = torch.tensor([[[1.0, 0.9, 0.0]] * 3 + [[0.0, 0.9, 1.0]]])
+
+    def won(*runs: list[int]) -> Tensor:
+        return 10 * torch.nn.functional.one_hot(torch.tensor(runs), 3).double()
+
+    narrowly = torch.tensor([[[1.0, 0.9, 0.0]] * 4])
+    surely = torch.tensor([[[9.0, 8, -9], [8, 0, -9], [2, 9, -9], [1, 8, -8]]])
+    half = torch.tensor([[[9.0, 0, 0], [9, 0, 0], [1, 1.1, -9], [1, 1.1, -9]]])
     runs = [
-        ("two runs of 4 cases: won by experts 0 0 1 1, and 2 2 2 2; share 0.02",
-         confident.double(), 0.02),
-        ("the same runs, share 0.5: half of the cases is just enough", confident.double(), 0.5),
-        ("one run: 3 cases won narrowly by expert 0, one by expert 2; share 0.02", half, 0.02),
-        ("the same run, share 0.3", half, 0.3),
+        ("a run of 4 cases, won by experts 0 0 1 1; share 0.02", surely, 0.02),
+        ("a run of 4 cases, won by experts 0 0 1 1; share 0.5: half is just enough",
+         half, 0.5),
+        ("two runs of 5 cases, won by experts 0 0 0 0 1 and 2 2 2 2 2; share 0.5",
+         won([0, 0, 0, 0, 1], [2, 2, 2, 2, 2]), 0.5),
+        ("a run of 4 cases, each won narrowly by expert 0; share 0.3", narrowly, 0.3),
         ("three random runs, share 0.25", randn(0, 3, 40, 4), 0.25),
     ]  # fmt: skip
     for given, logits_QTE, share in runs:
@@ -226,18 +232,18 @@ def check_working_experts(answer: Callable[[Tensor, float], Tensor]) -> None:
         right_Q = (share_QE >= share).sum(-1)
         _check_shape(exercise, yours, right_Q)
         mistakes = [
-            ("this asks each case how many experts the gate gives at least that share; ask each "
-             "expert how many cases it wins", (p_QTE >= share).sum(-1).double().mean(1)),
+            ("an expert with just that share works too: at least, not more than",
+             (share_QE > share).sum(-1)),
+            ("this counts every expert that wins a single case, whatever the share",
+             (won_QE.sum(1) > 0).sum(-1)),
+            ("the winners are looked for over the cases (dim 1), not over the experts (dim -1)",
+             torch.tensor([len(run.unique()) for run in logits_QTE.argmax(1)])),
             ("this counts experts by their mean proportion: a gate that is never sure looks like "
              "a division of labour; count the cases each one wins",
              (p_QTE.mean(1) >= share).sum(-1)),
-            ("this counts every expert that wins a single case, whatever the share",
-             (won_QE.sum(1) > 0).sum(-1)),
+            ("this asks each case how many experts the gate gives at least that share; ask each "
+             "expert how many cases it wins", (p_QTE >= share).sum(-1).double().mean(1)),
             ("this counts the experts that do not work", (share_QE < share).sum(-1)),
-            ("an expert with just that share works too: at least, not more than",
-             (share_QE > share).sum(-1)),
-            ("the winners are looked for over the cases (dim 1), not over the experts (dim -1)",
-             torch.tensor([len(run.unique()) for run in logits_QTE.argmax(1)])),
         ]  # fmt: skip
         expect(exercise, given, yours, right_Q, mistakes, "that is not how many experts work")
     passed(exercise, "a run in which one expert takes everything now shows as a 1.")

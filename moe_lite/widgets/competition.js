@@ -90,6 +90,8 @@ function render({ model, el }) {
   const which = h("output");
   const reset = h("button", { type: "button", textContent: "Lines as trained" });
   const canvas = h("canvas", { role: "img" });
+  const tints = h("canvas", { width: COLUMNS, height: ROWS }); // one pixel a cell, then stretched
+  const cells = new ImageData(COLUMNS, ROWS);
   const turn = h("button.turn", { type: "button", textContent: "⟳" });
   const handles = experts.map((e) => h("button.handle", { type: "button", textContent: e, style: `background:${colors[e]};color:${on(colors[e])}` }));
   const plot = h("div.plot", {}, canvas, ...handles, turn);
@@ -122,6 +124,10 @@ function render({ model, el }) {
     const cases = labels.map((_, t) => weigh(t, lines, gates));
     const winner = cases.map(({ h: h_ }) => h_.indexOf(Math.max(...h_)));
 
+    // Letters in the expert's hue, drawn towards the ink so that they stand out from its region.
+    const black = ink.match(/[\d.]+/g).slice(0, 3).map(Number);
+    const letter = colors.map((c) => `rgb(${rgb(c).map((part, i) => Math.round(0.6 * part + 0.4 * black[i])).join(" ")})`);
+
     const ratio = Math.max(1, devicePixelRatio || 1);
     if (canvas.width !== WIDE * ratio) { canvas.width = WIDE * ratio; canvas.height = HIGH * ratio; }
     const g = canvas.getContext("2d");
@@ -130,14 +136,15 @@ function render({ model, el }) {
 
     const dx = (WIDE - LEFT - RIGHT) / COLUMNS, dy = (HIGH - TOP - BOTTOM) / ROWS;
     const sums = experts.map(() => [0, 0, 0]);
-    for (let i = 0; i < COLUMNS; i++)
-      for (let j = 0; j < ROWS; j++) {
+    for (let j = 0, k = 0; j < ROWS; j++)
+      for (let i = 0; i < COLUMNS; i++, k += 4) {
         const at = [LEFT + (i + 0.5) * dx, TOP + (j + 0.5) * dy], [u, v] = value(...at);
         const p = softmax(gates.map((w) => score(w, u, v))), top = Math.max(...p), e = p.indexOf(top);
-        g.fillStyle = `rgb(${rgb(colors[e])} / ${0.1 + 0.32 * clamp(2 * top - 1, 0, 1)})`;
-        g.fillRect(LEFT + i * dx, TOP + j * dy, dx + 0.4, dy + 0.4);
+        cells.data.set([...rgb(colors[e]), 255 * (0.1 + 0.32 * clamp(2 * top - 1, 0, 1))], k);
         sums[e][0] += at[0]; sums[e][1] += at[1]; sums[e][2]++;
       }
+    tints.getContext("2d").putImageData(cells, 0, 0);
+    g.drawImage(tints, LEFT, TOP, WIDE - LEFT - RIGHT, HIGH - TOP - BOTTOM);
     homes = sums.map(([a, b, n], e) => (n ? [a / n, b / n] : [LEFT + 24 + 34 * e, HIGH - BOTTOM - 20]));
     const idle = experts.filter((e) => !sums[e][2]);
 
@@ -157,7 +164,7 @@ function render({ model, el }) {
       const [px, py] = pixel(x(t), y(t)), mine = t === chosen;
       g.font = `${mine ? "bold 17px" : "11px"} system-ui, sans-serif`;
       g.lineWidth = 3; g.strokeStyle = ground; g.strokeText(labels[t], px, py);
-      g.fillStyle = colors[winner[t]]; g.fillText(labels[t], px, py);
+      g.fillStyle = letter[winner[t]]; g.fillText(labels[t], px, py);
       if (mine) { g.lineWidth = 2; g.strokeStyle = ink; g.strokeRect(px - 12, py - 12, 24, 24); }
     });
     const e = model.get("expert"), n = normal(lines[e]), [cx, cy] = handle(e);

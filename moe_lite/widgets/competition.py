@@ -66,7 +66,7 @@ class CompetitionExplorer(PortableWidget):
         epochs = sorted(kept)
         experts_NEOD = np.stack([kept[n]["experts"][run].cpu().numpy() for n in epochs])
         gate_NED = np.stack([kept[n]["gate"][run].cpu().numpy() for n in epochs])
-        N, E, outputs, inputs = experts_NEOD.shape
+        _, E, outputs, inputs = experts_NEOD.shape
         if (outputs, inputs) != (1, 3):
             raise ValueError(
                 f"an expert has to be one line on a plane: 2 inputs and 1 output, "
@@ -104,14 +104,12 @@ class CompetitionExplorer(PortableWidget):
 
     @property
     def title(self) -> str:
-        E = self._weights.shape[1]
-        return (
-            f"{E} experts compete for {len(self._points)} vowels: epoch {self.epochs[self.moment]}"
-        )
+        return f"{self._weights.shape[1]} experts compete for {len(self._points)} vowels"
 
     def figure(self) -> Figure:
         """Draw the plane at the moment now shown, with the lines as they now are."""
         experts_E3, gate_E3 = np.split(self._weights[self.moment], 2, axis=-1)
         if self.lines:
             experts_E3 = np.reshape(self.lines, (-1, 3))
-        return plane(self._points, self.labels, experts_E3, gate_E3, title=self.title)
+        title = f"{self.title}: epoch {self.epochs[self.moment]}"
+        return plane(self._points, self.labels, experts_E3, gate_E3, title=title)

@@ -17,7 +17,7 @@ def gate_uphill(logits_TE, out_TEO, target_TO):
 
 def gate_forgets_the_prior(logits_TE, out_TEO, target_TO):
     """so p - h"""
-    p, h, rest = _parts(logits_TE, out_TEO, target_TO)
+    _, h, rest = _parts(logits_TE, out_TEO, target_TO)
     return -h, -h[..., None] * rest
 
 

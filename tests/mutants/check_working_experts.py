@@ -3,6 +3,11 @@
 import torch
 
 
+def per_case(logits_QTE, share):
+    """this asks each case"""
+    return (logits_QTE.softmax(-1) >= share).sum(-1).double().mean(1)
+
+
 def by_mean_proportion(logits_QTE, share):
     """count the cases each one wins"""
     return (logits_QTE.softmax(-1).mean(1) >= share).sum(-1)
@@ -41,6 +46,6 @@ def right_short(logits_QTE, share):
 
 
 def right_by_counting(logits_QTE, share):
-    Q, T, E = logits_QTE.shape
+    _, T, E = logits_QTE.shape
     counts = [torch.bincount(run.argmax(-1), minlength=E) for run in logits_QTE]
     return torch.stack([(count >= share * T).sum() for count in counts])
