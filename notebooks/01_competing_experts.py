@@ -407,15 +407,16 @@ for name in ("4-way, smooth step", "4-way"):
 
 # %%
 explorer = CompetitionExplorer(x_T2, names, d_T1, descent.kept)
-explorer.moment = len(descent.kept) // 2
+explorer.moment = explorer.epochs.index(min(m for m in descent.kept if m >= 40))
 explorer
 
 # %% [markdown]
-# **Try this.** At epoch 0 drag the line of any expert right through a pair, the right way round:
-# many vowels change to its colour at once, because the gate has no opinion yet and the experts
-# decide. At the last epoch do the same with an idle expert: nothing happens. Its $p$ is so close
-# to zero that no answer, however good, earns it a case. That is why an expert that has once lost
-# does not come back; the literature calls it *dead*.
+# **Try this.** Around epoch 40, where the picture starts, the gate has not made up its mind. Take
+# the line of expert 2, which will go under in the end, put it between [ʌ] and [ɑ], turn it until
+# its 1 lies on the side of [ɑ], and make it steeper: it takes over hundreds of vowels, only by
+# being righter than the others. Now go to the last epoch and do it again. Nothing happens: expert
+# 2's $p$ is so close to zero that no answer, however good, earns it a case. That is why an expert
+# that has once lost does not come back; today one calls it *dead*.
 #
 # ## 9. It is the same layer
 #
