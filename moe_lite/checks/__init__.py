@@ -16,6 +16,13 @@ from .competing_experts import (
     check_responsibilities,
     check_working_experts,
 )
+from .one_token import (
+    check_environment,
+    check_first_expert,
+    check_load,
+    check_networks_used,
+    check_path,
+)
 from .small_mixtral import (
     check_balance_is_used,
     check_global_bug,
@@ -37,14 +44,19 @@ from .verdict import CheckFailed
 __all__ = [
     "CheckFailed",
     "check_balance_is_used",
+    "check_environment",
+    "check_first_expert",
     "check_global_bug",
     "check_gradients",
+    "check_load",
     "check_load_anywhere",
     "check_mixture_error",
     "check_moe_layer",
+    "check_networks_used",
     "check_noisy_scores",
     "check_orders_agree",
     "check_parameter_count",
+    "check_path",
     "check_prob_in_top_k",
     "check_product",
     "check_responsibilities",
