@@ -41,6 +41,9 @@ class Routing:
         keep_N:    bool, False for a pair dropped at capacity; None means dropless.
         per_token: K if pairs n*K .. n*K+K-1 are token n's choices, best first; None if
                    tokens may have differing numbers of pairs (experts choose).
+        smooth_load_TE: a stand-in for the counts that has a gradient: summed over the tokens,
+                   the load to be expected of each expert. Only a router whose choice is random
+                   has one; None means that counting is all there is.
     """
 
     logits_TE: Tensor
@@ -50,6 +53,7 @@ class Routing:
     gate_N: Tensor
     keep_N: Tensor | None = None
     per_token: int | None = None
+    smooth_load_TE: Tensor | None = None
 
     @classmethod
     def from_choices(
@@ -59,6 +63,7 @@ class Routing:
         expert_TK: Tensor,
         gate_TK: Tensor,
         keep_TK: Tensor | None = None,
+        smooth_load_TE: Tensor | None = None,
     ) -> Routing:
         """Flatten each token's K choices into pairs, token by token.
 
@@ -71,9 +76,8 @@ class Routing:
         T, K = expert_TK.shape
         token_N = torch.arange(T, device=expert_TK.device).repeat_interleave(K, output_size=T * K)
         keep_N = None if keep_TK is None else keep_TK.reshape(-1)
-        return cls(
-            logits_TE, probs_TE, token_N, expert_TK.reshape(-1), gate_TK.reshape(-1), keep_N, K
-        )
+        expert_N, gate_N = expert_TK.reshape(-1), gate_TK.reshape(-1)
+        return cls(logits_TE, probs_TE, token_N, expert_N, gate_N, keep_N, K, smooth_load_TE)
 
     @property
     def num_tokens(self) -> int:

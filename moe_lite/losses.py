@@ -29,6 +29,64 @@ def _sums(routing: Routing, mask_T: Tensor | None) -> tuple[Tensor, Tensor, Tens
     return pairs_E, weight_T @ routing.probs_TE, weight_T.sum()
 
 
+def cv_squared(amount_E: Tensor) -> Tensor:
+    """Square the coefficient of variation, the deviation over the mean: 0 if all are equal.
+
+    >>> cv_squared(torch.tensor([1.0, 3.0])).item()  # mean 2, deviation 1
+    0.25
+
+    Returns: scalar, dimensionless; at most E - 1, where one has everything.
+    Source:  the form of eqs. 7 and 11 in Shazeer et al. 2017 (arXiv:1701.06538).
+    """
+    return amount_E.var(correction=0) / amount_E.mean().square().clamp(min=1e-10)
+
+
+def importance(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
+    """Penalise unequal importance, an expert's sum of gates over the batch: CV squared.
+
+    Of several layers, the mean.
+
+    >>> gate_TK = torch.tensor([[0.75, 0.25], [0.75, 0.25]])
+    >>> r = Routing.from_choices(
+    ...     torch.zeros(2, 2), torch.full((2, 2), 0.5), torch.tensor([[0, 1], [0, 1]]), gate_TK)
+    >>> importance(r).item()  # importance 1.5 and 0.5
+    0.25
+
+    Returns: scalar, dimensionless, without the weight w_importance.
+    Raises:  ValueError if the mask's length differs from the number of tokens.
+    Source:  Shazeer et al. 2017 (arXiv:1701.06538), eqs. 6-7.
+    """
+    if not isinstance(routing, Routing):
+        return torch.stack([importance(r, mask_T) for r in routing]).mean()
+    weight_N = _token_weights(routing, mask_T).index_select(0, routing.token_N)
+    gates_E = weight_N.new_zeros(routing.num_experts)
+    return cv_squared(gates_E.index_add(0, routing.expert_N, routing.gate_N * weight_N))
+
+
+def load(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
+    """Penalise unequal load, the number of tokens an expert is to expect: CV squared.
+
+    The number that came is a count and has no gradient, so a router with noise gives a smooth
+    one (``smooth_load_TE``). Where there is none, as in evaluation, it is the count: what the
+    smooth one becomes when the noise goes to zero. Of several layers, the mean.
+
+    >>> r = Routing.from_choices(
+    ...     torch.zeros(4, 2), torch.full((4, 2), 0.5),
+    ...     torch.tensor([[0], [0], [0], [1]]), torch.ones(4, 1))
+    >>> load(r).item()  # loads 3 and 1
+    0.25
+
+    Returns: scalar, dimensionless, without the weight w_load.
+    Raises:  ValueError if the mask's length differs from the number of tokens.
+    Source:  Shazeer et al. 2017 (arXiv:1701.06538), eqs. 10-11.
+    """
+    if not isinstance(routing, Routing):
+        return torch.stack([load(r, mask_T) for r in routing]).mean()
+    if routing.smooth_load_TE is None:
+        return cv_squared(_sums(routing, mask_T)[0])
+    return cv_squared(_token_weights(routing, mask_T) @ routing.smooth_load_TE)
+
+
 def load_balance(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
     """Penalise sending many tokens where the router already believes strongly: E * sum(f * P).
 

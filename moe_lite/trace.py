@@ -194,6 +194,11 @@ def _join(calls: Sequence[Routing], lengths: Sequence[int]) -> Routing:
     keeps = [r.keep_N if r.keep_N is not None else torch.ones_like(r.token_N).bool() for r in calls]
     dropless = all(r.keep_N is None for r in calls)
     per_token = {r.per_token for r in calls}
+    smooth = [
+        r.smooth_load_TE.unflatten(0, (-1, length))
+        for r, length in zip(calls, lengths, strict=True)
+        if r.smooth_load_TE is not None
+    ]
     return Routing(
         torch.cat(logits, dim=1).flatten(0, 1),
         torch.cat(probs, dim=1).flatten(0, 1),
@@ -202,4 +207,5 @@ def _join(calls: Sequence[Routing], lengths: Sequence[int]) -> Routing:
         torch.cat([r.gate_N for r in calls])[order],
         None if dropless else torch.cat(keeps)[order],
         per_token.pop() if len(per_token) == 1 else None,
+        torch.cat(smooth, dim=1).flatten(0, 1) if len(smooth) == len(calls) else None,
     )

@@ -8,22 +8,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from moe_lite import losses
 from moe_lite.contracts import Routing
 from moe_lite.dispatch import BACKENDS, plan
 from moe_lite.experts import Experts
+from moe_lite.layer import MoELayer
+from moe_lite.routers import HierarchicalRouter, NoisyTopKRouter, TopKRouter
 
 D, F = 8, 12
 
 
 @st.composite
 def routings(draw: st.DrawFn) -> Routing:
-    """Draw token choice or expert choice, dropless or not, balanced or not, empty or not."""
+    """Draw any router's answer: by tokens, experts, noise or a tree; dropped, uneven, empty."""
     T, E = draw(st.integers(0, 20)), draw(st.integers(1, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     logits_TE = torch.randn(T, E, generator=generator, dtype=torch.float64)
     favourites = draw(st.sampled_from([E, max(1, E // 2), 1]))  # the other experts stay empty
-    kind = draw(st.sampled_from(["tokens choose", "experts choose"]))
-    if kind == "tokens choose":
+    kind = draw(st.sampled_from(["tokens choose", "experts choose", "noise decides", "a tree"]))
+    if kind == "noise decides":
+        routing = drawn(NoisyTopKRouter(D, E, draw(st.integers(1, E))), T, generator)
+    elif kind == "a tree":
+        groups, K = draw(st.integers(1, 3)), draw(st.integers(1, E))
+        router = HierarchicalRouter(
+            NoisyTopKRouter(D, groups, draw(st.integers(1, groups))),
+            [NoisyTopKRouter(D, E, K) for _ in range(groups)],
+        )
+        routing = drawn(router, T, generator)
+    elif kind == "tokens choose":
         K = draw(st.integers(1, favourites))
         gate_TK, expert_TK = logits_TE[:, :favourites].softmax(-1).topk(K, dim=-1)
         routing = Routing.from_choices(logits_TE, logits_TE.softmax(-1), expert_TK, gate_TK)
@@ -39,6 +51,15 @@ def routings(draw: st.DrawFn) -> Routing:
         keep_N = torch.rand(len(routing.token_N), generator=generator) < draw(st.floats(0, 1))
         routing = Routing(**{**vars(routing), "keep_N": keep_N})
     return routing
+
+
+def drawn(router: torch.nn.Module, T: int, generator: torch.Generator) -> Routing:
+    """Route random tokens with random weights, in float64."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(generator.initial_seed())
+        for weight in router.double().parameters():
+            weight.normal_()
+        return router(torch.randn(T, D, dtype=torch.float64))
 
 
 def naive(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
@@ -79,6 +100,33 @@ def test_every_backend_is_the_definition(backend: str, routing: Routing) -> None
     expected, got = run(naive, routing), run(through(backend), routing)
     for name, a, b in zip(("out", "x", "w1", "w3", "w2", "gate"), expected, got, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+GATES = {
+    "top-k": lambda: TopKRouter(D, 6, 2),
+    "noisy top-k": lambda: NoisyTopKRouter(D, 6, 2),
+    "all experts": lambda: NoisyTopKRouter(D, 6, 6),
+    "a tree": lambda: HierarchicalRouter(
+        NoisyTopKRouter(D, 2, 1), [NoisyTopKRouter(D, 3, 2) for _ in range(2)]
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gate", GATES)
+def test_a_layer_gives_its_gate_the_same_gradient(gate: str, backend: str) -> None:
+    def gradients(backend: str) -> list[Tensor]:
+        torch.manual_seed(1)
+        layer = MoELayer(GATES[gate](), Experts(6, D, F), backend).double()
+        for weight in layer.gate.parameters():
+            torch.nn.init.normal_(weight)
+        out_TD, routing = layer(torch.randn(30, D, dtype=torch.float64))
+        loss = out_TD.square().sum() + losses.importance(routing) + losses.load(routing)
+        return [out_TD, *torch.autograd.grad(loss, list(layer.parameters()))]
+
+    for a, b in zip(gradients("loop"), gradients(backend), strict=True):
+        assert a.abs().max() > 0
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,6 +1,7 @@
 """The losses on routings small enough to do by hand, and their properties."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ def random_routing(T: int, E: int, K: int, seed: int) -> Routing:
 
 
 ln = math.log
+MEASURES = (
+    losses.load_balance, losses.z_loss, losses.importance, losses.load, losses.max_violation
+)  # fmt: skip
 
 
 def test_load_balance_by_hand() -> None:
@@ -61,7 +65,9 @@ def test_z_loss_is_squared() -> None:
     assert losses.z_loss(routing).item() == pytest.approx((ln(8) ** 2 + ln(2) ** 2) / 2)
 
 
-@pytest.mark.parametrize("loss", [losses.load_balance, losses.z_loss])
+@pytest.mark.parametrize(
+    "loss", [losses.load_balance, losses.z_loss, losses.importance, losses.load]
+)
 @given(T=st.integers(2, 12), seed=st.integers(0, 99), data=st.data())
 def test_a_mask_is_the_same_as_leaving_the_tokens_out(loss, T, seed, data) -> None:
     real = data.draw(st.lists(st.booleans(), min_size=T, max_size=T).filter(any))
@@ -82,7 +88,7 @@ def test_relabelling_the_experts_changes_nothing(seed: int) -> None:
     renamed = route(
         routing.logits_TE[:, order].tolist(), order.argsort()[routing.expert_N.view(9, 2)].tolist()
     )
-    for measure in (losses.load_balance, losses.z_loss, losses.max_violation):
+    for measure in MEASURES:
         torch.testing.assert_close(measure(routing), measure(renamed))
 
 
@@ -104,3 +110,31 @@ def test_max_violation_by_hand() -> None:
 def test_a_mask_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="mask covers 3 tokens, but 4"):
         losses.load_balance(random_routing(4, 3, 1, 0), torch.ones(3))
+
+
+def test_importance_and_load_by_hand_can_disagree() -> None:
+    # Gates 9/10 and 1/10: as many tokens each, but not as much weight.
+    routing = route([[ln(9.0), 0.0]] * 4, [[0, 1]] * 4)
+    assert losses.load(routing) == 0
+    assert losses.importance(routing).item() == pytest.approx(0.8**2)
+
+
+@given(E=st.integers(1, 9), T=st.integers(1, 9))
+def test_the_worst_is_E_minus_1(E: int, T: int) -> None:
+    routing = route([[0.0] * E] * T, [[E - 1]] * T)
+    for loss in (losses.importance, losses.load):
+        assert loss(routing).item() == pytest.approx(E - 1, abs=1e-4)
+
+
+def test_a_smooth_load_goes_before_the_count_and_is_masked() -> None:
+    routing = route([[0.0, 0.0]] * 2, [[0], [0]])
+    smooth = replace(routing, smooth_load_TE=torch.tensor([[0.75, 0.25], [0.5, 0.5]]))
+    assert losses.load(routing) == 1
+    assert losses.load(smooth).item() == pytest.approx(0.25**2)
+    assert losses.load(smooth, torch.tensor([False, True])) == 0
+
+
+def test_of_several_layers_the_mean() -> None:
+    both = [random_routing(9, 4, 2, seed) for seed in (1, 2)]
+    for loss in (losses.importance, losses.load):
+        assert loss(both) == sum(map(loss, both)) / 2

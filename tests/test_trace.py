@@ -6,6 +6,7 @@ what was routed, whatever the gate said. Our layer's routings are in the model's
 
 import functools
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from moe_lite import trace
 from moe_lite.contracts import MixtralConfig, Routing, RoutingTrace
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
+from moe_lite.routers import NoisyTopKRouter
 
 SMALL = MixtralConfig(
     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
@@ -309,6 +311,20 @@ def test_calls_join_whoever_chooses(model):
         ).flatten(0, 1)  # fmt: skip
         torch.testing.assert_close(joined.gates_TE(), expected.detach())
         assert joined.token_N.tolist() == sorted(joined.token_N.tolist())
+
+
+def test_a_noisy_gate_is_recorded_with_its_smooth_load(model):
+    for layer in model.layers:
+        layer.block_sparse_moe.gate = NoisyTopKRouter(16, 6, 2)
+    calls = [torch.randint(40, (2, length)) for length in (4, 3)]
+    with trace.record(model) as rec:
+        parts = [model(ids).routings[0] for ids in calls]
+    (joined, *_) = rec.trace.layers
+    assert not joined.smooth_load_TE.requires_grad
+    expected = torch.cat([p.smooth_load_TE.view(2, -1, 6) for p in parts], dim=1).flatten(0, 1)
+    torch.testing.assert_close(joined.smooth_load_TE, expected.detach())
+    quiet = replace(parts[1], smooth_load_TE=None)
+    assert trace._join([parts[0], quiet], [4, 3]).smooth_load_TE is None
 
 
 def test_dropped_and_dropless_calls_join(model):

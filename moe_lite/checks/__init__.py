@@ -32,6 +32,13 @@ from .small_mixtral import (
     check_softmax_order,
     check_top_k,
 )
+from .sparsely_gated import (
+    check_load_anywhere,
+    check_noisy_scores,
+    check_prob_in_top_k,
+    check_sparse_gates,
+    check_top1_gate,
+)
 from .verdict import CheckFailed
 
 __all__ = [
@@ -42,15 +49,20 @@ __all__ = [
     "check_global_bug",
     "check_gradients",
     "check_load",
+    "check_load_anywhere",
     "check_mixture_error",
     "check_moe_layer",
     "check_networks_used",
+    "check_noisy_scores",
     "check_orders_agree",
     "check_parameter_count",
     "check_path",
+    "check_prob_in_top_k",
     "check_product",
     "check_responsibilities",
     "check_softmax_order",
+    "check_sparse_gates",
+    "check_top1_gate",
     "check_top_k",
     "check_working_experts",
 ]

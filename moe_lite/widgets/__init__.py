@@ -1,6 +1,7 @@
 """Widgets: the gestures that a plain slider cannot offer, each beside its plain ES module."""
 
 from .competition import CompetitionExplorer
+from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
 
-__all__ = ["CompetitionExplorer", "RoutingExplorer"]
+__all__ = ["CompetitionExplorer", "NoisyGate", "RoutingExplorer"]

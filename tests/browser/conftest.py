@@ -68,7 +68,7 @@ def open_page(new_page, tmp_path):
         page = new_page(**kwargs)
         page.add_init_script(script)
         page.goto(path.as_uri())
-        page.locator(".moe .tok").first.wait_for()
+        page.locator("#widget > div").first.wait_for()
         pages.append((page, path.as_uri()))
         return page
 
