@@ -6,6 +6,7 @@
     python course.py train           train a small Mixtral
     python course.py bench           time it beside other implementations
     python course.py build           rebuild notebooks and exercises from their sources
+    python course.py reproduce NAME  run a paper's experiment again and judge it
 
 The first run makes .venv and installs into it; inside an active environment (venv or
 conda) that one is used instead. Everything goes on to `python -m moe_lite`, so

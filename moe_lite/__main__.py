@@ -1,4 +1,4 @@
-"""The command line: ``python -m moe_lite {lab,test,build,train,explore,bench}``."""
+"""The command line: ``python -m moe_lite {lab,test,build,train,explore,bench,reproduce}``."""
 
 from __future__ import annotations
 
@@ -115,8 +115,15 @@ def bench(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def reproduce(argv: Sequence[str]) -> int:
+    """Reproduce a paper's table and judge it, or write the ledger of all."""
+    from .ledger import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    command.__name__: command for command in (lab, test, build, train, explore, bench)
+    command.__name__: command for command in (lab, test, build, train, explore, bench, reproduce)
 }
 
 
@@ -126,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m moe_lite",
         description="Mixture of Experts from 1991 to today.",
-        epilog="\n".join(f"  {name:<9}{command.__doc__}" for name, command in COMMANDS.items()),
+        epilog="\n".join(f"  {name:<10}{command.__doc__}" for name, command in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -202,17 +201,17 @@ def execute(
     Raises:  ValueError with the notebook, the cell and the exception, or the cell in which the
              time ran out, or the cell that prints a path of this machine.
     """
+    from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
     class ThisInterpreter(KernelSpecManager):
         """A kernel installed as "python3" may be any Python; the course's is the one running."""
 
         def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            return KernelSpec(argv=argv, display_name="Python 3", language="python")
+            return KernelSpec(**get_kernel_dict())
 
     started, position = time.monotonic(), 0
 
@@ -226,6 +225,7 @@ def execute(
         resources={"metadata": {"path": str(folder)}},
         timeout_func=lambda cell: max(0.1, started + limit_s - time.monotonic()),
         startup_timeout=60,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
         allow_errors=allow_errors,
         coalesce_streams=True,
         record_timing=False,
@@ -236,9 +236,7 @@ def execute(
     with tempfile.TemporaryDirectory(prefix="ipython-", ignore_cleanup_errors=True) as ipython:
         env = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(
-                os.pathsep
-            ),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "PYTHONHASHSEED": "0",  # sets print in the same order each time
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # quiet at the kernel's start
             "IPYTHONDIR": ipython,  # nobody's own profile
@@ -246,13 +244,13 @@ def execute(
         }
         try:
             client.execute(env=env, cleanup_kc=True)
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
             if isinstance(error, CellExecutionError):
                 what = f"{error.ename}: {' '.join(error.evalue.split())[:400]}"
             elif isinstance(error, CellTimeoutError):
                 what = f"still running when the notebook's {limit_s:g} s were up"
             else:
-                what = "the kernel died"
+                what = f"the kernel failed: {error}"
             raise ValueError(f"{where(notebook, position, name)}: {what}") from None
     tidy(notebook, name)
     return time.monotonic() - started

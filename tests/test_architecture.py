@@ -16,8 +16,8 @@ FLOORS = {
     1: {"mixtures", "routers", "experts", "losses", "dispatch"},
     2: {"layer"},
     2.5: {"model"},  # a mezzanine: a model is made of layers
-    3: {"hf", "data", "train", "parallel", "trace", "cost", "checks"},
-    4: {"viz", "build", "recipes"},
+    3: {"hf", "data", "vowels", "train", "parallel", "trace", "cost", "checks"},
+    4: {"viz", "build", "recipes", "ledger"},
     4.5: {"widgets", "bench"},  # another: a widget's still is one of viz's, a bench runs a recipe
     5: {"__main__"},  # the door: it opens every room
 }

@@ -302,6 +302,8 @@ def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
     exercise = "router"
     with torch.random.fork_rng(devices=[]):
         router = call(exercise, Router, 4, 3, 2, on="hidden_size=4, num_experts=3, top_k=2")
+    if not isinstance(getattr(router, "gate", None), nn.Linear):
+        raise CheckFailed(f"{exercise}: keep the scores' nn.Linear as self.gate; mend only forward")
     forward = type(router).forward
     before = {k: v for k, v in forward.__globals__.items() if isinstance(v, Tensor)}
     batches = [randn(1, 5, 4), randn(2, 5, 4), randn(3, 3, 4)]

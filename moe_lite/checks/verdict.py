@@ -27,7 +27,7 @@ def passed(exercise: str, verdict: str) -> None:
 
 
 def call(exercise: str, answer: Callable[..., Any], *args: Any, on: str) -> Any:
-    """Call the learner's code, saying in words what it is called on.
+    """Call the learner's code, saying in words what it is called on; a list comes as a tuple.
 
     Raises: CheckFailed with the exercise's name if the code raises, or changes a tensor it is
             given; NotImplementedError as it comes.
@@ -49,7 +49,7 @@ def call(exercise: str, answer: Callable[..., Any], *args: Any, on: str) -> Any:
             raise CheckFailed(
                 f"{exercise} changes its input in place; whoever called it still needs it"
             )
-    return result
+    return tuple(result) if isinstance(result, list) else result
 
 
 def expect(

@@ -120,11 +120,15 @@ function ink(color) {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
 }
 
-/** One rule for each expert; a token then changes its colour and its number with its class. */
+/** The rules of each expert: e5 gives bars and chips its colour, t5 a token its tint. A token's
+ *  rules set only what moves nothing and no child inherits: recolouring a text is then cheap. */
 const rules = (colors) =>
-  colors.map((color, e) =>
-    `.moe .e${e}{--c:${rgb(color).join(" ")};--on:${ink(color)}}` +
-    `.moe .tok.e${e}>.tag::after{content:"${e}";content:"${e}"/""}`).join("\n");
+  colors.map((color, e) => {
+    const c = rgb(color).join(" ");
+    return `.moe .e${e}{--c:${c};--on:${ink(color)}}.moe .tok>.t${e}{border-color:rgb(${c})}` +
+      [0, 1, 2, 3, 4].map((w) => `.moe .t${e}.w${w}{background-color:rgb(${c}/var(--w${w}))}`).join("") +
+      `.moe [aria-selected="true"]>.t${e}{background-color:rgb(${c});color:${ink(color)}}`;
+  }).join("\n");
 
 // ----------------------------------------------------------------------------------- the tokens
 
@@ -145,7 +149,8 @@ function option(text, t) {
   for (const line of lead.split(/(?<=\n)/)) element.append(...marked(line), line.endsWith("\n") ? "\n" : "");
   (body || "∅").split(/(?<=\n)/).forEach((line, i) => {
     // A combining mark needs something to stand on; a slim token, room for its number.
-    const part = h(i ? "b" : `b.tag${[...line.trim()].length < 2 && !/[\u1100-\uffff]/.test(line) ? ".slim" : ""}`, {}, /^\p{M}/u.test(line) ? "◌" : "", ...marked(line));
+    const part = h("b", {}, /^\p{M}/u.test(line) ? "◌" : "", ...marked(line));
+    part.slim = !i && [...line.trim()].length < 2 && !/[\u1100-\uffff]/.test(line);
     element.append(part, line.endsWith("\n") ? "\n" : "");
   });
   if (!text.trim()) element.setAttribute("aria-label", voice(text));
@@ -177,9 +182,11 @@ function build(model, el) {
     h("label", {}, numbers, " expert numbers"));
 
   // --- the text
-  const options = data.tokens.map(option);
+  const options = data.tokens.map(option), parts = options.map((o) => o.querySelectorAll("b"));
   const listbox = h("div.tokens", { role: "listbox", "aria-labelledby": `${id}-text`, "aria-orientation": "horizontal" }, ...options);
   const legend = h("p.quiet");
+  const digits = h("canvas.numbers", { "aria-hidden": "true" });
+  listbox.append(digits);
   const text = h("section.panel.text", {},
     h("h2", { id: `${id}-text` }, "Text"),
     legend, listbox);
@@ -231,18 +238,61 @@ function build(model, el) {
 
   // --- painting ---------------------------------------------------------------------------------
 
-  const painted = new Array(T).fill("");
   function paintText() {
-    const from = get("layer") * T, filter = get("expert");
+    const filter = get("expert");
     say(legend, filter < 0
       ? "Colour and number: the first expert that the token reached in this layer. The stronger the tint, the more of its weight went there."
-      : `Marked: the tokens that expert ${filter} got in this layer, as first choice or later. The stronger the tint, the more of the token’s weight went there.`);
-    for (let t = 0; t < T; t++) {
-      const row = from + t, e = data.first[row];
-      let name = e === NONE ? "tok none" : `tok e${e} w${data.depth[row]}`;
-      if (hits) name = hits[t] ? `tok e${filter} w${hits[t] - 1}` : "tok dim";
+      : `Marked: what expert ${filter} got in this layer, as first choice or later. The stronger the tint, the more of the token’s weight.`);
+    fresh = 0;
+    paintTokens(seen[0] - 40, seen[1] + 40); // at once what is in view,
+    soon(paintRest); // the others in the frames after it
+    soon(drawNumbers);
+  }
+
+  const painted = new Array(T).fill("");
+  let fresh = 0, seen = [0, 500]; // all tokens below `fresh` are painted; those in view
+  function paintTokens(begin, end) {
+    const l = get("layer"), filter = get("expert");
+    for (let t = Math.max(0, begin); t < Math.min(T, end); t++) {
+      const row = l * T + t, e = data.first[row];
+      let name = e === NONE ? "none" : `t${e} w${data.depth[row]}`;
+      if (hits) name = hits[t] ? `t${filter} w${hits[t] - 1}` : "dim";
       if (data.lost[row]) name += " lost";
-      if (painted[t] !== name) options[t].className = painted[t] = name;
+      if (painted[t] === name) continue;
+      painted[t] = name;
+      for (const part of parts[t]) part.className = part.slim ? `slim ${name}` : name;
+    }
+  }
+  function paintRest() {
+    paintTokens(fresh, fresh + 250);
+    fresh += 250;
+    if (fresh < T) soon(paintRest);
+  }
+
+  /** Writes the experts' numbers into the leading: on a canvas, because as text they would make
+   *  the browser set the whole text again at every step. Only around what is in view. */
+  function drawNumbers() {
+    const width = listbox.clientWidth, room = listbox.clientHeight, scale = window.devicePixelRatio || 1;
+    const top = Math.max(0, listbox.scrollTop - room / 2), height = Math.min(2 * room, listbox.scrollHeight - top);
+    digits.hidden = !numbers.checked;
+    if (!width || !room || digits.hidden) return;
+    digits.style.top = `${top}px`;
+    digits.style.width = `${width}px`;
+    digits.style.height = `${height}px`;
+    digits.width = Math.round(width * scale); // which also clears it
+    digits.height = Math.round(height * scale);
+    const style = getComputedStyle(root), ctx = digits.getContext("2d"), filter = get("expert"), l = get("layer");
+    ctx.scale(scale, scale);
+    ctx.font = `10.5px ${style.fontFamily}`;
+    ctx.textAlign = "center";
+    ctx.textBaseline = "top";
+    ctx.fillStyle = style.getPropertyValue("--quiet");
+    const box = listbox.getBoundingClientRect();
+    const left = box.left + listbox.clientLeft, above = box.top + listbox.clientTop - listbox.scrollTop + top;
+    for (let t = Math.max(0, seen[0] - 150); t < Math.min(T, seen[1] + 150); t++) {
+      if (hits && !hits[t]) continue;
+      const e = hits ? filter : data.first[l * T + t], at = parts[t][0].getClientRects()[0];
+      ctx.fillText(e === NONE ? "–" : e, at.left + at.width / 2 - left, at.bottom + 3 - above);
     }
   }
 
@@ -344,7 +394,6 @@ function build(model, el) {
 
   // --- the map: only the columns in view are drawn
   const cell = { width: 2, height: 8 };
-  let seen = [0, T]; // the tokens in view in the text
   function look() {
     const top = listbox.scrollTop, bottom = top + listbox.clientHeight;
     const at = (y) => { // the first token that begins below y
@@ -444,6 +493,7 @@ function build(model, el) {
   function theme() {
     const [r, g, b] = getComputedStyle(root).color.match(/[\d.]+/g).map(Number);
     root.classList.toggle("dark", r + g + b > 384);
+    soon(drawNumbers);
     soon(drawMap);
   }
 
@@ -460,12 +510,12 @@ function build(model, el) {
   const point = (t) => { if (t !== hover) { hover = t; soon(paintToken); soon(drawMap); } };
   const under = (event) => { const tok = event.target.closest?.(".tok"); return tok ? Number(tok.dataset.t) : -1; };
   on(slider, "input", () => set({ layer: Number(slider.value) }));
-  on(numbers, "change", () => root.classList.toggle("plain", !numbers.checked));
+  on(numbers, "change", () => soon(drawNumbers));
   on(clear, "click", () => { set({ expert: -1 }); slider.focus(); });
   on(listbox, "mouseover", (event) => point(under(event)));
   on(listbox, "mouseleave", () => point(-1));
   on(listbox, "click", (event) => { if (under(event) >= 0) set({ selected: under(event) }); });
-  on(listbox, "scroll", () => { look(); soon(drawMap); }, { passive: true });
+  on(listbox, "scroll", () => { look(); paintTokens(seen[0] - 40, seen[1] + 40); soon(drawNumbers); soon(drawMap); }, { passive: true });
   on(frame, "scroll", () => soon(drawMap), { passive: true });
   const spot = (event) => {
     const box = canvas.getBoundingClientRect();
@@ -479,9 +529,7 @@ function build(model, el) {
 
   /** The nearest token of the line above (-1) or below (+1). */
   function neighbour(t, direction) {
-    const tag = (i) => options[i].querySelector(".tag");
-    const here = tag(t).getClientRects()[0];
-    const away = (i) => tag(i).getClientRects()[0];
+    const away = (i) => parts[i][0].getClientRects()[0], here = away(t);
     let best = t, bestGap = Infinity, line = null;
     for (let i = t + direction; i >= 0 && i < T; i += direction) {
       const box = away(i), y = box.top;
@@ -545,7 +593,7 @@ function build(model, el) {
     if (!event.ctrlKey && !event.metaKey && !event.altKey && !(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
   });
 
-  const resized = new ResizeObserver(() => { look(); soon(drawMap); });
+  const resized = new ResizeObserver(() => { look(); soon(drawNumbers); soon(drawMap); });
   resized.observe(frame);
   resized.observe(listbox);
   const themed = new MutationObserver(theme);

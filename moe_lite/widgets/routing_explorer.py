@@ -77,13 +77,13 @@ class RoutingExplorer(PortableWidget):
         name, value = proposal["trait"].name, proposal["value"]
         trace = self._trace
         what, least, size = {
-            "selected": ("token", -1, len(trace.tokens)),
-            "layer": ("layer", 0, len(trace.layers)),
-            "expert": ("expert", -1, max(r.num_experts for r in trace.layers)),
+            "selected": ("a token", -1, len(trace.tokens)),
+            "layer": ("a layer", 0, len(trace.layers)),
+            "expert": ("an expert", -1, max(r.num_experts for r in trace.layers)),
         }[name]
         if not least <= value < size:
             none = ", or -1 for none" if least else ""
-            raise t.TraitError(f"{name} must be a {what} from 0 to {size - 1}{none}, not {value}")
+            raise t.TraitError(f"{name} must be {what} from 0 to {size - 1}{none}, not {value}")
         return value
 
     @property

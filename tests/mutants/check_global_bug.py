@@ -91,6 +91,14 @@ class Undivided(_Router):
         return tuple(self.gate(x_TD).softmax(-1).topk(self.top_k))
 
 
+class Renamed(nn.Module):
+    """keep the scores' nn.Linear as self.gate"""
+
+    def __init__(self, hidden_size, num_experts, top_k):
+        super().__init__()
+        self.scores = nn.Linear(hidden_size, num_experts, bias=False)
+
+
 class RightRouter(_Router):
     def forward(self, x_TD):
         return self.route(x_TD)

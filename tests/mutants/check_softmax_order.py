@@ -66,4 +66,4 @@ def right_by_hand(logits_TE, k):
     expert_TK = logits_TE.argsort(dim=-1, descending=True)[:, :k]
     top_TK = torch.take_along_dim(logits_TE, expert_TK, dim=-1)
     weight_TK = (top_TK - top_TK[:, :1]).exp()
-    return weight_TK / weight_TK.sum(-1, keepdim=True), expert_TK
+    return [weight_TK / weight_TK.sum(-1, keepdim=True), expert_TK]

@@ -1,0 +1,87 @@
+"""A real Chromium, driven headless: it opens a widget's page and writes down what it fetches."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_lite.contracts import RoutingTrace
+from moe_lite.routers import TopKRouter
+
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session")
+def browser(chromium):
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(browser):
+    """Open pages whose every request and error is written down; none may err."""
+    contexts, errors = [], []
+
+    def new_page(theme="light", width=1200):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce"
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.requests = []
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("dialog", lambda dialog: (errors.append(dialog.message), dialog.dismiss()))
+        page.on(
+            "console",
+            lambda message: errors.append(message.text) if message.type == "error" else None,
+        )
+        return page
+
+    new_page.errors = errors
+    yield new_page
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+@pytest.fixture
+def open_page(new_page, tmp_path):
+    """Write a widget's page and open it from the disk; it must fetch nothing else."""
+    pages = []
+
+    def open_page(widget, script="", **kwargs):
+        path = widget.to_html(tmp_path / f"page{len(pages)}.html")
+        page = new_page(**kwargs)
+        page.add_init_script(script)
+        page.goto(path.as_uri())
+        page.locator(".moe .tok").first.wait_for()
+        pages.append((page, path.as_uri()))
+        return page
+
+    yield open_page
+    for page, address in pages:
+        assert page.requests == [address]
+
+
+@pytest.fixture
+def make_trace():
+    def make_trace(tokens, L=4, E=8, K=2):
+        layers = tuple(TopKRouter(4, E, K)(3 * torch.randn(len(tokens), 4)) for _ in range(L))
+        names = tuple(f"layers.{n}.block_sparse_moe" for n in range(L))
+        return RoutingTrace(list(tokens), tuple(r.detach() for r in layers), names, "a test")
+
+    return make_trace

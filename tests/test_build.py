@@ -1,0 +1,442 @@
+"""The build: marks, cuts, execution, what outputs are kept, and that nobody's work is lost."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_lite import __main__ as command_line
+from moe_lite import build
+
+CHAPTER = """\
+# %% [markdown]
+# # Why?
+
+# %%
+x = 1
+
+# %%
+print(x + 1)
+"""
+SOLUTION = '''\
+# %% [markdown]
+# # Exercises
+
+# %%
+def half(x: float) -> float:
+    """Halve."""
+    ### BEGIN SOLUTION
+    y = x / 2
+    return y
+    ### END SOLUTION
+
+# %%
+assert half(2) == 1
+### BEGIN HIDDEN TESTS
+assert half(3) == 1.5
+### END HIDDEN TESTS
+
+# %%
+### BEGIN HIDDEN TESTS
+assert half(4) == 2
+### END HIDDEN TESTS
+'''
+
+
+@pytest.fixture
+def course(tmp_path):
+    """Write a source into a small course; give its root."""
+
+    def write(folder, text, name="01_why.py"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_text(text, encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def cells(*code):
+    """Make a notebook of these code cells."""
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in code])
+
+
+# --- the marks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("### BEGIN SOLUTION\nx", "s.py, line 1: ### BEGIN SOLUTION has no END in its cell"),
+        ("# %%\n### BEGIN SOLUTION\n# %%\n### END SOLUTION", "s.py, line 2: .* no END in its cell"),
+        ("x\n### END SOLUTION", "s.py, line 2: ### END SOLUTION without its ### BEGIN SOLUTION"),
+        (
+            "### BEGIN SOLUTION\n### BEGIN HIDDEN TESTS",
+            "line 2: ### BEGIN HIDDEN TESTS inside the SOLUTION begun on line 1",
+        ),
+        ("### BEGIN SOLUTION\n### END HIDDEN TESTS", "line 2: ### END HIDDEN TESTS without"),
+        ("  ### BEGIN SOLUTON", "line 1: '### BEGIN SOLUTON' is not a mark"),
+        ("###BEGIN SOLUTION", "line 1: '###BEGIN SOLUTION' is not a mark"),
+        ("## BEGIN SOLUTION", "is not a mark"),
+    ],
+)
+def test_a_malformed_mark_is_named_with_its_line(text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build.count_regions(text, "s.py")
+
+
+def test_marks_are_counted():
+    assert build.count_regions(SOLUTION, "s.py") == 1
+    assert build.count_regions("# BEGIN reading here\nx = 1  ### END SOLUTION", "s.py") == 0
+
+
+line = st.sampled_from(["x = 1", "    y = 2", "", "# why", "if x:"])
+region = st.tuples(st.sampled_from(["", "    "]), st.sampled_from(build.KINDS), st.lists(line))
+
+
+@given(st.lists(st.one_of(line, region)))
+def test_cutting_keeps_what_is_outside_and_solving_keeps_everything(parts):
+    source, outside, everything = [], [], []
+    for part in parts:
+        if isinstance(part, str):
+            source.append(part), outside.append(part), everything.append(part)
+        else:
+            indent, kind, inside = part
+            source += [f"{indent}### BEGIN {kind}", *inside, f"{indent}### END {kind}"]
+            outside += [indent + text for text in build.CUT] if kind == "SOLUTION" else []
+            everything += inside
+    code = "\n".join(source)
+    assert build.cut(code, solved=False) == "\n".join(outside).strip("\n")
+    assert build.cut(code, solved=True) == "\n".join(everything).strip("\n")
+    assert build.count_regions(code, "s.py") == code.count("BEGIN SOLUTION")
+
+
+# --- the three kinds of notebook -----------------------------------------------------------------
+
+
+def test_a_course_is_built_checked_and_left_alone(course, capsys):
+    course("notebooks", CHAPTER)
+    root = course("solutions", SOLUTION)
+    assert build.main(["--check"], root) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{folder}/01_why.ipynb: missing" for folder in ("notebooks", "solutions", "exercises")
+    ]
+
+    assert build.main([], root) == 0
+    chapter = read(root / "notebooks/01_why.ipynb")
+    assert [cell.get("execution_count") for cell in chapter.cells] == [None, 1, 2]
+    assert chapter.cells[2].outputs[0].text == "2\n"
+
+    solved = read(root / "solutions/01_why.ipynb")
+    assert "BEGIN" not in str(solved) and "END" not in str(solved)
+    assert [cell.source for cell in solved.cells[2:]] == [
+        "assert half(2) == 1\nassert half(3) == 1.5",
+        "assert half(4) == 2",
+    ]
+
+    title, note, function, check = read(root / "exercises/01_why.ipynb").cells
+    assert title.source == "# Exercises"
+    assert "solutions/01_why.py" in note.source
+    assert function.source.endswith(
+        '"""Halve."""\n    # YOUR CODE HERE\n    raise NotImplementedError'
+    )
+    assert check.source == "assert half(2) == 1"
+    assert function.execution_count is None and not function.outputs
+
+    files = sorted(root.rglob("*.ipynb"))
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    capsys.readouterr()
+    assert build.main(["--check"], root) == 0
+    assert build.main([], root) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Nothing to build: every notebook is up to date.",
+        *(f"{f}/01_why.ipynb: up to date" for f in ("notebooks", "solutions", "exercises")),
+    ]
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    assert build.main(["--force", "01"], root) == 0  # executed again: still no diff
+    assert {path: data for path, (data, _) in before.items()} == {p: p.read_bytes() for p in files}
+    assert b"\r" not in files[0].read_bytes()
+    assert not list(root.rglob("*.part"))
+
+
+def test_only_what_changed_is_stale(course, capsys):
+    course("notebooks", CHAPTER)
+    root = course("solutions", SOLUTION)
+    build.main([], root)
+    capsys.readouterr()
+    course("solutions", SOLUTION.replace("y = x / 2", "y = 0.5 * x"))
+    assert build.main(["--check"], root) == 1
+    # The exercise hides the line that changed, so it is what its source gives.
+    assert capsys.readouterr().out == "solutions/01_why.ipynb: stale\n"
+    assert build.main(["--check", "01_why"], root) == 1
+
+
+def test_line_endings_do_not_make_a_notebook_stale(course):
+    root = course("notebooks", CHAPTER)
+    build.main([], root)
+    (root / "notebooks/01_why.py").write_bytes(CHAPTER.replace("\n", "\r\n").encode())
+    assert build.main(["--check"], root) == 0
+
+
+def test_cell_ids_follow_the_content(course):
+    root = course("notebooks", CHAPTER + "\n# %%\nx = 1\n")
+    (target,) = build.targets(root)
+    before = [cell.id for cell in build.draft(target).cells]
+    assert len(set(before)) == 4 and before[3] == f"{before[1]}-2"
+    course("notebooks", CHAPTER.replace("# # Why?", "# # Why not?"))
+    after = [cell.id for cell in build.draft(target).cells]
+    assert after[0] != before[0] and after[1:] == before[1:3]
+
+
+# --- nobody's work is lost -----------------------------------------------------------------------
+
+
+def test_an_edited_notebook_is_never_overwritten_unasked(course, capsys):
+    root = course("solutions", SOLUTION)
+    build.main([], root)
+    path = root / "exercises/01_why.ipynb"
+    notebook = read(path)
+    notebook.cells[2].source = "def half(x):\n    return x - x / 2  # mine"
+    nbformat.write(notebook, path)
+    mine = path.read_bytes()
+    course("solutions", SOLUTION.replace("Halve.", "Give half."))
+
+    capsys.readouterr()
+    assert build.main(["--check"], root) == 1
+    assert "exercises/01_why.ipynb: edited since it was built" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="exercises/01_why.ipynb is edited .* --force"):
+        build.main([], root)
+    assert path.read_bytes() == mine
+    build.main(["--force"], root)
+    assert "Give half." in path.read_text(encoding="utf-8")
+
+
+def test_running_a_notebook_is_not_editing_it(course):
+    root = course("notebooks", CHAPTER)
+    build.main([], root)
+    path = root / "notebooks/01_why.ipynb"
+    notebook = read(path)
+    notebook.cells[2].outputs[0].text = "another run\n"
+    notebook.metadata.language_info.version = "3.99"
+    nbformat.write(notebook, path)
+    assert build.main(["--check"], root) == 0
+
+
+@pytest.mark.parametrize("text", ["<<<<<<< HEAD\n{}", "[]", '{"nbformat": 4}'])
+def test_a_broken_notebook_is_named_and_kept(course, capsys, text):
+    root = course("notebooks", CHAPTER)
+    path = root / "notebooks/01_why.ipynb"
+    path.write_text(text, encoding="utf-8")
+    assert build.main(["--check"], root) == 1
+    assert "not a readable notebook" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="not a readable notebook"):
+        build.main([], root)
+    assert path.read_text(encoding="utf-8") == text
+
+
+def test_cleared_outputs_are_noticed(course, capsys):
+    root = course("notebooks", CHAPTER)
+    build.main([], root)
+    path = root / "notebooks/01_why.ipynb"
+    notebook = read(path)
+    for cell in notebook.cells[1:]:
+        cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, path)
+    assert build.main(["--check"], root) == 1
+    assert "not executed" in capsys.readouterr().out
+
+
+def test_orphans_are_named_and_kept(course, capsys):
+    root = course("notebooks", CHAPTER)
+    build.main([], root)
+    for name in ("02_gone.ipynb", "01_why-Copy1.ipynb", "scratch.ipynb"):
+        (root / "notebooks" / name).write_text("{}", encoding="utf-8")
+    capsys.readouterr()
+    assert build.main(["--check"], root) == 1
+    assert capsys.readouterr().out == "notebooks/02_gone.ipynb: orphan: no source makes it\n"
+    assert build.main([], root) == 0
+    assert "02_gone.ipynb: orphan" in capsys.readouterr().out
+    assert (root / "notebooks/02_gone.ipynb").exists()
+
+
+# --- failures are one sentence, and nothing is half written --------------------------------------
+
+
+def test_a_failing_cell_is_named_and_the_old_notebook_stays(course):
+    root = course("notebooks", CHAPTER)
+    build.main([], root)
+    old = (root / "notebooks/01_why.ipynb").read_bytes()
+    course("notebooks", CHAPTER + "\n# %%\n# first line\n1 / 0\n")
+    with pytest.raises(ValueError) as failed:
+        build.main([], root)
+    assert str(failed.value) == (
+        'notebooks/01_why.ipynb, cell 4 of 4 ("# first line"): ZeroDivisionError: division by zero'
+    )
+    assert (root / "notebooks/01_why.ipynb").read_bytes() == old
+    assert not list(root.rglob("*.part"))
+
+
+def test_the_limit_is_for_the_whole_notebook(tmp_path):
+    notebook = cells(*["import time; time.sleep(1.5)"] * 4)
+    with pytest.raises(ValueError, match=r"cell [2-4] of 4 .*when the notebook\'s 4 s were up"):
+        build.execute(notebook, tmp_path, "n.ipynb", limit_s=4)
+
+
+def test_a_dead_kernel_is_named(tmp_path):
+    with pytest.raises(ValueError, match="cell 1 of 1 .*the kernel failed: Kernel died"):
+        build.execute(cells("import os; os._exit(1)"), tmp_path, "n.ipynb")
+
+
+def test_malformed_marks_stop_the_build_before_anything_is_written(course):
+    root = course("solutions", SOLUTION.replace("    ### END SOLUTION\n", ""))
+    with pytest.raises(ValueError, match="solutions/01_why.py, line 7: ### BEGIN SOLUTION has no"):
+        build.main([], root)
+    assert not list(root.rglob("*.ipynb"))
+
+
+def test_an_exercise_must_ask_something(course):
+    root = course("solutions", CHAPTER)
+    with pytest.raises(ValueError, match="its exercise would ask nothing"):
+        build.main([], root)
+
+
+def test_a_notebook_may_not_grow_beyond_a_megabyte(course):
+    root = course("notebooks", "# %%\nprint(('a' * 99 + '\\n') * 10_001)\n")
+    with pytest.raises(ValueError, match=r"would be 1\.1 MB; the limit is 1 MB"):
+        build.main([], root)
+    assert not list(root.rglob("*.ipynb"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["42"], "there is no chapter '42'; there are: 01_why"), ([], "no notebooks/.*py or solut")],
+)
+def test_what_cannot_be_built_is_said(course, tmp_path, arguments, sentence):
+    root = course("notebooks", CHAPTER) if arguments else tmp_path
+    with pytest.raises(ValueError, match=sentence):
+        build.main(arguments, root)
+
+
+def test_on_the_command_line_a_failure_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(build, "targets", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a defect of ours is not hidden
+        command_line.main(["build"])
+    monkeypatch.undo()
+    assert command_line.main(["build", "nonsense"]) == 1
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("moe_lite build: there is no chapter 'nonsense'")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_missing_tool_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jupytext", None)
+    assert command_line.main(["build", "--check"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match("moe_lite build: .*jupytext.*course.py build", line)
+
+
+# --- what is kept of the outputs -----------------------------------------------------------------
+
+
+def test_the_kernel_is_this_interpreter_in_the_notebooks_folder(tmp_path):
+    notebook = cells(
+        "import sys, os, hashlib, moe_lite.build",
+        "hashlib.sha256(sys.executable.encode()).hexdigest()",
+        "os.path.basename(os.getcwd())",
+    )
+    seconds = build.execute(notebook, tmp_path, "n.ipynb")
+    shown = [cell.outputs[0].data["text/plain"] for cell in notebook.cells[1:]]
+    assert shown == [repr(hashlib.sha256(sys.executable.encode()).hexdigest()), repr(tmp_path.name)]
+    assert 0 < seconds < 60
+
+
+def test_outputs_keep_what_a_page_can_show(tmp_path):
+    notebook = cells(
+        "import sys\nprint('a')\nprint('b', file=sys.stderr)\nprint('c')",
+        "import ipywidgets\nipywidgets.IntSlider()",
+        f"display({{'{build.WIDGET}': {{'model_id': '1'}}, 'text/plain': 'W()',"
+        " 'text/html': '<p>', 'image/png': 'iVBORw0KGgo='}, raw=True)",
+        "display({'text/html': '<b>x</b>', 'text/plain': 'x'}, raw=True)",
+        "display({'text/html': '<script>x</script>', 'text/plain': 'x'}, raw=True)",
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
+    )
+    build.execute(notebook, tmp_path, "n.ipynb")
+    stream, slider, widget, html, script, figure = (cell.outputs for cell in notebook.cells)
+    assert [(o.name, o.text) for o in stream] == [("stdout", "a\nc\n")]
+    assert slider == []
+    assert set(widget[0].data) == {"text/plain", "image/png"}
+    assert set(html[0].data) == {"text/plain", "text/html"}
+    assert set(script[0].data) == {"text/plain"}
+    assert "image/png" in figure[0].data
+    assert "widgets" not in notebook.metadata
+    assert all("execution" not in cell.metadata for cell in notebook.cells)
+
+
+def test_plotly_is_kept_small(tmp_path):
+    notebook = cells("import plotly.graph_objects as go\ngo.Figure(go.Bar(y=[1, 2]))")
+    build.execute(notebook, tmp_path, "n.ipynb")
+    assert "application/vnd.plotly.v1+json" in notebook.cells[0].outputs[0].data
+    assert len(json.dumps(notebook)) < 50_000
+
+
+def test_paths_of_the_machine_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="its output shows this machine's path"):
+        build.execute(cells("import pathlib; pathlib.Path.home() / 'x'"), tmp_path, "n.ipynb")
+
+
+def test_an_expected_exception_is_shown_without_its_frames(tmp_path):
+    notebook = cells("raise KeyError('on purpose')")
+    notebook.cells[0].metadata.tags = ["raises-exception"]
+    build.execute(notebook, tmp_path, "n.ipynb")
+    (output,) = notebook.cells[0].outputs
+    assert (output.ename, len(output.traceback)) == ("KeyError", 1)
+    assert "on purpose" in output.traceback[0]
+
+
+def test_a_verdict_is_all_a_learner_sees(tmp_path):
+    notebook = cells("from moe_lite import checks", "checks.check_top_k(lambda logits, k: None)")
+    build.execute(notebook, tmp_path, "n.ipynb", allow_errors=True)
+    (output,) = notebook.cells[1].outputs
+    assert output.traceback == ["✗ top_k: return two tensors, (gate_TK, expert_TK), not None"]
+
+
+def test_nobodys_ipython_profile_changes_the_outputs(tmp_path, monkeypatch):
+    start = tmp_path / "profile_default" / "startup"
+    start.mkdir(parents=True)
+    (start / "00.py").write_text("print = None", encoding="utf-8")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = cells("print('still here')")
+    build.execute(notebook, tmp_path, "n.ipynb")
+    assert notebook.cells[0].outputs[0].text == "still here\n"
+
+
+def test_a_stopped_build_leaves_no_half_notebook(course, monkeypatch):
+    root = course("solutions", SOLUTION)
+    (target,) = [t for t in build.targets(root) if t.is_exercise]
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build.build(target)
+    assert not list((root / "exercises").iterdir())
+
+
+def test_module_runs_as_a_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "moe_lite", "build", "--help"],
+        capture_output=True, text=True, cwd=build.ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0 and "--check" in done.stdout

@@ -1,0 +1,116 @@
+"""The notebooks run, the exercises wait, and what is committed is what the sources give.
+
+``pytest -m notebooks`` runs these alone. The limit is the build's own: seconds of wall time for
+a whole notebook.
+"""
+
+import os
+import re
+import shutil
+
+import nbformat
+import pytest
+
+from moe_lite import build
+
+pytestmark = pytest.mark.notebooks
+TARGETS = build.targets()
+EXECUTED = [target for target in TARGETS if not target.is_exercise]
+EXERCISES = [target for target in TARGETS if target.is_exercise]
+PRIVATE = re.compile(
+    r"(?<![\w.])/(?:home|Users|root|tmp|var/folders|private|mnt|opt)/|[A-Z]:\\\\?\w"
+)
+
+
+def named(targets):
+    return [pytest.param(target, id=target.name) for target in targets]
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Copy a target's sources to where running them can leave nothing behind."""
+
+    def copy(target):
+        folder = tmp_path / target.source.parent.name
+        shutil.copytree(
+            target.source.parent, folder, ignore=shutil.ignore_patterns("*.ipynb", ".*")
+        )
+        return folder
+
+    return copy
+
+
+def run(target, folder, capsys, **options):
+    notebook = build.draft(target)
+    seconds = build.execute(notebook, folder, target.name, **options)
+    with capsys.disabled():
+        print(f"\n  {target.name}: {seconds:.0f} s of {build.LIMIT_S:.0f}", end="  ")
+    return notebook
+
+
+@pytest.mark.parametrize("target", named(EXECUTED))
+def test_a_notebook_runs_from_its_source_within_the_limit(target, elsewhere, capsys):
+    run(target, elsewhere(target), capsys)
+
+
+@pytest.mark.parametrize("target", named(EXERCISES))
+def test_an_unfilled_exercise_fails_only_as_not_implemented(target, elsewhere, capsys):
+    notebook = run(target, elsewhere(target), capsys, allow_errors=True)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    raised = {
+        index: output.ename
+        for index, cell in enumerate(code)
+        for output in cell.outputs
+        if output.output_type == "error"
+    }
+    assert set(raised.values()) == {"NotImplementedError"}, raised
+    checks = {index for index, cell in enumerate(code) if "checks.check_" in cell.source}
+    assert checks, "an exercise is told whether it is right"
+    assert checks <= set(raised), "a check passes though there is no answer yet"
+
+
+@pytest.mark.parametrize("target", named(TARGETS))
+def test_a_built_notebook_is_what_its_source_gives(target):
+    problem = build.problem(target)
+    if problem == build.EDITED and os.environ.get("CI") != "true":
+        pytest.skip(f"{target.name} holds your own work; it is not compared with its source")
+    assert problem is None, f"{target.name} is {problem}: run python -m moe_lite build"
+
+
+def test_no_built_notebook_is_an_orphan():
+    assert build.orphans() == []
+
+
+@pytest.mark.parametrize("target", named(TARGETS))
+def test_a_built_notebook_is_fit_to_be_read_anywhere(target):
+    text = target.built.read_text(encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=4)
+    nbformat.validate(notebook)
+    assert len(text.encode()) < build.MAX_BYTES
+    assert build.WIDGET not in text and "widgets" not in notebook.metadata
+    assert "version" not in notebook.metadata.language_info
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:
+        words = repr([cell.source, *map(build.texts, cell.outputs)])
+        assert not PRIVATE.search(words), f"a path of one machine: {PRIVATE.search(words)}"
+        assert not any(output.get("name") == "stderr" for output in cell.outputs)
+    counts = [cell.execution_count for cell in code]
+    assert counts == ([None] * len(code) if target.is_exercise else [*range(1, len(code) + 1)])
+
+
+@pytest.mark.parametrize("target", named(EXERCISES))
+def test_an_exercise_has_its_dress(target):
+    """Difficulty, minutes, importance, two folded hints, types and a docstring, in each."""
+    cells = build.draft(target).cells
+    regions = [index for index, cell in enumerate(cells) if "# YOUR CODE HERE" in cell.source]
+    assert len(regions) >= 4
+    for index in regions:
+        before, cell = cells[index - 1].source, cells[index].source
+        assert before.count("<details>") == before.count("</details>") == 2
+        assert cell.count('"""') >= 2 and "->" in cell
+        assert "checks.check_" in cells[index + 1].source
+    text = "\n".join(cell.source for cell in cells)
+    sections = re.findall(r"^## \d+\. .*\n\n(.*)$", text, flags=re.M)
+    assert len(sections) >= 4
+    for line in sections:
+        assert re.fullmatch(r"\*Difficulty [●○]{5} · importance [●○]{5} · \d+ minutes\*", line)

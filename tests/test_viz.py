@@ -1,0 +1,173 @@
+"""The static figures say what the routing says."""
+
+import io
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_lite import viz
+from moe_lite.contracts import Routing, RoutingTrace
+from moe_lite.routers import TopKRouter
+
+
+def make_trace(tokens, L=3, E=8, K=2):
+    layers = tuple(TopKRouter(4, E, K)(torch.randn(len(tokens), 4)).detach() for _ in range(L))
+    return RoutingTrace(list(tokens), layers, tuple(f"layers.{n}" for n in range(L)), "a test")
+
+
+def dropped_and_unequal():
+    """Four tokens: one with two experts (the better one second), one dropped, one with none."""
+    token_N, expert_N = torch.tensor([2, 0, 0, 1, 2]), torch.tensor([1, 1, 2, 0, 0])
+    gate_N = torch.tensor([0.5, 0.3, 0.6, 0.9, 0.2])
+    keep_N = torch.tensor([True, True, True, False, True])
+    probs_TE = torch.full((4, 3), 1 / 3)
+    return Routing(probs_TE.log(), probs_TE, token_N, expert_N, gate_N, keep_N)
+
+
+def test_the_first_expert_is_the_best_that_was_reached():
+    routing = dropped_and_unequal()
+    assert viz.first_experts(routing).tolist() == [2, -1, 1, -1]
+    token, expert, gate, keep = viz.ordered_pairs(routing)
+    assert token.tolist() == [0, 0, 1, 2, 2]
+    assert expert.tolist() == [2, 1, 0, 1, 0]
+    assert gate.tolist() == pytest.approx([0.6, 0.3, 0.9, 0.5, 0.2])
+    assert keep.tolist() == [True, True, False, True, True]
+
+
+def test_choices_keep_their_order():
+    """A router that ranks by one score and weighs by another: its order stands."""
+    routing = Routing.from_choices(
+        torch.zeros(1, 3), torch.full((1, 3), 0.5),
+        torch.tensor([[2, 0]]), torch.tensor([[0.1, 0.9]]),
+    )  # fmt: skip
+    assert viz.first_experts(routing).tolist() == [2]
+    assert viz.ordered_pairs(routing)[1].tolist() == [2, 0]
+
+
+def test_map_shows_the_first_experts():
+    trace = make_trace("abcdef")
+    (ax,) = viz.routing_map(trace).axes
+    colors = viz.expert_colors(8)
+    shown = (np.asarray(ax.images[0].get_array()) * 255).round().astype(int)
+    for n, routing in enumerate(trace.layers):
+        for t in range(6):
+            e = int(routing.expert_N[t * 2])
+            assert "#{:02X}{:02X}{:02X}".format(*shown[n, t]) == colors[e]
+    assert len(ax.texts) == 3 * 6  # never colour alone
+    assert ax.get_xlabel() and ax.get_ylabel()
+
+
+def test_bars_show_the_load():
+    routing = dropped_and_unequal()
+    (ax,) = viz.load_bars(routing).axes
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([25, 50, 25])
+    assert [text.get_text() for text in ax.texts] == ["25.0", "50.0", "25.0"]
+    assert ax.lines[0].get_ydata()[0] == pytest.approx(100 / 3)
+    trace = make_trace("abcdef", E=4)
+    (ax,) = viz.load_bars(trace, 2).axes
+    load_E = trace.layers[2].load_E()
+    assert [b.get_height() for b in ax.patches] == pytest.approx((100 * load_E / 12).tolist())
+
+
+def test_text_is_set_whole_with_its_numbers():
+    tokens = ["To", " be", ",", " or\n", "not"]
+    trace = make_trace(tokens)
+    (ax,) = viz.token_routing(trace, 1).axes
+    texts = [text.get_text() for text in ax.texts]
+    assert texts[::2] == ["To", " be", ",", " or↵", "not"]
+    assert texts[1::2] == [str(e) for e in viz.first_experts(trace.layers[1])]
+
+
+def test_long_text_says_what_it_leaves_out():
+    (ax,) = viz.token_routing(make_trace(["word "] * 100), columns=20, max_rows=3).axes
+    assert "88 more tokens not shown" in ax.get_title(loc="left")
+
+
+def test_what_no_font_can_draw_is_a_box_and_no_warning():
+    trace = make_trace(["\U0010fffd", "$x^2$", "e\u0301", "はじめ", "😀", "", "\t", "\n\n", "שלום"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for figure in (viz.token_routing(trace), viz.overview(trace, 1)):
+            figure.savefig(io.BytesIO(), format="png", dpi=30)
+    shown = [text.get_text() for text in viz.token_routing(trace).axes[0].texts]
+    assert "□" in shown and r"\$x^2\$" in shown
+
+
+@given(st.lists(st.text(max_size=9), min_size=1, max_size=20), st.integers(4, 30))
+def test_every_character_finds_its_place(tokens, columns):
+    boxes = list(viz._set_text(tokens, columns))
+    for n, token in enumerate(tokens):
+        own = "".join(text for t, *_, text, _ in boxes if t == n)
+        assert own.replace("↵", "") == (
+            token.expandtabs(4).replace("\n", "").replace("↵", "") if token else "∅"
+        )
+    ends = {}
+    for _, row, column, cells, *_ in boxes:
+        assert column >= ends.get(row, 0), "tokens overlap"
+        ends[row] = column + cells
+        assert ends[row] <= columns + 1  # a token of no width still gets a cell
+
+
+@pytest.mark.parametrize(("T", "L", "E", "K"), [(1, 1, 1, 1), (300, 2, 64, 8), (3, 40, 8, 2)])
+def test_any_size_can_be_drawn(T, L, E, K):
+    figure = viz.overview(make_trace(["ab "] * T, L, E, K), L - 1)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=40)
+    assert out.getvalue().startswith(b"\x89PNG")
+
+
+def test_curves_draw_each_run():
+    runs = {"MoE": ([1, 2, 3], [3.0, 2.0, 1.0]), "dense": ([1, 2], [3.0, 2.5])}
+    (ax,) = viz.curves(runs, "step", "loss (nats)").axes
+    assert [line.get_label() for line in ax.lines] == ["MoE", "dense"]
+    assert [list(line.get_ydata()) for line in ax.lines] == [[3.0, 2.0, 1.0], [3.0, 2.5]]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss (nats)")
+    assert len({str(line._unscaled_dash_pattern) for line in ax.lines}) == 2  # never colour alone
+
+
+def luminance(color):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in viz._rgb(color)]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def test_colours_are_many_and_their_ink_can_be_read():
+    colors = viz.expert_colors(64)
+    assert len(set(colors)) == 64
+    assert colors[:3] == viz.expert_colors(3)  # an expert's colour does not hang on how many
+    for color in colors:
+        low, high = sorted((luminance(color), luminance(viz._on(color))))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, color
+
+
+@pytest.mark.parametrize(
+    ("draw", "complaint"),
+    [
+        (lambda: viz.routing_map(make_trace("")), "nothing to draw: the trace has 0 tokens"),
+        (lambda: viz.load_bars(make_trace("ab", L=0)), "0 layers"),
+        (lambda: viz.token_routing(make_trace("ab"), 3), "layer must be between 0 and 2, not 3"),
+        (lambda: viz.overview(make_trace("ab"), -1), "not -1"),
+        (lambda: viz.curves({}, "x", "y"), "no run to draw"),
+        (lambda: viz.curves({"a": ([1, 2], [1])}, "x", "y"), "'a' has 2 x values but 1 y values"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(draw, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        draw()
+
+
+def test_no_global_state():
+    code = """
+import sys, torch
+from moe_lite import viz
+assert "matplotlib" not in sys.modules
+viz.curves({"a": ([1], [1])}, "x", "y")
+print("matplotlib.pyplot" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
