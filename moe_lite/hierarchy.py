@@ -7,7 +7,7 @@ by level, so node n has the children 2n+1 (left) and 2n+2, and the leaves come l
 ====== ============================== ====== ==================================
 letter meaning                        letter meaning
 ====== ============================== ====== ==================================
-B      trees, fitted side by side     T      tokens (1994: training points)
+Q      trees, fitted side by side     T      tokens (1994: training points)
 G      gates, the inner nodes: E - 1  E      experts, the leaves: 2 ** depth
 N      all nodes: G + E               D O    inputs, their last one a 1; outputs
 ====== ============================== ====== ==================================
@@ -27,58 +27,57 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class HME:
-    """Hold B trees: what a step of EM takes and gives.
+    """Hold Q trees: what a step of EM takes and gives.
 
-    Shapes: gate_BGD, one logistic regression for each inner node; expert_BEDO, one linear
-            regression for each leaf; var_BE, the variance of each expert's Gaussian.
+    Shapes: gate_QGD, one logistic regression for each inner node; expert_QEDO, one linear
+            regression for each leaf; var_QE, the variance of each expert's Gaussian.
     Source: Jordan & Jacobs 1994, "Hierarchical mixtures of experts and the EM algorithm"
             (Neural Computation 6:181-214), section 2.
     """
 
-    gate_BGD: Tensor
-    expert_BEDO: Tensor
-    var_BE: Tensor
+    gate_QGD: Tensor
+    expert_QEDO: Tensor
+    var_QE: Tensor
 
     @property
     def depth(self) -> int:
         """Levels of gates above the experts."""
-        return self.var_BE.shape[1].bit_length() - 1
+        return self.var_QE.shape[1].bit_length() - 1
 
     def log_prior(self, x_TD: Tensor) -> Tensor:
-        """Give log P(a token passes node n | x) for every node: (B, T, N), the root's is 0.
+        """Give log P(a token passes node n | x) for every node: (Q, T, N), the root's is 0.
 
         Source: the products of g_i and g_j|i in section 2.
         """
-        score_BTG = x_TD @ self.gate_BGD.mT
-        step_BTG2 = F.logsigmoid(torch.stack([score_BTG, -score_BTG], dim=-1))
-        levels = [torch.zeros_like(score_BTG[..., :1])]
+        score_QTG = x_TD @ self.gate_QGD.mT
+        step_QTG2 = F.logsigmoid(torch.stack([score_QTG, -score_QTG], dim=-1))
+        levels = [torch.zeros_like(score_QTG[..., :1])]
         for level in range(self.depth):
             first = 2**level - 1  # the level's nodes are first .. 2 * first
-            step = step_BTG2[..., first : 2 * first + 1, :]
+            step = step_QTG2[..., first : 2 * first + 1, :]
             levels.append((levels[-1][..., None] + step).flatten(-2))
         return torch.cat(levels, dim=-1)
 
     def predict(self, x_TD: Tensor) -> Tensor:
-        """Mix the experts' predictions by their gates: (B, T, O)."""
-        prior_BTE = self.log_prior(x_TD)[..., -self.var_BE.shape[1] :].exp()
-        # The gates of each token weigh the experts' matrices; one matrix for each token follows.
-        return torch.einsum("bte,beto->bto", prior_BTE, x_TD @ self.expert_BEDO)
+        """Mix the experts' predictions by their gates: (Q, T, O)."""
+        prior_QTE = self.log_prior(x_TD)[..., -self.var_QE.shape[1] :].exp()
+        return torch.einsum("qte,qeto->qto", prior_QTE, x_TD @ self.expert_QEDO)
 
     def log_joint(self, x_TD: Tensor, y_TO: Tensor) -> Tensor:
-        """Give log(prior of the leaf x density of y under its expert): (B, T, E)."""
-        error_BET = (y_TO - x_TD @ self.expert_BEDO).square().sum(dim=-1)
-        var_BE1 = self.var_BE[..., None]
-        log_density_BET = -0.5 * (
-            error_BET / var_BE1 + y_TO.shape[-1] * (2 * math.pi * var_BE1).log()
+        """Give log(prior of the leaf x density of y under its expert): (Q, T, E)."""
+        error_QET = (y_TO - x_TD @ self.expert_QEDO).square().sum(dim=-1)
+        var_QE1 = self.var_QE[..., None]
+        log_density_QET = -0.5 * (
+            error_QET / var_QE1 + y_TO.shape[-1] * (2 * math.pi * var_QE1).log()
         )
-        return self.log_prior(x_TD)[..., -self.var_BE.shape[1] :] + log_density_BET.mT
+        return self.log_prior(x_TD)[..., -self.var_QE.shape[1] :] + log_density_QET.mT
 
     def log_likelihood(self, x_TD: Tensor, y_TO: Tensor) -> Tensor:
-        """Give sum over tokens of log P(y | x), in nats, for each tree: (B,)."""
+        """Give sum over tokens of log P(y | x), in nats, for each tree: (Q,)."""
         return self.log_joint(x_TD, y_TO).logsumexp(dim=-1).sum(dim=-1)
 
     def posterior(self, x_TD: Tensor, y_TO: Tensor) -> Tensor:
-        """Give P(the token passed node n | x, y) for every node: (B, T, N), the root's is 1.
+        """Give P(the token passed node n | x, y) for every node: (Q, T, N), the root's is 1.
 
         A leaf's follows from Bayes' rule, a manager's is the sum of its two children's.
 
@@ -87,7 +86,7 @@ class HME:
         return sum_upwards(self.log_joint(x_TD, y_TO).softmax(dim=-1))
 
     def __getitem__(self, tree: int) -> HME:
-        """Take one tree out of the B, as a batch of one."""
+        """Take one tree out of the Q, as a batch of one."""
         return HME(*(part[tree : tree + 1 or None] for part in vars(self).values()))
 
 
@@ -127,8 +126,8 @@ def random_tree(
         draw = torch.randn((2 * E - 1) * inputs * outputs, generator=rng, dtype=torch.float64)
         gates.append(scale * draw[: (E - 1) * inputs].view(E - 1, inputs))
         experts.append(scale * draw[-E * inputs * outputs :].view(E, inputs, outputs))
-    gate_BGD, expert_BEDO = torch.stack(gates), torch.stack(experts)
-    return HME(gate_BGD, expert_BEDO, torch.ones_like(expert_BEDO[..., 0, 0]))
+    gate_QGD, expert_QEDO = torch.stack(gates), torch.stack(experts)
+    return HME(gate_QGD, expert_QEDO, torch.ones_like(expert_QEDO[..., 0, 0]))
 
 
 def em_step(
@@ -136,7 +135,7 @@ def em_step(
     x_TD: Tensor,
     y_TO: Tensor,
     *,
-    irls_steps: int = 3,
+    irls_steps: int = 1,
     damping: float = 1e-3,
     min_var: float = 1e-4,
 ) -> HME:
@@ -147,74 +146,73 @@ def em_step(
     its own. Damping pulls a solution towards where it already is, never towards zero, so that no
     step can lower the likelihood and an expert that nobody asks stays put.
 
-    Args:    irls_steps: Newton steps of each gate; min_var: least variance, in y's units squared.
+    Args:    irls_steps: Newton steps of each gate; one is enough to climb, if not to the top of
+             its hill; min_var: least variance, in y's units squared.
     Returns: trees whose log-likelihood is at least that of ``tree``.
     Source:  Jordan & Jacobs 1994, Algorithm 1; IRLS in its appendix A.
     """
-    posterior_BTN = tree.posterior(x_TD, y_TO)
-    E = tree.var_BE.shape[1]
-    expert_BEDO, var_BE = fit_experts(
-        tree, x_TD, y_TO, posterior_BTN[..., -E:], damping=damping, min_var=min_var
+    posterior_QTN = tree.posterior(x_TD, y_TO)
+    E = tree.var_QE.shape[1]
+    expert_QEDO, var_QE = fit_experts(
+        tree, x_TD, y_TO, posterior_QTN[..., -E:], damping=damping, min_var=min_var
     )
-    gate_BGD = tree.gate_BGD
+    gate_QGD = tree.gate_QGD
     for _ in range(irls_steps):
-        gate_BGD = fit_gates(gate_BGD, x_TD, posterior_BTN, damping=damping)
-    return HME(gate_BGD, expert_BEDO, var_BE)
+        gate_QGD = fit_gates(gate_QGD, x_TD, posterior_QTN, damping=damping)
+    return HME(gate_QGD, expert_QEDO, var_QE)
 
 
 def fit_experts(
-    tree: HME, x_TD: Tensor, y_TO: Tensor, weight_BTE: Tensor, *, damping: float, min_var: float
+    tree: HME, x_TD: Tensor, y_TO: Tensor, weight_QTE: Tensor, *, damping: float, min_var: float
 ) -> tuple[Tensor, Tensor]:
-    """Solve every expert's weighted least squares: (expert_BEDO, var_BE).
+    """Solve every expert's weighted least squares: (expert_QEDO, var_QE).
 
     Source: the first maximisation of section 3, for Gaussian experts.
     """
-    B, _, E = weight_BTE.shape
-    D, O = x_TD.shape[1], y_TO.shape[1]
+    Q, _, E = weight_QTE.shape
+    D, outputs = x_TD.shape[1], y_TO.shape[1]
     # All experts' sums over tokens at once: their weights times the same outer products.
-    weight_BET = weight_BTE.mT
-    xx_BEDD = (weight_BET @ _outer(x_TD, x_TD)).view(B, E, D, D)
-    xy_BEDO = (weight_BET @ _outer(x_TD, y_TO)).view(B, E, D, O)
-    yy_BE = weight_BET @ y_TO.square().sum(dim=-1)
+    weight_QET = weight_QTE.mT
+    xx_QEDD = (weight_QET @ _outer(x_TD, x_TD)).view(Q, E, D, D)
+    xy_QEDO = (weight_QET @ _outer(x_TD, y_TO)).view(Q, E, D, outputs)
+    yy_QE = weight_QET @ y_TO.square().sum(dim=-1)
     ridge_DD = damping * torch.eye(D, dtype=x_TD.dtype, device=x_TD.device)
-    expert_BEDO = torch.linalg.solve(xx_BEDD + ridge_DD, xy_BEDO + damping * tree.expert_BEDO)
-    error_BE = yy_BE + (expert_BEDO * (xx_BEDD @ expert_BEDO - 2 * xy_BEDO)).sum(dim=(-2, -1))
-    mass_BE = weight_BTE.sum(dim=1)
-    var_BE = (error_BE / (O * mass_BE)).clamp(min=min_var)
-    return expert_BEDO, torch.where(mass_BE > 1e-6, var_BE, tree.var_BE)
+    expert_QEDO = torch.linalg.solve(xx_QEDD + ridge_DD, xy_QEDO + damping * tree.expert_QEDO)
+    error_QE = yy_QE + (expert_QEDO * (xx_QEDD @ expert_QEDO - 2 * xy_QEDO)).sum(dim=(-2, -1))
+    mass_QE = weight_QTE.sum(dim=1)
+    var_QE = (error_QE / (outputs * mass_QE)).clamp(min=min_var)
+    return expert_QEDO, torch.where(mass_QE > 1e-6, var_QE, tree.var_QE)
 
 
-def fit_gates(
-    gate_BGD: Tensor, x_TD: Tensor, posterior_BTN: Tensor, *, damping: float
-) -> Tensor:
-    """Take one Newton step of every gate's weighted logistic regression (IRLS): gate_BGD.
+def fit_gates(gate_QGD: Tensor, x_TD: Tensor, posterior_QTN: Tensor, *, damping: float) -> Tensor:
+    """Take one Newton step of every gate's weighted logistic regression (IRLS): gate_QGD.
 
     A step that would lower a gate's own likelihood is halved until it does not.
 
     Source: the second and third maximisation of section 3.
     """
-    B, G, D = gate_BGD.shape
-    child_BTG2 = posterior_BTN[..., 1:].unflatten(-1, (G, 2))
-    own_BTG = posterior_BTN[..., :G]
+    Q, G, D = gate_QGD.shape
+    child_QTG2 = posterior_QTN[..., 1:].unflatten(-1, (G, 2))
+    own_QTG = posterior_QTN[..., :G]
 
-    def likelihood(gate_BGD: Tensor) -> Tensor:
-        score_BTG = x_TD @ gate_BGD.mT
-        log_BTG2 = F.logsigmoid(torch.stack([score_BTG, -score_BTG], dim=-1))
-        return (child_BTG2 * log_BTG2).sum(dim=(1, 3))
+    def likelihood(gate_QGD: Tensor) -> Tensor:
+        score_QTG = x_TD @ gate_QGD.mT
+        log_QTG2 = F.logsigmoid(torch.stack([score_QTG, -score_QTG], dim=-1))
+        return (child_QTG2 * log_QTG2).sum(dim=(1, 3))
 
-    left_BTG = (x_TD @ gate_BGD.mT).sigmoid()
-    slope_BGD = (child_BTG2[..., 0] - own_BTG * left_BTG).mT @ x_TD
-    curve_BGT = (own_BTG * left_BTG * (1 - left_BTG)).mT
+    left_QTG = (x_TD @ gate_QGD.mT).sigmoid()
+    slope_QGD = (child_QTG2[..., 0] - own_QTG * left_QTG).mT @ x_TD
+    curve_QGT = (own_QTG * left_QTG * (1 - left_QTG)).mT
     ridge_DD = damping * torch.eye(D, dtype=x_TD.dtype, device=x_TD.device)
-    curve_BGDD = (curve_BGT @ _outer(x_TD, x_TD)).view(B, G, D, D) + ridge_DD
-    step_BGD = torch.linalg.solve(curve_BGDD, slope_BGD[..., None])[..., 0]
-    before_BG = likelihood(gate_BGD)
+    curve_QGDD = (curve_QGT @ _outer(x_TD, x_TD)).view(Q, G, D, D) + ridge_DD
+    step_QGD = torch.linalg.solve(curve_QGDD, slope_QGD[..., None])[..., 0]
+    before_QG = likelihood(gate_QGD)
     for _ in range(8):
-        worse_BG = likelihood(gate_BGD + step_BGD) < before_BG
-        if not worse_BG.any():
-            return gate_BGD + step_BGD
-        step_BGD = torch.where(worse_BG[..., None], step_BGD / 2, step_BGD)
-    return torch.where(worse_BG[..., None], gate_BGD, gate_BGD + step_BGD)
+        worse_QG = likelihood(gate_QGD + step_QGD) < before_QG
+        if not worse_QG.any():
+            return gate_QGD + step_QGD
+        step_QGD = torch.where(worse_QG[..., None], step_QGD / 2, step_QGD)
+    return torch.where(worse_QG[..., None], gate_QGD, gate_QGD + step_QGD)
 
 
 def constrain(gate_TE: Tensor, total_E: Tensor, margin: float) -> Tensor:
