@@ -9,6 +9,14 @@ lets that through.
 One module for each chapter; ``verdict`` is what they share.
 """
 
+from .hierarchies import (
+    check_constrain,
+    check_fit_expert,
+    check_fit_gate,
+    check_leaf_priors,
+    check_m_step,
+    check_posteriors,
+)
 from .small_mixtral import (
     check_balance_is_used,
     check_global_bug,
@@ -23,10 +31,16 @@ from .verdict import CheckFailed
 __all__ = [
     "CheckFailed",
     "check_balance_is_used",
+    "check_constrain",
+    "check_fit_expert",
+    "check_fit_gate",
     "check_global_bug",
+    "check_leaf_priors",
+    "check_m_step",
     "check_moe_layer",
     "check_orders_agree",
     "check_parameter_count",
+    "check_posteriors",
     "check_softmax_order",
     "check_top_k",
 ]

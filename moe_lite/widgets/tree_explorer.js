@@ -147,11 +147,11 @@ function render({ model, el }) {
       prior.style.width = percent(before);
       own.style.width = percent(after);
     });
-    const all = t < 0 ? `${percent(mean("posterior", n))} of all points` : `point ${t} (x = ${x[t].toFixed(2)}, y = ${y[t].toFixed(2)})`;
+    const all = t < 0 ? (n ? `${percent(mean("posterior", n))} of all points` : "all points") : `point ${t} (x = ${x[t].toFixed(2)}, y = ${y[t].toFixed(2)})`;
     if (n >= E - 1) said.textContent = `Expert ${n - E + 1} answers for ${t < 0 ? all : `${percent(share("posterior", t, n))} of ${all}; its gates expected ${percent(share("prior", t, n))}`}.`;
     else {
       const left = (which) => percent(of(which, 2 * n + 1) / (of(which, n) || 1));
-      said.textContent = `Gate ${n} would send ${left("prior")} of what reaches it left; knowing y, it should have been ${left("posterior")}. That difference is what the gate learns from: ${all}.`;
+      said.textContent = `For ${all}: gate ${n} would send ${left("prior")} of what reaches it left; knowing y, ${left("posterior")} should have gone there. The gate learns from the difference.`;
     }
     now.setAttribute("cx", cx(s)); now.setAttribute("cy", cy(likelihood[s]));
   }

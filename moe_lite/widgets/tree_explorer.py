@@ -104,8 +104,8 @@ class TreeExplorer(PortableWidget):
                 left.plot(x, np.where(at, slope * x + intercept, np.nan), color=colors[e], lw=width)
             if (own := prior[:, E - 1 + e]).max() > 0.3:
                 at = int(own.argmax())
-                left.annotate(str(e), (x[at], slope * x[at] + intercept), color=INK, fontsize=9,
-                              bbox={"boxstyle": "round", "fc": "white", "ec": colors[e]})  # fmt: skip
+                box = {"boxstyle": "round", "fc": "white", "ec": colors[e]}
+                left.annotate(str(e), (x[at], slope * x[at] + intercept), fontsize=9, bbox=box)
         room = 0.15 * (max(y) - min(y))
         left.set(xlabel="x", ylabel="y", ylim=(min(y) - room, max(y) + room))
         left.set_title(
