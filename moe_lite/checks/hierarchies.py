@@ -87,8 +87,12 @@ def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
     Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
     """
     exercise = "posteriors"
-    by_hand = torch.tensor([[0.4, 0.1, 0.3, 0.2]]), torch.tensor([[1.0, 2.0, 0.0, 2.0]])
-    cases = [("prior [[0.4, 0.1, 0.3, 0.2]], density [[1, 2, 0, 2]]", *by_hand)]
+    prior_TE = torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]])
+    density_TE = torch.tensor([[1.0, 2.0, 0.0, 2.0], [1.0, 1.0, 2.0, 0.0]])
+    given = (
+        "prior [[0.4, 0.1, 0.3, 0.2], [1/4, 1/4, 1/4, 1/4]], density [[1, 2, 0, 2], [1, 1, 2, 0]]"
+    )
+    cases = [(given, prior_TE, density_TE)]
     for E in (2, 8):
         cases.append((f"{E} experts, random numbers", randn(E, 5, E).softmax(-1),
                       randn(E + 1, 5, E).exp()))  # fmt: skip
@@ -172,8 +176,8 @@ def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
     """
     exercise = "fit_gate"
     ones, v = torch.ones(2, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    own_T, left_T = torch.tensor([[1.0, 0.5], [0.75, 0.25]], dtype=torch.float64)
-    cases = [("v = [0], x = [[1], [1]], own = [1, 0.5], left = [0.75, 0.25]", v, ones, own_T,
+    own_T, left_T = torch.tensor([[1.0, 0.5], [0.75, 0.125]], dtype=torch.float64)
+    cases = [("v = [0], x = [[1], [1]], own = [1, 0.5], left = [0.75, 0.125]", v, ones, own_T,
               left_T)]  # fmt: skip
     own_T = randn(5, 30).double().sigmoid()
     cases.append(("30 random tokens, 3 inputs", randn(4, 3).double(), affine(randn(6, 30, 2)),
@@ -340,9 +344,9 @@ def check_constrain(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """
     exercise = "constrain"
     gate_TE = torch.tensor([[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]])
-    cases = [("gates [[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]], totals [9, 2, 1], margin 3", gate_TE,
-              torch.tensor([9.0, 2.0, 1.0]), 3.0)]  # fmt: skip
-    cases.append((f"{cases[0][0][:-1]}6", gate_TE, torch.tensor([9.0, 2.0, 1.0]), 6.0))
+    cases = [("gates [[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]], totals [9, 5, 1], margin 3", gate_TE,
+              torch.tensor([9.0, 5.0, 1.0]), 3.0)]  # fmt: skip
+    cases.append((f"{cases[0][0][:-1]}6", gate_TE, torch.tensor([9.0, 5.0, 1.0]), 6.0))
     for seed in (1, 2, 3):
         cases.append((f"random gates of 6 experts, margin {seed}", randn(seed, 5, 6).softmax(-1),
                       10 * randn(seed + 9, 6).abs(), float(seed)))  # fmt: skip
@@ -371,6 +375,8 @@ def check_constrain(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
              (gate_TE * ~shut_E) / (gate_TE * ~shut_E).sum(0, keepdim=True)),
             ("the constraint is not applied: these are the gates as they came", gate_TE),
         ]  # fmt: skip
-        right = constrain(gate_TE, total_E, margin)
-        expect(exercise, given, yours, right, mistakes, "the wrong experts are closed")
+        right, otherwise = constrain(gate_TE, total_E, margin), "the wrong experts are closed"
+        if isinstance(yours, Tensor) and yours.isnan().any():
+            otherwise = "a sum over the tokens is 0 for a closed expert; sum over the experts"
+        expect(exercise, given, yours, right, mistakes, otherwise)
     passed(exercise, "whoever is too far ahead waits, and each token's gates still add up to 1.")
