@@ -176,8 +176,8 @@ def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
     """
     exercise = "fit_gate"
     ones, v = torch.ones(2, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    own_T, left_T = torch.tensor([[1.0, 0.5], [0.75, 0.125]], dtype=torch.float64)
-    cases = [("v = [0], x = [[1], [1]], own = [1, 0.5], left = [0.75, 0.125]", v, ones, own_T,
+    own_T, left_T = torch.tensor([[1.0, 0.5], [0.8, 0.1]], dtype=torch.float64)
+    cases = [("v = [0], x = [[1], [1]], own = [1, 0.5], left = [0.8, 0.1]", v, ones, own_T,
               left_T)]  # fmt: skip
     own_T = randn(5, 30).double().sigmoid()
     cases.append(("30 random tokens, 3 inputs", randn(4, 3).double(), affine(randn(6, 30, 2)),
