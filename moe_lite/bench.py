@@ -18,7 +18,7 @@ from . import hf
 from .losses import load_balance
 from .model import Mixtral
 from .recipes import read_recipe
-from .train import autocast_dtype, cross_entropy, make_optimizer
+from .train import autocast_dtype, cross_entropy, head_loss, make_optimizer
 
 Run = Callable[[], int]
 """Do a piece of work and say how many tokens it was."""
@@ -65,8 +65,9 @@ def training_and_generation(
 ) -> dict[str, Any]:
     """Time whole training steps and greedy generation of a recipe's model, both sides alike.
 
-    Same weights, batches, optimizer, cross entropy, balance loss (each side its own) and, where
-    chosen, bfloat16 autocast. Before timing, the two losses must agree.
+    Same weights, batches, optimizer and, where chosen, bfloat16 autocast. Each side computes its
+    own balance loss; ours takes the cross entropy as :func:`moe_lite.train.train` does, theirs by
+    ``F.cross_entropy`` on its logits. Before timing, the two losses must agree.
 
     Raises: ValueError if they do not.
     """
@@ -82,8 +83,9 @@ def training_and_generation(
     coef = recipe.training.aux_coef
 
     def our_loss() -> torch.Tensor:
-        out = ours(ids_BS[:, :-1])
-        return cross_entropy(out.logits_BSV, ids_BS[:, 1:]) + coef * load_balance(out.routings)
+        hidden_BSD, routings = ours.hidden(ids_BS[:, :-1])
+        loss = head_loss(ours.lm_head, hidden_BSD, ids_BS[:, 1:])
+        return loss + coef * load_balance(routings)
 
     def their_loss() -> torch.Tensor:
         out = theirs(ids_BS[:, :-1], output_router_logits=True)

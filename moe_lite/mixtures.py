@@ -225,7 +225,7 @@ def descend(
         with torch.no_grad():
             for value, gradient in zip(parameters.values(), gradients, strict=True):
                 size_Q = (step_Q * running_Q).view(Q, *[1] * (value.dim() - 1))
-                value -= size_Q * gradient
+                value.sub_(size_Q * gradient)
     return Descent(epochs_Q, torch.stack(history), kept)
 
 

@@ -163,6 +163,18 @@ class Mixtral(nn.Module):
     ) -> ModelOutput:
         """Score every next token.
 
+        The arguments, and what is raised, are those of :meth:`hidden`.
+        """
+        hidden_BSD, routings = self.hidden(ids_BS, mask_BS, cache)
+        return ModelOutput(self.lm_head(hidden_BSD), routings)
+
+    def hidden(
+        self, ids_BS: Tensor, mask_BS: Tensor | None = None, cache: KVCache | None = None
+    ) -> tuple[Tensor, tuple[Routing, ...]]:
+        """Give what the output matrix is multiplied with, (B, S, D), and the routings.
+
+        A training loss that takes the logits in pieces never holds all (B, S, V) of them.
+
         Args:   ids_BS: int64 token ids. mask_BS: True (or 1) for real tokens, False for
                 padding, over all tokens so far (cached ones included). cache: filled in
                 place; ids_BS then continue where it ends.
@@ -183,7 +195,7 @@ class Mixtral(nn.Module):
             routings.append(routing)
         if cache is not None:
             cache.length = end
-        return ModelOutput(self.lm_head(self.norm(x_BSD)), tuple(routings))
+        return self.norm(x_BSD), tuple(routings)
 
     def _check(self, ids_BS: Tensor, mask_BS: Tensor | None, start: int) -> None:
         V, context = self.config.vocab_size, self.config.max_position_embeddings

@@ -108,15 +108,17 @@ def _known(path: Path, what: str, values: Any, kind: type) -> dict[str, Any]:
     return values
 
 
-def export(model: Mixtral, tokenizer: Tokenizer, folder: str | Path) -> None:
+def export(
+    model: Mixtral, tokenizer: Tokenizer, folder: str | Path, dtype: torch.dtype | None = None
+) -> None:
     """Write a folder that ``from_pretrained`` takes: model, tokenizer, generation settings.
 
-    What it replaces there is its own files only.
+    What it replaces there is its own files only. Without a dtype, weights keep theirs.
 
     Raises: OSError if it cannot be written; ValueError if the layout cannot hold the model.
     """
     folder = Path(folder)
-    hf.save(model, folder, overwrite=True)
+    hf.save(model, folder, dtype=dtype, overwrite=True)
     end = tokenizer.token_to_id(END_OF_TEXT)
     texts = {
         "tokenizer.json": tokenizer.to_str(pretty=True),
@@ -155,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
     add("--export", type=Path, metavar="FOLDER",
         help="where the finished model goes (default: model/ in --out)")  # fmt: skip
+    add("--bf16", action="store_true", help="export in bfloat16, at half the size")
     args = parser.parse_args(argv)
 
     recipe = read_recipe(args.config)
@@ -182,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     history.plot().savefig(out / "history.png", dpi=110)
     bits = evaluate(model, corpus, config=replace(config, eval_windows=64))
     print("held-out bits per byte: " + ", ".join(f"{k} {v:.3f}" for k, v in bits.items()))
-    export(model, corpus.tokenizer, target)
+    export(model, corpus.tokenizer, target, torch.bfloat16 if args.bf16 else None)
     print(f"{target}: the model, for python -m moe_lite explore --model {target}")
     return 0
 

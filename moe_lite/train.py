@@ -165,6 +165,15 @@ class History:
             raise ValueError(f"{path} is not a history: {error}") from error
         return cls(rows)
 
+    def smooth(self, name: str, width: int = 9) -> list[float]:
+        """Average one quantity over the steps around each: ``width`` of them, fewer at the ends.
+
+        Centred, because an average over the past alone lags behind a loss that falls.
+        """
+        values, half = self.column(name), width // 2
+        parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+        return [sum(part) / len(part) for part in parts]
+
     def plot(self, x: str = "step") -> Figure:
         """Draw loss, load and, where evaluated, bits per byte against step, tokens or seconds.
 
@@ -179,7 +188,7 @@ class History:
         panels = figure.subplots(1, 2 + bool(evaluated))
         for panel, name in zip(panels, ("loss", "load"), strict=False):
             panel.plot(self.column(x), self.column(name), color="#BBBBBB", lw=0.8)
-            panel.plot(self.column(x), _smooth(self.column(name)), color="black")
+            panel.plot(self.column(x), self.smooth(name), color="black")
         panels[0].set(xlabel=x, ylabel="training loss, nats per token")
         panels[1].set(xlabel=x, ylabel="busiest expert's load / mean load")
         panels[1].axhline(1, color="black", lw=0.8, ls=":")
@@ -211,15 +220,6 @@ class History:
 
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-
-
-def _smooth(values: list[float], keep: float = 0.9) -> list[float]:
-    """Average over the last steps with weights that fade, corrected for the short past."""
-    out, mean, weight = [], 0.0, 0.0
-    for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
-        out.append(mean / weight)
-    return out
 
 
 # The loop
@@ -270,17 +270,17 @@ def train(
 
             try:
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                    output = model(batch.ids_BS)
+                    hidden_BSD, routings = model.hidden(batch.ids_BS)
+                    loss = head_loss(model.lm_head, hidden_BSD, batch.targets_BS)
             except ValueError as error:  # a layer found its router's logits not finite
                 raise ValueError(f"step {step + 1}: {error}") from error
-            loss = cross_entropy(output.logits_BSV, batch.targets_BS)
-            balance, z, load = _router_terms(output.routings)
+            balance, z, load = _router_terms(routings)
             optimizer.zero_grad()
             (loss + config.aux_coef * balance + config.z_coef * z).backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
             numbers = torch.stack([loss, balance, z, load, norm]).tolist()
             if not all(map(math.isfinite, numbers)):
-                _explain(step + 1, numbers[0], output.routings)
+                _explain(step + 1, numbers[0], routings)
             optimizer.step()
 
             elapsed = time.perf_counter() - begin
@@ -317,6 +317,22 @@ def cross_entropy(logits_BSV: Tensor, targets_BS: Tensor, reduction: str = "mean
     """Compute -log p(target) in float32: its mean over all tokens, or their sum; in nats."""
     logits_TV = logits_BSV.flatten(0, 1).float()
     return F.cross_entropy(logits_TV, targets_BS.flatten(), reduction=reduction)
+
+
+def head_loss(lm_head: nn.Linear, hidden_BSD: Tensor, targets_BS: Tensor) -> Tensor:
+    """Compute the mean cross entropy of the next token straight from the hidden states.
+
+    With a vocabulary far wider than the model, most of a small model's memory traffic is its
+    logits. PyTorch 2.13 can take them in pieces (half the time of the head on two CPU cores);
+    older ones, and GPUs, where this was not measured, get them whole. The same number.
+    """
+    V, D = lm_head.weight.shape
+    options = getattr(nn, "LinearCrossEntropyOptions", None)
+    if options is None or hidden_BSD.device.type != "cpu" or not targets_BS.numel() >= D < V:
+        return cross_entropy(lm_head(hidden_BSD), targets_BS)
+    return F.linear_cross_entropy(
+        hidden_BSD.flatten(0, 1).float(), lm_head.weight, targets_BS.flatten(), options=options()
+    )
 
 
 def _router_terms(routings: tuple[Routing, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -230,6 +231,64 @@ def curves(
     return _finish(ax)
 
 
+def plane(
+    x_T2: Any, labels: Sequence[str], experts_E3: Any, gate_E3: Any,
+    *, title: str = "", ax: Axes | None = None,
+) -> Figure:  # fmt: skip
+    """Draw two formants' plane: whose region it is by the gate, and each expert's decision line.
+
+    A region is tinted by its expert, the fainter the less sure the gate is. Experts that win
+    nowhere in the picture are named below it, and their lines left out.
+
+    Args:    x_T2: cases in kHz; labels: the vowel of each, as it is to be shown; experts_E3,
+             gate_E3: weights of F1, F2 and 1 for each expert's score and for the gate's.
+    """
+    x, experts, gate = (np.asarray(a, float) for a in (x_T2, experts_E3, gate_E3))
+    ax = ax or _axes(6.2, 4.6)
+    low, high = x.min(0) - 0.05, x.max(0) + 0.1
+    f1, f2 = np.meshgrid(np.linspace(low[0], high[0], 140), np.linspace(low[1], high[1], 140))
+    grid = np.stack([f1, f2, np.ones_like(f1)], -1)
+    logits = grid @ gate.T
+    prob = np.exp(logits - logits.max(-1, keepdims=True))
+    prob /= prob.sum(-1, keepdims=True)
+    winner, colors = prob.argmax(-1), expert_colors(len(gate))
+    tint = np.array([_rgb(color) for color in colors])[winner]
+    alpha = 0.12 + 0.3 * np.clip(prob.max(-1) * 2 - 1, 0, 1)
+    ax.imshow(np.dstack([tint, alpha]), origin="lower", aspect="auto", interpolation="nearest",
+              extent=(low[0], high[0], low[1], high[1]))  # fmt: skip
+    for marker, label in zip("o^sD*vXP<>", dict.fromkeys(labels), strict=False):
+        mine = [i for i, other in enumerate(labels) if other == label]
+        ax.scatter(
+            x[mine, 0],
+            x[mine, 1],
+            s=13,
+            marker=marker,
+            color=INK,
+            alpha=0.65,
+            lw=0,
+            label=f"[{label}]",
+        )
+    for e, color in enumerate(colors):
+        if not (mine := winner == e).any():
+            continue
+        score = grid @ experts[e]
+        if score.min() < 0 < score.max():
+            ax.contour(f1, f2, score, levels=[0], colors=[color], linewidths=2.6)
+            at = np.abs(score / np.linalg.norm(experts[e][:2])) + 9 * ~mine  # on its line, at home
+            u, v = float(f1.flat[at.argmin()]), float(f2.flat[at.argmin()])
+        else:
+            u, v = float(f1[mine].mean()), float(f2[mine].mean())
+        box = {"boxstyle": "round", "fc": color, "ec": INK}
+        ax.text(u, v, str(e), color=_on(color), ha="center", va="center", fontsize=9, bbox=box)
+    idle = [str(e) for e in range(len(gate)) if not (winner == e).any()]
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    ax.set_xlabel("F1, kHz" + (f"    (idle: expert {', '.join(idle)})" if idle else ""))
+    ax.set_ylabel("F2, kHz")
+    ax.set_title(title, loc="left")
+    ax.legend(frameon=False, loc="upper right", handletextpad=0.1)
+    return _finish(ax)
+
+
 # ---------------------------------------------------------------------------------- helpers
 
 _MONO = "DejaVu Sans Mono"  # comes with matplotlib, so the widths below hold everywhere
@@ -303,7 +362,8 @@ def _set_text(
 def _cjk_fonts() -> tuple[str, ...]:
     from matplotlib.font_manager import fontManager
 
-    installed = {font.name for font in fontManager.ttflist}
+    # The list is matplotlib's cache, and a font may have gone since.
+    installed = {font.name for font in fontManager.ttflist if Path(font.fname).exists()}
     return tuple(name for name in CJK_FONTS if name in installed)
 
 

@@ -383,6 +383,9 @@ for ids, domain in zip(batch.ids_BS, batch.domain_BS[:, 0], strict=True):
     print(f"{corpus.domains[domain]:10} {' '.join(map(repr, data.pieces(corpus.tokenizer, ids)))}")
 
 # %% [markdown]
+# (Tokens here are pieces of words learned from bytes. Where one holds only a part of a Japanese
+# character, you see that part's bytes: `⟨E8 AA⟩`.)
+#
 # Each model sees the same batches in the same order. The loss is the cross entropy of the next
 # token, plus 0.01 times the **load-balancing loss**, which pushes the router away from sending
 # everything to its favourite (chapter 05 takes it apart):
@@ -412,18 +415,12 @@ histories["8 experts, 2 active"]
 # Now all three, against steps and against the clock. Steps say how much each *learns from a
 # token*; the clock says what that *costs on this machine*.
 
-
 # %%
-def smooth(values, width=10):
-    padded = torch.tensor([values[0]] * (width - 1) + values)
-    return padded.unfold(0, width, 1).mean(-1).tolist()
-
-
 fig, panels = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="constrained")
 for panel, x, label in zip(
     panels, ("step", "seconds"), ("steps", "seconds on this machine"), strict=True
 ):
-    curves = {n: (h.column(x), smooth(h.column("loss"))) for n, h in histories.items()}
+    curves = {n: (h.column(x), h.smooth("loss")) for n, h in histories.items()}
     viz.curves(curves, label, "training loss, nats per token", ax=panel)
 
 # %% [markdown]
@@ -444,12 +441,18 @@ print(f"Against equal total parameters it stands at {bits[moe] - bits[whole]:+.3
 print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 
 # %% [markdown]
-# Two things to take away. Counted in *steps*, the mixture lies between its twins: the idle
-# experts are not wasted, but they are not worth as much as if every token used them. Counted in
-# *seconds*, its advantage over the small dense model shrinks or vanishes at this size: eight
-# small matrix products, with sorting before and adding after, keep two cores less busy than one
-# large product of the same arithmetic. People meet this, think they have made a mistake, and
-# have not. What decides is how large the products are, and chapter 10 is about exactly that.
+# Two things to take away.
+#
+# Counted in *steps*, the mixture lies between its twins. The experts that a token does not meet
+# are not wasted, since other tokens met them and shaped them; but they are not worth as much as
+# if every token used them all.
+#
+# Counted in *seconds*, look at the right-hand panel of your own run. The mixture pays for sorting
+# tokens, adding the answers back, and multiplying eight small matrices where its small twin
+# multiplies one large one. Its lead in steps survives that if the price, the factor printed
+# above, is low, and is eaten up if it is high; that depends on the machine, the sizes and the
+# code, and chapter 10 is about exactly that. Many people have measured a mixture that is slower
+# than a dense model, taken it for a mistake of theirs, and made none.
 #
 # One seed, a hundred steps and three million parameters are an illustration and no more.
 #
@@ -463,7 +466,7 @@ print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 model = trained[moe].eval()
 tokenizer = corpus.tokenizer
 show = partial(data.pieces, tokenizer)  # token ids -> strings
-for prompt in ("ROMEO:\n", "def __init__(self", "And it came to pass", "12 + 7 ="):
+for prompt in ("My lord, I", "def __init__(self", "And the king said", "ヱホバ", "12 + 7 ="):
     ids_BS = torch.tensor([tokenizer.encode(prompt).ids])
     out_BS = model.generate(ids_BS, 24, temperature=0.7, top_p=0.9, seed=1)
     print(repr("".join(show(out_BS[0]))))
@@ -474,9 +477,9 @@ for prompt in ("ROMEO:\n", "def __init__(self", "And it came to pass", "12 + 7 =
 # token is tinted by the expert of its first choice, and the small number below says which.
 
 # %%
-prompt = torch.tensor([tokenizer.encode("def area(self, radius):\n").ids])
+prompt = torch.tensor([tokenizer.encode("And the king said").ids])
 with trace.record(model, show) as recorded:
-    model.generate(prompt, 60, temperature=0.7, top_p=0.9, seed=2)
+    model.generate(prompt, 60, temperature=0.7, top_p=0.9, seed=1)
 viz.token_routing(recorded.trace, layer=3)
 
 # %% [markdown]
@@ -523,10 +526,34 @@ for domain, share in shares.items():
 # %% [markdown]
 # With eight experts, 12.5% would be indifference. Rows that differ say that experts and kinds of
 # text have something to do with each other. They do *not* say that there is a "Japanese
-# expert": Japanese is written with tokens that occur nowhere else, and a router that looks only
-# at which token it has in hand would give such a table too. To tell the two apart takes more
-# care, and chapter 12 takes it. The Mixtral authors looked for topics in their own model and
-# found "no obvious pattern" (their section 5).
+# expert": Japanese is written with tokens that occur nowhere else, and a router that looked only
+# at the token in hand would give such a table too. So separate the two causes. Take the same
+# Japanese sentence once alone and once amid the code and the English above, and count the tokens
+# whose first expert changes. Where it does, the router heeds the neighbours; where it does not,
+# the token.
+
+# %%
+before, sentence, after = text.partition("神は光あれと言われた。すると光があった。\n")
+alone = tokenizer.encode(sentence).ids
+skip = len(tokenizer.encode(before).ids)
+assert tokenizer.encode(text).ids[skip : skip + len(alone)] == alone
+with torch.no_grad():
+    out = model(torch.tensor([alone]))
+for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, strict=True)):
+    amid = there.expert_N.view(-1, 2)[skip : skip + len(alone), 0]
+    changed = (amid != here.expert_N.view(-1, 2)[:, 0]).float().mean()
+    print(f"layer {number}: {changed:4.0%} of {len(alone)} tokens change their first expert")
+
+# %% [markdown]
+# In the run stored here nearly every token changed, already in layer 0: so young a model routes
+# by its surroundings far more than by the token. (A guess at why: attention that has learned
+# little averages over all it may see, and that average is most of what the router gets.) The
+# table alone would have let you believe the opposite.
+#
+# One sentence in one model is an anecdote; chapter 12 does it properly, with baselines. But you
+# have seen the right *kind* of question: change one thing, and see whether the routing follows.
+# The Mixtral authors looked for topics in their own model's routing and found "no obvious
+# pattern" (their section 5).
 #
 # ## 8. What goes wrong: a router that does not listen
 #
@@ -591,8 +618,8 @@ for kind in (TopKRouter, DeafRouter):
 #    you renormalise, and does if you don't.
 # 3. Dispatch turns "where does my token go?" into "which tokens are mine?": one product per expert.
 # 4. Mixtral 8×7B holds 46.7 billion parameters and uses 12.9 billion for a token.
-# 5. At equal active parameters the mixture learns more from each token; whether it is faster by
-#    the clock depends on the hardware and the size, and here it is not.
+# 5. At equal active parameters the mixture learned more from each token; what that is worth by the
+#    clock depends on sizes, code and hardware, so measure it.
 #
 # | in the paper | in the code | |
 # |---|---|---|

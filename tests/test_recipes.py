@@ -110,6 +110,9 @@ def test_train_command_from_start_to_a_folder_transformers_reads(config, tmp_pat
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "elsewhere" / name).read_bytes() == (out / "model" / name).read_bytes()
 
+    assert main(["--config", config, "--out", str(out), "--resume", "--bf16"]) == 0
+    assert hf.load(out / "model").embed_tokens.weight.dtype == torch.bfloat16
+
 
 def test_steps_and_seed_come_from_the_command_line(config, tmp_path):
     for seed in "12":

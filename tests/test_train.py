@@ -30,6 +30,7 @@ from moe_lite.train import (
     checkpoints,
     cross_entropy,
     evaluate,
+    head_loss,
     load_checkpoint,
     make_optimizer,
     train,
@@ -269,6 +270,12 @@ def test_history_is_saved_and_loaded_exactly(corpus, tmp_path):
         History.load(tmp_path / "h.jsonl")
 
 
+def test_smoothing_is_centred_and_keeps_a_straight_line_straight():
+    history = History([{"step": i, "loss": float(i)} for i in range(20)])
+    assert history.smooth("loss", 5)[2:-2] == history.column("loss")[2:-2]
+    assert history.smooth("loss", 5)[0] == 1.0  # of 0, 1, 2: the window is cut at the ends
+
+
 def test_history_plots_itself(corpus):
     history = run(fresh(), corpus)
     for x in ("step", "tokens", "seconds"):
@@ -483,16 +490,15 @@ def test_a_router_gone_wrong_is_named_with_step_and_layer(corpus):
 def test_a_router_gone_wrong_where_nothing_looked_is_named_too(corpus, monkeypatch):
     """As on a GPU, where the layer does not wait to look at its logits."""
     model = fresh()
-    genuine = torch.nn.Module.__call__
+    genuine = Mixtral.hidden
 
-    def poisoned(module, *args, **kwargs):
-        out = genuine(module, *args, **kwargs)
-        if module is model:
-            out.routings[1].logits_TE.data[5] = math.inf
-            out.logits_BSV.data[:] = math.nan
-        return out
+    def poisoned(module, *args):
+        hidden_BSD, routings = genuine(module, *args)
+        routings[1].logits_TE.data[5] = math.inf
+        hidden_BSD.data[:] = math.nan
+        return hidden_BSD, routings
 
-    monkeypatch.setattr(Mixtral, "__call__", poisoned)
+    monkeypatch.setattr(Mixtral, "hidden", poisoned)
     with pytest.raises(ValueError, match=r"^step 1: layers\.1\..* not finite .* at token 5 of 64"):
         run(model, corpus)
 
@@ -608,3 +614,20 @@ def test_kill_at_any_moment_loses_no_finished_checkpoint(tmp_path):
     model = fresh(seed=1)
     last = load_checkpoint(found[-1], model, make_optimizer(model, config), text, config)
     assert timeless(last) == timeless(whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_from_the_hidden_states_is_the_loss_from_the_logits(dtype):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 300, bias=False)
+    hidden_BSD = torch.randn(4, 9, 16, dtype=dtype, requires_grad=True)
+    targets_BS = torch.randint(0, 300, (4, 9))
+    results = []
+    for loss in (
+        lambda: head_loss(head, hidden_BSD, targets_BS),
+        lambda: cross_entropy(head(hidden_BSD.float()), targets_BS),
+    ):
+        value = loss()
+        results.append((value, *torch.autograd.grad(value, [hidden_BSD, head.weight])))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain)

@@ -9,6 +9,13 @@ lets that through.
 One module for each chapter; ``verdict`` is what they share.
 """
 
+from .competing_experts import (
+    check_gradients,
+    check_mixture_error,
+    check_product,
+    check_responsibilities,
+    check_working_experts,
+)
 from .hierarchies import (
     check_constrain,
     check_fit_expert,
@@ -35,12 +42,17 @@ __all__ = [
     "check_fit_expert",
     "check_fit_gate",
     "check_global_bug",
+    "check_gradients",
     "check_leaf_priors",
     "check_m_step",
+    "check_mixture_error",
     "check_moe_layer",
     "check_orders_agree",
     "check_parameter_count",
     "check_posteriors",
+    "check_product",
+    "check_responsibilities",
     "check_softmax_order",
     "check_top_k",
+    "check_working_experts",
 ]

@@ -1,6 +1,7 @@
 """Widgets: the gestures that a plain slider cannot offer, each beside its plain ES module."""
 
+from .competition import CompetitionExplorer
 from .routing_explorer import RoutingExplorer
 from .tree_explorer import TreeExplorer
 
-__all__ = ["RoutingExplorer", "TreeExplorer"]
+__all__ = ["CompetitionExplorer", "RoutingExplorer", "TreeExplorer"]

@@ -596,10 +596,9 @@ function build(model, el) {
   const resized = new ResizeObserver(() => { look(); soon(drawNumbers); soon(drawMap); });
   resized.observe(frame);
   resized.observe(listbox);
-  const themed = new MutationObserver(theme);
-  for (const node of [document.documentElement, document.body])
-    themed.observe(node, { attributes: true, attributeFilter: ["class", "theme", "data-theme", "data-jp-theme-light", "data-jp-theme-name"] });
-  on(matchMedia("(prefers-color-scheme: dark)"), "change", theme);
+  // Whatever turns the theme, in whatever host, turns the ink; and that is a (brief) transition.
+  for (const type of ["transitionend", "transitioncancel"])
+    on(root, type, (event) => { if (event.target === root) theme(); });
 
   changed.layer();
   paintSelection();
@@ -608,7 +607,6 @@ function build(model, el) {
   return () => {
     stop.abort();
     resized.disconnect();
-    themed.disconnect();
     frames.forEach((frame) => cancelAnimationFrame(frame));
     for (const [key, paint] of Object.entries(changed)) model.off(`change:${key}`, paint);
     root.remove();

@@ -1,0 +1,190 @@
+"""The competition explorer as a learner meets it: scrub, drag a line, by mouse and by keyboard."""
+
+import re
+
+import pytest
+import torch
+
+from moe_lite import mixtures
+from moe_lite.mixtures import Mixture, descend
+from moe_lite.vowels import IPA, load_vowels
+from moe_lite.widgets import CompetitionExplorer
+
+VOWELS = load_vowels()
+TARGET_T1 = VOWELS.is_one_of(("iy", "aa"))
+
+
+@pytest.fixture(scope="module")
+def kept():
+    train = VOWELS.train_T
+    model = Mixture(2, 4, seeds=[3])
+    wanted = [0, 100, 300, 600]
+    return descend(model, VOWELS.x_T2[train], TARGET_T1[train], step=20.0, keep=wanted).kept
+
+
+@pytest.fixture
+def open_widget(new_page, kept, tmp_path):
+    """Open the widget's page from the disk; it must fetch nothing else."""
+    opened = []
+
+    def open_widget(**options):
+        names = [IPA[name] for name in VOWELS.names]
+        widget = CompetitionExplorer(VOWELS.x_T2, names, TARGET_T1, kept)
+        path = widget.to_html(tmp_path / f"page{len(opened)}.html")
+        page = new_page(**options)
+        page.goto(path.as_uri())
+        page.locator(".competition").wait_for()
+        opened.append((page, path.as_uri()))
+        return page
+
+    yield open_widget
+    for page, address in opened:
+        assert page.requests == [address]
+
+
+def bars(page):
+    """Read p and h of each expert, as printed."""
+    numbers = page.locator(".competition li .value").all_inner_texts()
+    assert [n[0] for n in numbers] == ["p", "h"] * 4
+    values = torch.tensor([float(n[2:]) for n in numbers])
+    return values[0::2], values[1::2]
+
+
+def weigh(weights, case=None):
+    """Compute by the library what the bars should say: of one case, or the mean over all."""
+    model = Mixture(2, 4)
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        logits_TE, out_TEO = (part[0] for part in model(VOWELS.x_T2))
+    pair = logits_TE.softmax(-1), mixtures.responsibilities(logits_TE, out_TEO, TARGET_T1)
+    return [part.mean(0) if case is None else part[case] for part in pair]
+
+
+def agrees(page, weights, case=None):
+    for shown, right in zip(bars(page), weigh(weights, case), strict=True):
+        torch.testing.assert_close(shown, right.float(), atol=6e-4, rtol=0)
+
+
+def pixels(page):
+    return page.locator(".competition canvas").evaluate("c => c.toDataURL()")
+
+
+def settle(page):
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+
+def said(page):
+    return page.locator(".said").inner_text()
+
+
+def test_scrubbing_shows_each_moment(open_widget, kept):
+    page = open_widget()
+    agrees(page, kept[0])
+    seen = {pixels(page)}
+    page.get_by_label("Moment of the training").focus()
+    for epoch in (100, 300, 600):
+        page.keyboard.press("ArrowRight")
+        settle(page)
+        assert page.locator(".controls output").first.inner_text() == f"epoch {epoch}"
+        agrees(page, kept[epoch])
+        seen.add(pixels(page))
+    assert len(seen) == 4
+    assert "Expert 2 has no region" in page.locator("canvas[role=img]").get_attribute("aria-label")
+
+
+def test_a_dragged_line_changes_who_answers(open_widget, kept):
+    page = open_widget()
+    before = bars(page)[1]
+    box = page.locator("canvas[role=img]").bounding_box()
+    handle = page.get_by_role("button", name="2, line of expert 2")
+    handle.hover()
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.45 * box["height"], steps=4)
+    page.mouse.up()
+    settle(page)
+    assert said(page).startswith("Lines moved by you")
+    assert (bars(page)[1] - before).abs().max() > 0.002
+    at = handle.bounding_box()
+    centre = at["x"] + at["width"] / 2 - box["x"], at["y"] + at["height"] / 2 - box["y"]
+    assert centre[0] / box["width"] == pytest.approx(0.3, abs=0.01)
+    assert centre[1] / box["height"] == pytest.approx(0.45, abs=0.01)
+    page.get_by_role("button", name="Lines as trained").click()
+    settle(page)
+    assert said(page).startswith("As trained")
+    agrees(page, kept[0])
+
+
+def test_the_keyboard_does_what_the_mouse_does(open_widget, kept):
+    page = open_widget()
+    page.get_by_label("Moment of the training").press("End")
+    handle = page.get_by_role("button", name="0, line of expert 0")
+    handle.focus()
+    trained = said(page)
+    right = [float(re.search(r"([\d.]+)% right", trained)[1])]
+    for keys in (["ArrowUp"] * 6, ["Shift+ArrowRight"] * 8):
+        for key in keys:
+            page.keyboard.press(key)
+        settle(page)
+        right.append(float(re.search(r"([\d.]+)% right", said(page))[1]))
+    assert right[0] > right[1] != right[2]  # a good line was moved away, and turned
+    assert handle.get_attribute("aria-pressed") == "true"
+    turn = page.get_by_role("button", name="Turn the line of expert 0")
+    turn.focus()
+    before = pixels(page)
+    page.keyboard.press("ArrowLeft")
+    settle(page)
+    assert pixels(page) != before
+
+
+def test_turning_keeps_the_handle_on_its_line(open_widget):
+    page = open_widget()
+    page.get_by_label("Moment of the training").press("End")
+    handle = page.get_by_role("button", name="1, line of expert 1")
+    handle.focus()
+    settle(page)
+    before = handle.bounding_box()
+    for _ in range(5):
+        page.keyboard.press("Shift+ArrowLeft")
+    settle(page)
+    after = handle.bounding_box()
+    assert (after["x"], after["y"]) == pytest.approx((before["x"], before["y"]), abs=1)
+
+
+def test_one_vowel_by_mouse_and_by_slider(open_widget, kept):
+    page = open_widget()
+    one = page.get_by_label("One vowel, or all")
+    one.press("ArrowRight")
+    settle(page)
+    agrees(page, kept[0], case=0)
+    u, v = VOWELS.x_T2[0].tolist()
+    name = IPA[VOWELS.names[0]]
+    heading = page.locator(".competition h2")
+    assert heading.inner_text() == f"[{name}] at {u:.2f}, {v:.2f} kHz; the answer is 1"
+    one.press("Home")
+    settle(page)
+    assert heading.inner_text() == "All 608 vowels"
+    box = page.locator("canvas[role=img]").bounding_box()
+    page.mouse.click(box["x"] + 0.95 * box["width"], box["y"] + 0.1 * box["height"])
+    settle(page)
+    assert heading.inner_text() == "All 608 vowels"  # nothing is there
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing(open_widget, theme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = open_widget(theme=theme)
+    ground = page.locator(".competition").evaluate("e => getComputedStyle(e).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == (theme == "dark")
+    page.get_by_label("One vowel, or all").press("ArrowRight")
+    settle(page)
+    found = axe.run(page).response
+    assert [(v["id"], v["nodes"][0]["html"]) for v in found["violations"]] == []
+
+
+def test_it_is_drawn_anew_in_another_theme_and_fits_a_phone(open_widget):
+    page = open_widget(width=380)
+    before = pixels(page)
+    page.locator("#theme").click()
+    settle(page)
+    assert pixels(page) != before
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
