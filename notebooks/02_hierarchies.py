@@ -33,7 +33,6 @@
 
 # %%
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -45,7 +44,16 @@ from matplotlib.ft2font import FT2Font
 from torch import nn
 
 from moe_lite import arm, ledger, viz
-from moe_lite.hierarchy import HME, affine, constrain, em_step, random_tree, sum_upwards
+from moe_lite.hierarchy import (
+    HME,
+    affine,
+    constrain,
+    em_step,
+    fit_experts,
+    fit_gates,
+    random_tree,
+    sum_upwards,
+)
 from moe_lite.widgets import TreeExplorer
 
 torch.set_printoptions(precision=3, sci_mode=False)
@@ -119,9 +127,9 @@ torch.testing.assert_close(tree.posterior(x_TD, y_TO)[0, 0], h_N)
 torch.testing.assert_close(sum_upwards(leaf_E), h_N)
 
 # %% [markdown]
-# Read the line: expert 2, who called 3, gets 0.76 instead of its prior of 0.40, and so gate 2, its
-# manager, gets more than the half it was expected to get. That gate 0 sent this case
-# left with 0.5 turns out to have been a poor guess, and now we know by how much. That knowledge
+# Read the line: expert 2, who called 3, gets 0.80 instead of its prior of 0.40, and so gate 2, its
+# manager, gets 0.82 instead of the half it was expected to get. That gate 0 sent this case left
+# with 0.5 turns out to have been a poor guess, and now we know by how much. That knowledge
 # is the training signal for gates: nobody labels which expert should have taken a case, but the
 # posterior does, softly.
 #
@@ -199,40 +207,52 @@ for _ in range(40):
 level_SQ = torch.stack([t.log_likelihood(x_TD, y_T1) for t in history])
 print("largest fall in 400 steps:", (level_SQ[:-1] - level_SQ[1:]).max().clamp(min=0).item())
 runs = {f"tree {q}": (range(41), level_SQ[:, q].tolist()) for q in (3, 6, 7, 8)}
-viz.curves(runs, "step of EM", "log-likelihood, nats", title="Four of ten random trees")
+fig, panel = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+_ = viz.curves(runs, "step of EM", "log-likelihood, nats", title="Four of ten trees", ax=panel)
 
 # %% [markdown]
 # Every curve climbs. Not every curve climbs to the same height: EM finds *a* summit, not the
 # highest. Which one depends on where it starts, and here some trees stay well below the others.
 # "Never falls" is a promise about the way, not about the goal.
 #
-# **Now break it.** What if the experts are weighted by the prior, what the gates expected,
-# instead of the posterior, what turned out? It is a one-word slip, the shapes agree, and it even
-# looks like learning. Exercise 5 is about such slips; here is what the likelihood says:
+# **Now break it,** twice. First slip: each gate is fitted to the posterior of the child at $2n+2$
+# instead of $2n+1$, so it learns the wrong way round. Second slip: the experts are weighted by the
+# *prior*, what the gates expected, instead of the posterior, what turned out. Both run without
+# an error, all shapes agree, and both look like learning for a while.
 
 
 # %%
-def broken_step(tree, x_TD, y_TO):
-    good = em_step(tree, x_TD, y_TO)
-    w_TE = tree.log_prior(x_TD).exp()[0, :, -4:]  # should be the posterior
-    xw_ETD = w_TE.T[:, :, None] * x_TD
-    experts = torch.linalg.solve(xw_ETD.mT @ x_TD, xw_ETD.mT @ y_TO)
-    return HME(good.gate_QGD, experts[None], good.var_QE)
+def slip_step(tree, slip):
+    good, h_QTN = em_step(tree, x_TD, y_T1), tree.posterior(x_TD, y_T1)
+    if slip == "wrong child":
+        swapped_QTN = h_QTN[..., [0, 2, 1, 4, 3, 6, 5]]
+        gates = fit_gates(tree.gate_QGD, x_TD, swapped_QTN, damping=1e-3)
+        return HME(gates, good.expert_QEDO, good.var_QE)
+    prior_QTE = tree.log_prior(x_TD)[..., -4:].exp()
+    fitted = fit_experts(tree, x_TD, y_T1, prior_QTE, damping=1e-3, min_var=1e-4)
+    return HME(good.gate_QGD, *fitted)
 
 
-tree, levels = history[0][3], []
-for _ in range(41):
-    levels.append(tree.log_likelihood(x_TD, y_T1).item())
-    tree = broken_step(tree, x_TD, y_T1)
-falls = sum(b < a for a, b in pairwise(levels))
-print(f"{falls} of 40 steps fell; ends at {levels[-1]:.1f}, the right one at {level_SQ[-1, 3]:.1f}")
-both = {"posterior": level_SQ[:, 3].tolist(), "prior": levels}
-viz.curves({k: (range(41), v) for k, v in both.items()}, "step of EM", "log-likelihood, nats")
-
+broken = {}
+for slip in ("wrong child", "prior as weight"):
+    tree, levels = history[0], []
+    for _ in range(41):
+        levels.append(tree.log_likelihood(x_TD, y_T1))
+        tree = slip_step(tree, slip)
+    broken[slip] = torch.stack(levels)
+    fell_Q = (broken[slip].diff(dim=0) < -1e-6).any(dim=0)
+    print(f"{slip:16} fell in {fell_Q.sum()} of 10 trees")
+broken["no slip"] = level_SQ
+runs = {name: (range(41), level_SQ[:, 0].tolist()) for name, level_SQ in broken.items()}
+fig, panel = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+_ = viz.curves(runs, "step of EM", "log-likelihood, nats", title="Tree 0", ax=panel)
 # %% [markdown]
 # That is what the promise is good for in practice. A gradient descent whose loss goes up for a
-# moment may be fine. An EM whose likelihood falls *has a bug*, and you can put that into a test.
-# (This course's library has it as one: ten random trees, every step.)
+# moment may be fine. An EM whose likelihood falls *has a bug*, and you can put that into a test;
+# this course's library has it as one. But read the counts: the first slip falls everywhere, the
+# second only here and there, because a tree that is nearly sure has a prior close to its
+# posterior. A fall proves a bug. No fall proves nothing. So the check of exercise 5 asks more: it
+# takes each step apart and asks of every gate and every expert whether its *own* part rose.
 #
 # ## 5. Step through it
 #
@@ -298,9 +318,9 @@ for name in ("tree", "backprop"):
     marks = [int(k.split()[-1]) for k in kept.measures if k.startswith(f"{name}, epoch")]
     curves[name] = (marks, [kept[f"{name}, epoch {n}"].mean for n in marks])
 curves["tree, live above"] = (range(1, 36), errors)
-figure = viz.curves(curves, "epochs (logarithmic)", "relative test error")
-figure.axes[0].set_xscale("log")
-figure
+fig, panel = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+_ = viz.curves(curves, "epochs (logarithmic)", "relative test error", ax=panel)
+panel.set_xscale("log")
 
 # %% [markdown]
 # Read it in three parts.
@@ -547,7 +567,8 @@ print("in logarithms: ", (prior_E.log() - distance_E.square() / 2).softmax(dim=-
 #
 # 1. A tree of gates is a mixture whose priors are products along the way down.
 # 2. E step: Bayes' rule at the leaves, sums upwards. M step: one weighted regression per node.
-# 3. The likelihood never falls; where it does, there is a bug. It need not reach the best summit.
+# 3. The likelihood never falls; where it does, there is a bug. It need not reach the best summit,
+#    and a bug need not make it fall.
 # 4. On the arm the tree needs fewer epochs than backprop, by less than the paper's factor, and
 #    backprop ends lower, as the paper says.
 # 5. Experts trained by gradient collapse: whoever is ahead gets more to learn from. Holding the
