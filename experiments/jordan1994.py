@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from moe_lite import arm
 from moe_lite.hierarchy import affine, em_step, random_tree
 from moe_lite.ledger import Claim, Experiment, Measures
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "train": 15_000, "test": 5_000, "data_seed": 0,
     "depth": 4, "tree_epochs": 35, "tree_init": 0.1,
     "hidden": 60, "backprop_epochs": 5_500, "step": 0.6, "momentum": 0.5,

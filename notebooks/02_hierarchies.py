@@ -218,7 +218,7 @@ _ = viz.curves(runs, "step of EM", "log-likelihood, nats", title="Four of ten tr
 # **Now break it,** twice. First slip: each gate is fitted to the posterior of the child at $2n+2$
 # instead of $2n+1$, so it learns the wrong way round. Second slip: the experts are weighted by the
 # *prior*, what the gates expected, instead of the posterior, what turned out. Both run without
-# an error, all shapes agree, and both look like learning for a while.
+# an error, and all shapes agree.
 
 
 # %%
@@ -246,7 +246,11 @@ broken["no slip"] = level_SQ
 runs = {name: (range(41), level_SQ[:, 0].tolist()) for name, level_SQ in broken.items()}
 fig, panel = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 _ = viz.curves(runs, "step of EM", "log-likelihood, nats", title="Tree 0", ax=panel)
+panel.set_ylim(-1000, 60)  # the first slip goes on falling below the picture
 # %% [markdown]
+# In the picture the first slip's line drops out at the bottom. The second's dips once and then
+# climbs to about where the right one is.
+#
 # That is what the promise is good for in practice. A gradient descent whose loss goes up for a
 # moment may be fine. An EM whose likelihood falls *has a bug*, and you can put that into a test;
 # this course's library has it as one. But read the counts: the first slip falls everywhere, the
