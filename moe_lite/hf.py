@@ -27,6 +27,7 @@ from .contracts import MixtralConfig
 from .model import Mixtral
 from .routers import TopKRouter
 
+PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints"  # comes with the course
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -257,6 +258,23 @@ def load(
                 for piece, part in zip(pieces, parts, strict=True):
                     piece.copy_(part)
     return model
+
+
+def load_pretrained(
+    name: str = "mixtral-nano",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+) -> Mixtral:
+    """Load a model that comes with the course, from the folder ``checkpoints``; no network.
+
+    Raises: ValueError naming those there are.
+    """
+    if not (PRETRAINED / name / CONFIG).is_file():
+        there = sorted(path.parent.name for path in PRETRAINED.glob(f"*/{CONFIG}"))
+        raise ValueError(
+            f"there is no model {name!r} in {PRETRAINED}, only {', '.join(there) or 'nothing'}"
+        )
+    return load(PRETRAINED / name, device=device, dtype=dtype)
 
 
 def _allocate(model: Mixtral, device: torch.device, dtype: torch.dtype) -> None:

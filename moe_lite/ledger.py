@@ -430,12 +430,12 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         "--table", action="store_true", help="write LEDGER.md and README's column from the results"
     )
     args = parser.parse_args(argv)
-    if args.name is None:
+    if args.name:
+        reproduce(args.name, args.seeds, args.out, root)
+    elif not args.table:
         for name in names(root):
             experiment = load(name, root)
             print(f"{name:<14}chapter {experiment.chapter}: {experiment.title}")
-    else:
-        reproduce(args.name, args.seeds, args.out, root)
     if args.table:
         for path, text in pages(root).items():
             write(path, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -179,15 +180,13 @@ def overview(trace: RoutingTrace, layer: int = 0) -> Figure:
 
     Raises: ValueError if the trace is empty or has no such layer.
     """
-    from matplotlib.figure import Figure
-
     _check(trace, layer)
     columns, max_rows = 92, 14
     lines = 1 + max(row for _, row, *_ in _set_text(trace.tokens, columns))
     heights = [0.75 + 0.42 * min(lines, max_rows), max(2.6, 1.1 + 0.2 * len(trace.layers))]
     wide = trace.layers[layer].num_experts > 16  # then the load has a row of its own
     heights += [2.4] * wide
-    fig = Figure(figsize=(11, sum(heights)), layout="constrained", facecolor="white")
+    fig = _picture(11, sum(heights))
     upper, *lower = fig.subfigures(len(heights), 1, squeeze=False, height_ratios=heights).flat
     token_routing(trace, layer, columns=columns, max_rows=max_rows, ax=upper.subplots())
     if wide:
@@ -305,10 +304,23 @@ def _check(trace: RoutingTrace, layer: int = 0) -> None:
 
 
 def _axes(width: float, height: float) -> Axes:
-    # Figure itself, not pyplot: no global state, so nothing is shown twice or kept alive.
+    return _picture(width, height).subplots()
+
+
+def _picture(width: float, height: float) -> Figure:
+    """Make a figure that shows itself as the last line of a cell, pyplot or no pyplot.
+
+    Without pyplot there is no global state: nothing is shown twice or kept alive.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white").subplots()
+    class Picture(Figure):
+        def _repr_png_(self) -> bytes:
+            png = io.BytesIO()
+            self.savefig(png, format="png", dpi=100)
+            return png.getvalue()
+
+    return Picture(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def _finish(ax: Axes) -> Figure:

@@ -224,7 +224,7 @@ torch.testing.assert_close(gradient, p - h)
 # the two formants, so a single line. (Remember that; section 7 is about it.)
 #
 # `Mixture` and `Backprop` hold many runs side by side: the first dimension of each weight, Q, is
-# the seed. Twenty-five runs cost hardly more than one.
+# the seed. Twenty-five runs side by side cost far less than one run twenty-five times.
 
 # %%
 train = vowels.train_T  # the first 50 speakers
@@ -290,7 +290,8 @@ _ = ax.legend()
 # %% [markdown]
 # Each dot is a run. The mixtures arrive earlier, as in the paper. And the four experts' runs lie
 # *close together*, while the small network depends on where it happened to begin; that too is in
-# the paper. The crosses show the paper's means: its epochs are not ours, because they count steps
+# the paper. Not so the stragglers among the eight: there the paper's runs lie closest of all. The
+# crosses show the paper's means: its epochs are not ours, because they count steps
 # of a size we do not know. What can be compared is the quotient.
 #
 # Here is what the ledger has *stored* of the race: the same 25 seeds, run once for all, so where
@@ -302,7 +303,7 @@ _ = ax.legend()
 experiment = ledger.load("jacobs1991")
 for claim in experiment.claims:
     ours = kept[claim.measure]
-    if claim.where.startswith("Table 1") and "4-way" not in claim.text:  # section 7 has those
+    if claim.where.startswith("Table 1") and "4-way" not in claim.text:
         print(f"{claim.text:44} paper {claim.paper:7.4g}   ours {ours!s:14} {claim.verdict(ours)}")
 
 # %% [markdown]
@@ -312,9 +313,10 @@ for claim in experiment.claims:
 # chance to agree. A result can hold in direction and not in size, and it is worth having a word
 # for that.
 #
-# One more thing the table does not say. "The first 50 speakers" are all 33 men and 17 women; the 25
-# after them are women and children. A test set that differs in kind from the training set is a
-# strange test; the paper itself remarks that its test set is the easier one.
+# One more thing the table does not say. In our copy of the data the first 50 speakers are all 33
+# men and 17 women; the 25 after them are women and children. (Whether the authors' copy had that
+# order we do not know; it had 75 speakers, ours has 76.) A test set that differs in kind from the
+# training set is a strange test, and the paper itself remarks that its test set is the easier one.
 #
 # ## 6. Who does what?
 #
@@ -336,9 +338,8 @@ for ax, epoch in zip(panels.flat, when, strict=True):
 # At the start the lines lie at random, most of them outside the picture, and the gate is
 # split by a hair. At the end two experts are left in charge, one for each pair, each with its line
 # between its two vowels, and the gate's border runs between the pairs, where nothing is
-# difficult. The others' proportions are nearly
-# zero everywhere: the paper found the same, "all but 2 or 3". Nobody told the system that there
-# were two problems.
+# difficult. The others' proportions are nearly zero everywhere: the paper found the same, "all but
+# 2 or 3". Nobody told the system that there were two problems.
 
 # %%
 active = kept.measures[f"4 experts, {coding}: active experts"]
@@ -395,8 +396,7 @@ for name in ("4-way, smooth step", "4-way"):
 # large, one could do everything, and the tendency you just saw, *the rich get richer*, has to be
 # held back by force: with noise (chapter 03), with capacity (chapter 04), with a balancing loss
 # (chapter 05), or with a bias (chapter 08). Half of this course is about that row of ones.
-
-# %% [markdown]
+#
 # ## 8. Take hold of it
 #
 # Scrub through the training of the run above and watch the regions change hands. Then take an
@@ -407,15 +407,16 @@ for name in ("4-way, smooth step", "4-way"):
 
 # %%
 explorer = CompetitionExplorer(x_T2, names, d_T1, descent.kept)
-explorer.moment = len(descent.kept) // 2
+explorer.moment = explorer.epochs.index(min(m for m in descent.kept if m >= 40))
 explorer
 
 # %% [markdown]
-# **Try this.** At epoch 0 drag the line of any expert right through a pair, the right way round:
-# many vowels change to its colour at once, because the gate has no opinion yet and the experts
-# decide. At the last epoch do the same with an idle expert: nothing happens. Its $p$ is so close
-# to zero that no answer, however good, earns it a case. That is why an expert that has once lost
-# does not come back; the literature calls it *dead*.
+# **Try this.** Around epoch 40, where the picture starts, the gate has not made up its mind. Take
+# the line of expert 2, which will go under in the end, put it between [ʌ] and [ɑ], turn it until
+# its 1 lies on the side of [ɑ], and make it steeper: it takes over hundreds of vowels, only by
+# being righter than the others. Now go to the last epoch and do it again. Nothing happens: expert
+# 2's $p$ is so close to zero that no answer, however good, earns it a case. That is why an expert
+# that has once lost does not come back; today one calls it *dead*.
 #
 # ## 9. It is the same layer
 #
@@ -435,9 +436,9 @@ print("K = E:", routing.expert_N.numel(), "pairs for 5 tokens; equal to the blen
 # %% [markdown]
 # Mind which error it is trained with, though. A language model's loss looks at the layer's
 # *output*, the blend. That is $E_1$: in a modern mixture of experts, the experts that are active
-# together **cooperate**. The competition of this chapter survives in the choice of the top-k, and
-# nowhere else. Much of what puzzles people about modern experts ("what does expert 5 specialise
-# in?") begins with expecting $E_3$ from a system trained on $E_1$.
+# together **cooperate**. The competition of this chapter survives in the gate, where experts
+# compete for a place among the top k. Much of what puzzles people about modern experts ("what does
+# expert 5 specialise in?") begins with expecting $E_3$ from a system trained on $E_1$.
 #
 # ## 10. A mixture adds, a product multiplies
 #
@@ -509,7 +510,7 @@ for ax in panels.flat:
 # %% [markdown]
 # On the diagonal of this table everybody is at home. Off it they cannot help themselves. A mixture
 # is never sharper than its sharpest expert: two ridges added are a cross, never a spot. A product
-# is never broader than its experts: it cannot say "or". The number is the Kullback-Leibler
+# says no wherever any of its experts does: it cannot say "or". The number is the Kullback-Leibler
 # divergence, what the misfit costs per point.
 #
 # So the two divide the work differently. In a mixture an expert answers for a *region* of cases and

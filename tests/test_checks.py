@@ -19,7 +19,11 @@ from moe_lite.checks.verdict import same
 from moe_lite.contracts import MixtralConfig
 from moe_lite.cost import count_parameters
 
-CHECKS = [name for name in checks.__all__ if name.startswith("check_")]
+CHECKS = [
+    name
+    for name in checks.__all__
+    if name.startswith("check_") and name != "check_environment"  # of the machine, not of answers
+]
 
 
 def answers(check):
@@ -169,3 +173,17 @@ def test_two_mistakes_are_never_taken_for_each_other():
 )
 def test_same(a, b, equal):
     assert same(a, b) is equal
+
+
+def test_the_environment_is_told_what_it_lacks(monkeypatch, capsys):
+    from moe_lite.checks import one_token
+
+    monkeypatch.setattr(
+        one_token, "requires", lambda name: ["torch>=2.10", "pytest ; extra == 't'"]
+    )
+    assert checks.check_environment()
+    assert "Everything is here" in capsys.readouterr().out
+    lacking = ["torch>=999", "no-such-package>=1.2", "numpy"]
+    monkeypatch.setattr(one_token, "requires", lambda name: lacking)
+    assert not checks.check_environment()
+    assert '-m pip install "torch>=999" "no-such-package>=1.2"\n' in capsys.readouterr().out

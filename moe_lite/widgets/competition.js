@@ -88,6 +88,8 @@ function render({ model, el }) {
   const epoch = h("output");
   const one = h("input", { type: "range", min: -1, max: T - 1, step: 1, "aria-label": "One vowel, or all" });
   const which = h("output");
+  const steep = h("input", { type: "range", min: -3, max: 7, step: 0.1 });
+  const steepness = h("output");
   const reset = h("button", { type: "button", textContent: "Lines as trained" });
   const canvas = h("canvas", { role: "img" });
   const tints = h("canvas", { width: COLUMNS, height: ROWS }); // one pixel a cell, then stretched
@@ -110,9 +112,10 @@ function render({ model, el }) {
     h("div.columns", {}, plot,
       h("div.side", {}, heading,
         h("p.quiet", { textContent: "Upper bar, hollow: p, what the gate believes. Lower bar, full: h, who answers for it." }),
-        h("ul", {}, ...bars.map((bar) => bar.row)), said)),
+        h("ul", {}, ...bars.map((bar) => bar.row)),
+        h("label.steep", {}, "Steepness ", steep, steepness), said)),
     h("p.quiet.help", { textContent:
-      "Drag a number to move its expert's line, ⟳ to turn it. By keyboard: Tab to a number, arrow keys move " +
+      "Drag a number to move its expert's line, ⟳ to turn it; there it changes from 0 to 1. By keyboard: Tab to a number, arrow keys move " +
       "the line, Shift with left or right turns it. Click a vowel to see who answers for it, beside the plane for all." }));
   el.append(root);
 
@@ -214,6 +217,11 @@ function render({ model, el }) {
     which.textContent = chosen < 0 ? "all" : `[${labels[chosen]}]`;
     one.setAttribute("aria-valuetext", which.textContent);
     heading.textContent = chosen < 0 ? `All ${T} vowels` : `[${labels[chosen]}] at ${x(chosen).toFixed(2)}, ${y(chosen).toFixed(2)} kHz; the answer is ${target[chosen]}`;
+    const slope = Math.hypot(lines[e][0], lines[e][1]);
+    steep.value = Math.log2(slope);
+    steep.setAttribute("aria-label", `Steepness of expert ${e}'s answer`);
+    steep.setAttribute("aria-valuetext", slope.toFixed(1));
+    steepness.textContent = `${slope.toFixed(1)} per kHz (expert ${e})`;
     const dragged = model.get("lines").length > 0;
     said.textContent = `${dragged ? "Lines moved by you" : "As trained"}: ${((100 * right) / T).toFixed(1)}% right, average squared error ${squared.toFixed(3)}.`;
     reset.disabled = !dragged;
@@ -241,6 +249,12 @@ function render({ model, el }) {
     lines[3 * e + 2] = -(lines[3 * e] * u + lines[3 * e + 1] * v);
     anchors.set(e, at);
     set({ expert: e, lines });
+  }
+  function sharpen(e, slope) { // let the answer rise from 0 to 1 more or less steeply, the line where it is
+    const lines = experts.flatMap(line), times = slope / (Math.hypot(lines[3 * e], lines[3 * e + 1]) || 1);
+    anchors.set(e, handle(e));
+    for (let i = 0; i < 3; i++) lines[3 * e + i] *= times;
+    set({ lines });
   }
   const where = (event) => {
     const box = canvas.getBoundingClientRect();
@@ -279,6 +293,7 @@ function render({ model, el }) {
   }, listen);
   moment.addEventListener("input", () => { anchors.clear(); set({ lines: [], moment: +moment.value }); }, listen);
   one.addEventListener("input", () => set({ selected: +one.value }), listen);
+  steep.addEventListener("input", () => sharpen(model.get("expert"), 2 ** +steep.value), listen);
   reset.addEventListener("click", () => { anchors.clear(); set({ lines: [] }); }, listen);
 
   // ------------------------------------------------------------------------------ life

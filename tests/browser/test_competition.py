@@ -18,7 +18,7 @@ TARGET_T1 = VOWELS.is_one_of(("iy", "aa"))
 def kept():
     train = VOWELS.train_T
     model = Mixture(2, 4, seeds=[3])
-    wanted = [0, 100, 300, 600]
+    wanted = [0, 40, 300, 600]
     return descend(model, VOWELS.x_T2[train], TARGET_T1[train], step=20.0, keep=wanted).kept
 
 
@@ -82,7 +82,7 @@ def test_scrubbing_shows_each_moment(open_widget, kept):
     agrees(page, kept[0])
     seen = {pixels(page)}
     page.get_by_label("Moment of the training").focus()
-    for epoch in (100, 300, 600):
+    for epoch in (40, 300, 600):
         page.keyboard.press("ArrowRight")
         settle(page)
         assert page.locator(".controls output").first.inner_text() == f"epoch {epoch}"
@@ -92,9 +92,16 @@ def test_scrubbing_shows_each_moment(open_widget, kept):
     assert "Expert 2 has no region" in page.locator("canvas[role=img]").get_attribute("aria-label")
 
 
+def answers(page):
+    """Read how many vowels each expert answers for."""
+    return [int(text.split()[-1]) for text in page.locator(".cases").all_inner_texts()]
+
+
 def test_a_dragged_line_changes_who_answers(open_widget, kept):
     page = open_widget()
-    before = bars(page)[1]
+    page.get_by_label("Moment of the training").press("ArrowRight")
+    settle(page)
+    before = answers(page)
     box = page.locator("canvas[role=img]").bounding_box()
     handle = page.get_by_role("button", name="2, line of expert 2")
     handle.hover()
@@ -103,15 +110,36 @@ def test_a_dragged_line_changes_who_answers(open_widget, kept):
     page.mouse.up()
     settle(page)
     assert said(page).startswith("Lines moved by you")
-    assert (bars(page)[1] - before).abs().max() > 0.002
+    assert sum(before) == sum(answers(page)) == 608 and abs(before[2] - answers(page)[2]) > 50
     at = handle.bounding_box()
     centre = at["x"] + at["width"] / 2 - box["x"], at["y"] + at["height"] / 2 - box["y"]
     assert centre[0] / box["width"] == pytest.approx(0.3, abs=0.01)
     assert centre[1] / box["height"] == pytest.approx(0.45, abs=0.01)
     page.get_by_role("button", name="Lines as trained").click()
     settle(page)
-    assert said(page).startswith("As trained")
-    agrees(page, kept[0])
+    assert said(page).startswith("As trained") and answers(page) == before
+    agrees(page, kept[40])
+
+
+def test_a_steeper_line_stays_where_it_is(open_widget, kept):
+    page = open_widget()
+    page.get_by_label("Moment of the training").press("End")
+    handle = page.get_by_role("button", name="0, line of expert 0")
+    settle(page)
+    before = handle.bounding_box()
+    steep = page.get_by_label("Steepness of expert 0's answer")
+    norm = kept[600]["experts"][0, 0, 0, :2].norm().item()
+    assert float(steep.get_attribute("aria-valuetext")) == pytest.approx(norm, abs=0.06)
+    steep.press("Home")  # 2 ** -3 per kHz: hardly a line at all
+    settle(page)
+    assert steep.get_attribute("aria-valuetext") == "0.1"
+    assert "As trained" not in said(page)
+    after = handle.bounding_box()
+    assert (after["x"], after["y"]) == pytest.approx((before["x"], before["y"]), abs=1)
+    page.get_by_label("One vowel, or all").press("ArrowRight")
+    settle(page)
+    says = float(page.locator(".cases").first.inner_text().split()[-1])
+    assert 0.4 < says < 0.6
 
 
 def test_the_keyboard_does_what_the_mouse_does(open_widget, kept):

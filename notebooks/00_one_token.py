@@ -1,0 +1,215 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# %% [markdown]
+# # What happens to one token?
+#
+# Ten minutes, no mathematics. You will look inside a language model that really was trained, click
+# on a word, and see which parts of the model it went through, and which it did not. Then you will
+# know what this course is about, that your machine is ready for it, and how its exercises work.
+#
+# **You need:** nothing. **Time:** ten minutes; the cells run in a few seconds on any laptop, with
+# no GPU and no network.
+#
+# In a notebook, run a cell with Shift+Enter. First: is everything here?
+
+# %%
+from functools import partial
+
+import torch
+
+from moe_lite import checks, data, hf, trace, viz
+from moe_lite.cost import count_parameters
+from moe_lite.widgets import RoutingExplorer
+
+ready = checks.check_environment()
+
+# %% [markdown]
+# ## A text is a row of tokens
+#
+# A language model does not read letters, nor quite words. It reads **tokens**, pieces of text from
+# a fixed list. This model's list has 4,096 of them. Common words are one token, rare words several,
+# and the space before a word belongs to it.
+
+# %%
+tokenizer = data.load_tokenizer()
+show = partial(data.pieces, tokenizer)  # token numbers -> strings
+ids = tokenizer.encode("To be, or not to be: that is the question.").ids
+print(ids)
+print(show(ids))
+
+# %% [markdown]
+# The model turns each token into a long list of numbers and sends it through a stack of **layers**.
+# Each layer adds something it has worked out: from the neighbours (that is *attention*) and from
+# what it knows (that is a *feed-forward network*, where most of the model's memory is). At the top,
+# the list of numbers has become a guess at the next token.
+#
+# In most models every token goes through everything. In a **mixture of experts** each layer has
+# several feed-forward networks, called experts, and in front of them a small **router** that looks
+# at the token and picks two. The others do nothing for it.
+#
+# Here is such a model. It was trained by this course's own code for 40 minutes on one processor
+# core, on Shakespeare, Python, classical Japanese, English prose, and sums.
+
+# %%
+model = hf.load_pretrained("mixtral-nano").eval()
+config, count = model.config, count_parameters(model.config)
+print(f"{config.num_hidden_layers} layers, {config.num_local_experts} experts in each,", end=" ")
+print(f"{config.num_experts_per_tok} of them for each token")
+print(f"{count.total:,} numbers in memory, {count.active:,} of them used for one token")
+
+# %% [markdown]
+# It is tiny: models in use are ten thousand times larger. It writes text that has the *shape* of
+# what it read and no sense, and it cannot add. But it is a real one, and it chooses experts the way
+# the large ones do.
+
+# %%
+for start in ("ROMEO:\n", "def __init__(self", "12 + 7 ="):
+    ids_BS = torch.tensor([tokenizer.encode(start).ids])
+    print("".join(show(model.generate(ids_BS, 30, temperature=0.7, top_p=0.9, seed=4)[0])))
+    print("-" * 40)
+
+# %% [markdown]
+# ## Click on a token
+#
+# The next cell runs a text through the model, writes down where every token went, and shows it. The
+# colour (and the small number) of a token is the expert that got most of it, in the layer that the
+# slider shows.
+
+# %%
+text = (
+    "HAMLET:\nTo be, or not to be: that is the question.\n"
+    "def area(self, radius):\n    return 3.14 * radius ** 2\n"
+    "はじめに神天と地とを創造たまへり。\n"
+    "And God saw that it was good.\n"
+    "27 + 15 = 42\n9 * 8 = 72\n"
+)
+ids_BS = torch.tensor([tokenizer.encode(text).ids])
+with torch.no_grad(), trace.record(model, show) as recorded:
+    model(ids_BS)
+explorer = RoutingExplorer(recorded.trace, layer=5)
+explorer
+
+# %% [markdown]
+# (Where no kernel runs, on GitHub for instance, you see a picture. `python -m moe_lite explore "any
+# text"` makes a page that you can click in anywhere, and send to a friend.)
+#
+# Try these, and guess before you look:
+#
+# 1. Click on the word `self`. On the right: how sure was the router? Which two experts got the
+#    token, and with what weight?
+# 2. Move the slider from layer 0 to layer 5. Where do the colours look like confetti, and where do
+#    they follow the kind of text?
+# 3. Click on the bar of expert 6 under *Load of layer 5*. Which tokens does it get?
+# 4. Find two tokens with the same text and different experts. (There are three full stops.)
+#
+# <details>
+# <summary>What we saw</summary>
+#
+# In layer 5, code and sums share an expert, Shakespeare and the Bible share another, and the
+# Japanese line has its own. In layer 0 a full stop is a full stop wherever it stands: all three go
+# to the same expert. By layer 5 the one in `3.14` has parted from the others and goes with the
+# code. So is expert 6 "the code expert"? Careful. It is *tempting* to give experts names, and this
+# course will spend its last chapter on what it takes to earn one.
+#
+# </details>
+#
+# ## Follow one token
+#
+# Here is the way of a single token, in words: in each layer, two of eight.
+
+# %%
+tokens = recorded.trace.tokens
+token = tokens.index("self")
+for name, routing in zip(recorded.trace.layer_names, recorded.trace.layers, strict=True):
+    mine = routing.token_N == token
+    pairs = zip(routing.expert_N[mine].tolist(), routing.gate_N[mine].tolist(), strict=True)
+    print(f"{name[:8]}: " + ", ".join(f"expert {e} with {g:.0%}" for e, g in pairs))
+
+# %% [markdown]
+# Those lines are all there is to a **routing**: a list of (token, expert, weight). Everything in
+# this course, from 1991 to today, is a different way to make that list. And the whole text, every
+# token in every layer, fits in one picture. A row is a layer, a column is a token:
+
+# %%
+viz.routing_map(recorded.trace)
+
+# %% [markdown]
+# Two experts of eight, in six layers: our token met 12 of 48 expert networks. The other 36 were in
+# memory for nothing this time. That is the bargain: *know much, compute little*, and a router that
+# must choose well. It is also the trouble: what if all tokens want the same expert? What if an
+# expert is full? How does a router learn, when what it did not choose was never tried? Those are
+# the next twelve chapters.
+#
+# ## How the exercises work
+#
+# Each chapter has a second notebook with exercises. You write a function where it says `raise
+# NotImplementedError`, and run a check. The check does not compare your text with ours; it tries
+# your function on small cases and, if something is off, tells you *which idea* went wrong. Let us
+# make a mistake on purpose. Wanted: the number of tokens that each expert got, called its **load**.
+
+
+# %%
+def load(routing):
+    return routing.expert_N.bincount()  # count how often each expert appears
+
+
+try:
+    checks.check_load(load)
+except checks.CheckFailed as verdict:
+    print("✗", verdict)
+
+# %% [markdown]
+# It looked right, and it *is* right as long as the last expert gets something. Mend it (`bincount`
+# takes a `minlength`), and:
+
+
+# %%
+def load(routing):
+    return routing.expert_N.bincount(minlength=routing.num_experts)
+
+
+checks.check_load(load)
+
+# %% [markdown]
+# Three more wait in [`exercises/00_one_token.ipynb`](../exercises/00_one_token.ipynb), with folded
+# hints; solutions are in [`solutions/`](../solutions/00_one_token.ipynb).
+#
+# ## The map
+#
+# | | question | from |
+# |---|---|---|
+# | 01 | Why would experts divide the work? | 1991 |
+# | 02 | Can experts have managers? | 1994 |
+# | 03 | How do you skip the work without losing the gradient? | 2017 |
+# | 04 | What if an expert is full? | 2020 |
+# | 05 | What does a balancing loss really push on? | 2021 |
+# | 06 | Why did it blow up? | 2022 |
+# | 07 | What if experts chose the tokens? | 2022 |
+# | 08 | Why many small experts? | 2024 |
+# | 09 | How do you build a small Mixtral? | 2024 |
+# | 10 | Where do the tokens go, in silicon? | |
+# | 11 | How does it get bigger than a machine? | |
+# | 12 | What do experts learn? | |
+#
+# The [README](../README.md) says which of them are there already. In a hurry? Read 09, which builds
+# the whole model. Want the story? Start with 01, where two small networks fall out over four
+# vowels.
+#
+# | word | meaning |
+# |---|---|
+# | token | a piece of text from a fixed list |
+# | expert | one of several networks in a layer, of which a token uses a few |
+# | router, gate | the small network that chooses |
+# | routing | the list of (token, expert, weight) that it makes |
+# | load | how many tokens an expert got |

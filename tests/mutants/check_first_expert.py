@@ -1,0 +1,39 @@
+"""Answers to check_first_expert: a wrong one's docstring is a phrase of its verdict."""
+
+
+def pair_for_token(routing, token):
+    """expert_N has a row for each pair"""
+    return routing.expert_N[token].item()
+
+
+def place_in_the_list(routing, token):
+    """the place of the best pair"""
+    return routing.gate_N[routing.token_N == token].argmax().item()
+
+
+def the_gate(routing, token):
+    """this is the gate"""
+    return routing.gate_N[routing.token_N == token].max().item()
+
+
+def the_last(routing, token):
+    """the expert with the least weight"""
+    return routing.expert_N[routing.token_N == token][-1].item()
+
+
+def always_zero(routing, token):
+    """not the token's first expert"""
+    return -1
+
+
+def right_by_mask(routing, token):
+    mine = routing.token_N == token
+    return routing.expert_N[mine][routing.gate_N[mine].argmax()].item()
+
+
+def right_by_matrix(routing, token):
+    return routing.gates_TE()[token].argmax()
+
+
+def right_by_place(routing, token):
+    return int(routing.expert_N[token * routing.per_token])
