@@ -246,7 +246,8 @@ except KeyboardInterrupt:
     {answer}
 """
     parent = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 sys.path.insert(0, {str(ROOT)!r})
 import course
 try:
