@@ -554,9 +554,10 @@ print("\nerror of lifted over that of single:", kept["mixture / single"])
 
 # %% [markdown]
 # (*Lifted* is the constraint up to step 1,200, then free.) Of five free runs every one collapsed
-# in layer 2; of those that had been constrained, none did after the constraint was lifted, and
-# their layers divide where and what. All four errors lie within one another's noise: with five
-# seeds and this little data we can say neither that collapse costs accuracy nor, as the paper's
+# in layer 2; of those that had been constrained, none did after the constraint was lifted. Their
+# first layer always went by the place; how far the second went by the digit differs from run to
+# run. The intervals of all four errors overlap: with five seeds and this little data we can
+# say neither that collapse costs accuracy nor that it does not, nor, as the paper's
 # table has it, that a single expert is better. The ledger says *not reproduced* of that.
 #
 # ## 8. What goes wrong
