@@ -2,8 +2,8 @@
 
 Shoulder (turning about the vertical, then up and down), elbow, wrist; three thin rods between
 them. Given angles, velocities and torques, physics says how the joints accelerate: 12 numbers in,
-4 out. Jordan and Jacobs learned such an arm in 1994; theirs is not printed, so this is one of our
-own, in SI units.
+4 out. Jordan and Jacobs learned such an arm in 1994; we do not have theirs, so this is one of our own,
+in SI units.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ArmData:
 
         1 is a learner that knows nothing, 0 one that knows all.
 
-        Source: Jordan & Jacobs 1994, section 4.
+        Source: Jordan & Jacobs 1994, Table 1.
         """
         error = (self.test_y_TO - prediction_TO).square().sum(dim=(-2, -1))
         return error / (self.test_y_TO - self.test_y_TO.mean(dim=0)).square().sum()

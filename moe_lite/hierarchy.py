@@ -31,8 +31,8 @@ class HME:
 
     Shapes: gate_QGD, one logistic regression for each inner node; expert_QEDO, one linear
             regression for each leaf; var_QE, the variance of each expert's Gaussian.
-    Source: Jordan & Jacobs 1994, "Hierarchical mixtures of experts and the EM algorithm"
-            (Neural Computation 6:181-214), section 2.
+    Source: Jordan & Jacobs 1994, "Hierarchical mixtures of experts and the EM algorithm",
+            Neural Computation 6:181-214.
     """
 
     gate_QGD: Tensor
@@ -47,7 +47,7 @@ class HME:
     def log_prior(self, x_TD: Tensor) -> Tensor:
         """Give log P(a token passes node n | x) for every node: (Q, T, N), the root's is 0.
 
-        Source: the products of g_i and g_j|i in section 2.
+        Source: Jordan & Jacobs 1994, the products of g_i and g_j|i.
         """
         score_QTG = x_TD @ self.gate_QGD.mT
         step_QTG2 = F.logsigmoid(torch.stack([score_QTG, -score_QTG], dim=-1))
@@ -81,7 +81,7 @@ class HME:
 
         A leaf's follows from Bayes' rule, a manager's is the sum of its two children's.
 
-        Source: h_ij, h_i and h_j|i in section 3 (the last is a child's over its parent's).
+        Source: Jordan & Jacobs 1994, eqs. 2.10-2.12 (h_j|i is a child's over its parent's).
         """
         return sum_upwards(self.log_joint(x_TD, y_TO).softmax(dim=-1))
 
@@ -149,7 +149,7 @@ def em_step(
     Args:    irls_steps: Newton steps of each gate; one is enough to climb, if not to the top of
              its hill; min_var: least variance, in y's units squared.
     Returns: trees whose log-likelihood is at least that of ``tree``.
-    Source:  Jordan & Jacobs 1994, Algorithm 1; IRLS in its appendix A.
+    Source:  Jordan & Jacobs 1994, Algorithm 1.
     """
     posterior_QTN = tree.posterior(x_TD, y_TO)
     E = tree.var_QE.shape[1]
@@ -167,7 +167,7 @@ def fit_experts(
 ) -> tuple[Tensor, Tensor]:
     """Solve every expert's weighted least squares: (expert_QEDO, var_QE).
 
-    Source: the first maximisation of section 3, for Gaussian experts.
+    Source: Jordan & Jacobs 1994, the experts' part of the M step, for Gaussian experts.
     """
     Q, _, E = weight_QTE.shape
     D, outputs = x_TD.shape[1], y_TO.shape[1]
@@ -189,7 +189,7 @@ def fit_gates(gate_QGD: Tensor, x_TD: Tensor, posterior_QTN: Tensor, *, damping:
 
     A step that would lower a gate's own likelihood is halved until it does not.
 
-    Source: the second and third maximisation of section 3.
+    Source: Jordan & Jacobs 1994, the gates' part of the M step.
     """
     Q, G, D = gate_QGD.shape
     child_QTG2 = posterior_QTN[..., 1:].unflatten(-1, (G, 2))
@@ -222,7 +222,7 @@ def constrain(gate_TE: Tensor, total_E: Tensor, margin: float) -> Tensor:
              added up to so far; margin: how far above the mean of those a total may be, in tokens.
     Returns: gate_TE with the columns of leading experts 0, each row adding up to 1 again.
     Raises:  ValueError if margin is negative: then all experts might be closed.
-    Source:  Eigen, Ranzato & Sutskever 2013 (arXiv:1312.4314), section 3.1.
+    Source:  Eigen, Ranzato & Sutskever 2013 (arXiv:1312.4314), the constraint on G_i.
     """
     if margin < 0:
         raise ValueError(f"margin must be at least 0 tokens, not {margin}")

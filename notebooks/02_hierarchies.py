@@ -277,9 +277,8 @@ TreeExplorer(one, x_T1, y_T1, step=6)
 #
 # The paper's test: an arm with four joints. From the joints' angles, velocities and torques (12
 # numbers) predict their accelerations (4 numbers); 15,000 states to learn from, 5,000 to be tested
-# on. The paper does not print its arm's masses and lengths, so we built one and simulate it: a
-# shoulder with two joints, an elbow, a wrist, three rods, gravity. Physics in a few lines, in
-# `moe_lite/arm.py`.
+# on. We do not have the authors' arm, so we built one and simulate it: a shoulder with two joints,
+# an elbow, a wrist, three rods, gravity. Physics in a few lines, in `moe_lite/arm.py`.
 
 # %%
 data = arm.draw()
