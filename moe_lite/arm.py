@@ -2,8 +2,8 @@
 
 Shoulder (turning about the vertical, then up and down), elbow, wrist; three thin rods between
 them. Given angles, velocities and torques, physics says how the joints accelerate: 12 numbers in,
-4 out. Jordan and Jacobs learned such an arm in 1994; we do not have theirs, so this is one of our own,
-in SI units.
+4 out. Jordan and Jacobs learned such an arm in 1994; we do not have
+theirs, so this is one of our own, in SI units.
 """
 
 from __future__ import annotations
