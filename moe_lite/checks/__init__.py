@@ -16,6 +16,14 @@ from .competing_experts import (
     check_responsibilities,
     check_working_experts,
 )
+from .hierarchies import (
+    check_constrain,
+    check_fit_expert,
+    check_fit_gate,
+    check_leaf_priors,
+    check_m_step,
+    check_posteriors,
+)
 from .one_token import (
     check_environment,
     check_first_expert,
@@ -44,12 +52,17 @@ from .verdict import CheckFailed
 __all__ = [
     "CheckFailed",
     "check_balance_is_used",
+    "check_constrain",
     "check_environment",
     "check_first_expert",
+    "check_fit_expert",
+    "check_fit_gate",
     "check_global_bug",
     "check_gradients",
+    "check_leaf_priors",
     "check_load",
     "check_load_anywhere",
+    "check_m_step",
     "check_mixture_error",
     "check_moe_layer",
     "check_networks_used",
@@ -57,6 +70,7 @@ __all__ = [
     "check_orders_agree",
     "check_parameter_count",
     "check_path",
+    "check_posteriors",
     "check_prob_in_top_k",
     "check_product",
     "check_responsibilities",

@@ -3,5 +3,6 @@
 from .competition import CompetitionExplorer
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
+from .tree_explorer import TreeExplorer
 
-__all__ = ["CompetitionExplorer", "NoisyGate", "RoutingExplorer"]
+__all__ = ["CompetitionExplorer", "NoisyGate", "RoutingExplorer", "TreeExplorer"]

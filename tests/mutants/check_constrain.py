@@ -1,0 +1,48 @@
+"""Answers to check_constrain: each wrong one says in its docstring what its verdict must say."""
+
+import torch
+
+
+def _closed(gate_TE, shut_E):
+    open_TE = gate_TE.masked_fill(shut_E, 0)
+    return open_TE / open_TE.sum(-1, keepdim=True)
+
+
+def not_renormalised(gate_TE, total_E, margin):
+    """no longer add up to 1"""
+    return gate_TE.masked_fill(total_E - total_E.mean() > margin, 0)
+
+
+def laggards_closed(gate_TE, total_E, margin):
+    """lag behind are closed"""
+    return _closed(gate_TE, total_E - total_E.mean() < -margin)
+
+
+def no_margin(gate_TE, total_E, margin):
+    """lets it be ahead a little"""
+    return _closed(gate_TE, total_E > total_E.mean())
+
+
+def no_mean(gate_TE, total_E, margin):
+    """their mean plus it"""
+    return _closed(gate_TE, total_E > margin)
+
+
+def over_tokens(gate_TE, total_E, margin):
+    """sum over the experts"""
+    open_TE = gate_TE * (total_E - total_E.mean() <= margin)
+    return open_TE / open_TE.sum(0, keepdim=True)
+
+
+def untouched(gate_TE, total_E, margin):
+    """not applied"""
+    return gate_TE.clone()
+
+
+def right(gate_TE, total_E, margin):
+    return _closed(gate_TE, total_E > total_E.mean() + margin)
+
+
+def right_in_logits(gate_TE, total_E, margin):
+    logits = gate_TE.log().masked_fill(total_E - total_E.mean() > margin, -torch.inf)
+    return logits.softmax(-1)
