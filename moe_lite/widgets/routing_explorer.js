@@ -491,7 +491,7 @@ function build(model, el) {
 
   // Dark is what the host says it is: read from the ink that its theme gives.
   function theme() {
-    const [r, g, b] = getComputedStyle(root).color.match(/[\d.]+/g).map(Number);
+    const [r, g, b] = (getComputedStyle(root).color.match(/[\d.]+/g) ?? [0, 0, 0]).map(Number);
     root.classList.toggle("dark", r + g + b > 384);
     soon(drawNumbers);
     soon(drawMap);
@@ -593,7 +593,9 @@ function build(model, el) {
     if (!event.ctrlKey && !event.metaKey && !event.altKey && !(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
   });
 
-  const resized = new ResizeObserver(() => { look(); soon(drawNumbers); soon(drawMap); });
+  // The first report comes when the page has been laid out, and so has its colours: a host may
+  // call render before that.
+  const resized = new ResizeObserver(() => { theme(); look(); });
   resized.observe(frame);
   resized.observe(listbox);
   // Whatever turns the theme, in whatever host, turns the ink; and that is a (brief) transition.

@@ -162,6 +162,10 @@ def test_a_click_arrives_in_python(notebook):
         "jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })"
     )
     page.locator(".jp-OutputArea .moe.dark").wait_for()
+    command(page, "notebook:clear-all-cell-outputs")  # and a new view's, where it is dark already
+    view.wait_for(state="detached")
+    run_cell(page, 0)
+    page.locator(".jp-OutputArea .moe.dark").wait_for()
 
     away = [
         url for url in page.requests if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))
