@@ -210,7 +210,7 @@ def test_config_refuses_what_cannot_be(change, message):
 
 
 def test_autocast_is_chosen_by_capability_and_width(monkeypatch):
-    narrow, wide = fresh(), fresh(replace(SMALL, hidden_size=128, head_dim=None))
+    narrow, wide = fresh(), fresh(replace(SMALL, hidden_size=256, head_dim=None))
     asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     for able in (None, *asks):
         for ask in asks:
