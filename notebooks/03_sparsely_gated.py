@@ -505,10 +505,11 @@ for claim in ledger.load("shazeer2017").claims:
 # weak and strong is the paper's.
 #
 # **What did not: the price.** In the paper every loss *improves* perplexity by a tenth, from 39.8
-# to 35.6. Ours makes it about a tenth *worse*, in all five seeds. That is what we measured; a guess
-# at the reason has to be tested. Ours was *dilution*: a collapsed router is really a small mixture, whose
-# few experts have each seen more text, and 200 steps are too few to fill sixteen. Then a
-# *balanced* model with four experts should do as well as the collapsed one. That is the control:
+# to 35.6. Ours makes it about a tenth *worse*, in all five seeds. That is what we measured; a
+# guess at the reason has to be tested. Ours was *dilution*: a collapsed router is really a small
+# mixture, whose few experts have each seen more text, and 200 steps are too few to fill sixteen.
+# Then a *balanced* model with four experts should do as well as the collapsed one. That is the
+# control:
 
 # %%
 for label in ("0, 0", "0.1, 0.1", "control"):
