@@ -161,7 +161,8 @@ class Experiment:
     Args: title: in words; source: the paper; chapter: "01"; seeds: how many the ledger holds;
           config: all that the result depends on, as JSON would keep it; claims: what is judged;
           run: from seeds to :data:`Measures`, where a seed's numbers do not depend on the other
-          seeds; spot: a part of that again, in seconds, for a test to hold the result by.
+          seeds; spot: a part of that again, in seconds, for a test to hold the result by;
+          caveat: what a reader of the verdicts should know, printed under them.
     """
 
     title: str
@@ -172,6 +173,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     run: Callable[[Sequence[int]], Measures]
     spot: Callable[[], Measures]
+    caveat: str = ""
 
 
 @dataclass(frozen=True)
@@ -317,7 +319,8 @@ HEAD = """# Ledger
 
 What the course reproduced, what only in direction, and what not. Each row is a number that a
 paper prints and ours, a mean over seeds with its 95% interval (Student's t). A verdict is computed
-by a rule that stands in the experiment's module, written before the run:
+by a rule that stands in the experiment's module. Rules were written before the run; what came after
+a first look at results says so under its table, and counts for less:
 
 - ✓ *reproduced*: our mean lies within the stated share of the paper's number (and, where the
   claim has a direction, our whole interval on its side of the value at which it would say nothing);
@@ -337,7 +340,8 @@ def section(name: str, root: Path = ROOT) -> str:
     if not path.is_file():
         return f"{head}\nNot run yet: {command}\n"
     result = read(path)
-    return f"{head}\n{rows(experiment, result)}\n{small_print(result)}\n"
+    caveat = f"\n**Read with care:** {experiment.caveat}\n" if experiment.caveat else ""
+    return f"{head}\n{rows(experiment, result)}{caveat}\n{small_print(result)}\n"
 
 
 def rows(experiment: Experiment, result: Result) -> str:

@@ -297,7 +297,8 @@ _ = ax.legend()
 # Here is what the ledger has *stored* of the race: the same 25 seeds, run once for all, so where
 # the coding is the one above you should recognise the numbers. It has both ways to say which vowel
 # of a pair is the 1 (the paper leaves that open). The rule for each verdict was written down
-# before the run.
+# before the run; those for the quotients of the 4-way coding came after a first one, as the ledger
+# says under its table.
 
 # %%
 experiment = ledger.load("jacobs1991")
