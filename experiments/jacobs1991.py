@@ -177,7 +177,7 @@ EXPERIMENT = Experiment(
     spot=spot,
     caveat=(
         "the quotients of the 4-way coding and the rows with the smooth step were added after a "
-        "first run. For eight experts the tuned step is the largest of the four that were tried, so a "
-        "larger one may be faster still."
+        "first run. For eight experts the tuned step is the largest of the four that were tried, "
+        "so a larger one may be faster still."
     ),
 )

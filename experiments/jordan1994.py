@@ -161,7 +161,7 @@ EXPERIMENT = Experiment(
     spot=spot,
     caveat=(
         "a first run gave backprop 2,000 epochs; after seeing it, we lengthened that to the "
-        "paper's 5,500 and added the row with the step size of 1994. Step sizes were explored on the test "
-        "error. Seeds vary the first weights; the data are the same for all."
+        "paper's 5,500 and added the row with the step size of 1994. Step sizes were explored on "
+        "the test error. Seeds vary the first weights; the data are the same for all."
     ),
 )  # fmt: skip
