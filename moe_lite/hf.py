@@ -420,6 +420,40 @@ def _verify(model: Mixtral, shards: dict[Path, list[str]]) -> set[torch.dtype]:
     return dtypes
 
 
+# --------------------------------------------------------------------------- upcycling
+
+
+@torch.no_grad()
+def upcycle(
+    dense: Mixtral, num_experts: int, experts_per_tok: int = 2, *, seed: int = 0
+) -> Mixtral:
+    """Make a sparse model of a dense one: every expert a copy of its network, the routers new.
+
+    A token's gates add up to 1 and its experts are equal, so whatever the new routers say, the
+    logits are those of the dense model up to rounding. They part as soon as training begins,
+    because each expert then sees other tokens.
+
+    Args:    dense: with one expert in each layer; stays as it is. seed: of the routers.
+    Returns: a model of its own memory, on the same device and in the same type.
+    Raises:  ValueError if it is not dense, or there cannot be so many experts (per token).
+    Source:  Komatsuzaki et al. 2022 (arXiv:2212.05055), section 3.
+    """
+    if (experts := dense.config.num_local_experts) != 1:
+        raise ValueError(f"only a dense model can be upcycled; this one has {experts} experts")
+    _check_expressible(dense)
+    sizes = {"num_local_experts": num_experts, "num_experts_per_tok": experts_per_tok}
+    model, weight = _outline(dataclasses.replace(dense.config, **sizes)), dense.embed_tokens.weight
+    _allocate(model, weight.device, weight.dtype)
+    generator = torch.Generator(weight.device).manual_seed(seed)
+    source = dict(dense.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name.endswith(".gate.weight"):
+            parameter.normal_(std=dense.config.initializer_range, generator=generator)
+        else:
+            parameter.copy_(source[name].expand_as(parameter))  # one expert becomes E
+    return model.train(dense.training)
+
+
 # --------------------------------------------------------------------------- writing
 
 
