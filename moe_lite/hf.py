@@ -441,8 +441,10 @@ def upcycle(
     if (experts := dense.config.num_local_experts) != 1:
         raise ValueError(f"only a dense model can be upcycled; this one has {experts} experts")
     _check_expressible(dense)
-    sizes = {"num_local_experts": num_experts, "num_experts_per_tok": experts_per_tok}
-    model, weight = _outline(dataclasses.replace(dense.config, **sizes)), dense.embed_tokens.weight
+    config = dataclasses.replace(
+        dense.config, num_local_experts=num_experts, num_experts_per_tok=experts_per_tok
+    )
+    model, weight = _outline(config), dense.embed_tokens.weight
     _allocate(model, weight.device, weight.dtype)
     generator = torch.Generator(weight.device).manual_seed(seed)
     source = dict(dense.named_parameters())

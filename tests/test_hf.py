@@ -620,3 +620,61 @@ def test_the_model_in_the_box_loads_here_and_in_transformers_alike():
     assert torch.equal(ours.generate(ids_BS, 20, temperature=0), greedy)
     with pytest.raises(ValueError, match=r"no model 'mixtral-huge' in .*only mixtral-nano"):
         hf.load_pretrained("mixtral-huge")
+
+
+# --- upcycling -----------------------------------------------------------------------------------
+
+DENSE = replace(SMALL, num_local_experts=1, num_experts_per_tok=1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    experts=st.integers(1, 9), top_k=st.integers(1, 9), tied=st.booleans(), seed=st.integers(0, 99)
+)
+def test_an_upcycled_model_is_the_dense_one_up_to_rounding(experts, top_k, tied, seed):
+    torch.manual_seed(seed)
+    dense = Mixtral(replace(DENSE, tie_word_embeddings=tied, initializer_range=0.3)).double()
+    model = hf.upcycle(dense, experts, min(top_k, experts), seed=seed)
+    assert model.config.num_local_experts == experts
+    ids = torch.randint(20, (2, 9))
+    ours, theirs = model(ids).logits_BSV, dense(ids).logits_BSV
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    assert (model.lm_head.weight is model.embed_tokens.weight) == tied
+
+
+def test_the_routers_are_new_and_the_experts_part_with_the_first_step():
+    torch.manual_seed(0)
+    dense = Mixtral(replace(DENSE, initializer_range=0.3))
+    before = {name: p.clone() for name, p in dense.named_parameters()}
+    model = hf.upcycle(dense, 4, seed=3)
+    gates = [layer.gate.weight for layer in model.moe_layers]
+    assert not torch.equal(*gates) and all(gate.std() > 0 for gate in gates)
+    assert torch.equal(hf.upcycle(dense, 4, seed=3).moe_layers[0].gate.weight, gates[0])
+    assert not torch.equal(hf.upcycle(dense, 4, seed=4).moe_layers[0].gate.weight, gates[0])
+    ids = torch.randint(20, (4, 16))
+    model(ids).logits_BSV.square().mean().backward()
+    w1 = model.moe_layers[0].experts.w1
+    assert not torch.equal(w1.grad[0], w1.grad[1])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(before[name], p) for name, p in dense.named_parameters())
+
+
+def test_an_upcycled_model_is_a_checkpoint_like_any(tmp_path):
+    torch.manual_seed(0)
+    model = hf.upcycle(Mixtral(DENSE).bfloat16().eval(), 4)
+    assert model.embed_tokens.weight.dtype == torch.bfloat16 and not model.training
+    hf.save(model, tmp_path / "m")
+    assert same(hf.load(tmp_path / "m"), model)
+
+
+def test_only_a_dense_model_can_be_upcycled(model):
+    with pytest.raises(ValueError, match="only a dense model can be upcycled; this one has 3"):
+        hf.upcycle(model, 4)
+    with pytest.raises(ValueError, match="K cannot exceed E"):
+        hf.upcycle(Mixtral(DENSE), 2, 3)
+    other = Mixtral(DENSE)
+    other.moe_layers[0].gate = TopKRouter(8, 2, 1)
+    with pytest.raises(ValueError, match="the Mixtral layout cannot hold this model"):
+        hf.upcycle(other, 2)
