@@ -1,0 +1,159 @@
+"""Who sends what to whom: the traffic of one expert-parallel layer, rank by rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import traitlets as t
+from torch import Tensor
+
+from .portable import HERE, PortableWidget
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_TOKENS = 64  # of one rank
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Hold what travels: pairs_RR[from, to], and copies_RR if a token is sent once to a rank.
+
+    ``dropped`` pairs were refused by an expert that was full; they do not travel.
+    """
+
+    pairs_RR: Tensor
+    copies_RR: Tensor
+    dropped: int
+
+    @property
+    def busiest(self) -> float:
+        """Give the work of the busiest rank over the mean: how long the others wait."""
+        work_R = self.pairs_RR.sum(0)
+        return (work_R.max() / work_R.mean()).item()
+
+    @staticmethod
+    def away(count_RR: Tensor) -> int:
+        """Count what leaves its rank."""
+        return int(count_RR.sum() - count_RR.diagonal().sum())
+
+
+class TrafficMatrix(PortableWidget):
+    """Show the pairs that each rank sends to each, with batch, skew, limit and capacity as sliders.
+
+    Expert e is chosen in proportion to 1/(e+1)^skew; experts lie in order on the ranks, so the
+    popular ones are neighbours. ``visit`` lets a token choose among the experts of so many ranks
+    only, the best ones by the sum of their best K/visit probabilities (as DeepSeek-V3 limits
+    nodes, arXiv:2412.19437, section 2.1.2). With a ``capacity`` factor above 0 an expert takes at
+    most that many times its mean load (and at least one pair), first come, first served.
+
+    ::
+
+        widget = TrafficMatrix(ranks=8, experts=64, k=8)
+        widget.skew = 1.0          # and the page follows
+        widget.traffic.pairs_RR
+
+    Raises: ValueError unless 2 to 12 ranks share at most 64 experts evenly and k is possible;
+            traitlets.TraitError for a value that cannot be.
+    """
+
+    _esm = HERE / "traffic_matrix.js"
+    _css = HERE / "traffic_matrix.css"
+
+    ranks = t.Int().tag(sync=True)
+    experts = t.Int().tag(sync=True)
+    k = t.Int().tag(sync=True)
+    gumbel = t.List(t.Float()).tag(sync=True)
+
+    tokens = t.Int(32).tag(sync=True)
+    skew = t.Float(0.0).tag(sync=True)
+    visit = t.Int().tag(sync=True)
+    capacity = t.Float(0.0).tag(sync=True)
+
+    def __init__(
+        self, ranks: int = 4, experts: int = 16, k: int = 4, *, tokens: int = 32, skew: float = 0.0,
+        visit: int | None = None, capacity: float = 0.0,
+    ):  # fmt: skip
+        if not (2 <= ranks <= 12 and ranks <= experts <= 64 and experts % ranks == 0):
+            raise ValueError(f"2 to 12 ranks share at most 64 experts: not {experts} on {ranks}")
+        if not 1 <= k <= experts:
+            raise ValueError(f"k must be from 1 to {experts}, not {k}")
+        generator = torch.Generator().manual_seed(0)
+        uniform_N = torch.rand(
+            ranks * MOST_TOKENS * experts, generator=generator, dtype=torch.float64
+        )
+        # Rounded once, here, so that page and Python compute on the same numbers.
+        gumbel_N = (-(-uniform_N.clamp(1e-9, 1 - 1e-9).log()).log()).round(decimals=6)
+        self._gumbel_TE = gumbel_N.view(-1, experts)
+        self._fewest = -(-k * ranks // experts)  # ranks that have k experts
+        super().__init__(
+            ranks=ranks, experts=experts, k=k, gumbel=gumbel_N.tolist(), tokens=tokens, skew=skew,
+            visit=ranks if visit is None else visit, capacity=capacity,
+        )  # fmt: skip
+
+    @t.validate("tokens", "skew", "visit", "capacity")
+    def _possible(self, proposal: Any) -> float:
+        name, value = proposal["trait"].name, proposal["value"]
+        low, high = {
+            "tokens": (1, MOST_TOKENS), "skew": (0, 2), "visit": (self._fewest, self.ranks),
+            "capacity": (0, 4),
+        }[name]  # fmt: skip
+        if not low <= value <= high:
+            raise t.TraitError(f"{name} must be from {low:g} to {high:g}, not {value:g}")
+        return value
+
+    @property
+    def title(self) -> str:
+        return f"Traffic: {self.ranks} ranks, {self.experts} experts, k = {self.k}"
+
+    @property
+    def traffic(self) -> Traffic:
+        """Route every token with what the sliders now say, and count what travels."""
+        R, E, K, M = self.ranks, self.experts, self.k, self.visit
+        T, local = R * self.tokens, E // R
+        place_E = torch.arange(1, E + 1, dtype=torch.float64)
+        score_TE = (self._gumbel_TE[:T] - self.skew * place_E.log()).exp()
+        best_TRK = score_TE.view(T, R, local).sort(-1, descending=True).values
+        worth_TR = best_TRK[..., : min(local, -(-K // M))].sum(-1)
+        allowed_TM = worth_TR.sort(dim=-1, descending=True, stable=True).indices[:, :M]
+        allowed_TR = torch.zeros(T, R, dtype=torch.bool).scatter(1, allowed_TM, True)
+        score_TE = score_TE.where(allowed_TR.repeat_interleave(local, 1), -1.0)
+        expert_TK = score_TE.sort(dim=-1, descending=True, stable=True).indices[:, :K]
+        chosen_TE = torch.zeros(T, E, dtype=torch.long).scatter(1, expert_TK, 1)
+        if self.capacity > 0:
+            room = max(1, int(self.capacity * T * K / E))
+            kept_TE = chosen_TE * (chosen_TE.cumsum(0) <= room)
+        else:
+            kept_TE = chosen_TE
+        to_TR = kept_TE.view(T, R, local).sum(-1)
+        pairs_RR = to_TR.view(R, self.tokens, R).sum(1).double()
+        copies_RR = (to_TR > 0).view(R, self.tokens, R).sum(1).double()
+        return Traffic(pairs_RR, copies_RR, int((chosen_TE - kept_TE).sum()))
+
+    def figure(self) -> Figure:
+        """Draw the matrix and the work of each rank."""
+        from matplotlib.figure import Figure
+
+        traffic, R = self.traffic, self.ranks
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        matrix, work = figure.subplots(1, 2)
+        image = matrix.imshow(traffic.pairs_RR, cmap="cividis", vmin=0)
+        figure.colorbar(image, ax=matrix, label="pairs")
+        matrix.set(
+            xlabel="to rank", ylabel="from rank", xticks=range(R), yticks=range(R),
+            title=f"{self.title}, skew {self.skew:g}",
+        )  # fmt: skip
+        work_R = traffic.pairs_RR.sum(0)
+        work.bar(range(R), work_R, color="#0072B2")
+        work.axhline(work_R.mean(), color="#1b1f24", ls="--", label="mean")
+        work.set(
+            xlabel="rank", ylabel="pairs to compute", xticks=range(R),
+            title=f"busiest / mean {traffic.busiest:.2f}, dropped {traffic.dropped}",
+        )  # fmt: skip
+        work.legend(frameon=False, fontsize=8)
+        work.spines[["top", "right"]].set_visible(False)
+        for axes in (matrix, work):
+            axes.title.set_fontsize(10)
+        return figure
