@@ -9,6 +9,14 @@ lets that through.
 One module for each chapter; ``verdict`` is what they share.
 """
 
+from .beyond_one_machine import (
+    check_decode_bytes,
+    check_distinct_experts,
+    check_quantize,
+    check_rank_weights,
+    check_round_trip,
+    check_traffic,
+)
 from .competing_experts import (
     check_gradients,
     check_mixture_error,
@@ -53,6 +61,8 @@ __all__ = [
     "CheckFailed",
     "check_balance_is_used",
     "check_constrain",
+    "check_decode_bytes",
+    "check_distinct_experts",
     "check_environment",
     "check_first_expert",
     "check_fit_expert",
@@ -73,10 +83,14 @@ __all__ = [
     "check_posteriors",
     "check_prob_in_top_k",
     "check_product",
+    "check_quantize",
+    "check_rank_weights",
     "check_responsibilities",
+    "check_round_trip",
     "check_softmax_order",
     "check_sparse_gates",
     "check_top1_gate",
     "check_top_k",
+    "check_traffic",
     "check_working_experts",
 ]

@@ -68,7 +68,7 @@ function render({ model, el }) {
   // --- controls
   const fields = {};
   const field = (key, label) => {
-    const input = h("input", { type: "number", min: 1, max: limits[key], step: 1 });
+    const input = h("input", { type: "number", min: 1, max: limits[key], step: 1, "aria-label": label });
     input.addEventListener("change", () => {
       const value = Math.round(Number(input.value));
       if (Number.isFinite(value)) set({ [key]: Math.min(limits[key], Math.max(1, value)) });
@@ -78,7 +78,7 @@ function render({ model, el }) {
     return h("label", {}, h("span", {}, label), input);
   };
   const menu = (key, label, options, choose) => {
-    const select = h("select", {}, ...options.map(([value, text]) => h("option", { value }, text)));
+    const select = h("select", { "aria-label": label }, ...options.map(([value, text]) => h("option", { value }, text)));
     select.addEventListener("change", () => choose(select.value), listen);
     fields[key] = select;
     return h("label", {}, h("span", {}, label), select);

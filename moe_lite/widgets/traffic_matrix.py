@@ -139,13 +139,13 @@ class TrafficMatrix(PortableWidget):
         traffic, R = self.traffic, self.ranks
         figure = Figure(figsize=(10, 4), layout="constrained")
         matrix, work = figure.subplots(1, 2)
-        image = matrix.imshow(traffic.pairs_RR, cmap="cividis", vmin=0)
+        image = matrix.imshow(traffic.pairs_RR.numpy(), cmap="cividis", vmin=0)
         figure.colorbar(image, ax=matrix, label="pairs")
         matrix.set(
             xlabel="to rank", ylabel="from rank", xticks=range(R), yticks=range(R),
             title=f"{self.title}, skew {self.skew:g}",
         )  # fmt: skip
-        work_R = traffic.pairs_RR.sum(0)
+        work_R = traffic.pairs_RR.sum(0).numpy()
         work.bar(range(R), work_R, color="#0072B2")
         work.axhline(work_R.mean(), color="#1b1f24", ls="--", label="mean")
         work.set(

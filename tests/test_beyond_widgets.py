@@ -1,0 +1,115 @@
+"""Chapter 11's widgets without a browser: what they show is counted another way, what cannot be
+is refused.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from traitlets import TraitError
+
+from moe_lite import cost
+from moe_lite.widgets import CostCalculator, TrafficMatrix
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    shape=st.sampled_from([(2, 4, 2), (4, 16, 4), (3, 6, 1), (8, 64, 8)]),
+    tokens=st.integers(1, 12), skew=st.floats(0, 2), visit=st.integers(1, 8),
+    capacity=st.sampled_from([0.0, 0.25, 1.0, 2.5]),
+)  # fmt: skip
+def test_the_traffic_is_counted_token_by_token(shape, tokens, skew, visit, capacity):
+    R, E, K = shape
+    visit = max(-(-K * R // E), min(visit, R))
+    widget = TrafficMatrix(R, E, K, tokens=tokens, skew=skew, visit=visit, capacity=capacity)
+    gumbel = torch.tensor(widget.gumbel, dtype=torch.float64).view(-1, E)
+    room = max(1, int(capacity * R * tokens * K / E)) if capacity else 10**9
+    pairs, copies, load, dropped = torch.zeros(R, R), torch.zeros(R, R), [0] * E, 0
+    for t in range(R * tokens):
+        score = (gumbel[t] - skew * torch.arange(1, E + 1).double().log()).exp()
+        own = score.view(R, -1).sort(1, descending=True).values[:, : -(-K // visit)].sum(1)
+        ranks = own.topk(visit).indices
+        for e in range(E):
+            if e * R // E not in ranks:
+                score[e] = -1
+        seen = set()
+        for e in score.topk(K).indices.tolist():
+            load[e] += 1
+            if load[e] > room:
+                dropped += 1
+            else:
+                pairs[t // tokens, e * R // E] += 1
+                seen.add(e * R // E)
+        for rank in seen:
+            copies[t // tokens, rank] += 1
+        assert len(seen) <= visit
+    traffic = widget.traffic
+    assert traffic.pairs_RR.tolist() == pairs.tolist()
+    assert traffic.copies_RR.tolist() == copies.tolist()
+    assert traffic.dropped == dropped
+    assert traffic.away(pairs) == pairs.sum() - pairs.trace()
+    assert traffic.busiest == pytest.approx((pairs.sum(0).max() / pairs.sum(0).mean()).item())
+
+
+def test_the_remedies_act_where_they_should():
+    plain, lid, near = (
+        TrafficMatrix(8, 64, 8, skew=1.0, **how).traffic
+        for how in ({}, {"capacity": 1.25}, {"visit": 2})
+    )
+    assert lid.busiest < 0.6 * plain.busiest and lid.dropped > 0 == plain.dropped
+    assert near.away(near.copies_RR) < 0.6 * plain.away(plain.copies_RR)
+    assert near.away(near.pairs_RR) > 0.9 * plain.away(plain.pairs_RR)
+    assert TrafficMatrix(8, 64, 8).traffic.busiest < 1.2 < plain.busiest
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1), (13, 26, 1), (4, 6, 1), (4, 128, 1), (2, 4, 5)])
+def test_ranks_and_experts_that_cannot_be_are_refused(shape):
+    with pytest.raises(ValueError, match="2 to 12 ranks|k must be from 1 to 4, not 5"):
+        TrafficMatrix(*shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("tokens", 0, "tokens must be from 1 to 64, not 0"),
+        ("skew", 2.1, "skew must be from 0 to 2"),
+        ("visit", 0, "visit must be from 1 to 4, not 0"),
+        ("capacity", -1.0, "capacity must be from 0"),
+    ],
+)
+def test_sliders_keep_to_their_range(name, value, complaint):
+    widget = TrafficMatrix()
+    with pytest.raises(TraitError, match=complaint):
+        setattr(widget, name, value)
+
+
+@pytest.mark.parametrize("preset", cost.PRESETS)
+def test_the_calculator_starts_at_the_preset_and_counts_as_the_library(preset):
+    widget = CostCalculator(preset, batch=4, ranks=2)
+    assert widget.architecture == cost.PRESETS[preset]
+    device = cost.DEVICES["H100 SXM"]
+    for phase, found in widget.costs.items():
+        assert found == cost.step(cost.PRESETS[preset], device, phase, 4, 2048, ranks=2)
+
+
+def test_the_calculator_follows_its_fields():
+    widget = CostCalculator()
+    widget.experts, widget.bytes_per_weight = 1, 1.0  # k stays 2, but there is one expert
+    assert widget.architecture.top_k == 1
+    assert cost.count_parameters(widget.architecture).unused_experts == 0
+    widget.set_state({"layers": 2, "device": "RTX 4090"})  # what the page sends
+    assert widget.architecture.layers == 2 and widget.costs["decode"].fits
+    for name, value in (("batch", 0), ("layers", 513), ("device", "abacus"), ("preset", "GPT-9")):
+        with pytest.raises(TraitError, match=f"{name} must be"):
+            setattr(widget, name, value)
+    with pytest.raises(ValueError, match="there is no preset 'GPT-9'"):
+        CostCalculator("GPT-9")
+
+
+@pytest.mark.parametrize(
+    "widget", [TrafficMatrix(skew=1.0, capacity=1.0), CostCalculator("DeepSeek-V3", ranks=32)]
+)
+def test_they_have_a_still_face_and_a_page(widget, tmp_path):
+    assert widget.png()[1:4] == b"PNG"
+    page = widget.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert widget.title in page and "://" not in page
