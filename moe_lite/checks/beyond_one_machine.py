@@ -142,7 +142,7 @@ def check_rank_weights(rank_weights: Callable[[Tensor], Tensor]) -> None:
             ("DDP divides by the number of ranks as well, so the gradient is R times too small",
              share_R),
             ("these would be right for sums of losses; each rank has a mean already",
-             torch.full((R,), R / tokens_R.sum())),
+             torch.ones(R) * R / tokens_R.sum()),
             ("a rank with few tokens would count more, not less",
              (R * (1 / tokens_R) / (1 / tokens_R).sum()).nan_to_num()),
             ("DDP divides by the number of ranks; R² is once too often", share_R * R * R),
