@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from traitlets import TraitError
 
 from moe_lite import cost
+from moe_lite.checks.beyond_one_machine import _parameters
+from moe_lite.contracts import MixtralConfig
 from moe_lite.widgets import CostCalculator, TrafficMatrix
 
 
@@ -113,3 +115,13 @@ def test_they_have_a_still_face_and_a_page(widget, tmp_path):
     assert widget.png()[1:4] == b"PNG"
     page = widget.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
     assert widget.title in page and "://" not in page
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_check_of_decoding_counts_as_the_library_does(tied):
+    config = MixtralConfig(num_hidden_layers=3, tie_word_embeddings=tied)
+    count, (common, experts, table) = cost.count_parameters(config), _parameters(config)
+    assert (common + experts + table, experts) == (count.total, count.experts)
+    step = cost.step(config, cost.DEVICES["H100 SXM"], "decode", 5, 1)
+    used = common + cost.distinct_experts(8, 2, 5) / 8 * experts
+    assert step.weight_bytes == pytest.approx(2 * used)

@@ -95,7 +95,11 @@ class CostCalculator(PortableWidget):
     @t.validate("preset", "device", "bytes_per_weight")
     def _known(self, proposal: Any) -> Any:
         name, value = proposal["trait"].name, proposal["value"]
-        there: dict[str, Any] = {"preset": PRESETS, "device": DEVICES, "bytes_per_weight": (0.5, 1.0, 2.0, 4.0)}
+        there: dict[str, Any] = {
+            "preset": PRESETS,
+            "device": DEVICES,
+            "bytes_per_weight": (0.5, 1.0, 2.0, 4.0),
+        }
         if value not in there[name]:
             raise t.TraitError(f"{name} must be one of {', '.join(map(str, there[name]))}")
         return value
