@@ -76,21 +76,22 @@ torch.set_printoptions(precision=3, sci_mode=False)
 print(f"{'':17}{'total':>18}{'published':>16}{'active':>8}{'bf16, GB':>10}  80-GB devices to train")
 for name, shape in cost.PRESETS.items():
     count, (total, _) = cost.count_parameters(shape), cost.PUBLISHED[name]
-    held, trained = 2 * count.total / 1e9, 16 * count.total / 80e9
+    held, devices = 2 * count.total / 1e9, -(-16 * count.total // int(80e9))
     row = f"{name:17}{count.total:18,}{total:>16}{count.active / 1e9:7.1f}B"
-    print(f"{row}{held:10,.0f}{trained:16.0f}")
+    print(f"{row}{held:10,.0f}{devices:16}")
 
 # %% [markdown]
 # Every total agrees with the published one to the digits that were published. (GShard's "600B" has
-# one digit; its own formula gives 619.) The same counts come out of transformers' models of the
-# same configs; a test holds that. (*Active* counts the whole input embedding, as Mistral does;
-# DeepSeek's 37 and Qwen's 3.3 billion count it otherwise.)
+# one digit; its own formula gives 619.) The same counts, to the last parameter, come out of
+# transformers' own models of those configs that it knows; a test holds that. (*Active* counts the
+# whole input embedding, as Mistral does; DeepSeek's 37 and Qwen's 3.3 billion count it otherwise.)
 #
 # Two columns to remember. In bf16 a weight takes two bytes, so Mixtral's 46.7 billion take 93 GB:
 # more than the 80 GB of the device that most people mean when they say "a GPU". And *training*
 # takes sixteen bytes for each parameter (weight and gradient in bf16; in float32 another copy of
-# the weight and Adam's two moments), before a single activation is stored. Nobody trains
-# DeepSeek-V3 on fewer than a hundred and some devices, whatever their speed.
+# the weight and Adam's two moments), before a single activation is stored. In that form
+# DeepSeek-V3 needs 135 such devices before the first token, whatever their speed. (It was trained
+# in 8 bits where possible, which is one way out.)
 #
 # So the model has to be cut. Which way? A dense layer can only be cut *through* its matrices, and
 # then all pieces have to talk about every token. A layer of experts comes cut already. Put some
@@ -531,7 +532,7 @@ print(f"prefill of 2,048 tokens: {p.seconds / 2048 * 1e3:5.3f} ms per token, {p.
 # Look at the step from one text to eight. A dense model would read *the same* weights for both,
 # and batching would be nearly free. Mixtral reads three times as much for eight texts as for one,
 # because eight texts need nearly all experts. **A sparse model is at its best for a single text
-# and for very many; in between, its sparsity is of no use to the memory.** From a few dozen texts
+# and for very many; in between, its sparsity is of no use to the memory.** From some sixteen texts
 # on, all experts are read anyway, and each further text is cheap until the caches (the gap between
 # the two upper lines) or the arithmetic take over. The dotted line is where the device is full.
 #
@@ -559,8 +560,8 @@ print(f"writing 128 tokens took {written / read:.0f} times as long as reading 12
 # Change anything: the model's width, experts, layers; the device; the batch; how many devices
 # share it. **Questions to answer with it.** Which of the presets write for one text on one RTX
 # 4090 in int4? How many H100s does Mixtral need before it fits, and is it then compute- or
-# memory-bound in decode? From which batch on is DeepSeek-V3's prefill bound by the network on 32
-# devices?
+# memory-bound in decode? What binds DeepSeek-V3's prefill on 32 of them, and how close does the
+# network come?
 
 # %%
 CostCalculator("Mixtral 8x7B", device="H100 SXM", batch=8, ranks=2)
@@ -670,9 +671,9 @@ for ahead in (1, 2):
 # Sparse models have many parameters for the work they do, and little text is enough to learn it by
 # heart with many parameters. ST-MoE's authors fine-tuned only a part of their model: everything;
 # only the experts; everything *but* the experts; only attention; only the dense FFNs. They found
-# four of the five about equal and *only the experts* drastically worse, although that is where
-# some 80% of the parameters are. Their guess at a reason: experts are in one of four layers only,
-# so updating them touches few layers.
+# all but the experts about as good as everything, the FFNs alone a bit better still, and *only the
+# experts* drastically worse, although that is where some 80% of the parameters are. Their guess at
+# a reason: experts are in one of four layers only, so updating them touches few layers.
 #
 # What to freeze follows from where your text differs.
 #
@@ -732,9 +733,10 @@ print(f"one process: {losses.mean():.2f}   two ranks: {by_ranks:.2f}")
 # <summary>What is it?</summary>
 #
 # A mean of means. The ten tokens of the second rank count as much as the thirty of the first. The
-# same mistake, with accumulation steps in the place of ranks, stood in widely used training
-# libraries until late in 2024. The cure is to weigh a rank's mean by its share of the tokens
-# (exercise 3), which is what `parallel.Ranks` does.
+# same mistake, with accumulation steps in the place of ranks, stood in transformers' trainer until
+# October 2024 (pull request 34191), and one with ranks was reported there a few months later
+# (issue 37474). The cure is to weigh a rank's mean by its share of the tokens (exercise 3), which
+# is what `parallel.Ranks` does.
 #
 # </details>
 #
