@@ -72,8 +72,7 @@ class MoELayer(nn.Module):
             E, dispatch = E * self.across.ranks, self.across.reach(dispatch)
         if routing.num_experts != E:
             raise ValueError(
-                f"{self.name}: the gate routes to {routing.num_experts} experts, "
-                f"but there are {E}"
+                f"{self.name}: the gate routes to {routing.num_experts} experts, but there are {E}"
             )
         if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
             routing.check_finite(self.name)  # on a GPU, looking would mean waiting
