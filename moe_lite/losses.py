@@ -196,7 +196,5 @@ def drop_rate(routing: Routing) -> Tensor:
     Returns: scalar from 0 to 1, without gradient.
     """
     weight_N = _token_weights(routing, None).index_select(0, routing.token_N)
-    if routing.keep_N is None:
-        return torch.zeros_like(weight_N.sum())
-    kept = routing.total((weight_N * routing.keep_N).sum())
-    return 1 - kept / routing.total(weight_N.sum()).clamp(min=1)
+    dropped_N = weight_N * (0.0 if routing.keep_N is None else ~routing.keep_N)
+    return routing.total(dropped_N.sum()) / routing.total(weight_N.sum()).clamp(min=1)

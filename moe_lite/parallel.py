@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -159,9 +159,9 @@ def gather_experts(model: nn.Module) -> None:
     """
     for layer, _, name, part in _shards(model):
         assert layer.across is not None
-        whole = part.new_empty(len(part) * layer.across.ranks, *part.shape[1:])
-        dist.all_gather_into_tensor(whole, part.detach(), group=layer.across.group)
-        setattr(layer.experts, name, nn.Parameter(whole, part.requires_grad))
+        parts = [torch.empty_like(part) for _ in range(layer.across.ranks)]
+        dist.all_gather(parts, part.detach(), group=layer.across.group)
+        setattr(layer.experts, name, nn.Parameter(torch.cat(parts), part.requires_grad))
     for module in model.modules():
         if isinstance(module, MoELayer):
             module.across = None
@@ -197,12 +197,11 @@ class Ranks(Alone):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def wrap(self, objective: nn.Module) -> nn.Module:
-        shards = [name for _, name, _, _ in _shards(objective)]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, shards)
+        own = [name for _, name, _, _ in _shards(objective)]
+        own += [name for name, _ in objective.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, own)
         # A group of its own: its all-reduces overlap with the backward pass's all-to-alls.
-        return DistributedDataParallel(
-            objective, process_group=dist.new_group(), broadcast_buffers=False
-        )
+        return DistributedDataParallel(objective, process_group=dist.new_group())
 
     def share(self, *rows_BS: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None, float]:
         B = len(rows_BS[0])
@@ -221,7 +220,7 @@ class Ranks(Alone):
         (loss * (share * self.size)).backward()  # DDP divides by the number of ranks,
         for *_, weight in _shards(model):  # and here it is done for what DDP leaves out
             if weight.grad is not None:
-                if "dp" in self.mesh.mesh_dim_names:  # type: ignore[operator]
+                if "dp" in (self.mesh.mesh_dim_names or ()):
                     dist.all_reduce(weight.grad, group=self.mesh.get_group("dp"))
                 weight.grad /= self.size
 
@@ -265,7 +264,8 @@ class Ranks(Alone):
     def _laid_out(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Say which tensors are slices, and of what."""
         shards = {name for _, name, _, _ in _shards(model)}
-        layout = [Shard(0) if name == "ep" else Replicate() for name in self.mesh.mesh_dim_names]
+        names = self.mesh.mesh_dim_names or ()
+        layout = [Shard(0) if name == "ep" else Replicate() for name in names]
 
         def lay(name: str, tensor: Tensor) -> Tensor:
             whose = name if name in shards else name.rpartition(".")[0]  # w1.exp_avg is w1's

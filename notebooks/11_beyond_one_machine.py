@@ -409,10 +409,11 @@ for ranks in (2, 4):
 
 # %% [markdown]
 # How good is that? These numbers change with the machine and with who else is using it (yours will
-# differ), so read them as a factor, not as a percentage. If your four ranks share two cores, they
-# wait for a core in turns, which the model does not know, so that it is too fast there, by about a
-# factor of two. A model that is right within a factor of two or three may still say *which term
-# grows*, and that is all we ask of it now.
+# differ), which is also why we took the least of 25 repeats and not their mean. On a quiet machine
+# most of them come out near 1, and the smallest message is off by about two: there start-up is
+# everything, and hardest to measure. If your four ranks share two cores, they wait for a core in
+# turns, which the model does not know. A model that is right within a factor of two may still say
+# *which term grows*, and that is all we ask of it now.
 #
 # So: $R$ ranks with two experts and 256 tokens each, $K = 8$. The tokens per rank stay the same as
 # $R$ grows, as when you add machines to train on more text at once.
@@ -444,7 +445,8 @@ cases = {
 }
 runs = {name: (sizes, [simulate(R, **how).sum() for R in sizes]) for name, how in cases.items()}
 fig = viz.curves(runs, "ranks (simulated above 4)", "layer time / balanced work alone")
-fig.axes[0].set(xscale="log", yscale="log")  # fmt: skip
+fig.axes[0].set(xscale="log", yscale="log")
+fig
 
 # %%
 for R in (8, 64, 512):
@@ -495,6 +497,7 @@ lines = {"derived": (Ts, [cost.distinct_experts(8, 2, T) for T in Ts]),
          "arithmetic only": (Ts, [distinct(routed[3], T) for T in Ts])}  # fmt: skip
 fig = viz.curves(lines, "tokens in the batch", "distinct experts of 8, mean over layers")
 fig.axes[0].set_xscale("log", base=2)
+fig
 
 # %% [markdown]
 # The formula is for tokens that choose independently and evenly. Mixed texts come close. Tokens of
@@ -517,7 +520,8 @@ per_token = {name: (batches, 1e3 * np.array(t) / batches) for name, t in parts.i
 fig = viz.curves(per_token, "texts in the batch", "ms per token, at least")
 fig.axes[0].set(xscale="log", yscale="log")
 fits = max(b for b, s in zip(batches, steps, strict=True) if s.fits)
-_ = fig.axes[0].axvline(fits, color="#1b1f24", ls=":")  # fmt: skip
+fig.axes[0].axvline(fits, color="#1b1f24", ls=":")
+fig
 
 # %%
 for b in (1, 2, 8, 64):
@@ -707,7 +711,7 @@ runs = {"upcycled": sparse, "from scratch": Mixtral(SMALL)}
 steady = replace(RECIPE, steps=60, min_lr_ratio=1.0, seed=1)  # no schedule to decide the race
 runs = {name: train.train(model, text, steady, progress=False) for name, model in runs.items()}
 lines = {name: (range(1, 61), history.smooth("loss")) for name, history in runs.items()}
-fig = viz.curves(lines, "further steps", "training loss, nats per token", title="one seed")
+viz.curves(lines, "further steps", "training loss, nats per token", title="one seed")
 
 # %% [markdown]
 # The head start is real. What it is worth is disputed: Komatsuzaki et al. found that a model from
