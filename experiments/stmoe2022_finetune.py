@@ -202,7 +202,7 @@ EXPERIMENT = Experiment(
     title="Fine-tuning only some of the parameters, on little text",
     source="Zoph et al. 2022 (ST-MoE), arXiv:2202.08906",
     chapter="11",
-    seeds=4,
+    seeds=3,
     config=CONFIG,
     claims=(
         Claim("updating only the experts is the worst of the five (1: in every seed)",
@@ -222,6 +222,8 @@ EXPERIMENT = Experiment(
     spot=spot,
     caveat=(
         "the figure behind the first and the fourth row prints no numbers, so these judge a sign "
-        "only; the second shape, Mixtral's, is measured and judged by no row."
+        "only; the second shape, Mixtral's, is measured and judged by no row. "
+        "In the paper the experts are some 80% of the parameters, in ours a third. Seeds were cut from "
+        "four to three after the first was seen, for lack of time; minutes are processor time."
     ),
 )  # fmt: skip

@@ -128,7 +128,7 @@ EXPERIMENT = Experiment(
     title="Upcycling against training from scratch, at equal extra steps",
     source="Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060",
     chapter="11",
-    seeds=4,
+    seeds=3,
     config=CONFIG,
     claims=(
         Claim("from scratch catches up after this share of the dense model's training", WHERE,
@@ -141,4 +141,10 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     spot=spot,
+    caveat=(
+        "a seed that never caught up within 120% has no number in the first row. Our dense model "
+        "had read 0.4 million tokens and was still improving, OLMoE's 2 trillion. Seeds were cut "
+        "from four to three after the first was seen, for lack of time; minutes are processor "
+        "time."
+    ),
 )  # fmt: skip
