@@ -9,7 +9,12 @@ side; then each expert has dp copies, whose gradients are summed.
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,11 +23,11 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from .contracts import Dispatch, DispatchPlan, Routing
+from .contracts import Dispatch, DispatchPlan, NotFinite, Routing
 from .dispatch import plan
 from .dispatch.grouped import Combine, Permute
 from .experts import Experts
@@ -34,6 +39,99 @@ else:
     Alone = object
 
 Over = Literal["global", "local"]
+
+
+@contextmanager
+def launched(
+    expert_parallel: int, device: str | None = None, timeout: float = 60.0
+) -> Iterator[tuple[DeviceMesh, torch.device]]:
+    """Join the processes that torchrun started; give their mesh and this one's device.
+
+    What is wrong for all ranks alike is raised by the first of each machine; the others leave
+    with exit code 1. If a rank is gone, the others hear of it at once where its connection
+    breaks, and else after the timeout: gloo's then raise, NCCL's are ended by torch.
+
+    Args:    expert_parallel: ranks that share a set of experts; of more, each such group has
+             the experts again. device: "cuda" (NCCL, one GPU for each rank) or "cpu" (gloo);
+             None takes GPUs where there are any. timeout: seconds to wait for another rank, at
+             the start and in each exchange.
+    Raises:  ValueError if the processes were not started by torchrun, do not make whole groups,
+             or lack devices; ConnectionError (an OSError) if they cannot meet or one is gone.
+    """
+    rank, seats = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE"))
+    local = int(os.environ.get("LOCAL_RANK", rank))
+    try:
+        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _check_launch(expert_parallel, seats, local, kind, timeout)
+        if kind == "cuda":
+            torch.cuda.set_device(local)
+        where = ":".join(os.environ.get(f"MASTER_{name}", "?") for name in ("ADDR", "PORT"))
+        # Where something else answers at the port and is silent, torch waits without an end.
+        guard = threading.Timer(3 * timeout, os._exit, [1])
+        guard.daemon = True
+        guard.start()
+        try:
+            dist.init_process_group(
+                "nccl" if kind == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
+            )
+            shape = seats // expert_parallel, expert_parallel
+            mesh = init_device_mesh(kind, shape, mesh_dim_names=("dp", "ep"))
+        except (RuntimeError, ValueError) as error:
+            if local:
+                raise SystemExit(1) from None
+            raise ConnectionError(
+                f"{seats} processes cannot meet at {where} within {timeout:g} s; is the port "
+                f"taken? (torchrun --standalone finds a free one): {_first_line(error)}"
+            ) from error
+        finally:
+            guard.cancel()
+        yield mesh, torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+    except NotFinite as error:  # perhaps only here
+        raise NotFinite(f"rank {rank}: {error}") from error
+    except RuntimeError as error:
+        said = str(error).lower()
+        known = any(word in said for word in ("gloo", "nccl", "connection", "timed out"))
+        if not known and not isinstance(error, dist.DistError):
+            raise
+        what = f"did not answer for {timeout:g} s" if "timed out" in said else "is gone"
+        raise ConnectionError(
+            f"rank {rank}: another rank {what}; go on from the last checkpoint with --resume"
+        ) from error
+    except ValueError:
+        if local:
+            raise SystemExit(1) from None
+        raise
+    dist.destroy_process_group()
+
+
+def _check_launch(ep: int, seats: int, local: int, kind: str, timeout: float) -> None:
+    if ep < 1:
+        raise ValueError(f"expert parallelism must be at least 1, not {ep}")
+    if not 0 < timeout < 1e6:
+        raise ValueError(f"the timeout must be a number of seconds above 0, not {timeout}")
+    if not seats:
+        raise ValueError(
+            "expert parallelism needs processes: start them with torchrun --standalone "
+            f"--nproc-per-node {ep} -m moe_lite train --expert-parallel {ep} ..."
+        )
+    if seats % ep:
+        raise ValueError(
+            f"{seats} processes do not make whole groups of {ep}: --expert-parallel must divide "
+            "the number of processes"
+        )
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f'the device must be "cpu" or "cuda" (one for each rank), not {kind!r}')
+    if kind == "cuda" and torch.cuda.device_count() <= local:
+        raise ValueError(
+            f"NCCL needs a GPU for each process, and this machine has {torch.cuda.device_count()}: "
+            "start fewer processes, or say --device cpu"
+        )
+    if not (dist.is_available() and (kind == "cuda" or dist.is_gloo_available())):
+        raise ValueError("this PyTorch was built without torch.distributed's gloo")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 def shard_experts(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -177,6 +275,10 @@ def _shards(model: nn.Module) -> list[tuple[MoELayer, str, str, nn.Parameter]]:
     ]
 
 
+def _failures(error: dcp.CheckpointException) -> str:
+    return "; ".join(f"rank {r}: {_first_line(e)}" for r, (e, _) in error.failures.items())
+
+
 class Ranks(Alone):
     """Answer for many processes what the training loop asks of all that take part.
 
@@ -252,13 +354,19 @@ class Ranks(Alone):
         dist.barrier()  # the first rank has made the folder
         tensors = {name: tensor for file in files.values() for name, tensor in file.items()}
         writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        dcp.save(self._laid_out(model, tensors), storage_writer=writer)
+        try:
+            dcp.save(self._laid_out(model, tensors), storage_writer=writer)
+        except dcp.CheckpointException as error:  # what any rank met, told to all
+            raise OSError(_failures(error)) from error
 
     def read(self, folder: Path, model: nn.Module, like: dict[str, Tensor]) -> dict[str, Tensor]:
         reader = dcp.HuggingFaceStorageReader(str(folder))
         there = reader.read_metadata().state_dict_metadata
         like = {name: torch.empty_like(tensor) for name, tensor in like.items() if name in there}
-        dcp.load(self._laid_out(model, like), storage_reader=reader)
+        try:
+            dcp.load(self._laid_out(model, like), storage_reader=reader)
+        except dcp.CheckpointException as error:
+            raise ValueError(_failures(error)) from error
         return like
 
     def _laid_out(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
