@@ -3,8 +3,11 @@
 A rank is a process, started by ``torchrun``, with its own rows of each batch. Everything but
 the experts is on every rank (DDP keeps it equal); of the E experts of a layer each rank has
 E / ep, and a token's vector travels to its experts and back by all-to-all. The gate, the
-weighted combine and the losses stay at home. ``dp`` meshes of ``ep`` ranks may stand side by
+weighted combine and the losses stay at home. ``dp`` groups of ``ep`` ranks may stand side by
 side; then each expert has dp copies, whose gradients are summed.
+
+Checkpoints are torch.distributed.checkpoint's, in safetensors: each rank writes its slices, and
+any number of ranks can read them. The folder must be one that all see.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -71,11 +74,7 @@ def launched(
         guard.daemon = True
         guard.start()
         try:
-            dist.init_process_group(
-                "nccl" if kind == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
-            )
-            shape = seats // expert_parallel, expert_parallel
-            mesh = init_device_mesh(kind, shape, mesh_dim_names=("dp", "ep"))
+            mesh = _meet(kind, expert_parallel, timedelta(seconds=timeout))
         except (RuntimeError, ValueError) as error:
             if local:
                 raise SystemExit(1) from None
@@ -102,6 +101,16 @@ def launched(
             raise SystemExit(1) from None
         raise
     dist.destroy_process_group()
+
+
+def _meet(kind: str, ep: int, timeout: timedelta) -> DeviceMesh:
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timeout)
+    rank_PE = torch.arange(dist.get_world_size()).view(-1, ep)
+    groups = [  # init_device_mesh would give them torch's timeout, half an hour
+        dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)[0]
+        for ranks in (rank_PE.T, rank_PE)
+    ]
+    return DeviceMesh.from_group(groups, kind, rank_PE, mesh_dim_names=("dp", "ep"))
 
 
 def _check_launch(ep: int, seats: int, local: int, kind: str, timeout: float) -> None:
@@ -145,7 +154,7 @@ def shard_experts(model: nn.Module, mesh: DeviceMesh) -> None:
             experts have copies, "dp" before it.
     Raises: ValueError if there is no such dimension or layer, the layers are sharded already,
             or the ranks do not divide the experts.
-    Source: Lepikhin et al. 2020 (arXiv:2006.16668), section 3.1.
+    Source: Lepikhin et al. 2020 (arXiv:2006.16668): experts divided, all other layers copied.
     """
     names = mesh.mesh_dim_names or ()
     if "ep" not in names or set(names) - {"dp", "ep"}:
@@ -302,8 +311,7 @@ class Ranks(Alone):
         own = [name for _, name, _, _ in _shards(objective)]
         own += [name for name, _ in objective.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, own)
-        # A group of its own: its all-reduces overlap with the backward pass's all-to-alls.
-        return DistributedDataParallel(objective, process_group=dist.new_group())
+        return DistributedDataParallel(objective)
 
     def share(self, *rows_BS: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None, float]:
         B = len(rows_BS[0])

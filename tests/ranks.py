@@ -264,7 +264,7 @@ def second(rank: int, folder: Path, ports: list[str]) -> int:
         time.sleep(0.1)  # the first rank is still exporting, and the next wait is a short one
     os.environ["MASTER_PORT"] = ports[1]
     parallel.Ranks.backward = fall(rank, 1, lambda: time.sleep(120))  # type: ignore[method-assign]
-    return command(folder, "asleep", "--timeout", "8")
+    return command(folder, "asleep", "--timeout", "8", "--balance-over", "local")
 
 
 def command(folder: Path, out: str, *more: str) -> int:
