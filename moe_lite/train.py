@@ -286,6 +286,11 @@ class Alone:
 
     def read(self, folder: Path, model: nn.Module, like: dict[str, Tensor]) -> dict[str, Tensor]:
         """Read this rank's part of the tensors in a folder, as many of these as are there."""
+        if not (folder / WEIGHTS).is_file():
+            raise ValueError(
+                f"the checkpoint {folder} is sharded: resume it under torchrun, with "
+                "--expert-parallel 1 if it is to be one process"
+            )
         return {k: v for name in (WEIGHTS, MOMENTS) for k, v in load_file(folder / name).items()}
 
 
@@ -646,12 +651,12 @@ def load_checkpoint(
         history = History.load(path / ROWS)
         if state["step"] != history.rows[-1]["step"]:
             raise ValueError(f"{STATE} and {ROWS} disagree")
-        stored = ranks.read(path, model, _tensors(model) | _moments(model))
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
         others = [other.name for other in checkpoints(path.parent) if other.name < path.name]
         then = f"delete it to go on from {others[-1]}" if others else "start again elsewhere"
         raise ValueError(f"the checkpoint {path} is damaged ({error}); {then}") from error
     _check_same(path, state, _identity(model, corpus, config))
+    stored = ranks.read(path, model, _tensors(model) | _moments(model))
     for name, tensor in _tensors(model).items():
         if name not in stored or stored[name].shape != tensor.shape:
             raise ValueError(f"the checkpoint {path} has no {name} of shape {tuple(tensor.shape)}")
