@@ -3,6 +3,7 @@
 from .competition import CompetitionExplorer
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
+from .rows_or_columns import RowsOrColumns
 from .tree_explorer import TreeExplorer
 
-__all__ = ["CompetitionExplorer", "NoisyGate", "RoutingExplorer", "TreeExplorer"]
+__all__ = ["CompetitionExplorer", "NoisyGate", "RoutingExplorer", "RowsOrColumns", "TreeExplorer"]
