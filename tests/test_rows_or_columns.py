@@ -53,7 +53,9 @@ def test_the_future_changes_columns_and_never_rows(c, seen, seed):
 def test_a_later_score_takes_an_earlier_tokens_expert_away():
     scores_TE = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0], [-2.0, 0.0]])
     widget = RowsOrColumns(scores_TE, c=1)
-    assert (0, 0) in zip(widget.routing.token_N.tolist(), widget.routing.expert_N.tolist())
+    assert (0, 0) in zip(
+        widget.routing.token_N.tolist(), widget.routing.expert_N.tolist(), strict=True
+    )
     widget.scores = [[1.0, 0.0], [0.0, 0.0], [2.0, 0.0], [3.0, 0.0]]  # clicks on the last two
     routing = widget.routing
     assert routing.token_N[routing.expert_N == 0].tolist() == [2, 3]
