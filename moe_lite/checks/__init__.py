@@ -16,6 +16,13 @@ from .competing_experts import (
     check_responsibilities,
     check_working_experts,
 )
+from .expert_choice import (
+    check_causal_groups,
+    check_combine,
+    check_expert_choice,
+    check_experts_per_token,
+    check_reads_future,
+)
 from .hierarchies import (
     check_constrain,
     check_fit_expert,
@@ -52,8 +59,12 @@ from .verdict import CheckFailed
 __all__ = [
     "CheckFailed",
     "check_balance_is_used",
+    "check_causal_groups",
+    "check_combine",
     "check_constrain",
     "check_environment",
+    "check_expert_choice",
+    "check_experts_per_token",
     "check_first_expert",
     "check_fit_expert",
     "check_fit_gate",
@@ -73,6 +84,7 @@ __all__ = [
     "check_posteriors",
     "check_prob_in_top_k",
     "check_product",
+    "check_reads_future",
     "check_responsibilities",
     "check_softmax_order",
     "check_sparse_gates",
