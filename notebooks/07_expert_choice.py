@@ -115,8 +115,8 @@ for name, gate in (("tokens choose", by_row), ("experts choose", router)):
 # %% [markdown]
 # By row, every token has one expert and the experts have what they get. By column, every expert
 # has exactly 4 tokens: **no loss, no capacity, no dropping, from the first step on**. What varies
-# now is the other count. Some tokens have two or three experts, and some have none: they pass the
-# layer unchanged, by the residual. The paper sees a virtue in it, that a model may spend more on
+# now is the other count. Some tokens have two experts, and some have none: they pass the layer
+# unchanged, by the residual. The paper sees a virtue in it, that a model may spend more on
 # the tokens that need more.
 #
 # ## 2. Rows or columns
@@ -534,8 +534,8 @@ for T in (512, 64, 8, 4, 2, 1):
 # <summary>What is it?</summary>
 #
 # $k = \lceil 1 \cdot 2 / 8 \rceil = 1$: every expert takes its best token, and there is only one.
-# So while it writes, every token goes through *all eight* experts, four times the work, in a company
-# that they never kept in training. Rounding down instead would give $k = 0$: no expert at
+# So while it writes, every token goes through *all eight* experts, four times the work, in a
+# company that they never kept in training. Rounding down instead would give $k = 0$: no expert at
 # all. There is no right capacity for one token, because the choice was never the token's own. It
 # also means that a model *evaluated* on whole texts is not the model that writes, and its
 # perplexity says nothing about it.
