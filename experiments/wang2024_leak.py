@@ -17,7 +17,9 @@ alone can come below log2 V bits, so whatever is below is leaked.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -45,6 +47,7 @@ CONFIG: dict[str, Any] = {
     "probe groups": ["top-2", "by position", 2, 4, 8, 16, 32, 1024],
 }  # fmt: skip
 PART = Path(__file__).parent / "results" / ".wang2024_leak.part.json"
+PROBE_PART = PART.with_name(".wang2024_leak.probe.part.json")
 
 
 Order = Callable[[int, bool], Tensor]
@@ -213,18 +216,37 @@ def leaked(group: str | int, seed: int, steps: int | None = None) -> float:
     return math.log2(V) - nats / math.log(2)
 
 
+def probe(seeds: Sequence[int]) -> Measures:
+    """Measure the leak of every grouping with every seed; an interrupted probe goes on."""
+    mark, threads = json.loads(json.dumps(CONFIG["probe"])), torch.get_num_threads()
+    done: dict[str, float] = {}
+    if PROBE_PART.is_file():
+        kept = json.loads(PROBE_PART.read_text(encoding="utf-8"))
+        done = kept["done"] if kept["mark"] == mark else {}
+    torch.set_num_threads(1)
+    for group in CONFIG["probe groups"]:
+        for seed in seeds:
+            if (key := f"{group}; seed {seed}") not in done:
+                done[key] = leaked(group, seed)
+                print("bits leaked", key, round(done[key], 4), flush=True)
+                aside = PROBE_PART.with_suffix(".aside")
+                aside.write_text(json.dumps({"mark": mark, "done": done}), encoding="utf-8")
+                os.replace(aside, PROBE_PART)
+    torch.set_num_threads(threads)
+    return {
+        f"bits leaked, {group}": [done[f"{group}; seed {seed}"] for seed in seeds]
+        for group in CONFIG["probe groups"]
+    }
+
+
 # --- the experiment ------------------------------------------------------------------------------
 
 
 def run(seeds: Sequence[int]) -> Measures:
     """Train every setting with every seed, then the probe."""
     found = sweep.sweep(SETTINGS, seeds, part=PART, routers=OURS, measure=more)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for group in CONFIG["probe groups"]:
-        found[f"bits leaked, {group}"] = [leaked(group, seed) for seed in seeds]
-        print(f"bits leaked, {group}", found[f"bits leaked, {group}"], flush=True)
-    torch.set_num_threads(threads)
+    found |= probe(seeds)
+    PROBE_PART.unlink(missing_ok=True)  # the next run is to be a run
 
     def ratio(above: str, below: str) -> list[float | None]:
         pairs = zip(found[f"loss at {above}"], found[f"loss at {below}"], strict=True)

@@ -217,7 +217,10 @@ every = (small_TE[list(c), 0].sum() + small_TE[[t for t in range(8) if t not in 
          for c in itertools.combinations(range(8), 4))  # fmt: skip
 print(f"auction {found:.3f}, best of 70: {max(every).item():.3f}, greedy (no balance): "
       f"{small_TE.amax(1).sum():.3f}")  # fmt: skip
-print("loads", auction(small_TE).bincount(minlength=2).tolist())
+loads = [
+    choice.bincount(minlength=2).tolist() for choice in (auction(small_TE), small_TE.argmax(1))
+]
+print("loads by auction {}, by argmax, as in testing, {}".format(*loads))
 
 # %% [markdown]
 # **Soft MoE: do not choose, mix.** Each expert has $p$ *slots*, and a slot is filled with a
@@ -363,10 +366,10 @@ for T in (2, 4, 8, 16, 64, 1024):
 
 # %% [markdown]
 # That is what *could* be told, about anything at all. It says nothing about what a model learns to
-# tell, and to read. Asked on the project's page whether its expert-choice models had cheated, an
-# author of OLMoE answered that he did not think it very easy for a model to learn
-# ([OLMoE #46](https://github.com/allenai/OLMoE/issues/46)). A comment that stands in much-copied
-# code says the opposite: the model *will learn to cheat*. It is an empirical question.
+# tell, and to read. The best-known code for expert choice, in Flaxformer, warns in a comment that
+# in a decoder "the model will learn to cheat". Asked about it, an author of OLMoE answered
+# that he does not think it very easy for a model to learn
+# ([OLMoE #46](https://github.com/allenai/OLMoE/issues/46)). It is an empirical question.
 #
 # ## 7. A text without a past
 #
