@@ -154,6 +154,9 @@ EXPERIMENT = Experiment(
     spot=spot,
     caveat=(
         "the losses in the last two rows are as trained, with experts that choose among later "
-        "tokens too; what that is worth is measured under wang2024_leak."
+        "tokens too; what that is worth is measured under wang2024_leak. In one of the three "
+        "seeds expert choice never came to the loss of either, and the mean leaves that seed out: "
+        "read the row of top-2 as no speed-up to speak of. The shares of the first rows are close "
+        "to those that experts get who draw their tokens by lot (measured beside them, not judged)."
     ),
 )  # fmt: skip
