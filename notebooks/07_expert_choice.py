@@ -530,10 +530,10 @@ for name in names:
 # model.
 #
 # Now the first column, the one that everybody looks at. As trained, groups of 16 look better than
-# top-2 by 0.05 nats on average (in two seeds of three). **All of that lead is the future**: they owe
-# it 0.06. With thresholds, when the model has to do without, the lead has turned round. Whoever had
-# compared the first column only, as one compares losses every day, would have reported an
-# improvement.
+# top-2 by 0.05 nats on average (in two seeds of three). **All of that lead is the future**: they
+# owe it 0.06. With thresholds, when the model has to do without, the lead has turned round.
+# Whoever had compared the first column only, as one compares losses every day, would have reported
+# an improvement.
 #
 # And compare groups of 16 with groups of 256. As trained there is no difference, so by that
 # comparison there is no leak. But 256 gets there honestly and 16 does not: small groups route
@@ -577,15 +577,16 @@ for name in ("zhou2022", "wang2024_leak"):
         print(f"{claim.verdict(ours):15} paper {claim.paper:4.2g}, ours {ours!s:13} {claim.text}")
 
 # %% [markdown]
-# **What held:** the shape of Figure 3, which chance has as well, and the leak, which two independent
-# tests show. **What did not:** that it pays. No speed-up over top-2 in these small models (the ≈ rests
-# on two seeds and one percent), and no loss that drops by a tenth. The last row is ✓ by its rule
-# and still says little: where nothing dropped, there was nothing for the shuffling to undo.
+# **What held:** the shape of Figure 3, which chance has as well, and the leak, which two
+# independent tests show. **What did not:** that it pays. No speed-up over top-2 in these small
+# models (the ≈ rests on two seeds and one percent), and no loss that drops by a tenth. The last
+# row is ✓ by its rule and still says little: where nothing dropped, there was nothing for the
+# shuffling to undo.
 #
-# What of the other side, does expert choice *lose*? OLMoE compared both with 8 experts and $c = 2$, the
-# experts choosing within the sequence, and found token choice better on every task shown (section
-# 4.1.4). Our groups of 64 are that setting: as trained they are not worse than top-2, with
-# thresholds they are, and neither difference is larger than what seeds do.
+# What of the other side, does expert choice *lose*? OLMoE compared both with 8 experts and $c =
+# 2$, the experts choosing within the sequence, and found token choice better on every task shown
+# (section 4.1.4). Our groups of 64 are that setting: as trained they are not worse than top-2,
+# with thresholds they are, and neither difference is larger than what seeds do.
 #
 # ## 9. What goes wrong: a model that is another when it writes
 #
