@@ -571,9 +571,10 @@ ax.bar(range(1, 17), [g.mean for g in places], yerr=[g.half for g in places], co
 ax.set(xticks=range(1, 17), xlabel="place in the group of 16", ylabel="nats owed to the future")
 ax.spines[["top", "right"]].set_visible(False)
 # %% [markdown]
-# The bars are uneven, with three seeds and wide 95% intervals, but they fall towards the end of the group, where less is
-# still to come, and at the 16th place there is nothing in any seed. No honest use of context has
-# that shape: what a model knows from the past does not begin anew every 16 tokens.
+# The bars are uneven, with three seeds and wide 95% intervals, but they fall towards the end of
+# the group, where less is still to come, and at the 16th place there is nothing in any seed. No
+# honest use of context has that shape: what a model knows from the past does not begin anew every
+# 16 tokens.
 #
 # ### The ledger
 #

@@ -62,7 +62,8 @@ def _capacity(T: int, E: int, c: float) -> int:
 
 
 def _chosen(logits_TE: Tensor, c: float) -> tuple[Tensor, Tensor]:
-    gate_CE, token_CE = logits_TE.softmax(-1).topk(_capacity(*logits_TE.shape, c), dim=0)
+    T, E = logits_TE.shape
+    gate_CE, token_CE = logits_TE.softmax(-1).topk(_capacity(T, E, c), dim=0)
     return token_CE.T, gate_CE.T
 
 
