@@ -540,17 +540,17 @@ for name in names:
 #
 # Now the first column, the one that everybody looks at. As trained, groups of 16 look better than
 # top-2 by 0.05 nats on average (in two seeds of three). **All of that lead is the future**: they
-# owe it 0.06. With thresholds, when the model has to do without, the lead has turned round.
-# Whoever had compared the first column only, as one compares losses every day, would have reported
-# an improvement.
+# owe it 0.06. With thresholds, when the model has to do without, the lead has on average turned
+# round. Whoever had compared the first column only, as one compares losses every day, would have
+# reported an improvement.
 #
 # And compare groups of 16 with groups of 256. As trained there is no difference, so by that
 # comparison there is no leak. But 256 gets there honestly and 16 does not: small groups route
 # worse, and the leak happens to make up for it. Differences *between* models mix such things; the
 # stranger's future does not.
 #
-# *By position*, which is safe, has the worst mean of all. Sixteen tokens at one place of sixteen
-# texts are a poor group to choose from, and safety is not free.
+# *By position*, which is safe, has the worst mean of all. It is not the size of its groups, for
+# the shuffled ones are as small. We have not found out what it is. Safety is not free, it seems.
 #
 # Does it grow? The model trained above, for 150 steps, has the same seed as the first of the
 # stored ones with 250, and was asked about the same held-out text:
