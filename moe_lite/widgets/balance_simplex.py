@@ -126,7 +126,9 @@ class BalanceSimplex(PortableWidget):
     @property
     def title(self) -> str:
         violation = max_violation(self.routing).item()
-        return f"f and P of {len(self.logits)} tokens: value {self.value:.3f}, MaxVio {violation:.2f}"
+        return (
+            f"f and P of {len(self.logits)} tokens: value {self.value:.3f}, MaxVio {violation:.2f}"
+        )
 
     def figure(self) -> Figure:
         """Draw the triangle with its arrows, and f beside P for each expert."""
@@ -170,7 +172,9 @@ class BalanceSimplex(PortableWidget):
         for a, b in zip(from_T2.tolist(), to_T2.tolist(), strict=True):
             ax.annotate("", b, a, arrowprops={"arrowstyle": "->", "color": "#59636e"})
         chosen = [self.colors[e] for e in routing.expert_N.tolist()]
-        ax.scatter(*from_T2.T.tolist(), s=60, color="white", edgecolor=chosen, linewidth=2, zorder=3)
+        ax.scatter(
+            *from_T2.T.tolist(), s=60, color="white", edgecolor=chosen, linewidth=2, zorder=3
+        )
         for name, at, marker in (("f", f_E @ corners, "s"), ("P", from_T2.mean(0), "D")):
             ax.scatter(*at.tolist(), s=80, marker=marker, color="#1b1f24", zorder=4, label=name)
         ax.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.12, 0.97), title=self.title)
