@@ -52,7 +52,7 @@ def check_balance_loss(balance_loss: Callable[[Tensor, Tensor], Tensor]) -> None
     # P = (7, 11, 6) / 24 and f = (2, 1, 3) / 6: 3 * (14 + 11 + 18) / 144 = 0.8958.
     few_TE = torch.tensor([[4.0, 3, 1], [2, 5, 1], [1, 3, 4]]).log()
     run("the logarithms of [[4, 3, 1], [2, 5, 1], [1, 3, 4]], going (with noise) to experts "
-        "[[0, 2], [1, 2], [2, 0]]", few_TE, torch.tensor([[0, 2], [1, 2], [2, 0]]))  # fmt: skip
+        "[[0, 2], [1, 2], [0, 2]]", few_TE, torch.tensor([[0, 2], [1, 2], [0, 2]]))  # fmt: skip
     for K in (1, 2, 3):
         logits_TE = randn(K, 24, 5) + torch.linspace(1, -1, 5)
         run(f"24 tokens, five experts, each token's best {K}", logits_TE, logits_TE.topk(K).indices)
@@ -280,8 +280,8 @@ def check_over_batches(over_batches: Callable[[Tensor, Tensor], Tensor]) -> None
     # The layers' means are (1/2, 1/2) and (2/3, 1/3), so their losses 1 and 10/9.
     a, b, both = [1.0, 0], [0.0, 1], [0.5, 0.5]
     even = torch.tensor([[a, b, both], [a, a, b]])
-    run("f = P: in the first layer (1, 0), (0, 1), (1/2, 1/2) in three micro-batches, in the second "
-        "(1, 0), (1, 0), (0, 1)", even, even)  # fmt: skip
+    run("f = P: in three micro-batches (1, 0), (0, 1), (1/2, 1/2) in the first layer, and "
+        "(1, 0), (1, 0), (0, 1) in the second", even, even)  # fmt: skip
     one_hot = torch.eye(2)
     run("one layer, two micro-batches, the first all to expert 0, the second all to expert 1",
         one_hot[None], one_hot[None])  # fmt: skip

@@ -28,7 +28,7 @@ function softmax(z) {
   return exp.map((x) => x / total);
 }
 
-/** The point of the triangle at or nearest to x, y, as three shares, none of them quite zero. */
+/** The point x, y, drawn into the triangle, as three shares, none of them quite zero. */
 function shares([x, y]) {
   const top = (BASE - y) / (BASE - CORNERS[2][1]), right = (x - LEFT) / SIDE - top / 2;
   const p = [1 - top - right, right, top].map((s) => Math.max(s, LEAST));

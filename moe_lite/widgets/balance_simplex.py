@@ -138,7 +138,8 @@ class BalanceSimplex(PortableWidget):
         triangle, bars = figure.subplots(1, 2, width_ratios=(1.25, 1))
         self._draw(triangle)
         routing = self.routing
-        f_E, p_E = routing.load_E() / routing.num_tokens, routing.probs_TE.mean(0)
+        f_E = (routing.load_E() / routing.num_tokens).tolist()
+        p_E = routing.probs_TE.mean(0).tolist()
         for e, color in enumerate(self.colors):
             bars.barh(e - 0.19, f_E[e], height=0.36, color=color)
             bars.barh(e + 0.19, p_E[e], height=0.36, color=color, alpha=0.45, hatch="//")
@@ -162,21 +163,23 @@ class BalanceSimplex(PortableWidget):
             ax.plot(*torch.stack([middle, centre]).T.tolist(), color="#9aa3ac", lw=1)
         for e, (x, y) in enumerate(CORNERS):
             ax.text(x, y + (0.03 if y else -0.07), f"expert {e}", ha="center", color="#1b1f24")
-        line = [
-            (corners[i] + (1 / 3 - f_E[i]) / (f_E[j] - f_E[i]) * (corners[j] - corners[i])).tolist()
-            for i, j in ((0, 1), (0, 2), (1, 2))
-            if (f_E[i] - 1 / 3) * (f_E[j] - 1 / 3) < 0 or (f_E[j] == 1 / 3 != f_E[i])
-        ]
+        line = set()  # where the value would be 1: straight, since f stands still
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            above, below = 3 * f_E[i] - 1, 3 * f_E[j] - 1
+            if abs(above - below) > 1e-6 and above * below < 1e-9:
+                share = above / (above - below)
+                x, y = (corners[i] + share * (corners[j] - corners[i])).tolist()
+                line.add((round(x, 4), round(y, 4)))
         if len(line) == 2:
             ax.plot(*zip(*line, strict=True), color="#1b1f24", ls="--", lw=1.2, label="value 1")
         for a, b in zip(from_T2.tolist(), to_T2.tolist(), strict=True):
             ax.annotate("", b, a, arrowprops={"arrowstyle": "->", "color": "#59636e"})
         chosen = [self.colors[e] for e in routing.expert_N.tolist()]
-        ax.scatter(
-            *from_T2.T.tolist(), s=60, color="white", edgecolor=chosen, linewidth=2, zorder=3
-        )
+        x_T, y_T = from_T2.T.tolist()
+        ax.scatter(x_T, y_T, s=60, color="white", edgecolor=chosen, linewidth=2, zorder=3)
         for name, at, marker in (("f", f_E @ corners, "s"), ("P", from_T2.mean(0), "D")):
-            ax.scatter(*at.tolist(), s=80, marker=marker, color="#1b1f24", zorder=4, label=name)
+            x, y = at.tolist()
+            ax.scatter(x, y, s=80, marker=marker, color="#1b1f24", zorder=4, label=name)
         ax.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.12, 0.97), title=self.title)
         ax.axis("off")
         ax.legend(frameon=False, loc="upper right")
