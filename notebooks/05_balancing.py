@@ -155,6 +155,8 @@ for lead in (0.0, 2.0, 4.0, 8.0):
     print(f"all 64 tokens at expert 0 with p = {p:.3f}: push on its score {64 * slope[0, 0]:.3f}")
 
 # %% [markdown]
+# The torn hear it best. At $p = 0.998$ the crowd is as large as before, and the push a hundredth.
+#
 # ## 3. Try it
 #
 # In this triangle a token is a circle. It lies where its probabilities put it: at a corner if it
@@ -169,9 +171,9 @@ simplex
 # %% [markdown]
 # **Try it.** Press *One step down the loss* a few times: the crowd at 0 thins out. Then pick
 # *sure* under *Start*: nine tokens of twelve at expert 0, and the arrows are too short to see.
-# Press *Ten steps*; nothing happens. Then *all tie*: everyone at the same place, all arrows alike,
-# so the herd runs from expert to expert for ever, because nobody can be told apart. And *below 1*:
-# look at the value, and at expert 2. Drag a token, or P and with it all tokens (or choose with the
+# Press *Ten steps*; hardly anything happens. Then *all tie*: everyone at the same place, all arrows
+# alike, so the herd runs from expert to expert for ever, because nobody can be told apart. And
+# *below 1*: look at the value, and at expert 2. Drag a token, or P and with it all (or choose with the
 # slider *Moves* what the arrow keys move in the triangle), and try to get the value as low as you
 # can. (Without a kernel, on GitHub for instance, you see a picture. In Python the same numbers are
 # `simplex.value`, `simplex.routing` and `simplex.step()`.)
@@ -187,14 +189,15 @@ for start in BalanceSimplex.STARTS:
 # %% [markdown]
 # MaxVio is the busiest expert's load over the mean load, minus 1 (Wang et al. 2024, equation 4).
 # It looks at the counts alone, and 0 is perfect. Keep an eye on both columns: a value of 1.000
-# stands beside a MaxVio of 2, which is all there can be.
+# stands beside a MaxVio of 2, which is all there can be. (*below 1* does not come to rest either.
+# Its two bunches of near copies flip together. Section 5 follows tokens that differ as tokens do.)
 #
 # ## 4. One is not the least
 #
-# "By the Cauchy-Schwarz inequality the loss is least at uniform routing, where it is 1." That is
-# in lecture notes and blog posts, and it would be true if $f$ and $P$ were the same thing. Then
-# the loss would be $N \sum P^2 \ge 1$. But they are not. Somebody reported 0.997 from a training
-# run. How low can it go?
+# It is often said, and sometimes proved, that the loss is least at uniform routing, where it is 1.
+# That would be so if $f$ and $P$ were the same thing: $N \sum P^2 \ge 1$, with equality where all
+# are equal. But they are two things. A value of 0.997 has been seen in a training run. How low can
+# it go?
 #
 # First by hand, with two experts and four tokens. Three tokens go to expert 0 *by a hair*: they
 # believe $\frac12, \frac12$. One goes to expert 1 and is sure. Then $f = (\frac34, \frac14)$ but
