@@ -173,10 +173,10 @@ simplex
 # *sure* under *Start*: nine tokens of twelve at expert 0, and the arrows are too short to see.
 # Press *Ten steps*; hardly anything happens. Then *all tie*: everyone at the same place, all arrows
 # alike, so the herd runs from expert to expert for ever, because nobody can be told apart. And
-# *below 1*: look at the value, and at expert 2. Drag a token, or P and with it all (or choose with the
-# slider *Moves* what the arrow keys move in the triangle), and try to get the value as low as you
-# can. (Without a kernel, on GitHub for instance, you see a picture. In Python the same numbers are
-# `simplex.value`, `simplex.routing` and `simplex.step()`.)
+# *below 1*: look at the value, and at expert 2. Drag a token, or P and with it all (or
+# choose with the slider *Moves* what the arrow keys move in the triangle), and try to get the value
+# as low as you can. (Without a kernel, on GitHub for instance, you see a picture. In Python the
+# same numbers are `simplex.value`, `simplex.routing` and `simplex.step()`.)
 
 # %%
 for start in BalanceSimplex.STARTS:
