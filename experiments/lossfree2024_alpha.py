@@ -78,4 +78,5 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     spot=spot,
+    caveat="the minutes were taken on a machine that was busy with other work.",
 )  # fmt: skip

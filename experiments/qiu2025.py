@@ -159,4 +159,9 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     spot=spot,
+    caveat=(
+        "the paper does not say whether its loss divides f by K or sums over the layers, so equal "
+        "weights need not push equally (chapter 05, section 6). The minutes were taken on a machine "
+        "that was busy with other work."
+    ),
 )  # fmt: skip
