@@ -161,7 +161,7 @@ EXPERIMENT = Experiment(
     spot=spot,
     caveat=(
         "the paper does not say whether its loss divides f by K or sums over the layers, so equal "
-        "weights need not push equally (chapter 05, section 6). The minutes were taken on a machine "
+        "weights need not push equally (chapter 05, section 6). The minutes are those of a machine "
         "that was busy with other work."
     ),
 )  # fmt: skip
