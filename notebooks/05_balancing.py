@@ -308,6 +308,7 @@ values, violations = zip(*seen, strict=True)
 both = {"value of the loss": (steps, values), "MaxVio": (steps, violations)}
 fig = viz.curves(both, "steps down the gradient of the loss", "value, MaxVio")
 fig.axes[0].axhline(1, color="black", lw=0.8, ls=":")
+fig
 
 # %% [markdown]
 # **We went down the gradient of the loss, and the loss went up.** It begins far below 1 and ends at
@@ -530,7 +531,7 @@ torch.testing.assert_close(scoped(routings, "batch"), losses.load_balance(routin
 #
 # Now train the small language model that chapters 04 to 08 share (two layers, eight experts, two
 # per token) on the course's five domains: without a balancing loss, balanced within each text (a
-# window of 64 tokens, from one domain), and over the batch. One seed, 40 steps each; `train` takes
+# window of 64 tokens, from one domain), and over the batch. One seed, 60 steps each; `train` takes
 # any function of the routings as the loss that `aux_coef` weighs.
 
 # %%
@@ -543,7 +544,7 @@ plans = {
 }
 runs = {}
 for name, (scope, alpha) in plans.items():
-    setting = sweep.Setting(balance=scope, training={"aux_coef": alpha, "steps": 40})
+    setting = sweep.Setting(balance=scope, training={"aux_coef": alpha, "steps": 60})
     runs[name] = sweep.run(setting, corpus, seed=0, balances=balances)
 
 
@@ -581,7 +582,7 @@ bar = fig.colorbar(image, ax=panels, label="share of the domain's choices")
 # all experts are used. Balanced within each text, the rows are more alike, as they have to be.
 # "An expert tells 100% of the domain" would mean that the choice gives it away entirely.
 #
-# One seed, 40 steps. From the ledger, four seeds and 250 steps each, at this weight and at the
+# One seed, 60 steps. From the ledger, four seeds and 250 steps each, at this weight and at the
 # paper's 0.008 (`python -m moe_lite reproduce qiu2025`):
 
 # %%
