@@ -228,6 +228,7 @@ def lowest(expert_T, E, steps=1500):
     return losses.load_balance(route(z_TE)).item()
 
 
+# %%
 print(f" 2 experts: {lowest(torch.tensor([0, 0, 0, 1]), 2):.3f}")
 for E in (3, 4, 8, 16):
     tried = [(round(lowest(torch.arange(busy), E), 3), busy) for busy in range(1, E + 1)]
@@ -256,6 +257,7 @@ def least(f_NE):
     return E * total
 
 
+# %%
 n = 240
 i, j = torch.meshgrid(torch.arange(n + 1), torch.arange(n + 1), indexing="ij")
 f_N3 = torch.stack([n - i - j, i, j], dim=-1).flatten(0, 1) / n
@@ -467,6 +469,7 @@ patients = {
     "C": live(losses.load_balance),
     "D": live(lambda rs: K * sound(rs)),
 }
+# %%
 fig, panels = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
 for column, label in enumerate(("reported loss", "MaxVio of the real tokens")):
     runs = {name: (range(80), [s[column] for s in seen]) for name, seen in patients.items()}
