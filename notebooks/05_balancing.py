@@ -400,9 +400,9 @@ for name, code in CODES.items():
 #   of layer 7 have nothing but their number in common.
 # - **A sum over the layers** pushes $L$ times as hard. With 32 layers, $\alpha = 0.01$ is 0.32.
 # - **P from the chosen experts alone** looks like a detail and turns the direction. An expert that
-#   was not chosen is not in $P$: however cheap it is, its price is not looked at. **nanoMoE**, a well-read
-#   teaching code, takes the softmax over the chosen and so renormalises them: then belief can only
-#   be moved among experts that the token already goes to. (And it does not divide by $K$.)
+#   was not chosen is not in $P$: however cheap it is, its price is not looked at. **nanoMoE**, a
+#   well-read teaching code, takes the softmax over the chosen and so renormalises them: then belief
+#   can only be moved among experts that the token already goes to. (And it does not divide by $K$.)
 # - **P detached** has the right value. Every dashboard is green.
 #
 # What follows for you: *an $\alpha$ without its code is not a number.* When you carry a coefficient
