@@ -47,6 +47,13 @@ from .sparsely_gated import (
     check_sparse_gates,
     check_top1_gate,
 )
+from .stability import (
+    check_first_weights,
+    check_selective_logits,
+    check_spacing,
+    check_z_gradient,
+    check_z_loss,
+)
 from .verdict import CheckFailed
 
 __all__ = [
@@ -55,6 +62,7 @@ __all__ = [
     "check_constrain",
     "check_environment",
     "check_first_expert",
+    "check_first_weights",
     "check_fit_expert",
     "check_fit_gate",
     "check_global_bug",
@@ -74,9 +82,13 @@ __all__ = [
     "check_prob_in_top_k",
     "check_product",
     "check_responsibilities",
+    "check_selective_logits",
     "check_softmax_order",
+    "check_spacing",
     "check_sparse_gates",
     "check_top1_gate",
     "check_top_k",
     "check_working_experts",
+    "check_z_gradient",
+    "check_z_loss",
 ]
