@@ -10,7 +10,7 @@ most 0.5 above the lowest average of ten that it ever had, and on held-out text 
 model that knows nothing but how often each token occurs.
 
 Update clipping scales a weight's update down until its root mean square is at most 0.1 times the
-learning rate (Shazeer and Stern 2018, arXiv:1804.04235, algorithm 1); AdamW's is about 1 times it.
+learning rate (as in Adafactor, arXiv:1804.04235); AdamW's is about 1 times it.
 Two more settings lack what Switch had brought: a router in float32, and first weights of variance
 0.1 / n instead of 1 / n. The dense twin asks whether it is the router at all that fails at the end
 of the ladder.

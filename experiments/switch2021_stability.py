@@ -15,6 +15,10 @@ end. For normal numbers of deviation sigma that is 2 sigma / sqrt(pi) on average
 
 The last settings ask at which size of logit the rounding would begin to hurt: a constant is added
 to every logit, which leaves every softmax as it is, and then the logits are rounded.
+
+The control repeats Table 3 with the optimizer of the paper. Adafactor's steps are in units of each
+weight's own size (Shazeer and Stern 2018, arXiv:1804.04235), AdamW's are not, so with
+Adafactor the scale of first weights is a learning rate as well.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +41,9 @@ from moe_lite.model import Mixtral
 from moe_lite.routers import SwitchRouter
 from moe_lite.sweep import MAX_BYTES, ROUTERS, Outcome, Routers, Setting, sweep
 from moe_lite.sweep import run as train_one
+from moe_lite.train import TrainConfig
 
-PART = Path(__file__).parent / "results" / ".switch2021_stability.part.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 class RoundedRouter(SwitchRouter):
@@ -98,7 +104,16 @@ SETTINGS: dict[str, Setting] = {
     "s = 1, twin": Scaled("switch", training=BF16, scale=1.0, twin=1),
     **{f"offset {c}": Scaled("rounded", {"offset": c}, training=BF16) for c in OFFSETS},
 }
-CONFIG: dict[str, Any] = {name: asdict(setting) for name, setting in SETTINGS.items()}
+CONTROL: dict[str, Setting] = {
+    f"Adafactor, s = {s:g}": Scaled("switch", training=BF16 | {"lr": 0.1}, scale=s)
+    for s in (0.1, 1.0)
+}
+CONFIG: dict[str, Any] = {name: asdict(setting) for name, setting in (SETTINGS | CONTROL).items()}
+
+
+def adafactor(model: nn.Module, config: TrainConfig) -> torch.optim.Adafactor:
+    """Make the paper's optimizer, for :mod:`moe_lite.train` to take in the place of AdamW."""
+    return torch.optim.Adafactor(model.parameters(), lr=config.lr)
 
 
 @torch.no_grad()
@@ -140,7 +155,11 @@ def flips(outcome: Outcome, corpus: Corpus) -> dict[str, float]:
 
 def run(seeds: Sequence[int]) -> Measures:
     """Train every setting with every seed, then relate them."""
-    found: Measures = sweep(SETTINGS, seeds, part=PART, routers=MINE, measure=flips)
+    part = RESULTS / ".switch2021_stability.part.json"
+    found: Measures = sweep(SETTINGS, seeds, part=part, routers=MINE, measure=flips)
+    with mock.patch("moe_lite.train.make_optimizer", adafactor):
+        part = RESULTS / ".switch2021_stability.control.part.json"
+        found |= sweep(CONTROL, seeds, part=part, routers=MINE, measure=flips)
     return found | relations(found)
 
 
@@ -159,6 +178,9 @@ def relations(found: Measures) -> Measures:
         "loss, selective / float32": [p and p[0] / p[1] for p in pairs("selective", "float32")],
         "loss, bfloat16 - selective": [p and p[0] - p[1] for p in pairs("bfloat16", "selective")],
         "loss, s = 1 - s = 0.1": [p and p[0] - p[1] for p in pairs("s = 1", "selective")],
+        "loss with Adafactor, s = 1 - s = 0.1": [
+            p and p[0] - p[1] for p in pairs("Adafactor, s = 1", "Adafactor, s = 0.1")
+        ],
         "apart, s = 1": apart[1.0],
         "apart, s = 0.1": apart[0.1],
         "apart, s = 1 - s = 0.1": [
@@ -188,7 +210,7 @@ EXPERIMENT = Experiment(
     title="The router in float32, and smaller first weights",
     source="Fedus, Zoph, Shazeer 2021, arXiv:2101.03961",
     chapter="06",
-    seeds=4,
+    seeds=3,
     config=CONFIG,
     claims=(
         Claim("the router alone in float32 is as good as all in float32: loss, ratio", "Table 2",
@@ -205,4 +227,8 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     spot=spot,
+    caveat=(
+        "four seeds were planned, and three run. The control with Adafactor was added after a look "
+        "at two of them; no row here judges it."
+    ),
 )  # fmt: skip
