@@ -16,7 +16,7 @@ end. For normal numbers of deviation sigma that is 2 sigma / sqrt(pi) on average
 The last settings ask at which size of logit the rounding would begin to hurt: a constant is added
 to every logit, which leaves every softmax as it is, and then the logits are rounded.
 
-The control repeats Table 3 with the optimizer of the paper. Adafactor's steps are in units of each
+The control repeats Table 3 with Adafactor, which T5 and ST-MoE use. Its steps are in units of each
 weight's own size (Shazeer and Stern 2018, arXiv:1804.04235), AdamW's are not, so with
 Adafactor the scale of first weights is a learning rate as well.
 """
@@ -112,7 +112,7 @@ CONFIG: dict[str, Any] = {name: asdict(setting) for name, setting in (SETTINGS |
 
 
 def adafactor(model: nn.Module, config: TrainConfig) -> torch.optim.Adafactor:
-    """Make the paper's optimizer, for :mod:`moe_lite.train` to take in the place of AdamW."""
+    """Make the optimizer that T5 and ST-MoE use, for :mod:`moe_lite.train` to take in the place of AdamW."""
     return torch.optim.Adafactor(model.parameters(), lr=config.lr)
 
 

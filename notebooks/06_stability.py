@@ -57,8 +57,8 @@ torch.set_printoptions(precision=4, sci_mode=False)
 # $$\text{between 1 and 2: } \tfrac{1}{128} \qquad \text{between 128 and 256: } 1 \qquad
 # \text{between 1024 and 2048: } 8$$
 #
-# In bfloat16 there *is* no 128.5. It has to become 128 or 130's neighbour 129, and in a tie the
-# even one wins.
+# In bfloat16 there *is* no 128.5. It has to become 128 or 129, and a tie goes to the one whose last
+# bit is 0, which is 128.
 
 # %%
 for x in (1.005, 3.14159, 40.3, 128.5, 129.5, 1500.0):
@@ -205,14 +205,14 @@ for n, (layer, x_TD) in enumerate(zip(model.moe_layers, inputs, strict=True)):
     exact_TE, rough_TE = x_TD @ w_ED.T, (x_TD.bfloat16() @ w_ED.bfloat16().T).float()
     a, b = flips(exact_TE, exact_TE.bfloat16()), flips(exact_TE, rough_TE)
     c = flips(exact_TE, (exact_TE + 128).bfloat16())
-    spread, level = exact_TE.std(-1).mean(), exact_TE.logsumexp(-1).mean()
+    spread, level = exact_TE.std(-1).mean(), exact_TE.mean()
     print(f"{n:5} {spread:8.2f} {level:7.2f} {a:16.2%} {b:21.2%} {c:21.1%}")
 
 # %% [markdown]
 # In this model, where the logits are a few units large, it is a handful of tokens in a thousand,
-# and no tragedy. (This one was trained with the z-loss that we are coming to, and its levels show
-# it.) The last column is the same router after a drift that its own loss would not have noticed:
-# a fifth to two fifths of all tokens go elsewhere.
+# and no tragedy. (This one was trained with the z-loss that we are coming to.) The last column is
+# the same router after a drift that its own loss would not have noticed: a fifth to two fifths of
+# all tokens go elsewhere.
 #
 # That is the mechanism. Now the three remedies.
 #
@@ -242,7 +242,8 @@ print(f"largest error within autocast, without switching it off: "
 
 # %% [markdown]
 # Every router of this library has done that since chapter 00, so you have had the first remedy all
-# along. To *remove* it takes a subclass. Here is the bfloat16 router of the experiment below:
+# along. To *remove* it takes a subclass. Here is the bfloat16 router of the experiment below. It is
+# a Switch router, which sends each token to one expert and weighs it by its probability:
 
 
 # %%
@@ -295,10 +296,11 @@ for s in (1.0, 0.1):
 #
 # ## 7. Third remedy: the z-loss
 #
-# Float32 has rounding errors too, only later; at the largest scale, ST-MoE reports, the first two
-# remedies were no longer enough. So it takes hold of the direction that nothing held. The level
-# of a token's logits has a name, $\log Z = \log \sum_j e^{x_j}$: add $c$ to all of them, and it
-# rises by exactly $c$. Their **router z-loss** (equation 5) asks for it to be near zero:
+# Float32 has rounding errors too, only later; at the largest scales, ST-MoE reports, a float32
+# router was no longer enough. So it takes hold of the direction that nothing held. Take $\log Z =
+# \log \sum_j e^{x_j}$. Add $c$ to all logits of a token, and it rises by exactly $c$: it knows
+# the level. And it is at least the largest logit, and at most $\ln N$ more: it knows what runs
+# away upwards too. Their **router z-loss** (equation 5) asks for it to be near zero:
 #
 # $$L_z = \frac{1}{B} \sum_{i=1}^{B} \Big( \log \sum_{j=1}^{N} e^{x_j^{(i)}} \Big)^{2}$$
 #
