@@ -10,7 +10,9 @@ most 0.5 above the lowest average of ten that it ever had, and on held-out text 
 model that knows nothing but how often each token occurs.
 
 Update clipping scales a weight's update down until its root mean square is at most 0.1 times the
-learning rate (as in Adafactor, arXiv:1804.04235); AdamW's is about 1 times it.
+learning rate (as in Adafactor, arXiv:1804.04235); AdamW's is 1 times it where the gradients of many
+steps agree, and a few tenths where they are mostly noise.
+
 Two more settings lack what Switch had brought: a router in float32, and first weights of variance
 0.1 / n instead of 1 / n. The dense twin asks whether it is the router at all that fails at the end
 of the ladder.
@@ -182,12 +184,10 @@ EXPERIMENT = Experiment(
     seeds=3,
     config=CONFIG,
     claims=(
-        Claim("the baseline's runs that are stable, a share", "Table 4",
-              f"stable at baseline, {JUDGED:g}", 4 / 6, within=0.25, note="4 of 6"),
-        Claim("with the z-loss all are: its share minus the baseline's", "Table 4",
+        Claim("with the z-loss more runs are stable: share minus the baseline's", "Table 4",
               "stable, z-loss - baseline", 1 - 4 / 6, within=0.5, void=0,
               note="3 of 3 and 4 of 6"),
-        Claim("and with tighter update clipping: its share minus the baseline's", "Table 4",
+        Claim("and with tighter update clipping: share minus the baseline's", "Table 4",
               "stable, clip - baseline", 1 - 4 / 6, within=0.5, void=0,
               note="3 of 3 and 4 of 6"),
         Claim("the z-loss costs no quality: loss, z-loss / baseline", "Table 4",
@@ -200,6 +200,8 @@ EXPERIMENT = Experiment(
     spot=spot,
     caveat=(
         "the ladder's rates, and the one at which Table 4 is judged, were chosen after a look at "
-        "single runs with another seed and other first weights."
+        "single runs with another seed and other first weights. So a row on the baseline's share "
+        "of stable runs (2 of 3; the paper's is 4 of 6) was taken out after the run: it could "
+        "hardly have failed."
     ),
 )  # fmt: skip

@@ -112,7 +112,7 @@ CONFIG: dict[str, Any] = {name: asdict(setting) for name, setting in (SETTINGS |
 
 
 def adafactor(model: nn.Module, config: TrainConfig) -> torch.optim.Adafactor:
-    """Make the optimizer that T5 and ST-MoE use, for :mod:`moe_lite.train` to take in the place of AdamW."""
+    """Make what :mod:`moe_lite.train` is to take in the place of AdamW."""
     return torch.optim.Adafactor(model.parameters(), lr=config.lr)
 
 
