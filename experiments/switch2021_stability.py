@@ -131,7 +131,9 @@ def flips(outcome: Outcome, corpus: Corpus) -> dict[str, float]:
         hook.remove()
     logits, only, whole, gates = [], [], [], []
     for layer, x_TD in zip(model.moe_layers, inputs, strict=True):
-        weight_ED, offset = layer.gate.weight, getattr(layer.gate, "offset", 0.0)
+        router = layer.gate
+        assert isinstance(router, SwitchRouter)
+        weight_ED, offset = router.weight, getattr(router, "offset", 0.0)
         exact_TE = F.linear(x_TD, weight_ED)
         rounded_TE = F.linear(x_TD.bfloat16(), weight_ED.bfloat16()).float() + offset
         rounded_TE = rounded_TE.bfloat16().float()
