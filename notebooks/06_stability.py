@@ -527,11 +527,12 @@ for size in (0.01, 1, 100):
 # <summary>What is it?</summary>
 #
 # A name was used twice: what is returned as "logits" are probabilities. The exponentials of eight
-# numbers between 0 and 1 add up to something between 8 and 10.4, whatever the logits were, so this
-# loss is nearly constant and holds nothing. Some of transformers' routers did that
-# ([pull request 45315](https://github.com/huggingface/transformers/pull/45315)); their *balancing*
-# loss then took a softmax of a softmax. A loss that hardly moves when the weights grow ten
-# thousandfold is worth a look.
+# probabilities add up to something between 9.06 (all equal) and 9.72 (one has everything),
+# whatever the logits were, so this loss is nearly constant and holds nothing.
+# Some of transformers' routers did that ([pull request
+# 45315](https://github.com/huggingface/transformers/pull/45315)); their *balancing* loss then
+# took a softmax of a softmax. A loss that hardly moves when the weights grow ten thousandfold is
+# worth a look.
 #
 # </details>
 #
@@ -557,8 +558,8 @@ for step in range(401):
 #
 # The square is missing. You saw the picture in section 7: no floor. The mean of the log-sum-exps
 # falls without end, the logits go to minus infinity, and there bfloat16 is as coarse as at plus
-# infinity. In a real training the weight is small and other losses pull too, so the drift is slow:
-# it is the kind of bug that one sees after a week.
+# infinity. In a real training the weight is small and other losses pull too, so it takes longer
+# to show.
 #
 # </details>
 #
