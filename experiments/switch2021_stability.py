@@ -231,6 +231,6 @@ EXPERIMENT = Experiment(
     spot=spot,
     caveat=(
         "four seeds were planned, and three run. The control with Adafactor was added after a look "
-        "at two of them; no row here judges it."
+        "at two of them; no row here judges it. The minutes are those of a busy machine."
     ),
 )  # fmt: skip
