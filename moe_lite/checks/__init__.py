@@ -9,6 +9,14 @@ lets that through.
 One module for each chapter; ``verdict`` is what they share.
 """
 
+from .balancing import (
+    check_balance_loss,
+    check_below_one,
+    check_diagnose,
+    check_masked_balance,
+    check_over_batches,
+    check_push,
+)
 from .competing_experts import (
     check_gradients,
     check_mixture_error,
@@ -59,7 +67,10 @@ from .verdict import CheckFailed
 __all__ = [
     "CheckFailed",
     "check_balance_is_used",
+    "check_balance_loss",
+    "check_below_one",
     "check_constrain",
+    "check_diagnose",
     "check_environment",
     "check_first_expert",
     "check_first_weights",
@@ -71,16 +82,19 @@ __all__ = [
     "check_load",
     "check_load_anywhere",
     "check_m_step",
+    "check_masked_balance",
     "check_mixture_error",
     "check_moe_layer",
     "check_networks_used",
     "check_noisy_scores",
     "check_orders_agree",
+    "check_over_batches",
     "check_parameter_count",
     "check_path",
     "check_posteriors",
     "check_prob_in_top_k",
     "check_product",
+    "check_push",
     "check_responsibilities",
     "check_selective_logits",
     "check_softmax_order",

@@ -1,9 +1,17 @@
 """Widgets: the gestures that a plain slider cannot offer, each beside its plain ES module."""
 
+from .balance_simplex import BalanceSimplex
 from .competition import CompetitionExplorer
 from .logit_histogram import LogitHistogram
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
 from .tree_explorer import TreeExplorer
 
-__all__ = ["CompetitionExplorer", "LogitHistogram", "NoisyGate", "RoutingExplorer", "TreeExplorer"]
+__all__ = [
+    "BalanceSimplex",
+    "CompetitionExplorer",
+    "LogitHistogram",
+    "NoisyGate",
+    "RoutingExplorer",
+    "TreeExplorer",
+]
