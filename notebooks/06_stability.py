@@ -490,11 +490,12 @@ for claim in ledger.load("switch2021_stability").claims:
 # in a far larger model.
 #
 # **What did not: that small weights are better.** Ours ends *lower* with $s = 1$ in all three
-# seeds, and its twins end closer together. A guess, and its test: the paper's optimizer,
-# Adafactor, takes steps in units of each weight's own size, so there $s$ sets the learning rate
-# too. The two last rows repeat the comparison with Adafactor. The gap shrinks to a third (0.16 to
-# 0.05), and does not turn round. So the optimizer explains a part at most; that 120 steps are too
-# few for a slow start to pay is another guess, which we have not tested.
+# seeds, and its twins end closer together. A guess, and its test: Adafactor, the optimizer of T5
+# and ST-MoE, takes
+# steps in units of each weight's own size, so there $s$ sets the learning rate too. The two last
+# rows repeat the comparison with Adafactor. The gap shrinks to a third (0.16 to 0.05), and does
+# not turn round. So the optimizer explains a part at most; that 120 steps are too few for a slow
+# start to pay is another guess, which we have not tested.
 #
 # **What this leaves.** Of the mechanism everything can be seen: what bfloat16 cannot say, logits
 # that run away at a high rate, a z-loss that holds them. Of the *harm* nothing, at this size.
