@@ -2,6 +2,7 @@
 
 from .balance_simplex import BalanceSimplex
 from .competition import CompetitionExplorer
+from .logit_histogram import LogitHistogram
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
 from .rows_or_columns import RowsOrColumns
@@ -10,6 +11,7 @@ from .tree_explorer import TreeExplorer
 __all__ = [
     "BalanceSimplex",
     "CompetitionExplorer",
+    "LogitHistogram",
     "NoisyGate",
     "RoutingExplorer",
     "RowsOrColumns",
