@@ -342,6 +342,7 @@ class Ranks(Alone):
             nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) ** 2
             for part in (shards, rest)
         )
+        here = here.to(all_have.device)  # frozen experts' nothing would be on the CPU
         dist.all_reduce(here, group=self.mesh.get_group("ep"))
         norm = (here + all_have).sqrt()
         nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
