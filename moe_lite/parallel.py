@@ -96,7 +96,7 @@ def launched(
         raise ConnectionError(
             f"rank {rank}: another rank {what}; go on from the last checkpoint with --resume"
         ) from error
-    except ValueError:
+    except (ValueError, OSError):
         if local:
             raise SystemExit(1) from None
         raise
