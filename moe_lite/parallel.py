@@ -96,7 +96,7 @@ def launched(
         raise ConnectionError(
             f"rank {rank}: another rank {what}; go on from the last checkpoint with --resume"
         ) from error
-    except ValueError:
+    except (ValueError, OSError):
         if local:
             raise SystemExit(1) from None
         raise
@@ -342,6 +342,7 @@ class Ranks(Alone):
             nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) ** 2
             for part in (shards, rest)
         )
+        here = here.to(all_have.device)  # frozen experts' nothing would be on the CPU
         dist.all_reduce(here, group=self.mesh.get_group("ep"))
         norm = (here + all_have).sqrt()
         nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)

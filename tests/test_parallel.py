@@ -214,19 +214,22 @@ def test_one_process_says_that_a_checkpoint_is_sharded(second, folder, tmp_path)
 
 
 @gloo
-def test_torchrun_and_a_number_of_ranks_that_does_not_divide_the_experts(folder, tmp_path):
+def test_torchrun_and_a_number_of_ranks_that_does_not_divide_the_experts(tmp_path):
+    odd = SMALL | {"model": SMALL["model"] | {"num_local_experts": 3}}
+    (tmp_path / "odd.json").write_text(json.dumps(odd), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    train = ["-m", "moe_lite", "train", "--expert-parallel", "3", "--device", "cpu",
-             "--config", str(folder / "small.json"), "--out", str(tmp_path / "out")]  # fmt: skip
+    train = ["-m", "moe_lite", "train", "--expert-parallel", "2", "--device", "cpu",
+             "--config", str(tmp_path / "odd.json"), "--out", str(tmp_path / "out")]  # fmt: skip
     done = subprocess.run(
-        [*command, "3", *train], capture_output=True, text=True, cwd=ROOT, env=environment()
+        [*command, "2", *train], capture_output=True, text=True, cwd=ROOT, env=environment()
     )
     said = [line for line in done.stderr.splitlines() if line.startswith("moe_lite train: ")]
     assert done.returncode == 1
     assert said == [
-        "moe_lite train: layers.0.block_sparse_moe: 4 experts cannot be dealt evenly to 3 ranks "
+        "moe_lite train: layers.0.block_sparse_moe: 3 experts cannot be dealt evenly to 2 ranks "
         "(expert parallelism must divide the number of experts)"
     ]
+    assert "exitcode: 1" in " ".join(done.stderr.split()).replace(" :", ":")
     assert not checkpoints(tmp_path / "out")
 
 

@@ -9,6 +9,14 @@ lets that through.
 One module for each chapter; ``verdict`` is what they share.
 """
 
+from .balancing import (
+    check_balance_loss,
+    check_below_one,
+    check_diagnose,
+    check_masked_balance,
+    check_over_batches,
+    check_push,
+)
 from .beyond_one_machine import (
     check_decode_bytes,
     check_distinct_experts,
@@ -23,6 +31,13 @@ from .competing_experts import (
     check_product,
     check_responsibilities,
     check_working_experts,
+)
+from .expert_choice import (
+    check_causal_groups,
+    check_combine,
+    check_expert_choice,
+    check_experts_per_token,
+    check_reads_future,
 )
 from .hierarchies import (
     check_constrain,
@@ -55,16 +70,31 @@ from .sparsely_gated import (
     check_sparse_gates,
     check_top1_gate,
 )
+from .stability import (
+    check_first_weights,
+    check_selective_logits,
+    check_spacing,
+    check_z_gradient,
+    check_z_loss,
+)
 from .verdict import CheckFailed
 
 __all__ = [
     "CheckFailed",
     "check_balance_is_used",
+    "check_balance_loss",
+    "check_below_one",
+    "check_causal_groups",
+    "check_combine",
     "check_constrain",
     "check_decode_bytes",
+    "check_diagnose",
     "check_distinct_experts",
     "check_environment",
+    "check_expert_choice",
+    "check_experts_per_token",
     "check_first_expert",
+    "check_first_weights",
     "check_fit_expert",
     "check_fit_gate",
     "check_global_bug",
@@ -73,24 +103,32 @@ __all__ = [
     "check_load",
     "check_load_anywhere",
     "check_m_step",
+    "check_masked_balance",
     "check_mixture_error",
     "check_moe_layer",
     "check_networks_used",
     "check_noisy_scores",
     "check_orders_agree",
+    "check_over_batches",
     "check_parameter_count",
     "check_path",
     "check_posteriors",
     "check_prob_in_top_k",
     "check_product",
+    "check_push",
     "check_quantize",
     "check_rank_weights",
+    "check_reads_future",
     "check_responsibilities",
     "check_round_trip",
+    "check_selective_logits",
     "check_softmax_order",
+    "check_spacing",
     "check_sparse_gates",
     "check_top1_gate",
     "check_top_k",
     "check_traffic",
     "check_working_experts",
+    "check_z_gradient",
+    "check_z_loss",
 ]

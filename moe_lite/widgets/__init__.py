@@ -1,17 +1,23 @@
 """Widgets: the gestures that a plain slider cannot offer, each beside its plain ES module."""
 
+from .balance_simplex import BalanceSimplex
 from .competition import CompetitionExplorer
 from .cost_calculator import CostCalculator
+from .logit_histogram import LogitHistogram
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
+from .rows_or_columns import RowsOrColumns
 from .traffic_matrix import TrafficMatrix
 from .tree_explorer import TreeExplorer
 
 __all__ = [
+    "BalanceSimplex",
     "CompetitionExplorer",
     "CostCalculator",
+    "LogitHistogram",
     "NoisyGate",
     "RoutingExplorer",
+    "RowsOrColumns",
     "TrafficMatrix",
     "TreeExplorer",
 ]
