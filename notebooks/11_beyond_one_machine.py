@@ -370,7 +370,7 @@ for change in ({}, {"skew": 1.0}, {"skew": 1.0, "capacity": 1.25}, {"skew": 1.0,
 
 # %%
 TIMING = """
-def least(f, repeats=60):                                   # the least that others disturbed
+def least(f, repeats=40):                                   # the least that others disturbed
     times = []
     for _ in range(repeats):
         dist.barrier(); begin = time.perf_counter(); f(); times.append(time.perf_counter() - begin)
@@ -409,11 +409,12 @@ for ranks in (2, 4):
 
 # %% [markdown]
 # How good is that? These numbers change with the machine and with who else is using it (yours will
-# differ), which is also why we took the least of 60 repeats and not their mean. One run of ours
+# differ), which is also why we took the least of 40 repeats and not their mean. One run of ours
 # gave 0.85 to 1.22, and 2.3 for the smallest message, where start-up is everything and hardest to
-# measure; while other programs wanted the same two cores, the same cell has given a quarter. That
-# is an assumption of the model made visible: everybody has a core of their own. A model that is
-# right within a factor of two may still say *which term grows*, and that is all we ask of it now.
+# measure; while other programs wanted the same two cores, the same cell has given a quarter and
+# less. That is an assumption of the model made visible: everybody has a core of their own. A model
+# that is right within a factor of two may still say *which term grows*, and that is all we ask of
+# it now.
 #
 # So: $R$ ranks with two experts and 256 tokens each, $K = 8$. The tokens per rank stay the same as
 # $R$ grows, as when you add machines to train on more text at once.
