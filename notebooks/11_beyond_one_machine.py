@@ -387,19 +387,19 @@ for n in (16, 256, 1024, 2048):                             # rows that a rank s
 found["work"] = {n: least(lambda: torch.relu(rows[:n] @ w1.T) @ w2.T) for n in (1024, 2048)}
 if rank == 0: print(json.dumps(found))
 """
-measured = {ranks: launch(TIMING, ranks) for ranks in (1, 2, 4)}
+measured = {ranks: launch(TIMING, ranks) for ranks in (2, 4)}
 
 # %% [markdown]
-# Two measurements of two ranks give $\alpha$ and $\beta$ (one line through the small and the large
-# message), one process alone gives $\gamma$. Then the model predicts whole layers, which were
-# measured as well: on two ranks, where it should be about right, and on four, of which it has seen
-# nothing.
+# Measurements of two ranks give all three numbers: $\alpha$ and $\beta$ are one line through the
+# small and the large message, $\gamma$ is the work with both of them at it. Then the model
+# predicts whole layers, which were measured as well: on two ranks, where it should be about right,
+# and on four, of which it has seen nothing.
 
 # %%
 times, MB = {int(n): s for n, s in measured[2]["exchange"].items()}, 256 * 4 / 1e6  # of one row
 beta = max(times[2048] - times[16], 1e-6) / (2032 / 2 * MB)  # half of the rows go abroad
 alpha = max(times[16] - beta * 8 * MB, 1e-6)
-gamma = measured[1]["work"]["2048"] / 2048
+gamma = measured[2]["work"]["2048"] / 2048
 for ranks in (2, 4):
     for n in (256, 1024, 2048):
         abroad = n * (ranks - 1) / ranks
@@ -409,12 +409,11 @@ for ranks in (2, 4):
 
 # %% [markdown]
 # How good is that? These numbers change with the machine and with who else is using it (yours will
-# differ), which is also why we took the least of 40 repeats and not their mean. One run of ours
-# gave 0.85 to 1.22, and 2.3 for the smallest message, where start-up is everything and hardest to
-# measure; while other programs wanted the same two cores, the same cell has given a quarter and
-# less. That is an assumption of the model made visible: everybody has a core of their own. A model
-# that is right within a factor of two may still say *which term grows*, and that is all we ask of
-# it now.
+# differ), which is also why we took the least of 40 repeats and not their mean. Two ranks come out
+# best. Four share two cores here, so each has half a core, and the model, which knows nothing of
+# cores, promises too much; when other programs wanted the same two cores we have seen a quarter
+# and less. That is an assumption made visible: everybody has a core of their own. A model that is
+# right within a factor of two may still say *which term grows*, and that is all we ask of it now.
 #
 # So: $R$ ranks with two experts and 256 tokens each, $K = 8$. The tokens per rank stay the same as
 # $R$ grows, as when you add machines to train on more text at once.
