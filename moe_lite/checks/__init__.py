@@ -16,6 +16,13 @@ from .competing_experts import (
     check_responsibilities,
     check_working_experts,
 )
+from .fine_grained import (
+    check_balanced_step,
+    check_biased_choice,
+    check_disable_top,
+    check_split_experts,
+    check_violations,
+)
 from .hierarchies import (
     check_constrain,
     check_fit_expert,
@@ -52,7 +59,10 @@ from .verdict import CheckFailed
 __all__ = [
     "CheckFailed",
     "check_balance_is_used",
+    "check_balanced_step",
+    "check_biased_choice",
     "check_constrain",
+    "check_disable_top",
     "check_environment",
     "check_first_expert",
     "check_fit_expert",
@@ -76,7 +86,9 @@ __all__ = [
     "check_responsibilities",
     "check_softmax_order",
     "check_sparse_gates",
+    "check_split_experts",
     "check_top1_gate",
     "check_top_k",
+    "check_violations",
     "check_working_experts",
 ]

@@ -154,7 +154,7 @@ class BiasController(PortableWidget):
         violation, biases, loads = figure.subplots(1, 3, width_ratios=[3, 3, 2])
         violation.plot(run.batch_S, color="#9aa3ac", lw=0.9, label="this batch")
         violation.plot(run.whole_S, color="#0B62B8", lw=2, label=f"all {len(self.scores)} tokens")
-        violation.set(xlabel="step", ylabel="MaxVio", ylim=(0, None), title=self.title)
+        violation.set(xlabel="step", ylabel="MaxVio", ylim=(0, None))
         violation.legend(fontsize=8, frameon=False)
         for e in range(E):
             biases.plot(run.bias_SE[:, e], color=self.colors[e], lw=1.4)
@@ -165,10 +165,10 @@ class BiasController(PortableWidget):
         loads.barh([str(e) for e in range(E)], run.load_SE[self.step], color=self.colors)
         loads.axvline(self.batch * self.k / E, color="#59636e", ls="--", lw=1)
         loads.invert_yaxis()
-        loads.set(xlabel=f"pairs at step {self.step} (dashed: equal share)", ylabel="expert")
+        loads.set(xlabel=f"pairs at step {self.step}", ylabel="expert")
         for axes in (violation, biases):
             axes.axvline(self.step, color="#59636e", lw=1, ls=":")
         for axes in (violation, biases, loads):
             axes.spines[["top", "right"]].set_visible(False)
-        violation.set_title(self.title, loc="left", fontsize=10)
+        figure.suptitle(self.title, fontsize=10)
         return figure
