@@ -153,7 +153,7 @@ EXPERIMENT = Experiment(
     title="Experts split in two and in four, one of them shared, at equal size and equal work",
     source="Dai et al. 2024, DeepSeekMoE, arXiv:2401.06066",
     chapter="08",
-    seeds=4,
+    seeds=3,
     config={
         "settings": {
             name: [

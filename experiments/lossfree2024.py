@@ -4,8 +4,8 @@ The model is the one of deepseekmoe2024.py that is split in two: one shared expe
 ones, 3 for each token. Every setting has the same sigmoid gate, normalised over the selected;
 they differ in what balances it: a loss with weight alpha, or the bias with update rate u.
 
-The paper trains 40,000 steps with u = 0.001: a bias can travel 40. In 240 steps it could travel
-0.24, hardly the distance between two experts' scores, which are sigmoids. So our u has to be
+The paper trains 40,000 steps with u = 0.001: a bias can travel 40. In 200 steps it could travel
+0.2, hardly the distance between two experts' scores, which are sigmoids. So our u has to be
 larger: 0.01 gets there in some twenty steps, and is compared with alpha = 0.001; the other rates
 say what too small and too large do.
 """
@@ -22,7 +22,7 @@ from moe_lite.ledger import Claim, Experiment, Measures
 from moe_lite.sweep import MAX_BYTES, Outcome, Setting, sweep
 from moe_lite.sweep import run as train_one
 
-STEPS, EARLY, SPANS = 240, 20, 12
+STEPS, EARLY, SPANS = 200, 20, 10
 MODEL = {"num_local_experts": 31, "num_experts_per_tok": 3, "intermediate_size": 64}
 
 
@@ -46,7 +46,7 @@ SETTINGS = {
 
 
 def over_time(outcome: Outcome, corpus: Corpus) -> Mapping[str, float | None]:
-    """Average MaxVio of the training batches over each twelfth of the run."""
+    """Average MaxVio of the training batches over each tenth of the run."""
     rows, span = outcome.history.rows, STEPS // SPANS
     found: dict[str, float | None] = {
         f"early {key}": rows[EARLY - 1][key] for key in ("loss", "load")
