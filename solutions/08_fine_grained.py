@@ -390,5 +390,5 @@ for tokens in (64, 1024, 16384):
 # 1. A fair split keeps $N F$ and $K F$: every piece, shared ones too, comes out of the same budget.
 # 2. Disabling is per token, by $-\infty$, and the token is given the next best.
 # 3. The bias selects. The score weighs, divided by the sum over the selected.
-# 4. Choose, then count with the bias on, then move by $u \cdot \mathrm{sign}(\text{mean} - \text{load})$.
+# 4. Choose, count with the bias on, then move each bias by $u$ towards the mean load.
 # 5. Pool first for the global MaxVio. Small batches are lopsided by chance.
