@@ -123,8 +123,8 @@ logits_TE = torch.tensor([[3.0, 1.0, -1.0, -2.0], [-1.0, 0.5, 2.0, -3.0]])
 print(gentle_disable(logits_TE, 2, ratio=1 / 4)[1])
 
 # %% [markdown]
-# Expert 1 is gone for both tokens, though it was neither's favourite, and yet the first token
-# still has it! Two mistakes. Find both, and write it right. For a plain top-k router the gates are
+# It is expert 1 that was to be disabled, though it was neither token's favourite, and yet both
+# still have it! Two mistakes. Find both, and write it right. For a plain top-k router the gates are
 # the softmax over the $k$ that are chosen.
 #
 # By hand: probabilities .32, .16, .08, .04, .02, .01 (up to a factor), $k = 3$, ratio 1/3. Of six
@@ -234,10 +234,9 @@ checks.check_biased_choice(biased_choice)
 # *Difficulty ●●●○○ · importance ●●●●● · 20 minutes*
 #
 # One turn of Algorithm 1: choose with the bias as it is, count, move each bias by $u$ towards an
-# equal load. Below are three versions that one can find, or write on a tired evening. The first
-# compares a count of tokens with a share ([a real one](
-# https://github.com/gfyddha/FlyLoRA/issues/1)). Run them, and say of each *what* is wrong before
-# you go on.
+# equal load. Below are two versions that one can find, or write on a tired evening. (The first is
+# [a real one](https://github.com/gfyddha/FlyLoRA/issues/1).) Run them, and say of each *what* is
+# wrong before you go on.
 
 
 # %%
@@ -249,8 +248,11 @@ def by_excess(load_E, bias_E, k, u):
     return bias_E + u * torch.sign(load_E - load_E.mean())
 
 
+lean_TE = torch.randn(400, 6) + torch.linspace(1, -1, 6)
+
+
 def loads_after(rule, steps=60, k=2, u=0.02):
-    scores_TE = (torch.randn(400, 6) + torch.linspace(1, -1, 6)).sigmoid()
+    scores_TE = lean_TE.sigmoid()
     bias_E = torch.zeros(6)
     for _ in range(steps):
         load_E = (scores_TE + bias_E).topk(k).indices.flatten().bincount(minlength=6).float()
@@ -263,12 +265,12 @@ print("against a share  ", loads_after(against_a_share))
 print("by excess        ", loads_after(by_excess))
 
 # %% [markdown]
-# In the first, every expert that got even one token counts as overworked. All biases fall
-# together, and a bias that all have in common changes no choice: the load is what it is without
-# any. The second drives in the wrong direction. (And the third? It would move the bias *before*
-# the choice, with the counts of the very tokens that are to be routed. Its loads look best of all.
-# But then where a token goes depends on tokens that come after it, and a language model must not
-# look there.)
+# The first compares a *count* with a *share*, so every expert that got even one token is told to
+# get less. All biases fall together, and a bias that all have in common changes no choice: the
+# loads are those without any. The second drives in the wrong direction. A third mistake would look
+# better than the truth: to move the bias *before* the choice, with the counts of the very tokens
+# that are to be routed. Then where a token goes depends on tokens that come after it, and a
+# language model must not look there.
 #
 # Now the right one. By hand: four tokens with the scores
 # (.8, .1, .5), (.3, .6, .2), (.1, .7, .6), (.1, .7, .6), $k = 1$, bias (0, −.2, 0), $u = .1$. The
@@ -308,12 +310,12 @@ def balanced_step(logits_TE: Tensor, bias_E: Tensor, k: int, u: float) -> tuple[
 checks.check_balanced_step(balanced_step)
 
 # %% [markdown]
-# Sixty turns of yours, on the same kind of scores as above:
+# Sixty turns of yours, on the same scores as above:
 
 # %%
-scores_TE, bias_E = torch.randn(400, 6) + torch.linspace(1, -1, 6), torch.zeros(6)
+bias_E = torch.zeros(6)
 for _ in range(60):
-    expert_TK, bias_E = balanced_step(scores_TE, bias_E, 2, 0.02)
+    expert_TK, bias_E = balanced_step(lean_TE, bias_E, 2, 0.02)
 print(expert_TK.flatten().bincount(minlength=6).tolist(), "with the bias", bias_E)
 
 # %% [markdown]
