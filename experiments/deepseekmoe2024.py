@@ -33,7 +33,7 @@ from moe_lite.sweep import MAX_BYTES, Outcome, Setting, sweep
 from moe_lite.sweep import run as train_one
 from moe_lite.train import cross_entropy
 
-STEPS, EARLY, BATCHES = 240, 20, 8
+STEPS, EARLY, BATCHES = 200, 20, 4
 SIXTEENTHS = (0, 1, 2, 3, 4, 8)  # of the routed experts, each token's best, disabled
 
 
@@ -100,7 +100,7 @@ def disable(outcome: Outcome, corpus: Corpus) -> Mapping[str, float | None]:
     if model.moe_layers[0].shared is not None:
         for layer, gate in zip(model.moe_layers, gates, strict=True):
             layer.gate, layer.shared = gate, None
-            gate.top_k += 1  # type: ignore[operator]
+            gate.top_k += 1  # type: ignore[operator, assignment]
         found["loss without the shared"] = held_out_loss(model, corpus)
     return found
 
@@ -149,7 +149,8 @@ def relations(found: Measures) -> Measures:
 
 def spot() -> Measures:
     """Train the first steps of two settings again, with the first seed: the warm-up is the same."""
-    corpus, found = load_corpus(max_bytes=MAX_BYTES), {}
+    corpus = load_corpus(max_bytes=MAX_BYTES)
+    found: Measures = {}
     for name in ("2 of 16", "1 + 7 of 63"):
         short = replace(SETTINGS[name], training={"steps": EARLY})
         row = train_one(short, corpus).history.rows[-1]

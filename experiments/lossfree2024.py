@@ -87,7 +87,8 @@ def relations(found: Measures) -> Measures:
 
 def spot() -> Measures:
     """Train the first steps of two settings again, with the first seed: the warm-up is the same."""
-    corpus, found = load_corpus(max_bytes=MAX_BYTES), {}
+    corpus = load_corpus(max_bytes=MAX_BYTES)
+    found: Measures = {}
     for name in ("alpha 0.001", "u 0.01"):
         short = SETTINGS[name]
         short = replace(short, training={**short.training, "steps": EARLY})

@@ -124,9 +124,9 @@ def check_biased_choice(choice: Callable[[Tensor, Tensor, int], tuple[Tensor, Te
         expect(exercise, given, dense_TE, right(logits_TE, bias_E, k), mistakes, otherwise)
 
     # Scores and biases add up to .1, .5, 0, .8, .6: experts 3 and 4, whose scores are .6 and .2.
-    hand, bias_E = torch.tensor([[0.5, 0.4, 0.3, 0.6, 0.2]]), [-0.4, 0.1, -0.3, 0.2, 0.4]
+    hand = torch.tensor([[0.5, 0.4, 0.3, 0.6, 0.2], [-0.4, 0.1, -0.3, 0.2, 0.4]])
     run("scores sigmoid(logits) = [[.5, .4, .3, .6, .2]], bias = [-.4, .1, -.3, .2, .4], k = 2",
-        hand.logit(), torch.tensor(bias_E), 2)  # fmt: skip
+        hand[:1].logit(), hand[1], 2)  # fmt: skip
     for k in (1, 3, 5):
         run(f"eight tokens, five experts, k = {k}", randn(k, 8, 5), 0.4 * randn(9, 5), k)
     logits_TE, bias_E = randn(0, 8, 5).requires_grad_(), 0.4 * randn(9, 5)
