@@ -13,7 +13,8 @@ from .verdict import CheckFailed, Mistakes, call, expect, passed, randn
 
 def _spread(exercise: str, given: str, value: Any, shape: tuple[int, int], E: int) -> Tensor:
     """Spread (gate_TK, expert_TK) over all experts, so that the order of the K is free."""
-    gate_TK, expert_TK = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    pair: Any = value if isinstance(value, tuple) and len(value) == 2 else (None, None)
+    gate_TK, expert_TK = pair
     if not all(isinstance(x, Tensor) and x.shape == shape for x in (gate_TK, expert_TK)):
         raise CheckFailed(
             f"{exercise}: return two tensors of shape {shape}, gate_TK and expert_TK; "
