@@ -22,7 +22,7 @@ from moe_lite.contracts import Routing
 from moe_lite.data import Corpus, load_corpus
 from moe_lite.ledger import Claim, Experiment, Measures
 from moe_lite.routers import SigmoidBiasRouter
-from moe_lite.sweep import MAX_BYTES, ROUTERS, Outcome, Setting, sweep
+from moe_lite.sweep import MAX_BYTES, ROUTERS, Outcome, Routers, Setting, sweep
 from moe_lite.sweep import run as train_one
 
 STEPS, EARLY, SPANS = 200, 20, 10
@@ -49,10 +49,11 @@ class FallingRateRouter(SigmoidBiasRouter):
         self.update_rate = max(0.0, self.update_rate - self.fall)
 
 
-OUR_ROUTERS = ROUTERS | {
+OUR_ROUTERS: Routers = {
+    **ROUTERS,
     "falling rate": lambda c, **options: FallingRateRouter(
         c.hidden_size, c.num_local_experts, c.num_experts_per_tok, **options
-    )
+    ),
 }
 SETTINGS = {
     "nothing": setting(),
