@@ -494,8 +494,8 @@ for router in ROUTERS:
 #
 # ## 12. What goes wrong: a bias that ought to select
 #
-# The following is from a real code base's gate, where it stood for some weeks of 2025. The model's
-# answers were a little worse, and no test failed. What is wrong?
+# The following is what a tidied-up gate in a much-used library came to in 2025. No test failed; it
+# was noticed by chance. What is wrong?
 
 # %%
 router = SigmoidBiasRouter(16, 8, 2)

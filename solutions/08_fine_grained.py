@@ -168,11 +168,10 @@ checks.check_disable_top(disable_top)
 #
 # *Difficulty ●●○○○ · importance ●●●●● · 15 minutes*
 #
-# In October 2025 somebody compared two versions of a well-known library and found that its
-# DeepSeek-V3 had begun to give other numbers
-# ([transformers #41647](https://github.com/huggingface/transformers/pull/41647); vLLM had had the
-# same mistake, [#12002](https://github.com/vllm-project/vllm/pull/12002)). A tidied-up gate had
-# come to look like this:
+# In October 2025 somebody noticed by chance that a much-used library had changed DeepSeek-V3's
+# gates ([transformers #41647](https://github.com/huggingface/transformers/pull/41647); vLLM had
+# had the same mistake, [#12002](https://github.com/vllm-project/vllm/pull/12002)). In its essence
+# the tidied-up code did this:
 
 
 # %%
