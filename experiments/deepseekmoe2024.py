@@ -198,6 +198,7 @@ EXPERIMENT = Experiment(
     spot=spot,
     caveat=(
         "a first run, with gates divided by the sum over the selected, was stopped after three "
-        "models: with one routed expert the gate was always 1, and the loss showed it."
+        "models: with one routed expert the gate was always 1, and the loss showed it. "
+        "The rest was made in several sittings beside other work; the minutes are the last one's."
     ),
 )  # fmt: skip

@@ -153,6 +153,7 @@ EXPERIMENT = Experiment(
     run=run,
     spot=spot,
     caveat=(
-        "the control, u from 0.01 to 0, was added after the first seed; no row here judges it."
+        "the control, u from 0.01 to 0, was added after the first seed; no row here judges it. "
+        "The runs were made in two sittings beside other work; the minutes are the second one's."
     ),
 )  # fmt: skip
