@@ -251,14 +251,13 @@ for name, gate in (("2 of 16", TopKRouter(16, 16, 2)), ("7 of 63", TopKRouter(16
 # ## 6. Figures 3 and 4, in small
 #
 # Six models, three seeds each, 200 steps, from the ledger (`python -m moe_lite reproduce
-# deepseekmoe2024 --seeds 3`). *1 + 3 of 31* means one shared, three of 31 routed.
+# deepseekmoe2024 --seeds 3`). *1 + 3 of 31* means one shared, three of 31 routed. MaxVio says how
+# far the busiest expert is above the mean; section 8 has it in detail.
 
 # %%
 stored = ledger.stored("deepseekmoe2024")
 names = ["2 of 16", "1 + 1 of 15", "1 + 3 of 31", "1 + 7 of 63", "8 of 64", "2 of 16, x 1.5"]
-print(
-    f"stored result, {len(stored.seeds)} seeds: held-out loss, nats per token, and MaxVio (eq. 4)"
-)
+print(f"stored result, {len(stored.seeds)} seeds: held-out loss in nats, and MaxVio")
 for name in names:
     loss, uneven = stored[f"loss at {name}"], stored[f"MaxVio at {name}"]
     print(f"{name:15} loss {loss!s:15} MaxVio {uneven}")
@@ -299,9 +298,9 @@ for claim in ledger.load("deepseekmoe2024").claims:
 #
 # Why not? The column on the right has a suspect. With the same weight of the balancing loss, MaxVio
 # doubles from 16 experts to 63: maybe a part of the small ones lies idle, and so the gain is not
-# collected. That can be tested, and section 10 does it without meaning to: there the same model
-# has a MaxVio of 5.5 without any balancing and of 1.8 with, and the two losses agree within 0.02.
-# So that is not it. What is left is the plainest reason, and we have *not* tested it: our models
+# collected. That can be tested, and section 10 does it without meaning to: there a layer of the
+# same kind has a MaxVio of 5.5 without any balancing and of 1.8 with, and the two losses agree
+# within 0.02. So that is not it. What is left is the plainest reason, and we have *not* tested it: our models
 # have read 0.2 million tokens, the paper's 100 billion. After so little, there may be nothing yet
 # for a specialist to know.
 #
@@ -485,8 +484,10 @@ for panel, group in zip(panels, (losses, rates), strict=True):
 
 # %% [markdown]
 # On the left: nothing, a light loss and a heavier one. On the right you find the arithmetic of
-# section 9 again. With 0.0001 the bias might as well not be there. With 0.001 it arrives when the
-# training ends. With 0.01 it is there half-way, and stays. With 0.1 it never comes to rest.
+# section 9 again. With 0.0001 the bias might as well not be there. With 0.001 it would arrive when
+# the training ends. With 0.1 it never comes to rest. With 0.01 it arrives and stays, but only after
+# some 120 steps, not the twenty of the widget: there the scores stood still, and here they run
+# away, at first faster than a bias can follow.
 
 # %%
 for claim in ledger.load("lossfree2024").claims:
@@ -515,10 +516,10 @@ for name, other in (("u 0.01", "alpha 0.001"), ("u 0.01 to 0", "alpha 0.001"),
     print(f" MaxVio {stored[f'MaxVio at {name}']}")
 
 # %% [markdown]
-# With a falling rate the balance is as good, and the perplexity that of the light loss, to 0.2%. It
-# is below that of the trembling one in all three seeds, but the interval of that ratio just holds 1.
-# So: a good suspect, not convicted. DeepSeek-V3 did the like, at the end of its training: $u = 0.001$ for 14.3
-# trillion tokens, then 0 for the last 500 billion.
+# With a falling rate the balance is as good, and the perplexity that of the light loss, to 0.2%.
+# It is below that of the trembling one in all three seeds, but the interval of that ratio still
+# holds 1. So: a good suspect, not convicted. DeepSeek-V3 did the like at the end of its training:
+# $u = 0.001$ for 14.3 trillion tokens, then 0 for the last 500 billion.
 #
 # And a surprise in the last line. The *heavier* loss, $\alpha = 0.01$, has the lowest perplexity of
 # all, 4% below the falling bias, with an interval that is clear of 1. At this scale, then, the
