@@ -548,10 +548,10 @@ for router in ROUTERS:
 # %% [markdown]
 # Read it with care. The last column is training tokens per second of one core's time. **Switch and
 # hash use one expert for each token**, the others two (GShard at most): they do less, and should be
-# compared with models of twice the width. Dropped is what did not fit: only Switch and GShard have a capacity.
-# And expert choice looks into the future to choose (chapter 07), so its loss is not a language
-# model's. And MaxVio is that of a beginner: in thirty steps a controller with $u = 0.001$ has moved
-# its biases by 0.03.
+# compared with models of twice the width. Dropped is what did not fit: only Switch and GShard have
+# a capacity, so theirs is also why they use less. Expert choice looks into the future to choose
+# (chapter 07), so its loss is not a language model's. And MaxVio is that of a beginner: in thirty
+# steps a controller with $u = 0.001$ has moved its biases by 0.03.
 #
 # What the loop shows is a different thing: that all of this *is* a loop. Each router is a few dozen
 # lines that return a `Routing`. Experts, dispatch, losses, training and measures never asked which.
