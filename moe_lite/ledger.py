@@ -439,7 +439,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     elif not args.table:
         for name in names(root):
             experiment = load(name, root)
-            print(f"{name:<14}chapter {experiment.chapter}: {experiment.title}")
+            print(f"{name:<20} chapter {experiment.chapter}: {experiment.title}")
     if args.table:
         for path, text in pages(root).items():
             write(path, text)
