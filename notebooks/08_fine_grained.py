@@ -294,10 +294,9 @@ for claim in ledger.load("deepseekmoe2024").claims:
 # %% [markdown]
 # **What did not hold: that finer is better.** Between 2 of 16 and $1 + 7$ of 63 we find a
 # difference of 0.01, give or take 0.07. The paper's 0.06 could hide in there, and so could its
-# opposite: no step of Figure 3 shows, and no harm from cutting shows either. (In the first run
-# that we stopped, one seed, 240 steps and divided gates, $1 + 3$ of 31 was *ahead*, at 4.78 to 4.84.
-# You see from the seeds on the left how little one seed says.) What does show is the price: the
-# time of a step.
+# opposite: no step of Figure 3 shows, and no harm from cutting shows either. (In the run that we
+# stopped, with one seed, 240 steps and divided gates, $1 + 3$ of 31 was *ahead*, at 4.78 to 4.84.
+# You see on the left how little one seed says.) What does show is the price: the time of a step.
 #
 # Why not? The column on the right has a suspect. With the same weight of the balancing loss, MaxVio
 # doubles from 16 experts to 63: maybe a part of the small ones lies idle, and so the gain is not
