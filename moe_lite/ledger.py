@@ -355,7 +355,7 @@ def rows(experiment: Experiment, result: Result) -> str:
         ours = result[claim.measure]
         verdict = claim.verdict(ours)
         note = f", {claim.note}" if claim.note else ""
-        rule = f"within {claim.within:.0%}"
+        rule = f"within {100 * claim.within:g}%"
         if claim.void is not None:
             rule += f"; {'above' if claim.paper > claim.void else 'below'} {number(claim.void)}"
         lines.append(

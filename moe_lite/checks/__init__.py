@@ -9,12 +9,27 @@ lets that through.
 One module for each chapter; ``verdict`` is what they share.
 """
 
+from .balancing import (
+    check_balance_loss,
+    check_below_one,
+    check_diagnose,
+    check_masked_balance,
+    check_over_batches,
+    check_push,
+)
 from .competing_experts import (
     check_gradients,
     check_mixture_error,
     check_product,
     check_responsibilities,
     check_working_experts,
+)
+from .expert_choice import (
+    check_causal_groups,
+    check_combine,
+    check_expert_choice,
+    check_experts_per_token,
+    check_reads_future,
 )
 from .fine_grained import (
     check_balanced_step,
@@ -59,11 +74,18 @@ from .verdict import CheckFailed
 __all__ = [
     "CheckFailed",
     "check_balance_is_used",
+    "check_balance_loss",
     "check_balanced_step",
+    "check_below_one",
     "check_biased_choice",
+    "check_causal_groups",
+    "check_combine",
     "check_constrain",
+    "check_diagnose",
     "check_disable_top",
     "check_environment",
+    "check_expert_choice",
+    "check_experts_per_token",
     "check_first_expert",
     "check_fit_expert",
     "check_fit_gate",
@@ -73,16 +95,20 @@ __all__ = [
     "check_load",
     "check_load_anywhere",
     "check_m_step",
+    "check_masked_balance",
     "check_mixture_error",
     "check_moe_layer",
     "check_networks_used",
     "check_noisy_scores",
     "check_orders_agree",
+    "check_over_batches",
     "check_parameter_count",
     "check_path",
     "check_posteriors",
     "check_prob_in_top_k",
     "check_product",
+    "check_push",
+    "check_reads_future",
     "check_responsibilities",
     "check_softmax_order",
     "check_sparse_gates",

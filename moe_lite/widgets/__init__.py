@@ -1,9 +1,19 @@
 """Widgets: the gestures that a plain slider cannot offer, each beside its plain ES module."""
 
+from .balance_simplex import BalanceSimplex
 from .bias_controller import BiasController
 from .competition import CompetitionExplorer
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
+from .rows_or_columns import RowsOrColumns
 from .tree_explorer import TreeExplorer
 
-__all__ = ["BiasController", "CompetitionExplorer", "NoisyGate", "RoutingExplorer", "TreeExplorer"]
+__all__ = [
+    "BalanceSimplex",
+    "BiasController",
+    "CompetitionExplorer",
+    "NoisyGate",
+    "RoutingExplorer",
+    "RowsOrColumns",
+    "TreeExplorer",
+]
