@@ -28,7 +28,7 @@
 # - train one model with every router of the course, in one loop.
 #
 # **You need:** chapter 03's top-k gate. Chapters 04 and 05 help with capacity and balancing losses
-# and are not assumed. **Time:** an hour and a half to read and try; the cells run in about a minute
+# and are not assumed. **Time:** an hour and a half to read and try; the cells run in half a minute
 # on two CPU cores. No GPU, no network.
 
 # %%
@@ -524,9 +524,10 @@ for name, other in (("u 0.01", "alpha 0.001"), ("u 0.01 to 0", "alpha 0.001"),
 # $u = 0.001$ for 14.3 trillion tokens, then 0 for the last 500 billion.
 #
 # And a surprise in the last line. The *heavier* loss, $\alpha = 0.01$, has the lowest perplexity of
-# all, 4% below the falling bias, with an interval that is clear of 1. At this scale, then, the
-# gradient that the paper calls interference is a help. That is no contradiction: whether a push
-# helps or hinders depends on how far along one is, and we are at the very beginning.
+# all, 4% below the falling bias, with an interval that is clear of 1. Here, then, the gradient that
+# the paper calls interference is at least no harm. (Chapter 05, with eight experts and a softmax
+# gate, finds the same loss at both weights.) That need not contradict the paper: whether a push
+# helps or hinders may depend on how far along one is, and we are at the very beginning.
 #
 # ## 11. All of them, in one loop
 #
