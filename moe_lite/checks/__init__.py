@@ -69,6 +69,13 @@ from .sparsely_gated import (
     check_sparse_gates,
     check_top1_gate,
 )
+from .stability import (
+    check_first_weights,
+    check_selective_logits,
+    check_spacing,
+    check_z_gradient,
+    check_z_loss,
+)
 from .verdict import CheckFailed
 
 __all__ = [
@@ -87,6 +94,7 @@ __all__ = [
     "check_expert_choice",
     "check_experts_per_token",
     "check_first_expert",
+    "check_first_weights",
     "check_fit_expert",
     "check_fit_gate",
     "check_global_bug",
@@ -110,11 +118,15 @@ __all__ = [
     "check_push",
     "check_reads_future",
     "check_responsibilities",
+    "check_selective_logits",
     "check_softmax_order",
+    "check_spacing",
     "check_sparse_gates",
     "check_split_experts",
     "check_top1_gate",
     "check_top_k",
     "check_violations",
     "check_working_experts",
+    "check_z_gradient",
+    "check_z_loss",
 ]

@@ -3,6 +3,7 @@
 from .balance_simplex import BalanceSimplex
 from .bias_controller import BiasController
 from .competition import CompetitionExplorer
+from .logit_histogram import LogitHistogram
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
 from .rows_or_columns import RowsOrColumns
@@ -12,6 +13,7 @@ __all__ = [
     "BalanceSimplex",
     "BiasController",
     "CompetitionExplorer",
+    "LogitHistogram",
     "NoisyGate",
     "RoutingExplorer",
     "RowsOrColumns",
