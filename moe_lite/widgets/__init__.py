@@ -1,6 +1,7 @@
 """Widgets: the gestures that a plain slider cannot offer, each beside its plain ES module."""
 
 from .balance_simplex import BalanceSimplex
+from .bias_controller import BiasController
 from .competition import CompetitionExplorer
 from .logit_histogram import LogitHistogram
 from .noisy_gate import NoisyGate
@@ -10,6 +11,7 @@ from .tree_explorer import TreeExplorer
 
 __all__ = [
     "BalanceSimplex",
+    "BiasController",
     "CompetitionExplorer",
     "LogitHistogram",
     "NoisyGate",
