@@ -28,13 +28,18 @@ if TYPE_CHECKING:
     from .experts import Experts
 
 
+class NotFinite(ValueError):
+    """Say that a number became infinite or NaN: a run has diverged, nothing was asked wrongly."""
+
+
 @dataclass(frozen=True, eq=False)
 class Routing:
     """Say which expert each token goes to and with what weight: a router's whole answer.
 
     Shapes:
         logits_TE: router scores before any softmax, float32 (float64 for float64 input).
-        probs_TE:  their softmax (or sigmoid) over all E experts, same type.
+        probs_TE:  their softmax over all E experts, or their sigmoids divided by their sum;
+                   same type, and each token's sum to 1.
         token_N:   int64, the token of each pair.
         expert_N:  int64, its expert.
         gate_N:    its weight in the combine; carries the router's gradient.
@@ -44,6 +49,8 @@ class Routing:
         smooth_load_TE: a stand-in for the counts that has a gradient: summed over the tokens,
                    the load to be expected of each expert. Only a router whose choice is random
                    has one; None means that counting is all there is.
+        mask_T:    bool, False for padding, whose pairs are then dropped, and which no loss and
+                   no measure counts; None means that every token is real.
     """
 
     logits_TE: Tensor
@@ -54,6 +61,7 @@ class Routing:
     keep_N: Tensor | None = None
     per_token: int | None = None
     smooth_load_TE: Tensor | None = None
+    mask_T: Tensor | None = None
 
     @classmethod
     def from_choices(
@@ -101,20 +109,39 @@ class Routing:
         index_N = self.token_N * self.num_experts + self.expert_N
         return flat.index_add(0, index_N, gate_N).view(self.num_tokens, self.num_experts)
 
+    def masked(self, mask_T: Tensor | None) -> Routing:
+        """Drop the pairs of padding, and remember which tokens are padding; None changes nothing.
+
+        Args:   mask_T: True (or 1) for real tokens, any shape of T elements.
+        Raises: ValueError if it covers another number of tokens.
+        """
+        if mask_T is None:
+            return self
+        if mask_T.numel() != self.num_tokens:
+            raise ValueError(
+                f"the mask covers {mask_T.numel()} tokens, but {self.num_tokens} were routed"
+            )
+        mask_T = mask_T.reshape(-1).bool()
+        return replace(self, mask_T=mask_T).kept(mask_T.index_select(0, self.token_N))
+
+    def kept(self, keep_N: Tensor) -> Routing:
+        """Drop the pairs for which this is False, besides those that were dropped before."""
+        return replace(self, keep_N=keep_N if self.keep_N is None else self.keep_N & keep_N)
+
     def detach(self) -> Routing:
         """Copy without gradients, on the CPU: what a trace keeps."""
         changed = {k: v.detach().cpu() for k, v in vars(self).items() if isinstance(v, Tensor)}
         return Routing(**{**vars(self), **changed})
 
     def check_finite(self, where: str) -> None:
-        """Raise ValueError naming the layer and the first token whose router logits are not finite.
+        """Raise NotFinite naming the layer and the first token with router logits that are not.
 
         Looks at the values, so on a GPU it waits for them.
         """
         bad_T = ~self.logits_TE.isfinite().all(dim=-1)
         if bad_T.any():
             first = int(bad_T.nonzero()[0])
-            raise ValueError(
+            raise NotFinite(
                 f"{where}: the router's logits are not finite (NaN or infinity), first at token "
                 f"{first} of {self.num_tokens}; its input or its gate.weight is broken."
             )

@@ -23,25 +23,42 @@ class MoELayer(nn.Module):
 
     Args:    gate: maps x_TD to a :class:`Routing` over as many experts as there are.
              backend: a key of ``moe_lite.dispatch.BACKENDS``.
+             shared: experts that see every token, with a weight of 1, beside the routed ones.
     Shapes:  (B, S, D) or (T, D) in and out; the routing's T is B*S.
     Raises:  ValueError for an unknown backend, a gate over another number of experts, an
              input of another width, or (checked on the CPU) router logits that are not finite.
-    Source:  Shazeer et al. 2017 (arXiv:1701.06538), eq. 1.
+    Source:  Shazeer et al. 2017 (arXiv:1701.06538), eq. 1; shared: Dai et al. 2024
+             (arXiv:2401.06066), eq. 9.
     """
 
-    def __init__(self, gate: nn.Module, experts: Experts, backend: str = "auto"):
+    def __init__(
+        self,
+        gate: nn.Module,
+        experts: Experts,
+        backend: str = "auto",
+        shared: Experts | None = None,
+    ):
         super().__init__()
-        self.gate, self.experts, self.backend = gate, experts, backend
+        self.gate, self.experts, self.backend, self.shared = gate, experts, backend, shared
         self.name = "MoELayer"  # a model gives its place; error messages say it
 
-    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing]:
+    def forward(
+        self, x_BSD: Tensor, mask_BS: Tensor | None = None, ids_BS: Tensor | None = None
+    ) -> tuple[Tensor, Routing]:
+        """Route, run the experts, and give their sum and the routing.
+
+        Args: mask_BS: False for padding, which then takes no expert's time and no one's place.
+              ids_BS: the tokens' ids, for a gate that reads them.
+        """
         D = self.experts.w1.shape[-1]
         if x_BSD.shape[-1] != D:
             raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the experts {D}")
         if self.backend not in BACKENDS:
             raise ValueError(f"backend must be one of {sorted(BACKENDS)}, not {self.backend!r}")
         x_TD = x_BSD.reshape(-1, D)
-        routing: Routing = self.gate(x_TD)
+        known = {"mask_T": mask_BS, "ids_T": ids_BS}
+        read = {name: known[name] for name in getattr(self.gate, "reads", ())}
+        routing: Routing = self.gate(x_TD, **read).masked(mask_BS)
         if routing.num_experts != self.experts.num_experts:
             raise ValueError(
                 f"{self.name}: the gate routes to {routing.num_experts} experts, "
@@ -50,6 +67,8 @@ class MoELayer(nn.Module):
         if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
             routing.check_finite(self.name)  # on a GPU, looking would mean waiting
         out_TD = BACKENDS[self.backend](x_TD, self.experts, plan(routing))
+        for expert in self.shared.each() if self.shared is not None else ():
+            out_TD = out_TD + expert(x_TD)
         return out_TD.view_as(x_BSD), routing
 
     def extra_repr(self) -> str:

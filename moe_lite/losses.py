@@ -1,4 +1,8 @@
-"""Losses and measures of balance: pure functions of a :class:`~moe_lite.contracts.Routing`."""
+"""Losses and measures of balance: pure functions of a :class:`~moe_lite.contracts.Routing`.
+
+Padding counts in none of them: a routing that was made with a mask brings it along
+(``routing.mask_T``), for others ``mask_T`` can be given here.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from .contracts import Routing
 
 def _token_weights(routing: Routing, mask_T: Tensor | None) -> Tensor:
     """Weigh each token 1, or 0 where the mask says padding: (T,) in the type of the probs."""
+    mask_T = routing.mask_T if mask_T is None else mask_T
     if mask_T is None:
         return routing.probs_TE.new_ones(routing.num_tokens)
     if mask_T.numel() != routing.num_tokens:
@@ -21,11 +26,19 @@ def _token_weights(routing: Routing, mask_T: Tensor | None) -> Tensor:
     return mask_T.reshape(-1).to(routing.probs_TE.dtype)
 
 
-def _sums(routing: Routing, mask_T: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _sums(
+    routing: Routing, mask_T: Tensor | None, choices: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over the real tokens: pairs per expert (E,), probabilities per expert (E,), tokens ()."""
     weight_T = _token_weights(routing, mask_T)
-    weight_N = weight_T.index_select(0, routing.token_N)
-    pairs_E = weight_T.new_zeros(routing.num_experts).index_add(0, routing.expert_N, weight_N)
+    token_N, expert_N = routing.token_N, routing.expert_N
+    if choices is not None:  # each token's best few, of which pairs n*K .. are the best first
+        K = routing.per_token
+        if K is None or not 1 <= choices <= K:
+            raise ValueError(f"choices must be between 1 and the {K} of a token, not {choices}")
+        token_N, expert_N = (x.view(-1, K)[:, :choices].reshape(-1) for x in (token_N, expert_N))
+    weight_N = weight_T.index_select(0, token_N)
+    pairs_E = weight_T.new_zeros(routing.num_experts).index_add(0, expert_N, weight_N)
     return pairs_E, weight_T @ routing.probs_TE, weight_T.sum()
 
 
@@ -87,7 +100,12 @@ def load(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> 
     return cv_squared(_token_weights(routing, mask_T) @ routing.smooth_load_TE)
 
 
-def load_balance(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
+def load_balance(
+    routing: Routing | Sequence[Routing],
+    mask_T: Tensor | None = None,
+    *,
+    choices: int | None = None,
+) -> Tensor:
     """Penalise sending many tokens where the router already believes strongly: E * sum(f * P).
 
     f_e is the share of all pairs that go to expert e, P_e its mean probability. With K = 1
@@ -101,13 +119,17 @@ def load_balance(routing: Routing | Sequence[Routing], mask_T: Tensor | None = N
     1.0
 
     Args:    mask_T: True (or 1) for real tokens; padding then counts neither in f nor in P.
+             choices: count in f only each token's first so many choices. GShard's loss counts
+             the first.
     Returns: scalar, dimensionless; carries the router's gradient through P only.
-    Raises:  ValueError if the mask's length differs from the number of tokens.
-    Source:  Fedus, Zoph, Shazeer 2021 (arXiv:2101.03961), eqs. 4-6, without the factor alpha.
+    Raises:  ValueError if the mask's length differs from the number of tokens, or a token does
+             not have so many choices.
+    Source:  Fedus, Zoph, Shazeer 2021 (arXiv:2101.03961), eqs. 4-6, without the factor alpha;
+             choices=1: Lepikhin et al. 2020 (arXiv:2006.16668), algorithm 1, times E squared.
     """
     if not isinstance(routing, Routing):
-        return torch.stack([load_balance(r, mask_T) for r in routing]).mean()
-    pairs_E, probs_E, tokens = _sums(routing, mask_T)
+        return torch.stack([load_balance(r, mask_T, choices=choices) for r in routing]).mean()
+    pairs_E, probs_E, tokens = _sums(routing, mask_T, choices)
     f_E = pairs_E / pairs_E.sum().clamp(min=1)
     return routing.num_experts * (f_E * probs_E / tokens.clamp(min=1)).sum()
 
@@ -156,8 +178,22 @@ def z_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -
 def max_violation(routing: Routing) -> Tensor:
     """Measure imbalance: (largest load - mean load) / mean load; 0 is perfect balance.
 
+    Pairs are counted before any are dropped, as in :func:`load_balance`: it is what the router
+    asks for. :func:`drop_rate` says how much of it was not done.
+
     Returns: scalar, dimensionless, without gradient.
     Source:  Wang et al. 2024 (arXiv:2408.15664), eq. 4 (MaxVio of one batch).
     """
-    load_E = routing.load_E()
-    return load_E.max() / load_E.mean().clamp(min=1e-9) - 1
+    pairs_E = _sums(routing, None)[0].detach()
+    return pairs_E.max() / pairs_E.mean().clamp(min=1e-9) - 1
+
+
+def drop_rate(routing: Routing) -> Tensor:
+    """Measure which share of the pairs was dropped at capacity; padding's pairs do not count.
+
+    Returns: scalar from 0 to 1, without gradient.
+    """
+    weight_N = _token_weights(routing, None).index_select(0, routing.token_N)
+    if routing.keep_N is None:
+        return torch.zeros_like(weight_N.sum())
+    return 1 - (weight_N * routing.keep_N).sum() / weight_N.sum().clamp(min=1)

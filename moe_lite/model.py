@@ -119,10 +119,14 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         mask: Tensor | None,
         cache: KVCache | None,
+        real_BS: Tensor | None,
+        ids_BS: Tensor,
     ) -> tuple[Tensor, Routing]:
         normed = self.input_layernorm(x_BSD)
         x_BSD = x_BSD + self.self_attn(normed, rope, mask, cache, self.layer)
-        out_BSD, routing = self.block_sparse_moe(self.post_attention_layernorm(x_BSD))
+        out_BSD, routing = self.block_sparse_moe(
+            self.post_attention_layernorm(x_BSD), real_BS, ids_BS
+        )
         return x_BSD + out_BSD, routing
 
 
@@ -176,7 +180,8 @@ class Mixtral(nn.Module):
         A training loss that takes the logits in pieces never holds all (B, S, V) of them.
 
         Args:   ids_BS: int64 token ids. mask_BS: True (or 1) for real tokens, False for
-                padding, over all tokens so far (cached ones included). cache: filled in
+                padding, over all tokens so far (cached ones included); it reaches attention,
+                routers (capacity) and, by the routings, losses. cache: filled in
                 place; ids_BS then continue where it ends.
         Raises: ValueError if ids are out of range (looked at on the CPU), the mask's shape
                 differs, or the text is longer than the model's context.
@@ -188,10 +193,11 @@ class Mixtral(nn.Module):
         position_S = torch.arange(start, end, device=ids_BS.device)
         rope = rotary(position_S, self.config.head_dim, self.config.rope_theta)
         mask = self._attention_mask(start, end, mask_BS)
+        real_BS = None if mask_BS is None else mask_BS[:, start:]
         x_BSD = self.embed_tokens(ids_BS)
         routings = []
         for block in self.layers:
-            x_BSD, routing = block(x_BSD, rope, mask, cache)
+            x_BSD, routing = block(x_BSD, rope, mask, cache, real_BS, ids_BS)
             routings.append(routing)
         if cache is not None:
             cache.length = end

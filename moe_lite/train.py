@@ -23,7 +23,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,8 +36,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .contracts import Routing
-from .losses import load_balance, max_violation, z_loss
+from .contracts import NotFinite, Routing
+from .losses import drop_rate, load_balance, max_violation, z_loss
 from .model import Mixtral
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 Autocast = Literal["auto", "on", "off"]
 Row = dict[str, Any]
+Balance = Callable[[Sequence[Routing]], Tensor]
+Probe = Callable[[Sequence[Routing]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,10 @@ class History:
     """Keep one row for each step; shown in a notebook, it plots itself.
 
     A row holds: step (steps done), tokens and seconds (so far, spent on training alone), loss
-    (cross entropy, nats per token), balance and z (mean over the layers), load (the busiest
-    expert's load over the mean load, mean over the layers), lr, norm (of the gradient, before
-    clipping), and where the model was evaluated bits: bits per byte of each domain.
+    (cross entropy, nats per token), balance and z (mean over the layers), load (of the busiest
+    expert over the mean, before any pair is dropped) and dropped (share of the pairs), both means
+    over the layers, lr, norm (of the gradient, before clipping), and where the model was
+    evaluated bits: bits per byte of each domain.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -232,18 +235,25 @@ def train(
     out: str | Path | None = None,
     *,
     resume: bool = False,
+    balance: Balance = load_balance,
+    probe: Probe | None = None,
     callback: Callable[[Row], None] | None = None,
     progress: bool = True,
 ) -> History:
     """Train a model in place, on its device, and give the history.
 
+    A gate with an ``update`` (:class:`~moe_lite.routers.SigmoidBiasRouter`) is told its routing
+    after each step.
+
     Args:    out: folder for the checkpoints (none are written without it). resume: go on from
-             the last checkpoint there, or start if there is none. callback: is given each
-             step's row of the :class:`History`, once the step (and its checkpoint) is done.
-    Raises:  ValueError if the loss or the gradient is not finite (names the step and, where a
-             router is the cause, the layer; the weights are still those before that step), if
-             out holds another run's checkpoints or a damaged one, or what is resumed differs
-             in model, text or training config; OSError if out cannot be written;
+             the last checkpoint there, or start if there is none. balance: from the layers'
+             routings to the loss that ``aux_coef`` weighs. probe: from them to more columns of
+             the history. callback: is given each step's row of the :class:`History`, once the
+             step (and its checkpoint) is done.
+    Raises:  NotFinite (a ValueError) if the loss or the gradient is not finite (names the step
+             and, where a router is the cause, the layer; the weights are still those before that
+             step); ValueError if out holds another run's checkpoints or a damaged one, or what is
+             resumed differs in model, text or training config; OSError if out cannot be written;
              KeyboardInterrupt on Ctrl-C, after the step is finished and its checkpoint written.
     """
     device, dtype = model.embed_tokens.weight.device, autocast_dtype(model, config.autocast)
@@ -272,23 +282,28 @@ def train(
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     hidden_BSD, routings = model.hidden(batch.ids_BS)
                     loss = head_loss(model.lm_head, hidden_BSD, batch.targets_BS)
-            except ValueError as error:  # a layer found its router's logits not finite
-                raise ValueError(f"step {step + 1}: {error}") from error
-            balance, z, load = _router_terms(routings)
+            except NotFinite as error:
+                raise NotFinite(f"step {step + 1}: {error}") from error
+            terms = _router_terms(routings, balance)
             optimizer.zero_grad()
-            (loss + config.aux_coef * balance + config.z_coef * z).backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-            numbers = torch.stack([loss, balance, z, load, norm]).tolist()
+            (loss + config.aux_coef * terms["balance"] + config.z_coef * terms["z"]).backward()
+            terms["norm"] = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            numbers = torch.stack([loss, *terms.values()]).tolist()
             if not all(map(math.isfinite, numbers)):
                 _explain(step + 1, numbers[0], routings)
             optimizer.step()
+            for layer, routing in zip(model.moe_layers, routings, strict=True):
+                if update := getattr(layer.gate, "update", None):
+                    update(routing)
 
             elapsed = time.perf_counter() - begin
             seconds += elapsed
             tokens = batch.ids_BS.numel()
             row: Row = {"step": step + 1, "tokens": (step + 1) * tokens, "seconds": seconds}
-            row |= dict(zip(("loss", "balance", "z", "load", "norm"), numbers, strict=True))
+            row |= dict(zip(("loss", *terms), numbers, strict=True))
             row["lr"] = config.lr_at(step)
+            if probe is not None:
+                row |= probe([routing.detach() for routing in routings])
             if _due(config.eval_every, step, config):
                 row["bits"] = evaluate(model, corpus, config=config)
             history.append(row)
@@ -335,21 +350,25 @@ def head_loss(lm_head: nn.Linear, hidden_BSD: Tensor, targets_BS: Tensor) -> Ten
     )
 
 
-def _router_terms(routings: tuple[Routing, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute balance loss, z-loss and load, each a mean over the layers that have a choice."""
+def _router_terms(routings: tuple[Routing, ...], balance: Balance) -> dict[str, Tensor]:
+    """Compute what a row says of the routing, over the layers that have a choice."""
     routed = [routing for routing in routings if routing.num_experts > 1]
     if not routed:  # a dense twin
         zero = torch.zeros((), device=routings[0].logits_TE.device)
-        return zero, zero, zero + 1
-    load = 1 + torch.stack([max_violation(routing) for routing in routed]).mean()
-    return load_balance(routed), z_loss(routed), load
+        return {"balance": zero, "z": zero, "load": zero + 1, "dropped": zero}
+    return {
+        "balance": balance(routed),
+        "z": z_loss(routed),
+        "load": 1 + torch.stack([max_violation(routing) for routing in routed]).mean(),
+        "dropped": torch.stack([drop_rate(routing) for routing in routed]).mean(),
+    }
 
 
 def _explain(step: int, loss: float, routings: tuple[Routing, ...]) -> None:
     for layer, routing in enumerate(routings):
         routing.check_finite(f"step {step}: layers.{layer}.block_sparse_moe")
     what = "gradient is not finite" if math.isfinite(loss) else f"loss is {loss}"
-    raise ValueError(
+    raise NotFinite(
         f"step {step}: the {what}; a lower lr, a longer warmup or a smaller grad_clip may help"
     )
 

@@ -17,7 +17,7 @@ FLOORS = {
     2: {"layer"},
     2.5: {"model"},  # a mezzanine: a model is made of layers
     3: {"hf", "data", "vowels", "arm", "train", "parallel", "trace", "cost", "checks"},
-    4: {"viz", "build", "recipes", "ledger"},
+    4: {"viz", "build", "recipes", "ledger", "sweep"},
     4.5: {"widgets", "bench"},  # another: a widget's still is one of viz's, a bench runs a recipe
     5: {"__main__"},  # the door: it opens every room
 }

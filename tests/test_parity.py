@@ -169,7 +169,8 @@ def test_padding_and_the_published_auxiliary_loss(seed, side):
     loss = mixtral_aux_loss(actual.routings, None if mask is None else mask.reshape(-1))
     torch.testing.assert_close(loss, expected.aux_loss, atol=1e-5, rtol=1e-5)
     if mask is not None:  # the mask matters to the loss; else this test would show nothing
-        unmasked = mixtral_aux_loss(actual.routings)
+        assert mixtral_aux_loss(actual.routings) == loss  # the routings bring it along
+        unmasked = mixtral_aux_loss(actual.routings, torch.ones(mask.numel()))
         assert config.num_local_experts == config.num_experts_per_tok or unmasked != loss
 
 

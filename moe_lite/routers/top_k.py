@@ -1,25 +1,24 @@
-"""Routers: from a token's vector to its experts and their weights."""
+"""Each token takes its K best experts, by a linear score with or without noise."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .contracts import Routing
+from ..contracts import Routing
 
 SoftmaxOrder = Literal["softmax_topk", "topk_softmax"]
 
 
-def _check_top_k(top_k: int, num_experts: int) -> None:
+def check_top_k(top_k: int, num_experts: int) -> None:
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k must be between 1 and {num_experts} experts, not {top_k}")
 
 
-def _scores(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+def scores(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
     """Score every token by every row of a weight: (T, E), in float32 at least."""
     if x_TD.shape[-1] != weight_ED.shape[1]:
         raise ValueError(
@@ -64,7 +63,7 @@ class TopKRouter(nn.Module):
         renormalize: bool = True,
     ):
         super().__init__()
-        _check_top_k(top_k, num_experts)
+        check_top_k(top_k, num_experts)
         if order not in get_args(SoftmaxOrder):
             raise ValueError(f"order must be one of {get_args(SoftmaxOrder)}, not {order!r}")
         self.top_k, self.order, self.renormalize = top_k, order, renormalize
@@ -73,7 +72,7 @@ class TopKRouter(nn.Module):
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """Score every expert for every token: (T, E), in float32 at least."""
-        return _scores(x_TD, self.weight)
+        return scores(x_TD, self.weight)
 
     def forward(self, x_TD: Tensor) -> Routing:
         logits_TE = self.logits(x_TD)
@@ -118,16 +117,16 @@ class NoisyTopKRouter(nn.Module):
 
     def __init__(self, hidden_size: int, num_experts: int, top_k: int = 4):
         super().__init__()
-        _check_top_k(top_k, num_experts)
+        check_top_k(top_k, num_experts)
         self.top_k = top_k
         self.weight = nn.Parameter(torch.zeros(num_experts, hidden_size))
         self.w_noise = nn.Parameter(torch.zeros(num_experts, hidden_size))
 
     def forward(self, x_TD: Tensor) -> Routing:
-        logits_TE = clean_TE = _scores(x_TD, self.weight)
+        logits_TE = clean_TE = scores(x_TD, self.weight)
         smooth_load_TE = None
         if self.training:
-            std_TE = F.softplus(_scores(x_TD, self.w_noise))
+            std_TE = F.softplus(scores(x_TD, self.w_noise))
             logits_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
             smooth_load_TE = prob_in_top_k(clean_TE, logits_TE, std_TE, self.top_k)
         top_TK, expert_TK = logits_TE.topk(self.top_k, dim=-1)
@@ -178,79 +177,3 @@ def prob_in_top_k(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int) ->
     # The floor is for a softplus that has underflowed: with no noise left, Phi is a step.
     z_TE = (clean_TE - kth_excluding(noisy_TE, k)) / std_TE.clamp(min=1e-6)
     return torch.special.ndtr(z_TE)
-
-
-class HierarchicalRouter(nn.Module):
-    """Let one router choose groups and each group's own router choose experts within it.
-
-    The gate of expert j of group i is the product of the two gates, so a token's gates still sum
-    to 1. What comes out is a flat :class:`Routing` over all a*b experts, group by group: no
-    loss, backend or picture needs to know that there was a tree.
-
-    Every group scores every token, also those that go elsewhere. That costs what a flat router
-    costs, and keeps all shapes known: nothing waits for the device.
-
-    >>> router = HierarchicalRouter(
-    ...     TopKRouter(4, 3, 2), [TopKRouter(4, 5, 2) for _ in range(3)])
-    >>> routing = router(torch.randn(6, 4))
-    >>> routing.num_experts, routing.per_token
-    (15, 4)
-
-    Args:    primary: over the a groups; secondary: one router for each, all over b experts and
-             with one K.
-    Shapes:  N = T * K_primary * K_secondary; probs_TE are the products of both softmaxes,
-             logits_TE their logarithms.
-    Raises:  ValueError if a routing does not fit: other than one secondary router for each
-             group, unequal sizes, or a router in which experts choose.
-    Source:  Shazeer et al. 2017 (arXiv:1701.06538), appendix B, eqs. 12-14.
-    """
-
-    def __init__(self, primary: nn.Module, secondary: Sequence[nn.Module]):
-        super().__init__()
-        self.primary, self.secondary = primary, nn.ModuleList(secondary)
-
-    def forward(self, x_TD: Tensor) -> Routing:
-        first: Routing = self.primary(x_TD)
-        groups: list[Routing] = [router(x_TD) for router in self.secondary]
-        a, sizes = first.num_experts, {(r.num_experts, r.per_token) for r in groups}
-        if len(groups) != a or len(sizes) != 1 or None in {first.per_token, *next(iter(sizes))}:
-            raise ValueError(
-                f"a primary router over {a} groups needs as many secondary routers with one "
-                f"number of experts and of choices; these have (E, K) = "
-                f"{[(r.num_experts, r.per_token) for r in groups]}"
-            )
-        (b, K), T, J = next(iter(sizes)), len(x_TD), first.per_token
-        assert K is not None and J is not None
-        group_TJ1, gate_TJ1 = first.expert_N.view(T, J, 1), first.gate_N.view(T, J, 1)
-
-        def chosen(rows: list[Tensor]) -> Tensor:
-            """Of every group's choices, keep those of the groups that the token went to."""
-            all_TaK = torch.stack([row_N.view(T, K) for row_N in rows], dim=1)
-            return all_TaK.gather(1, group_TJ1.expand(T, J, K))
-
-        gate_TJK = gate_TJ1 * chosen([r.gate_N for r in groups])
-        expert_TJK = group_TJ1 * b + chosen([r.expert_N for r in groups])
-        logits_Tab = first.logits_TE.log_softmax(-1)[..., None] + torch.stack(
-            [r.logits_TE.log_softmax(-1) for r in groups], dim=1
-        )
-        logits_TE = logits_Tab.flatten(1)
-        # Best first, as a Routing promises.
-        gate_TK, order_TK = gate_TJK.flatten(1).sort(dim=-1, descending=True, stable=True)
-        return Routing.from_choices(
-            logits_TE,
-            logits_TE.exp(),
-            expert_TJK.flatten(1).gather(1, order_TK),
-            gate_TK,
-            smooth_load_TE=self._smooth_load(first, groups),
-        )
-
-    @staticmethod
-    def _smooth_load(first: Routing, groups: list[Routing]) -> Tensor | None:
-        """Share eq. 14 out among the tokens: group i's load times the mean over its tokens."""
-        inner = [r.smooth_load_TE for r in groups if r.smooth_load_TE is not None]
-        if first.smooth_load_TE is None or len(inner) != len(groups):
-            return None
-        came_Ta = first.gates_TE().detach() > 0
-        mean_Ta = came_Ta / came_Ta.sum(0).clamp(min=1)
-        weight_Ta = first.smooth_load_TE.sum(0) * mean_Ta
-        return (weight_Ta[..., None] * torch.stack(inner, dim=1)).flatten(1)
