@@ -20,6 +20,9 @@ function h(tag, props = {}, ...children) {
 /** Makes what cannot be seen visible. */
 const seen = (text) => text.replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "∅";
 
+/** The same in a narrow place: what is written, unless it is all white. */
+const brief = (text) => seen(text.trim() || text);
+
 /** Lists the pairs in the order in which they come to their queues, each with its rank there. */
 function queue(experts, gates, sent, order, priority, E) {
   const K = experts[0].length, T = order.length, length = new Array(E).fill(0), place = [];
@@ -99,18 +102,18 @@ function render({ model, el }) {
   }, signal);
 
   // --- the queues
-  const room = new Array(E).fill(most);
-  for (const e of experts.flat()) room[e]++;
   const lanes = colors.map((color, e) => {
-    const slots = Array.from({ length: room[e] }, () => h("li"));
-    const list = h("ol", { "aria-label": `Queue of expert ${e}` }, ...slots);
-    const count = h("span.count");
-    list.style.setProperty("--expert", color);
-    list.addEventListener("click", (event) => {
+    const places = Array.from({ length: most }, () => h("li"));
+    const late = experts.flat().filter((other) => other === e).map(() => h("li"));
+    const count = h("span.count"), stand = h("div.stand", {},
+      h("ol.places", { "aria-label": `Places of expert ${e}` }, ...places),
+      h("ol.late", { "aria-label": `Dropped by expert ${e}` }, ...late));
+    stand.style.setProperty("--expert", color);
+    stand.addEventListener("click", (event) => {
       const slot = event.target.closest("li.full");
       if (slot) choose(Number(slot.dataset.token));
     }, signal);
-    return { slots, count, row: h("div.lane", {}, h("span.chip", {}, h("span.unseen", {}, "expert "), String(e)), list, count) };
+    return { places, late, count, stand, row: h("div.lane", {}, h("span.chip", {}, h("span.unseen", {}, "expert "), String(e)), stand, count) };
   });
 
   // --- one token
@@ -118,10 +121,10 @@ function render({ model, el }) {
   const root = h("div.expert-queues", {}, controls, said,
     h("div.two", {},
       h("section", {}, h("h2", {}, "The queues"),
-        h("p.quiet", {}, "One row for each expert, one box for each place. Struck out, with a ✗: no place was left, so this expert does not see the token."),
+        h("p.quiet", {}, "One row for each expert, one box for each place, up to the upright line. Below it, struck out and with a ✗: came when no place was left."),
         ...lanes.map((lane) => lane.row)),
       h("section", {}, h("h2", {}, "The batch"),
-        h("p.quiet", {}, "Below each token the experts it chose, best first. Faint: still to come."),
+        h("p.quiet", {}, "Below each token the experts it chose, best first. Slanted: still to come."),
         batch, heading, story, end)));
   el.append(root);
 
@@ -152,22 +155,21 @@ function render({ model, el }) {
       if (n >= arrived) return;
       fate[t][k] = rank < C ? "kept" : "dropped";
       came[e]++;
-      const slot = lanes[e].slots[rank];
-      slot.textContent = seen(tokens[t]) + (rank < C ? "" : " ✗");
+      const slot = rank < C ? lanes[e].places[rank] : lanes[e].late[rank - C];
+      slot.textContent = brief(tokens[t]) + (rank < C ? "" : " ✗");
       slot.dataset.token = t;
       slot.className = `full ${fate[t][k]}${t === chosen ? " chosen" : ""}${n === arrived - 1 && arrived < N ? " last" : ""}`;
-      slot.title = `token ${t}, ${NTH[k]} choice, rank ${rank}: ${fate[t][k]}`;
+      slot.title = `token ${t}, ${seen(tokens[t])}, ${NTH[k]} choice, rank ${rank}: ${fate[t][k]}`;
     });
-    lanes.forEach(({ slots, count }, e) => {
-      slots.forEach((slot, n) => {
-        slot.hidden = n >= Math.max(C, came[e]);
-        slot.classList.toggle("edge", n === C - 1);
-        if (n < came[e]) return;
-        slot.textContent = "";
-        slot.title = "";
-        slot.className = n === C - 1 ? "edge" : "";
+    lanes.forEach(({ places, late, count, stand }, e) => {
+      stand.style.setProperty("--places", C);
+      const over = Math.max(0, came[e] - C);
+      places.forEach((slot, n) => {
+        slot.hidden = n >= C;
+        if (n >= Math.min(C, came[e])) { slot.textContent = slot.title = slot.className = ""; }
       });
-      count.textContent = `${came[e]} came${came[e] > C ? `, ${came[e] - C} dropped` : ""}`;
+      late.forEach((slot, n) => { slot.hidden = n >= over; });
+      count.textContent = `${came[e]} came${over ? `, ${over} dropped` : ""}`;
     });
     options.forEach(({ option, marks }, t) => {
       const fates = fate[t], real = fates.filter((f) => f !== "unsent");
