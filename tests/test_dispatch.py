@@ -13,7 +13,17 @@ from moe_lite.contracts import Routing
 from moe_lite.dispatch import BACKENDS, plan
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
-from moe_lite.routers import HierarchicalRouter, NoisyTopKRouter, TopKRouter
+from moe_lite.routers import (
+    Capacity,
+    ExpertChoiceRouter,
+    GShardRouter,
+    HashRouter,
+    HierarchicalRouter,
+    NoisyTopKRouter,
+    SigmoidBiasRouter,
+    SwitchRouter,
+    TopKRouter,
+)
 
 D, F = 8, 12
 
@@ -109,18 +119,28 @@ GATES = {
     "a tree": lambda: HierarchicalRouter(
         NoisyTopKRouter(D, 2, 1), [NoisyTopKRouter(D, 3, 2) for _ in range(2)]
     ),
+    "capacity": lambda: Capacity(TopKRouter(D, 6, 3), 0.8, "gate", group_size=10),
+    "switch": lambda: SwitchRouter(D, 6, capacity_factor=0.8),
+    "gshard": lambda: GShardRouter(D, 6, capacity_factor=1.2, group_size=15),
+    "experts choose": lambda: ExpertChoiceRouter(D, 6, group_size=10),
+    "hash": lambda: HashRouter(9, 6),
+    "sigmoid and bias": lambda: SigmoidBiasRouter(D, 6, 2),
 }
 
 
+@pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("gate", GATES)
-def test_a_layer_gives_its_gate_the_same_gradient(gate: str, backend: str) -> None:
+def test_a_layer_gives_its_gate_the_same_gradient(gate: str, backend: str, padding: bool) -> None:
     def gradients(backend: str) -> list[Tensor]:
         torch.manual_seed(1)
-        layer = MoELayer(GATES[gate](), Experts(6, D, F), backend).double()
+        shared = Experts(2, D, F) if padding else None
+        layer = MoELayer(GATES[gate](), Experts(6, D, F), backend, shared).double()
         for weight in layer.gate.parameters():
             torch.nn.init.normal_(weight)
-        out_TD, routing = layer(torch.randn(30, D, dtype=torch.float64))
+        x_TD, ids_T = torch.randn(30, D, dtype=torch.float64), torch.arange(30) % 9
+        mask_T = torch.arange(30) % 10 < 7 if padding else None
+        out_TD, routing = layer(x_TD, mask_T, ids_T)
         loss = out_TD.square().sum() + losses.importance(routing) + losses.load(routing)
         return [out_TD, *torch.autograd.grad(loss, list(layer.parameters()))]
 
@@ -204,3 +224,35 @@ def test_grouped_gives_the_same_bits_twice() -> None:
     routing = Routing.from_choices(logits_TE, logits_TE.softmax(-1), expert_TK, gate_TK)
     first, second = (run(through("grouped"), routing, torch.float32) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_every_router_of_the_sweeps_goes_through_every_backend() -> None:
+    from moe_lite.sweep import ROUTERS, SMALL
+
+    tried = {type(make()) for make in GATES.values()}
+    assert {type(make(SMALL)) for make in ROUTERS.values()} <= tried
+
+
+def test_shared_experts_see_every_token_with_a_weight_of_one() -> None:
+    torch.manual_seed(0)
+    layer = MoELayer(TopKRouter(D, 4, 2), Experts(4, D, F), shared=Experts(2, D, F))
+    x_BSD = torch.randn(2, 5, D)
+    with_shared, _ = layer(x_BSD)
+    first, second = layer.shared.each()
+    layer.shared = None
+    torch.testing.assert_close(with_shared, layer(x_BSD)[0] + first(x_BSD) + second(x_BSD))
+
+
+@pytest.mark.parametrize("gate", [name for name in GATES if name != "a tree"])
+def test_padding_takes_no_place_and_changes_nothing_for_the_others(gate: str) -> None:
+    """Left out or masked, the real tokens get the same answer: nobody stands in their queue."""
+    torch.manual_seed(2)
+    layer = MoELayer(GATES[gate](), Experts(6, D, F)).eval()
+    x_TD, ids_T = torch.randn(30, D), torch.arange(30) % 9
+    mask_T = torch.ones(30, dtype=torch.bool)
+    mask_T[[3, 4, 17, 21]] = False
+    (first, _), (second, _) = (
+        layer(x_TD + noise, mask_T, ids_T) for noise in (0, 9.0 * ~mask_T[:, None])
+    )
+    assert not first[~mask_T].any() and first[mask_T].abs().sum() > 0
+    torch.testing.assert_close(first[mask_T], second[mask_T])
