@@ -4,11 +4,12 @@ The paper trains models with 128 experts on 32 TPUs; ours is the course's small 
 experts, 300 steps on the course's text. So no loss and no hour can be compared, but the sentences
 about how the rows relate can. T5-Base does as much arithmetic for a token as Switch-Base; its
 stand-in is the dense twin, one network as wide as one expert. T5-Large does more; ours is a dense
-network four times as wide. Capacity means the same for top-1 and top-2, places over the even share of
-*tokens*, so at 1.0 top-2 drops half of all its pairs and both do the work of one expert for each token.
+network four times as wide. Capacity means the same for top-1 and top-2, places over the even share
+of *tokens*, so at 1.0 top-2 drops half of all its pairs, and both do the work of one expert for
+each token.
 
-The clock: on TPUs every expert computes all its places, used or not. On a CPU only what was kept is
-computed. So speed is measured both ways: with the backend that skips empty places and with
+The clock: on TPUs every expert computes all its places, used or not. On a CPU only what was kept
+is computed. So speed is measured both ways: with the backend that skips empty places and with
 ``padded``, which does not. A step's seconds are the processor's own (other programs do not count),
 the least of several rounds, in which the settings take turns.
 """
@@ -87,7 +88,7 @@ def more(outcome: Outcome, corpus: Corpus) -> Mapping[str, float | None]:
 def seconds(corpus: Corpus, seed: int, backend: str) -> dict[str, float]:
     """Measure a step's processor seconds, all settings in turn, on models that have just begun."""
     models = {name: setting.build(seed, OUR_ROUTERS) for name, setting in SETTINGS.items()}
-    config = replace(TRAINING, steps=TIMED, seed=seed, **LOSS)
+    config = replace(TRAINING, **LOSS | {"steps": TIMED, "seed": seed})
     least = dict.fromkeys(models, float("inf"))
     for _ in range(ROUNDS):
         for name, model in models.items():
