@@ -9,6 +9,14 @@ lets that through.
 One module for each chapter; ``verdict`` is what they share.
 """
 
+from .capacity import (
+    check_counted_before,
+    check_dropped_token,
+    check_first_choices,
+    check_looks_ahead,
+    check_places,
+    check_rank,
+)
 from .competing_experts import (
     check_gradients,
     check_mixture_error,
@@ -53,7 +61,10 @@ __all__ = [
     "CheckFailed",
     "check_balance_is_used",
     "check_constrain",
+    "check_counted_before",
+    "check_dropped_token",
     "check_environment",
+    "check_first_choices",
     "check_first_expert",
     "check_fit_expert",
     "check_fit_gate",
@@ -62,6 +73,7 @@ __all__ = [
     "check_leaf_priors",
     "check_load",
     "check_load_anywhere",
+    "check_looks_ahead",
     "check_m_step",
     "check_mixture_error",
     "check_moe_layer",
@@ -70,9 +82,11 @@ __all__ = [
     "check_orders_agree",
     "check_parameter_count",
     "check_path",
+    "check_places",
     "check_posteriors",
     "check_prob_in_top_k",
     "check_product",
+    "check_rank",
     "check_responsibilities",
     "check_softmax_order",
     "check_sparse_gates",

@@ -33,8 +33,8 @@ def check_places(places: Callable[[int, int, float, int], int]) -> None:
     """
     exercise = "places"
     for T, E, factor, K in (
-        (12, 4, 1.0, 1), (12, 4, 1.25, 1), (12, 4, 1.0, 2), (10, 4, 1.0, 1), (100, 8, 1.25, 2),
-        (64, 16, 0.5, 1), (1000, 7, 1.5, 3),
+        (12, 4, 1.0, 1), (12, 4, 2.0, 1), (12, 4, 1.0, 2), (11, 4, 1.0, 1), (9, 4, 1.0, 1),
+        (10, 4, 2.5, 1), (100, 8, 1.25, 2), (64, 16, 0.5, 1), (1000, 7, 1.5, 3),
     ):  # fmt: skip
         given = f"{T} tokens, {E} experts, factor {factor}, {K} for each token"
         yours = call(exercise, places, T, E, factor, K, on=given)
@@ -48,17 +48,17 @@ def check_places(places: Callable[[int, int, float, int], int]) -> None:
             )
         mistakes = [
             ("each token asks for K places: count pairs (K·T), not tokens", capacity(T, E, factor)),
-            ("rounded down: with factor 1 and an even load somebody would be left standing",
-             int(exact)),
-            ("rounded to the nearest; round up, or an even load may not fit", round(exact)),
             ("an even share, whatever the factor; multiply it by the factor",
              math.ceil(K * T / E)),
-            ("these are the places of all experts together; divide them by E",
-             math.ceil(factor * K * T)),
             ("the factor shrinks the share here; it should stretch it",
              math.ceil(K * T / E / factor)),
             ("rounded up before the factor came; multiply first, then round up",
              math.ceil(factor * math.ceil(K * T / E))),
+            ("rounded down: with factor 1 and an even load somebody would be left standing",
+             int(exact)),
+            ("rounded to the nearest; round up, or an even load may not fit", round(exact)),
+            ("these are the places of all experts together; divide them by E",
+             math.ceil(factor * K * T)),
         ]  # fmt: skip
         expect(exercise, given, yours, right, mistakes, "not factor × K × T / E, rounded up")
     passed(exercise, "the even share of all pairs, times the factor, rounded up.")

@@ -21,11 +21,11 @@ def shown(page):
     """Read who stands where: for each expert the tokens with a place, and those without."""
     return [
         [
-            [word.removesuffix(" ✗") for word in lane.locator(f"{list_} > li.full").all_inner_texts()]
-            for list_ in (".places", ".late")
+            [text.removesuffix(" ✗") for text in lane.locator(f"{row} > li.full").all_inner_texts()]
+            for row in (".places", ".late")
         ]
         for lane in page.locator(".lane").all()
-    ]  # fmt: skip
+    ]
 
 
 def agrees(page, widget):
