@@ -295,9 +295,9 @@ checks.check_dropped_token(block)
 
 # %%
 def hasty_loss(probs_TE, expert_T2, keep_T2):
-    E = probs_TE.shape[1]
+    T, E = probs_TE.shape
     seated_N = expert_T2[:, 0][keep_T2[:, 0]]
-    return E * (seated_N.bincount(minlength=E) / len(seated_N) * probs_TE.mean(0)).sum()
+    return E * (seated_N.bincount(minlength=E) / T * probs_TE.mean(0)).sum()
 
 
 torch.manual_seed(0)
@@ -311,8 +311,10 @@ for pull in (0.0, 1.0, 2.0, 4.0):
     print(f"{wanted:4.0%} want expert 0: loss {loss:.2f}")
 
 # %% [markdown]
-# At the end nine in ten tokens want expert 0, and the right loss is beyond 3. Write it: $E \sum_e
-# f_e P_e$ with $f$ from all *first choices*, whether or not they found a place. (GShard's own line
+# The right loss climbs from 1 to beyond 3. This one *falls* below 1 as soon as the tokens crowd
+# together: whoever minimises it is paid for crowding, because those who find no place no longer
+# count. Write it right: $E \sum_e f_e P_e$ with $f$ from all *first choices*, whether or not they
+# found a place. (GShard's own line
 # is $\frac{1}{E} \sum_e \frac{c_e}{S} m_e$: the same, divided by $E^2$.)
 #
 # <details>

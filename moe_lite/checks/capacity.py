@@ -54,9 +54,9 @@ def check_places(places: Callable[[int, int, float, int], int]) -> None:
              math.ceil(K * T / E / factor)),
             ("rounded up before the factor came; multiply first, then round up",
              math.ceil(factor * math.ceil(K * T / E))),
+            ("rounded to the nearest; round up, or an even load may not fit", round(exact)),
             ("rounded down: with factor 1 and an even load somebody would be left standing",
              int(exact)),
-            ("rounded to the nearest; round up, or an even load may not fit", round(exact)),
             ("these are the places of all experts together; divide them by E",
              math.ceil(factor * K * T)),
         ]  # fmt: skip
