@@ -218,8 +218,8 @@ EXPERIMENT = Experiment(
     run=run,
     spot=spot,
     caveat=(
-        "one pilot run of each setting with another seed (100), where top-1 and top-2 were a little "
-        "better than dense, had been seen when the rules were written. The control with two experts "
-        "was added after the first result; no row here judges it."
+        "when the rules were written, one run of most settings with another seed (100) had been "
+        "seen, in which top-1 and top-2 were a little better than dense. The control with two "
+        "experts was added after the first result; no row here judges it."
     ),
 )  # fmt: skip
