@@ -147,7 +147,9 @@ class _Enough(Exception):
 
 def spot() -> Measures:
     """Train the first steps of three settings again, with the first seed."""
-    corpus, found = load_corpus(max_bytes=MAX_BYTES), {}
+    corpus = load_corpus(max_bytes=MAX_BYTES)
+    found: Measures = {}
+    rows: list[Row] = []
 
     def stop(row: Row) -> None:
         rows.append(row)
@@ -155,7 +157,8 @@ def spot() -> Measures:
             raise _Enough
 
     for name in ("dense", "top-1, 1.0", "top-2, 1.0"):
-        setting, rows = SETTINGS[name], []
+        setting = SETTINGS[name]
+        rows.clear()
         model, balance = setting.build(0), BALANCES[setting.balance]
         try:
             train(model, corpus, replace(TRAINING, **LOSS), balance=balance, callback=stop,

@@ -149,7 +149,9 @@ class ExpertQueues(PortableWidget):
         from matplotlib.patches import FancyBboxPatch
 
         E, K, rank_N = len(self.colors), len(self.experts[0]), self.rank_N.tolist()
-        box = {"fc": "none", "ec": QUIET, "ls": ":", "boxstyle": "round,pad=0,rounding_size=0.08"}
+        box: dict[str, Any] = {
+            "fc": "none", "ec": QUIET, "ls": ":", "boxstyle": "round,pad=0,rounding_size=0.08"
+        }  # fmt: skip
         longest = max(self.capacity, *(rank + 1 for rank in rank_N))
         figure = Figure(figsize=(10, 0.9 + 0.42 * E), layout="constrained")
         ax = figure.subplots()
@@ -168,7 +170,7 @@ class ExpertQueues(PortableWidget):
         ax.axvline(self.capacity, color=INK, lw=2)
         ax.set(xlim=(0, longest), ylim=(E - 0.4, -0.6), yticks=range(E), ylabel="expert",
                xlabel="place in the queue (right of the line, ✗: dropped)")  # fmt: skip
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_xticks(range(0, longest + 1, 1 + longest // 20))
         ax.set_title(f"{self.title}, by {self.priority}", fontsize=10, loc="left")
         ax.spines[["top", "right"]].set_visible(False)
         return figure
