@@ -86,9 +86,10 @@ for factor in (1.0, 1.25, 1.5, 2.0):
 
 # %% [markdown]
 # There is the dilemma in four lines. With few places tokens are turned away *while places stand
-# empty elsewhere*; with many, most of the work is done on nothing. With an even load there would
-# be neither, which is why these papers care so much about balance, and why chapter 05 is about
-# nothing else. (Real code rounds: we round up, so that a factor of 1 always fits an even load.)
+# empty elsewhere*; with many, more than half of the work is done on nothing. With an even load
+# there would be neither, which is why these papers care so much about balance, and why chapter 05
+# is about nothing else. (Real code rounds: we round up, so that a factor of 1 always fits an even
+# load.)
 #
 # ## 2. A place in the queue
 #
@@ -140,9 +141,11 @@ assert my_rank(expert_T, 4).tolist() == rank
 router = TopKRouter(16, num_experts=4, top_k=1)
 routing = router(torch.randn(500, 16))
 assert torch.equal(queue_rank(routing), my_rank(routing.expert_N, 4))
-assert capacity(num_tokens=12, num_experts=4, factor=1.25) == 4
+C = capacity(num_tokens=500, num_experts=4, factor=1.0)
+limited = limit(routing, factor=1.0)
+assert torch.equal(limited.keep_N, my_rank(routing.expert_N, 4) < C)
 print("load", routing.load_E().tolist())
-print("load, at capacity 1.0", limit(routing, factor=1.0).load_E().tolist())
+print("load, at capacity 1.0", limited.load_E().tolist())
 
 # %% [markdown]
 # `limit` is the whole step as one function: rank the pairs, drop those whose rank reaches the
