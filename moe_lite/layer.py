@@ -71,5 +71,13 @@ class MoELayer(nn.Module):
             out_TD = out_TD + expert(x_TD)
         return out_TD.view_as(x_BSD), routing
 
+    def explain(self) -> str:
+        """Say in a sentence which backend carries this layer's tokens, and why."""
+        device = self.experts.w1.device.type
+        if self.backend != "auto":
+            return f"{self.name}: {self.backend!r} on the {device}, as asked"
+        why = "the fastest measured there" if device == "cpu" else "nothing was measured there yet"
+        return f"{self.name}: 'grouped' on the {device}, chosen by 'auto': {why}"
+
     def extra_repr(self) -> str:
         return f"backend={self.backend!r}"

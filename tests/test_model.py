@@ -33,13 +33,13 @@ def test_backends_agree_through_the_layer_router_included(T: int) -> None:
     layer = MoELayer(TopKRouter(16, 6, 2), Experts(6, 16, 24)).double()
     x_TD = torch.randn(T, 16, dtype=torch.float64, requires_grad=True)
     results = {}
-    for layer.backend in BACKENDS:
+    for layer.backend in BACKENDS.keys() - {"triton"}:
         out_TD, _ = layer(x_TD)
         grad_TD = torch.linspace(-1, 1, T * 16, dtype=torch.float64).view(T, 16)
         results[layer.backend] = [
             out_TD, *torch.autograd.grad(out_TD, [x_TD, *layer.parameters()], grad_TD)
         ]  # fmt: skip
-    for name in BACKENDS:
+    for name in BACKENDS.keys() - {"triton"}:
         for a, b in zip(results["loop"], results[name], strict=True):
             torch.testing.assert_close(a, b)
 
