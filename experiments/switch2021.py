@@ -223,8 +223,8 @@ EXPERIMENT = Experiment(
     caveat=(
         "when the rules were written, one run of most settings with another seed (100) had been "
         "seen, in which top-1 and top-2 were a little better than dense. The control with two "
-        "experts was added after the first result; no row here judges it. The batches hold the five "
-        "domains in a fixed order, so what finds no place is seldom drama and often prose. The run was "
-        "resumed after interruptions; the minutes are those of its last part."
+        "experts was added after the first result; no row here judges it. The batches hold the "
+        "five domains in a fixed order, so what finds no place is seldom drama and often prose. "
+        "The run was resumed after interruptions; the minutes are those of its last part."
     ),
 )  # fmt: skip
