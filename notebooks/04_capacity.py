@@ -268,9 +268,11 @@ for training in (False, True):
     print(f"training={training}: {theirs.keep_N.sum()} of 400 pairs kept")
 
 # %% [markdown]
-# One printed detail, for those who compare with the paper. There the counter of an expert also goes
-# up for a second choice that was *not* asked, so that it holds a place it does not use. The TPU
-# code that came with these papers masks it out before it counts, and so do we.
+# Two details, for those who compare. In the paper's listing the counter of an expert also goes up
+# for a second choice that was *not* asked, so that it holds a place it does not use. And what is
+# asked with $2 g_2$ there is asked with $5 g_2$ by default in Mesh TensorFlow, the library in which
+# some of the same people published the method as code. That code masks out whoever is not asked
+# *before* it counts, and so do we.
 #
 # **A word on factors.** Both papers count places per *token*. So a top-2 router at factor 2.0 has
 # just enough places for all its pairs, and at 1.0 it must drop half of them even if the load is
@@ -315,13 +317,13 @@ queues
 
 # %% [markdown]
 # **Try it.** Set *Arrived* to 0 and press *Play*. Then drag the capacity, and watch empty places
-# and dropped tokens trade against each other: at no setting are both at zero, except where the
-# slider has gone so far that most of the block is air. Then the menu. *By position*, the victims
-# are at the end of the text. *By choice*, nearly all of them are second choices. *By gate*, those
-# whose gate is small. (That third order is not in either paper; it came with vision models a little
-# later, as *batch prioritized routing*.) And then **Shuffle the batch**: not a single choice
-# changes, and others are dropped. Keep that in mind. (In Python the same is `queues.routing`;
-# without a kernel, on GitHub for instance, you see a picture.)
+# and dropped tokens trade against each other. Far enough to the right nobody is dropped, and by
+# then nearly half of the block is air. Then the menu. *By position*, the victims are at the end of
+# the text. *By choice*, nearly all of them are second choices. *By gate*, those whose gate is
+# small. (That third order is not in either paper; it came with vision models a little later, as
+# *batch prioritized routing*.) And then **Shuffle the batch**: not a single choice changes, and
+# others are dropped. Keep that in mind. (In Python the same is `queues.routing`; without a kernel,
+# on GitHub for instance, you see a picture.)
 
 # %%
 for priority in ("position", "choice", "gate"):
