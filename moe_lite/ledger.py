@@ -355,7 +355,7 @@ def rows(experiment: Experiment, result: Result) -> str:
         ours = result[claim.measure]
         verdict = claim.verdict(ours)
         note = f", {claim.note}" if claim.note else ""
-        rule = f"within {claim.within:.0%}"
+        rule = f"within {100 * claim.within:g}%"
         if claim.void is not None:
             rule += f"; {'above' if claim.paper > claim.void else 'below'} {number(claim.void)}"
         lines.append(
@@ -439,7 +439,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     elif not args.table:
         for name in names(root):
             experiment = load(name, root)
-            print(f"{name:<14}chapter {experiment.chapter}: {experiment.title}")
+            print(f"{name:<20} chapter {experiment.chapter}: {experiment.title}")
     if args.table:
         for path, text in pages(root).items():
             write(path, text)

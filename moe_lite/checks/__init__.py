@@ -9,6 +9,14 @@ lets that through.
 One module for each chapter; ``verdict`` is what they share.
 """
 
+from .balancing import (
+    check_balance_loss,
+    check_below_one,
+    check_diagnose,
+    check_masked_balance,
+    check_over_batches,
+    check_push,
+)
 from .capacity import (
     check_counted_before,
     check_dropped_token,
@@ -23,6 +31,13 @@ from .competing_experts import (
     check_product,
     check_responsibilities,
     check_working_experts,
+)
+from .expert_choice import (
+    check_causal_groups,
+    check_combine,
+    check_expert_choice,
+    check_experts_per_token,
+    check_reads_future,
 )
 from .hierarchies import (
     check_constrain,
@@ -60,10 +75,17 @@ from .verdict import CheckFailed
 __all__ = [
     "CheckFailed",
     "check_balance_is_used",
+    "check_balance_loss",
+    "check_below_one",
+    "check_causal_groups",
+    "check_combine",
     "check_constrain",
     "check_counted_before",
+    "check_diagnose",
     "check_dropped_token",
     "check_environment",
+    "check_expert_choice",
+    "check_experts_per_token",
     "check_first_choices",
     "check_first_expert",
     "check_fit_expert",
@@ -75,18 +97,22 @@ __all__ = [
     "check_load_anywhere",
     "check_looks_ahead",
     "check_m_step",
+    "check_masked_balance",
     "check_mixture_error",
     "check_moe_layer",
     "check_networks_used",
     "check_noisy_scores",
     "check_orders_agree",
+    "check_over_batches",
     "check_parameter_count",
     "check_path",
     "check_places",
     "check_posteriors",
     "check_prob_in_top_k",
     "check_product",
+    "check_push",
     "check_rank",
+    "check_reads_future",
     "check_responsibilities",
     "check_softmax_order",
     "check_sparse_gates",

@@ -1,9 +1,19 @@
 """Widgets: the gestures that a plain slider cannot offer, each beside its plain ES module."""
 
+from .balance_simplex import BalanceSimplex
 from .competition import CompetitionExplorer
 from .expert_queues import ExpertQueues
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
+from .rows_or_columns import RowsOrColumns
 from .tree_explorer import TreeExplorer
 
-__all__ = ["CompetitionExplorer", "ExpertQueues", "NoisyGate", "RoutingExplorer", "TreeExplorer"]
+__all__ = [
+    "BalanceSimplex",
+    "CompetitionExplorer",
+    "ExpertQueues",
+    "NoisyGate",
+    "RoutingExplorer",
+    "RowsOrColumns",
+    "TreeExplorer",
+]
