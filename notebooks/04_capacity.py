@@ -443,8 +443,8 @@ for row in (0, 4, 8, 12, 15):
 # %% [markdown]
 # The same text, the same weights, another prediction, because of *who else was in the room*. In
 # training that is noise. When a model serves people, it means that your answer depends on what
-# strangers asked in the same moment. That is one of the reasons why what is served today is mostly
-# *dropless*.
+# strangers asked in the same moment. Routing without a capacity, as chapter 09 has it, knows no
+# such trouble.
 #
 # **The remedy within these papers is groups.** With `group_size=64` each text has its own share of
 # every expert's places, and no stranger can take it:
@@ -542,8 +542,9 @@ for name, theirs in paper.items():
 # Read the two columns on the right first; they are about places, and steady. At a factor of 1.0
 # both kinds have as many places as there are tokens. Top-1 leaves some of them empty, while tokens
 # are turned away elsewhere. Top-2 fills nearly all: second choices go where first ones left room.
-# The Switch paper says of its own runs that typically fewer than 1% of the tokens are dropped; our
-# load is not that even after 300 steps. Now the loss, and the clock:
+# (Its *dropped* includes second choices that were not even asked.) The Switch paper says of its own
+# runs that typically fewer than 1% of the tokens are dropped; our load is not that even after 300
+# steps. Now the loss, and the clock:
 
 # %%
 marks = (40, 100, 150, 200, 250, 300)
@@ -581,11 +582,11 @@ for claim in ledger.load("switch2021").claims:
 # **What did not come out: the main thing.** In the paper a sparse model beats the dense one of the
 # same arithmetic by 0.16 to 0.17 nats. Ours does not: the mean lies on the other side, and the
 # interval holds 0. And the fine differences, one hundredth here and there, are far below what a few
-# seeds can see: look at the intervals, and at how much the sparse models scatter where the dense
-# one does not. What *does* help in our small world is arithmetic: step for step the dense network
-# four times as wide leads all others, and by the clock the narrow dense one leads until the wide
-# one passes it. The sparse ones are behind both. Nobody should take a mixture of experts for a free
-# lunch at *every* size.
+# seeds can see: look at the intervals; the sparse models scatter far more than the dense one. What
+# *does* help in our small world is arithmetic: step for step the dense network four times as wide
+# leads all others, and by the clock the narrow dense one leads until the wide one passes it. By the
+# clock the sparse ones are behind both. Nobody should take a mixture of experts for a free lunch at
+# *every* size.
 #
 # **What came out.** Top-2 loses by a capacity of 1.0, when half of its pairs are refused. Top-1 is
 # a little faster than top-2, and less capacity is faster where empty places are computed too. (The
@@ -637,8 +638,8 @@ for t in range(4):
 # The dropped tokens ought to come out exactly as they went in. The layer's input is
 # $\mathrm{LN}(h)$, not $h$; it was put where an expert's answer would be; then *everything* was
 # multiplied by $p$, and the block added it to $h$. So a dropped token leaves as $h + p \cdot
-# \mathrm{LN}(h)$: the same direction, and longer every time it is dropped. The pass-through is the
-# residual, which was there all along. The thing to put in the dropped places is 0.
+# \mathrm{LN}(h)$: nearly the same direction, and longer every time it is dropped. The pass-through
+# is the residual, which was there all along. The thing to put in the dropped places is 0.
 #
 # </details>
 #
