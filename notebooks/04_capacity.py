@@ -584,9 +584,9 @@ for claim in ledger.load("switch2021").claims:
 # interval holds 0. And the fine differences, one hundredth here and there, are far below what a few
 # seeds can see: look at the intervals; the sparse models scatter far more than the dense one. What
 # *does* help in our small world is arithmetic: step for step the dense network four times as wide
-# leads all others, and by the clock the narrow dense one leads until the wide one passes it. By the
-# clock the sparse ones are behind both. Nobody should take a mixture of experts for a free lunch at
-# *every* size.
+# leads all others, and by the clock the narrow dense one leads until the wide one passes it. The
+# sparse ones stay behind the narrow dense one all the way. Nobody should take a mixture of experts
+# for a free lunch at *every* size.
 #
 # **What came out.** Top-2 loses by a capacity of 1.0, when half of its pairs are refused. Top-1 is
 # a little faster than top-2, and less capacity is faster where empty places are computed too. (The
