@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 import traitlets as t
 from torch import Tensor
 
 from ..contracts import Routing
-from ..routers import queue_rank
+from ..routers import Priority, queue_rank
 from ..viz import INK, QUIET, expert_colors
 from .portable import HERE, PortableWidget
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PRIORITIES = ("position", "choice", "gate")
+PRIORITIES = get_args(Priority)
 SHUFFLES = 7  # orders of the batch besides the one given
 
 
@@ -134,7 +134,7 @@ class ExpertQueues(PortableWidget):
             routing.logits_TE[order_T], routing.probs_TE[order_T], moved(routing.expert_N),
             moved(routing.gate_N), moved(torch.tensor(self.sent)),
         )  # fmt: skip
-        rank_TK = queue_rank(there, self.priority).view(T, K)
+        rank_TK = queue_rank(there, cast(Priority, self.priority)).view(T, K)
         return torch.empty_like(rank_TK).index_copy(0, order_T, rank_TK).view(-1)
 
     @property
