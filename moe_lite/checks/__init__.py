@@ -70,6 +70,13 @@ from .sparsely_gated import (
     check_sparse_gates,
     check_top1_gate,
 )
+from .stability import (
+    check_first_weights,
+    check_selective_logits,
+    check_spacing,
+    check_z_gradient,
+    check_z_loss,
+)
 from .verdict import CheckFailed
 
 __all__ = [
@@ -88,6 +95,7 @@ __all__ = [
     "check_experts_per_token",
     "check_first_choices",
     "check_first_expert",
+    "check_first_weights",
     "check_fit_expert",
     "check_fit_gate",
     "check_global_bug",
@@ -114,9 +122,13 @@ __all__ = [
     "check_rank",
     "check_reads_future",
     "check_responsibilities",
+    "check_selective_logits",
     "check_softmax_order",
+    "check_spacing",
     "check_sparse_gates",
     "check_top1_gate",
     "check_top_k",
     "check_working_experts",
+    "check_z_gradient",
+    "check_z_loss",
 ]

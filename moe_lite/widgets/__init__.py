@@ -3,6 +3,7 @@
 from .balance_simplex import BalanceSimplex
 from .competition import CompetitionExplorer
 from .expert_queues import ExpertQueues
+from .logit_histogram import LogitHistogram
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
 from .rows_or_columns import RowsOrColumns
@@ -12,6 +13,7 @@ __all__ = [
     "BalanceSimplex",
     "CompetitionExplorer",
     "ExpertQueues",
+    "LogitHistogram",
     "NoisyGate",
     "RoutingExplorer",
     "RowsOrColumns",

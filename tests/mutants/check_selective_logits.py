@@ -1,0 +1,78 @@
+"""Answers to check_selective_logits: a wrong one's docstring is what its verdict must say."""
+
+import torch
+import torch.nn.functional as F
+
+
+def too_late(x, w):
+    """too late"""
+    return F.linear(x.bfloat16(), w.bfloat16()).float()
+
+
+def casts_but_stays_in_autocast(x, w):
+    """switch autocast off around it"""
+    return F.linear(x.float(), w.float()).float()
+
+
+def plain(x, w):
+    """the logits are bfloat16"""
+    return F.linear(x, w)
+
+
+def left_in_bfloat16(x, w):
+    """the logits are bfloat16"""
+    with torch.autocast("cpu", enabled=False):
+        return F.linear(x.float(), w.float()).bfloat16()
+
+
+def rounds_what_comes_in(x, w):
+    """float32 inputs must not be rounded on the way in"""
+    with torch.autocast("cpu", enabled=False):
+        return F.linear(x.bfloat16().float(), w.bfloat16().float())
+
+
+def rounds_the_weights(x, w):
+    """use them as they are"""
+    with torch.autocast("cpu", enabled=False):
+        return F.linear(x.float(), w.bfloat16().float())
+
+
+def rounds_the_input(x, w):
+    """use it as it is"""
+    with torch.autocast("cpu", enabled=False):
+        return F.linear(x.bfloat16().float(), w.float())
+
+
+def softmax_in_float32(x, w):
+    """these are probabilities"""
+    return right(x, w).softmax(-1)
+
+
+def rounds_at_the_end(x, w):
+    """rounded once more at the end"""
+    return right(x, w).bfloat16().float()
+
+
+def detached(x, w):
+    """no gradient reaches the weights"""
+    return right(x, w.detach())
+
+
+def transposed(x, w):
+    """return one tensor of shape (40, 8)"""
+    return right(x, w).T
+
+
+def right(x, w):
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), w.float())
+
+
+def right_by_sum(x, w):
+    with torch.autocast("cpu", enabled=False):
+        return (x.float()[:, None, :] * w.float()[None]).sum(-1)
+
+
+@torch.autocast("cpu", enabled=False)
+def right_by_decorator(x, w):
+    return x.to(torch.float32) @ w.to(torch.float32).T
