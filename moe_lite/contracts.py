@@ -51,6 +51,9 @@ class Routing:
                    has one; None means that counting is all there is.
         mask_T:    bool, False for padding, whose pairs are then dropped, and which no loss and
                    no measure counts; None means that every token is real.
+        pool:      where these tokens are one rank's share of a batch: from a sum over them to
+                   the sum over all, through which gradients flow. Losses, measures and
+                   :meth:`load_E` are then the whole batch's. None: the tokens are all there are.
     """
 
     logits_TE: Tensor
@@ -62,6 +65,7 @@ class Routing:
     per_token: int | None = None
     smooth_load_TE: Tensor | None = None
     mask_T: Tensor | None = None
+    pool: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def from_choices(
@@ -100,7 +104,11 @@ class Routing:
         ones_N = torch.ones_like(self.expert_N, dtype=torch.float32)
         if self.keep_N is not None:
             ones_N = self.keep_N.float()
-        return ones_N.new_zeros(self.num_experts).index_add(0, self.expert_N, ones_N)
+        return self.total(ones_N.new_zeros(self.num_experts).index_add(0, self.expert_N, ones_N))
+
+    def total(self, amount: Tensor) -> Tensor:
+        """Give the whole batch's sum from the sum over the tokens here: see ``pool``."""
+        return amount if self.pool is None else self.pool(amount)
 
     def gates_TE(self) -> Tensor:
         """Spread the gates of the kept pairs into a (T, E) matrix, zero where unused."""
@@ -129,9 +137,9 @@ class Routing:
         return replace(self, keep_N=keep_N if self.keep_N is None else self.keep_N & keep_N)
 
     def detach(self) -> Routing:
-        """Copy without gradients, on the CPU: what a trace keeps."""
+        """Copy without gradients, on the CPU, of these tokens alone: what a trace keeps."""
         changed = {k: v.detach().cpu() for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return Routing(**{**vars(self), **changed})
+        return Routing(**{**vars(self), **changed, "pool": None})
 
     def check_finite(self, where: str) -> None:
         """Raise NotFinite naming the layer and the first token with router logits that are not.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from .contracts import Routing
 from .dispatch import BACKENDS, plan
 from .experts import Experts
+
+if TYPE_CHECKING:
+    from .parallel import Across
 
 
 class MoELayer(nn.Module):
@@ -24,6 +29,8 @@ class MoELayer(nn.Module):
     Args:    gate: maps x_TD to a :class:`Routing` over as many experts as there are.
              backend: a key of ``moe_lite.dispatch.BACKENDS``.
              shared: experts that see every token, with a weight of 1, beside the routed ones.
+    Attrs:   across: None, or the way to experts on other ranks, of which ``experts`` are then
+             this rank's share; :func:`moe_lite.parallel.shard_experts` sets it.
     Shapes:  (B, S, D) or (T, D) in and out; the routing's T is B*S.
     Raises:  ValueError for an unknown backend, a gate over another number of experts, an
              input of another width, or (checked on the CPU) router logits that are not finite.
@@ -40,6 +47,7 @@ class MoELayer(nn.Module):
     ):
         super().__init__()
         self.gate, self.experts, self.backend, self.shared = gate, experts, backend, shared
+        self.across: Across | None = None
         self.name = "MoELayer"  # a model gives its place; error messages say it
 
     def forward(
@@ -59,14 +67,16 @@ class MoELayer(nn.Module):
         known = {"mask_T": mask_BS, "ids_T": ids_BS}
         read = {name: known[name] for name in getattr(self.gate, "reads", ())}
         routing: Routing = self.gate(x_TD, **read).masked(mask_BS)
-        if routing.num_experts != self.experts.num_experts:
+        E, dispatch = self.experts.num_experts, BACKENDS[self.backend]
+        if self.across is not None:
+            E, dispatch = E * self.across.ranks, self.across.reach(dispatch)
+        if routing.num_experts != E:
             raise ValueError(
-                f"{self.name}: the gate routes to {routing.num_experts} experts, "
-                f"but there are {self.experts.num_experts}"
+                f"{self.name}: the gate routes to {routing.num_experts} experts, but there are {E}"
             )
         if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
             routing.check_finite(self.name)  # on a GPU, looking would mean waiting
-        out_TD = BACKENDS[self.backend](x_TD, self.experts, plan(routing))
+        out_TD = dispatch(x_TD, self.experts, plan(routing))
         for expert in self.shared.each() if self.shared is not None else ():
             out_TD = out_TD + expert(x_TD)
         return out_TD.view_as(x_BSD), routing

@@ -39,7 +39,8 @@ def _sums(
         token_N, expert_N = (x.view(-1, K)[:, :choices].reshape(-1) for x in (token_N, expert_N))
     weight_N = weight_T.index_select(0, token_N)
     pairs_E = weight_T.new_zeros(routing.num_experts).index_add(0, expert_N, weight_N)
-    return pairs_E, weight_T @ routing.probs_TE, weight_T.sum()
+    sums = pairs_E, weight_T @ routing.probs_TE, weight_T.sum()
+    return tuple(map(routing.total, sums))  # type: ignore[return-value]
 
 
 def cv_squared(amount_E: Tensor) -> Tensor:
@@ -73,7 +74,8 @@ def importance(routing: Routing | Sequence[Routing], mask_T: Tensor | None = Non
         return torch.stack([importance(r, mask_T) for r in routing]).mean()
     weight_N = _token_weights(routing, mask_T).index_select(0, routing.token_N)
     gates_E = weight_N.new_zeros(routing.num_experts)
-    return cv_squared(gates_E.index_add(0, routing.expert_N, routing.gate_N * weight_N))
+    gates_E = gates_E.index_add(0, routing.expert_N, routing.gate_N * weight_N)
+    return cv_squared(routing.total(gates_E))
 
 
 def load(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
@@ -97,7 +99,7 @@ def load(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> 
         return torch.stack([load(r, mask_T) for r in routing]).mean()
     if routing.smooth_load_TE is None:
         return cv_squared(_sums(routing, mask_T)[0])
-    return cv_squared(_token_weights(routing, mask_T) @ routing.smooth_load_TE)
+    return cv_squared(routing.total(_token_weights(routing, mask_T) @ routing.smooth_load_TE))
 
 
 def load_balance(
@@ -172,7 +174,7 @@ def z_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -
         return torch.stack([z_loss(r, mask_T) for r in routing]).mean()
     weight_T = _token_weights(routing, mask_T)
     z_T = routing.logits_TE.logsumexp(dim=-1).square()
-    return (weight_T * z_T).sum() / weight_T.sum().clamp(min=1)
+    return routing.total((weight_T * z_T).sum()) / routing.total(weight_T.sum()).clamp(min=1)
 
 
 def max_violation(routing: Routing) -> Tensor:
@@ -194,6 +196,5 @@ def drop_rate(routing: Routing) -> Tensor:
     Returns: scalar from 0 to 1, without gradient.
     """
     weight_N = _token_weights(routing, None).index_select(0, routing.token_N)
-    if routing.keep_N is None:
-        return torch.zeros_like(weight_N.sum())
-    return 1 - (weight_N * routing.keep_N).sum() / weight_N.sum().clamp(min=1)
+    dropped_N = weight_N * (0.0 if routing.keep_N is None else ~routing.keep_N)
+    return routing.total(dropped_N.sum()) / routing.total(weight_N.sum()).clamp(min=1)

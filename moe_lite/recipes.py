@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from tokenizers import Tokenizer
+from torch.distributed.device_mesh import DeviceMesh
 
-from . import hf
+from . import hf, parallel
 from .contracts import MixtralConfig
 from .cost import count_parameters
 from .data import DOMAINS, END_OF_TEXT, load_corpus
 from .model import Mixtral
-from .train import TrainConfig, check_writable, evaluate, find_checkpoint, train
+from .train import ALONE, Alone, TrainConfig, check_writable, evaluate, find_checkpoint, train
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--export", type=Path, metavar="FOLDER",
         help="where the finished model goes (default: model/ in --out)")  # fmt: skip
     add("--bf16", action="store_true", help="export in bfloat16, at half the size")
+    add("--expert-parallel", type=int, metavar="N",
+        help="under torchrun: the experts live on N processes, which share each batch")  # fmt: skip
+    add("--balance-over", choices=get_args(parallel.Over), default="global",
+        help="take balance over all processes' tokens (default), or over each one's")  # fmt: skip
+    add("--timeout", type=float, default=60.0, metavar="SECONDS",
+        help="how long to wait for another process (default: 60)")  # fmt: skip
     args = parser.parse_args(argv)
+    if args.expert_parallel is not None:
+        with parallel.launched(args.expert_parallel, args.device, args.timeout) as (mesh, device):
+            return _run(args, device, mesh)
+    if (seats := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise ValueError(f"{seats} processes would each train the whole model: add "
+                         "--expert-parallel N, the number that share the experts")  # fmt: skip
+    return _run(args, _device(args.device))
 
+
+def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None = None) -> int:
+    ranks: Alone = ALONE if mesh is None else parallel.Ranks(mesh, args.balance_over)
     recipe = read_recipe(args.config)
     given = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
     config = replace(recipe.training, **given)
@@ -167,23 +185,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = args.export or out / "model"
     find_checkpoint(out, args.resume)  # refuse now what would be refused after minutes
     check_writable(target)
-    device = _device(args.device)
     corpus = load_corpus(recipe.domains, max_bytes=recipe.max_bytes)
     if (size := corpus.tokenizer.get_vocab_size()) > recipe.model.vocab_size:
         raise ValueError(f"the tokenizer has {size} tokens, but vocab_size is smaller: "
                          f"{recipe.model.vocab_size}")  # fmt: skip
     count = count_parameters(recipe.model)
-    print(f"{count.total:,} parameters, {count.active:,} active for a token; the text:\n{corpus}")
+    if not ranks.rank:
+        print(f"{count.total:,} parameters, {count.active:,} active for a token; "
+              f"the text:\n{corpus}")  # fmt: skip
     torch.manual_seed(config.seed)
     model = Mixtral(recipe.model).to(device)
+    if mesh is not None:
+        parallel.shard_experts(model, mesh)
     try:
-        history = train(model, corpus, config, out, resume=args.resume)
+        history = train(model, corpus, config, out, resume=args.resume, ranks=ranks)
     except KeyboardInterrupt as stop:
-        print(f"{stop or 'stopped'}; go on with --resume", file=sys.stderr)
+        if not ranks.rank:
+            print(f"{stop or 'stopped'}; go on with --resume", file=sys.stderr)
         return 130
+    bits = evaluate(model, corpus, config=replace(config, eval_windows=64), ranks=ranks)
+    if mesh is not None:
+        parallel.gather_experts(model)
+    if ranks.rank:
+        return 0
     history.save(out / "history.jsonl")
     history.plot().savefig(out / "history.png", dpi=110)
-    bits = evaluate(model, corpus, config=replace(config, eval_windows=64))
     print("held-out bits per byte: " + ", ".join(f"{k} {v:.3f}" for k, v in bits.items()))
     export(model, corpus.tokenizer, target, torch.bfloat16 if args.bf16 else None)
     print(f"{target}: the model, for python -m moe_lite explore --model {target}")

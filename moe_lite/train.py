@@ -228,6 +228,75 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 # The loop
 
 
+class Objective(nn.Module):
+    """Give a batch's loss and its routings: the whole step forward, as one module."""
+
+    def __init__(self, model: Mixtral):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, ids_BS: Tensor, targets_BS: Tensor, mask_BS: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Routing, ...]]:
+        hidden_BSD, routings = self.model.hidden(ids_BS, mask_BS)
+        return head_loss(self.model.lm_head, hidden_BSD, targets_BS), routings
+
+
+class Alone:
+    """Answer for one process what the loop asks of all that take part in a run.
+
+    Here the answers are short: every token is here, and so is every weight.
+    :class:`moe_lite.parallel.Ranks` gives those of many processes, by the same names.
+    """
+
+    rank = 0  # the one that shows the bar and writes
+
+    def wrap(self, objective: Objective) -> nn.Module:
+        """Make the parts of the model that every rank has stay equal."""
+        return objective
+
+    def share(self, *rows_BS: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None, float]:
+        """Take this rank's rows, the mask they need, and which share of all they are."""
+        return rows_BS, None, 1.0
+
+    def pool(self, routings: tuple[Routing, ...]) -> tuple[Routing, ...]:
+        """Let losses and measures be the whole batch's, if that is wanted."""
+        return routings
+
+    def backward(self, model: nn.Module, loss: Tensor, share: float) -> None:
+        """Find the gradient of the ranks' mean loss, weighted by their shares."""
+        loss.backward()
+
+    def clip(self, model: nn.Module, largest: float) -> Tensor:
+        """Shorten the whole gradient to a largest norm; give the norm it had."""
+        return nn.utils.clip_grad_norm_(model.parameters(), largest)
+
+    def update(self, gate: nn.Module, routing: Routing, share: float) -> None:
+        """Tell a gate how it has routed."""
+        gate.update(routing)  # type: ignore[operator]
+
+    def total(self, amounts: Tensor) -> Tensor:
+        """Sum over the ranks."""
+        return amounts
+
+    def write(self, folder: Path, model: nn.Module, files: dict[str, dict[str, Tensor]]) -> None:
+        """Write named tensors into a folder, in these files."""
+        for name, tensors in files.items():
+            save_file(tensors, folder / name)
+
+    def read(self, folder: Path, model: nn.Module, like: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Read this rank's part of the tensors in a folder, as many of these as are there."""
+        if not (folder / WEIGHTS).is_file():
+            raise ValueError(
+                f"the checkpoint {folder} is sharded: resume it under torchrun, with "
+                "--expert-parallel 1 if it is to be one process"
+            )
+        return {k: v for name in (WEIGHTS, MOMENTS) for k, v in load_file(folder / name).items()}
+
+
+ALONE = Alone()
+
+
 def train(
     model: Mixtral,
     corpus: Corpus,
@@ -239,6 +308,7 @@ def train(
     probe: Probe | None = None,
     callback: Callable[[Row], None] | None = None,
     progress: bool = True,
+    ranks: Alone = ALONE,
 ) -> History:
     """Train a model in place, on its device, and give the history.
 
@@ -249,7 +319,9 @@ def train(
              the last checkpoint there, or start if there is none. balance: from the layers'
              routings to the loss that ``aux_coef`` weighs. probe: from them to more columns of
              the history. callback: is given each step's row of the :class:`History`, once the
-             step (and its checkpoint) is done.
+             step (and its checkpoint) is done. ranks: the processes that share the work; each
+             then calls this, with equal arguments, and gets the same history (the probe sees
+             its own tokens' routings).
     Raises:  NotFinite (a ValueError) if the loss or the gradient is not finite (names the step
              and, where a router is the cause, the layer; the weights are still those before that
              step); ValueError if out holds another run's checkpoints or a damaged one, or what is
@@ -262,39 +334,43 @@ def train(
     if out is not None:
         last = find_checkpoint(out, resume)
         if last is not None:
-            history = load_checkpoint(last, model, optimizer, corpus, config)
+            history = load_checkpoint(last, model, optimizer, corpus, config, ranks)
+    objective = ranks.wrap(Objective(model))
     first = history.rows[-1]["step"] if history.rows else 0
     seconds = history.rows[-1]["seconds"] if history.rows else 0.0
     model.train()
     where = f"{device.type}, {str(dtype or torch.float32).removeprefix('torch.')}"
-    bar = tqdm(total=config.steps, initial=first, desc=where, unit="step", disable=not progress)
+    bar = tqdm(total=config.steps, initial=first, desc=where, unit="step",
+               disable=not progress or ranks.rank > 0)  # fmt: skip
     with bar, _own_randomness(device), _hold_interrupt() as interrupted:
         for step in range(first, config.steps):
             begin = time.perf_counter()
-            torch.manual_seed((config.seed * 1_000_003 + step) % 2**63)
+            torch.manual_seed((config.seed * 1_000_003 + step + (ranks.rank << 40)) % 2**63)
             batch = corpus.batch(
                 "train", config.batch_size, config.seq_len, seed=config.seed, step=step
             ).to(device)
+            (ids_BS, targets_BS), mask_BS, share = ranks.share(batch.ids_BS, batch.targets_BS)
             for group in optimizer.param_groups:
                 group["lr"] = config.lr_at(step)
 
             try:
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                    hidden_BSD, routings = model.hidden(batch.ids_BS)
-                    loss = head_loss(model.lm_head, hidden_BSD, batch.targets_BS)
+                    loss, routings = objective(ids_BS, targets_BS, mask_BS)
             except NotFinite as error:
                 raise NotFinite(f"step {step + 1}: {error}") from error
+            routings = ranks.pool(routings)
             terms = _router_terms(routings, balance)
             optimizer.zero_grad()
-            (loss + config.aux_coef * terms["balance"] + config.z_coef * terms["z"]).backward()
-            terms["norm"] = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-            numbers = torch.stack([loss, *terms.values()]).tolist()
+            penalty = config.aux_coef * terms["balance"] + config.z_coef * terms["z"]
+            ranks.backward(model, loss + penalty, share)
+            terms["norm"] = ranks.clip(model, config.grad_clip)
+            numbers = ranks.total(share * torch.stack([loss, *terms.values()])).tolist()
             if not all(map(math.isfinite, numbers)):
                 _explain(step + 1, numbers[0], routings)
             optimizer.step()
             for layer, routing in zip(model.moe_layers, routings, strict=True):
-                if update := getattr(layer.gate, "update", None):
-                    update(routing)
+                if hasattr(layer.gate, "update"):
+                    ranks.update(layer.gate, routing, share)
 
             elapsed = time.perf_counter() - begin
             seconds += elapsed
@@ -305,18 +381,18 @@ def train(
             if probe is not None:
                 row |= probe([routing.detach() for routing in routings])
             if _due(config.eval_every, step, config):
-                row["bits"] = evaluate(model, corpus, config=config)
+                row["bits"] = evaluate(model, corpus, config=config, ranks=ranks)
             history.append(row)
             bar.set_postfix_str(
                 f"loss {row['loss']:.3f}, {tokens / elapsed:,.0f} tokens/s, load {row['load']:.2f}",
                 refresh=False,
             )
             bar.update()
-            stop = interrupted()
+            stop = bool(ranks.total(torch.tensor(float(interrupted()), device=device)))
             if out is not None and (
                 stop or _due(config.checkpoint_every or config.steps, step, config)
             ):
-                save_checkpoint(Path(out), model, optimizer, corpus, config, history)
+                save_checkpoint(Path(out), model, optimizer, corpus, config, history, ranks)
             if callback is not None:
                 callback(row)
             if stop:
@@ -414,6 +490,7 @@ def evaluate(
     *,
     config: TrainConfig | None = None,
     split: str = "validation",
+    ranks: Alone = ALONE,
 ) -> dict[str, float]:
     """Measure bits per byte on each domain: always on the same, evenly spaced windows.
 
@@ -421,6 +498,7 @@ def evaluate(
     first tokens of a window are predicted with little before them, which counts too.
 
     Args:    config: its seq_len, batch_size, eval_windows (per domain) and autocast are used.
+             ranks: as in :func:`train`.
     Returns: for each domain of the corpus, in bits per byte of UTF-8.
     Raises:  ValueError if a domain's text is shorter than a window.
     """
@@ -431,17 +509,19 @@ def evaluate(
     bits = {}
     for domain in corpus.domains:
         windows = corpus.windows(domain, config.seq_len, config.eval_windows, split=split)
-        nats = 0.0
-        for ids_BS, targets_BS in zip(
-            windows.ids_BS.split(config.batch_size),
+        nats = torch.zeros((), dtype=torch.float64)
+        for batch in zip(
+            windows.ids_BS.to(device).split(config.batch_size),
             windows.targets_BS.to(device).split(config.batch_size),
             strict=True,
         ):
+            (ids_BS, targets_BS), mask_BS, share = ranks.share(*batch)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                logits_BSV = model(ids_BS.to(device)).logits_BSV
-            nats += cross_entropy(logits_BSV, targets_BS, reduction="sum").item()
+                logits_BSV = model(ids_BS, mask_BS).logits_BSV
+            if share:
+                nats += cross_entropy(logits_BSV, targets_BS, reduction="sum").item()
         size = int(corpus.bytes_V[windows.targets_BS].sum())
-        bits[domain] = nats / (math.log(2) * max(size, 1))
+        bits[domain] = ranks.total(nats.to(device)).item() / (math.log(2) * max(size, 1))
     model.train(training)
     return bits
 
@@ -500,30 +580,35 @@ def save_checkpoint(
     corpus: Corpus,
     config: TrainConfig,
     history: History,
+    ranks: Alone = ALONE,
 ) -> Path:
     """Write a checkpoint aside, flush it to the disk, then give it its name; drop old ones.
 
     A folder called ``step-...`` is therefore always whole: a crash at any moment leaves at
     most a ``.step-....unfinished``, which the next run sweeps away.
 
+    Of several ranks each writes its tensors, and the first does all else.
+
     Raises: OSError if it cannot be written; earlier checkpoints stay as they are.
     """
     target = out / f"step-{history.rows[-1]['step']:08}"
     part = _aside(target)
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        save_file(_tensors(model), part / WEIGHTS)
+        if not ranks.rank:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
         moments = {
             f"{name}.{key}": value
             for name, parameter in model.named_parameters()
             for key, value in optimizer.state[parameter].items()
         }
-        save_file(moments, part / MOMENTS)
+        ranks.write(part, model, {WEIGHTS: _tensors(model), MOMENTS: moments})
+        if ranks.rank:
+            return target
         history.save(part / ROWS)
         state = _identity(model, corpus, config) | {
             "step": history.rows[-1]["step"],
-            "sha256": {name: _sha256(part / name) for name in (WEIGHTS, MOMENTS, ROWS)},
+            "sha256": {path.name: _sha256(path) for path in sorted(part.iterdir())},
         }
         text = json.dumps(state, indent=1) + "\n"
         (part / STATE).write_text(text, encoding="utf-8", newline="\n")
@@ -535,7 +620,8 @@ def save_checkpoint(
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"cannot write the checkpoint {target}: {reason}") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if not ranks.rank:
+            shutil.rmtree(part, ignore_errors=True)
     for old in checkpoints(out)[: -config.keep]:
         old.rename(_aside(old))  # so that a half-deleted folder is never taken for a checkpoint
         shutil.rmtree(_aside(old), ignore_errors=True)
@@ -548,6 +634,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     corpus: Corpus,
     config: TrainConfig,
+    ranks: Alone = ALONE,
 ) -> History:
     """Put a checkpoint's weights and moments in place; give its history.
 
@@ -564,23 +651,23 @@ def load_checkpoint(
         history = History.load(path / ROWS)
         if state["step"] != history.rows[-1]["step"]:
             raise ValueError(f"{STATE} and {ROWS} disagree")
-        weights, moments = load_file(path / WEIGHTS), load_file(path / MOMENTS)
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
         others = [other.name for other in checkpoints(path.parent) if other.name < path.name]
         then = f"delete it to go on from {others[-1]}" if others else "start again elsewhere"
         raise ValueError(f"the checkpoint {path} is damaged ({error}); {then}") from error
     _check_same(path, state, _identity(model, corpus, config))
+    stored = ranks.read(path, model, _tensors(model) | _moments(model))
     for name, tensor in _tensors(model).items():
-        if name not in weights or weights[name].shape != tensor.shape:
+        if name not in stored or stored[name].shape != tensor.shape:
             raise ValueError(f"the checkpoint {path} has no {name} of shape {tuple(tensor.shape)}")
     with torch.no_grad():
         for name, tensor in _tensors(model).items():
-            tensor.copy_(weights[name])
+            tensor.copy_(stored[name])
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {
-            key: moments[f"{name}.{key}"].to(parameter.device)
+            key: stored[f"{name}.{key}"].to(parameter.device)
             for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"{name}.{key}" in moments  # a parameter that no step has used has none
+            if f"{name}.{key}" in stored  # a parameter that no step has used has none
         }
     return history
 
@@ -627,6 +714,17 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
         name: tensor.detach()
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
+
+
+def _moments(model: nn.Module) -> dict[str, Tensor]:
+    """Name what AdamW keeps of each parameter, in the shapes that it has."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in (
+            ("step", torch.zeros(())), ("exp_avg", parameter), ("exp_avg_sq", parameter)
+        )
+    }  # fmt: skip
 
 
 def _identity(model: nn.Module, corpus: Corpus, config: TrainConfig) -> dict[str, Any]:

@@ -479,23 +479,20 @@ for claim in ledger.load("switch2021_stability").claims:
 #
 # **What did not: that it is needed.** With the router in bfloat16 too, the loss is no worse. The
 # last column says why: the logits are two to five, and rounding moves three to seven tokens in a
-# thousand
-# . The `offset` rows ask how far away the trouble is. There a constant is added to each logit
-# before it is rounded, in training too. With 16, 8% of the tokens are moved, with 128 nearly
+# thousand. The `offset` rows ask how far away the trouble is. There a constant is added to each
+# logit before it is rounded, in training too. With 16, 8% of the tokens are moved, with 128 nearly
 # half, and the loss does not mind! Only at 1024, where the numbers are 8 apart and nearly all
-# logits tie, is it some 0.15 higher.
-# So it is not the rounding that is harmless here, it is the *choice* that is worth little: after
-# 120 steps our eight experts can hardly be told apart, and one will do for another. (Chapter 07
-# meets routers that do not look at the token at all, and do well.) The paper's 32 experts stand
-# in a far larger model.
+# logits tie, is it some 0.15 higher. So it is not the rounding that is harmless here, it is the
+# *choice* that is worth little: after 120 steps our eight experts can hardly be told apart, and one
+# will do for another. (Chapter 07 meets routers that do not look at the token at all, and do well.)
+# The paper's 32 experts stand in a far larger model.
 #
 # **What did not: that small weights are better.** Ours ends *lower* with $s = 1$ in all three
 # seeds, and its twins end closer together. A guess, and its test: Adafactor, the optimizer of T5
-# and ST-MoE, takes
-# steps in units of each weight's own size, so there $s$ sets the learning rate too. The two last
-# rows repeat the comparison with Adafactor. The gap shrinks to a third (0.16 to 0.05), and does
-# not turn round. So the optimizer explains a part at most; that 120 steps are too few for a slow
-# start to pay is another guess, which we have not tested.
+# and ST-MoE, takes steps in units of each weight's own size, so there $s$ sets the learning rate
+# too. The two last rows repeat the comparison with Adafactor. The gap shrinks to a third (0.16 to
+# 0.05), and does not turn round. So the optimizer explains a part at most; that 120 steps are too
+# few for a slow start to pay is another guess, which we have not tested.
 #
 # **What this leaves.** Of the mechanism everything can be seen: what bfloat16 cannot say, logits
 # that run away at a high rate, a z-loss that holds them. Of the *harm* nothing, at this size.

@@ -29,10 +29,10 @@ def grouped(x_TD: Tensor, experts: Experts, plan: DispatchPlan) -> Tensor:
         hidden_RF = experts.activate(F.linear(x_RD, w1[0]), F.linear(x_RD, w3[0]))
         out_TD = F.linear(hidden_RF, w2[0]) * plan.gate_R[:, None].to(hidden_RF.dtype)
         return out_TD.to(x_TD.dtype)
-    x_RD = _Permute.apply(x_RD, plan)
+    x_RD = Permute.apply(x_RD, plan)
     hidden_RF = experts.activate(_linear(x_RD, w1, plan), _linear(x_RD, w3, plan))
     y_RD = _linear(hidden_RF, w2, plan)
-    return _Combine.apply(y_RD * plan.gate_R[:, None].to(y_RD.dtype), plan).to(x_TD.dtype)
+    return Combine.apply(y_RD * plan.gate_R[:, None].to(y_RD.dtype), plan).to(x_TD.dtype)
 
 
 def _linear(x_RI: Tensor, weight_EOI: Tensor, plan: DispatchPlan) -> Tensor:
@@ -66,7 +66,7 @@ def _to_tokens(rows_RD: Tensor, plan: DispatchPlan) -> Tensor:
     return rows_ND.view(plan.num_tokens, plan.per_token, rows_RD.shape[1]).sum(1)
 
 
-class _Permute(torch.autograd.Function):
+class Permute(torch.autograd.Function):
     """x_TD -> x_RD, each pair's token vector in expert order."""
 
     @staticmethod
@@ -79,7 +79,7 @@ class _Permute(torch.autograd.Function):
         return _to_tokens(grad_RD, ctx.plan), None
 
 
-class _Combine(torch.autograd.Function):
+class Combine(torch.autograd.Function):
     """y_RD -> out_TD, the sum of each token's rows."""
 
     @staticmethod
