@@ -3,6 +3,7 @@
 from .balance_simplex import BalanceSimplex
 from .bias_controller import BiasController
 from .competition import CompetitionExplorer
+from .expert_queues import ExpertQueues
 from .logit_histogram import LogitHistogram
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
@@ -13,6 +14,7 @@ __all__ = [
     "BalanceSimplex",
     "BiasController",
     "CompetitionExplorer",
+    "ExpertQueues",
     "LogitHistogram",
     "NoisyGate",
     "RoutingExplorer",
