@@ -76,7 +76,7 @@ def layers(mesh: DeviceMesh, rank: int) -> dict[str, float]:
     gates = {**GATES, "expert_choice": lambda: ExpertChoiceRouter(D, E)}
     gates["capacity"] = lambda: Capacity(TopKRouter(D, E, 2), 0.5)
     for name, make in gates.items():
-        for backend in BACKENDS:
+        for backend in (name for name in BACKENDS if name != "triton"):
             torch.manual_seed(0)
             whole = MoELayer(make(), Experts(E, D, 8), backend)
             here = copy.deepcopy(whole)

@@ -1,8 +1,10 @@
 """Widgets: the gestures that a plain slider cannot offer, each beside its plain ES module."""
 
 from .balance_simplex import BalanceSimplex
+from .bias_controller import BiasController
 from .competition import CompetitionExplorer
 from .cost_calculator import CostCalculator
+from .expert_queues import ExpertQueues
 from .logit_histogram import LogitHistogram
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
@@ -12,8 +14,10 @@ from .tree_explorer import TreeExplorer
 
 __all__ = [
     "BalanceSimplex",
+    "BiasController",
     "CompetitionExplorer",
     "CostCalculator",
+    "ExpertQueues",
     "LogitHistogram",
     "NoisyGate",
     "RoutingExplorer",

@@ -1,0 +1,174 @@
+"""The bias controller: set its step size and watch the loads settle, crawl or swing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import traitlets as t
+
+from ..viz import expert_colors
+from .portable import HERE, PortableWidget
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+STRIDE = 37  # how far each batch's window moves along the tokens
+RULES = ("sign", "proportional")
+
+
+@dataclass(frozen=True)
+class Control:
+    """Hold a controller's run: at each step the biases that chose, and what they led to.
+
+    Shapes: bias_SE; load_SE, pairs of the step's batch; batch_S, MaxVio of the batch; whole_S,
+            MaxVio of all tokens under the same biases.
+    """
+
+    bias_SE: np.ndarray
+    load_SE: np.ndarray
+    batch_S: np.ndarray
+    whole_S: np.ndarray
+
+
+def control(scores_TE: np.ndarray, k: int, u: float, rule: str, steps: int, batch: int) -> Control:
+    """Run the controller on fixed scores: choose by score + bias, count, move the biases.
+
+    Each step sees a window of the tokens, as training sees batches; of equal sums the lower
+    expert wins. "sign" moves every bias by u, towards an equal load; "proportional" by u times
+    how far the load is off, in mean loads.
+
+    Source: Wang et al. 2024 (arXiv:2408.15664), algorithm 1, and the variant of Table 3.
+    """
+    T, E = scores_TE.shape
+    bias_E, mean = np.zeros(E), batch * k / E
+    kept: list[tuple[np.ndarray, np.ndarray, float, float]] = []
+    for step in range(steps):
+        chosen_TK = np.argsort(-(scores_TE + bias_E), axis=1, kind="stable")[:, :k]
+        window = (STRIDE * step + np.arange(batch)) % T
+        load_E, whole_E = (
+            np.bincount(chosen.ravel(), minlength=E) for chosen in (chosen_TK[window], chosen_TK)
+        )
+        kept.append((bias_E, load_E, load_E.max() / mean - 1, whole_E.max() * E / (T * k) - 1))
+        short_E = mean - load_E
+        bias_E = bias_E + u * (np.sign(short_E) if rule == "sign" else short_E / mean)
+    return Control(*(np.array(column) for column in zip(*kept, strict=True)))
+
+
+class BiasController(PortableWidget):
+    """Balance a fixed set of token scores by biases, with the update rate u as a slider.
+
+    Shows MaxVio over the steps, of each batch and of all tokens, the biases that bring it
+    about, and each expert's load at one step. The page runs the controller itself, so it
+    answers without a kernel; here in Python is the same run, as ``run``.
+
+    ::
+
+        widget = BiasController(scores_TE, k=2)
+        widget.u = 0.1            # and the page follows
+        widget.run.batch_S[-1]    # MaxVio of the last batch
+
+    Args:    scores_TE: gating scores, such as sigmoids; k: experts per token; u: how far a bias
+             moves in a step; rule: "sign" or "proportional"; step: the one shown (the last, if
+             none is given); steps: how many are run; batch: tokens in each.
+    Raises:  ValueError unless there are 8 to 512 tokens and 2 to 16 experts with finite scores,
+             and steps, k and batch fit them; traitlets.TraitError for a value that cannot be.
+    """
+
+    _esm = HERE / "bias_controller.js"
+    _css = HERE / "bias_controller.css"
+
+    scores = t.List(t.List(t.Float())).tag(sync=True)
+    colors = t.List(t.Unicode()).tag(sync=True)
+    k = t.Int().tag(sync=True)
+    steps = t.Int().tag(sync=True)
+    batch = t.Int().tag(sync=True)
+
+    u = t.Float(0.01).tag(sync=True)
+    rule = t.Enum(RULES, "sign").tag(sync=True)
+    step = t.Int(0).tag(sync=True)
+
+    def __init__(
+        self,
+        scores_TE: Tensor,
+        *,
+        k: int = 2,
+        u: float = 0.01,
+        rule: str = "sign",
+        step: int | None = None,
+        steps: int = 300,
+        batch: int = 64,
+    ):
+        scores = scores_TE.detach().cpu().double().numpy()
+        T, E = scores.shape
+        if not (8 <= T <= 512 and 2 <= E <= 16 and np.isfinite(scores).all()):
+            raise ValueError(
+                f"the bias controller takes 8 to 512 tokens and 2 to 16 experts with finite "
+                f"scores, not scores of shape {(T, E)}"
+                + ("" if np.isfinite(scores).all() else " with some that are not finite")
+            )
+        for name, value, high in (("k", k, E), ("batch", batch, T), ("steps", steps, 1000)):
+            if not 1 <= value <= high:
+                raise ValueError(f"{name} must be from 1 to {high}, not {value}")
+        # Rounded once, here, so that page and Python compute on the same numbers.
+        self._scores_TE, self._steps = scores.round(4), steps
+        super().__init__(
+            scores=self._scores_TE.tolist(),
+            colors=expert_colors(E),
+            k=k,
+            steps=steps,
+            batch=batch,
+            u=u,
+            rule=rule,
+            step=steps - 1 if step is None else step,
+        )
+
+    @t.validate("u", "step")
+    def _possible(self, proposal: Any) -> float:
+        name, value = proposal["trait"].name, proposal["value"]
+        low, high = {"u": (0, 1), "step": (0, self._steps - 1)}[name]
+        if not low <= value <= high:
+            raise t.TraitError(f"{name} must be from {low} to {high}, not {value:g}")
+        return value
+
+    @property
+    def title(self) -> str:
+        return (
+            f"Bias controller: {len(self.scores)} tokens, {len(self.colors)} experts, "
+            f"k = {self.k}, {self.rule} update, u = {self.u:g}"
+        )
+
+    @property
+    def run(self) -> Control:
+        """Run the controller with what the page now says."""
+        return control(self._scores_TE, self.k, self.u, self.rule, self.steps, self.batch)
+
+    def figure(self) -> Figure:
+        """Draw MaxVio and the biases over the steps, and the loads at the step shown."""
+        from matplotlib.figure import Figure
+
+        run, E = self.run, len(self.colors)
+        figure = Figure(figsize=(11, 3.4), layout="constrained")
+        violation, biases, loads = figure.subplots(1, 3, width_ratios=[3, 3, 2])
+        violation.plot(run.batch_S, color="#9aa3ac", lw=0.9, label="this batch")
+        violation.plot(run.whole_S, color="#0B62B8", lw=2, label=f"all {len(self.scores)} tokens")
+        violation.set(xlabel="step", ylabel="MaxVio", ylim=(0, None))
+        violation.legend(fontsize=8, frameon=False)
+        for e in range(E):
+            biases.plot(run.bias_SE[:, e], color=self.colors[e], lw=1.4)
+            biases.annotate(
+                str(e), (self.steps, run.bias_SE[-1, e]), fontsize=8, va="center", ha="left"
+            )
+        biases.set(xlabel="step", ylabel="bias")
+        loads.barh([str(e) for e in range(E)], run.load_SE[self.step], color=self.colors)
+        loads.axvline(self.batch * self.k / E, color="#59636e", ls="--", lw=1)
+        loads.invert_yaxis()
+        loads.set(xlabel=f"pairs at step {self.step}", ylabel="expert")
+        for axes in (violation, biases):
+            axes.axvline(self.step, color="#59636e", lw=1, ls=":")
+        for axes in (violation, biases, loads):
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.suptitle(self.title, fontsize=10)
+        return figure
