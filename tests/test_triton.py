@@ -56,7 +56,7 @@ def test_the_gpu_tests_pass_in_the_interpreter():
         env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 40
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 38
 
 
 # --- compiled ahead of time ----------------------------------------------------------------------
