@@ -19,8 +19,12 @@ from . import hf, parallel
 from .contracts import MixtralConfig
 from .cost import count_parameters
 from .data import DOMAINS, END_OF_TEXT, load_corpus
+from .film import Film, filmed, log_steps
 from .model import Mixtral
 from .train import ALONE, Alone, TrainConfig, check_writable, evaluate, find_checkpoint, train
+
+FILM = "film.npz"
+SHARD = 15 * 2**20  # bytes: what most places that host code take as one file
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,18 @@ class Recipe:
     training: TrainConfig
     domains: tuple[str, ...] = DOMAINS
     max_bytes: int | None = None
+    frames: int = 0  # of the film of its training
 
 
+MINI = MixtralConfig(
+    vocab_size=4096, hidden_size=192, intermediate_size=256, num_hidden_layers=6,
+    num_attention_heads=6, num_key_value_heads=3, num_local_experts=8,
+    max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=0,
+)  # fmt: skip
+LONG = TrainConfig(
+    steps=4000, batch_size=16, seq_len=256, lr=3e-3, warmup=100, eval_every=250,
+    checkpoint_every=200, autocast="on",
+)  # fmt: skip
 RECIPES = {
     # 0.46 M parameters; for the first look and for tests.
     "tiny": Recipe(
@@ -56,6 +70,10 @@ RECIPES = {
             checkpoint_every=250,
         ),
     ),
+    # 8.5 M parameters, of which a token uses 3.2 M: the trained Mixtral in the box.
+    "mixtral-mini": Recipe(MINI, LONG, frames=24),
+    # Its dense twin: as many parameters for a token, and no choice.
+    "mixtral-mini-dense": Recipe(MINI.dense("active"), LONG),
 }  # fmt: skip
 
 
@@ -120,7 +138,7 @@ def export(
     Raises: OSError if it cannot be written; ValueError if the layout cannot hold the model.
     """
     folder = Path(folder)
-    hf.save(model, folder, dtype=dtype, overwrite=True)
+    hf.save(model, folder, dtype=dtype, overwrite=True, max_shard_bytes=SHARD)
     end = tokenizer.token_to_id(END_OF_TEXT)
     texts = {
         "tokenizer.json": tokenizer.to_str(pretty=True),
@@ -197,8 +215,19 @@ def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None
     model = Mixtral(recipe.model).to(device)
     if mesh is not None:
         parallel.shard_experts(model, mesh)
+    callback = None
+    if recipe.frames and mesh is None:
+        reel, film = out / FILM, Film.of(corpus, log_steps(config.steps, recipe.frames))
+        last = find_checkpoint(out, args.resume)
+        if last is None:
+            film.take(model, 0)
+        elif reel.is_file():
+            film = Film.load(reel, until=int(last.name.removeprefix("step-")))
+        callback = filmed(film, model, reel)
     try:
-        history = train(model, corpus, config, out, resume=args.resume, ranks=ranks)
+        history = train(
+            model, corpus, config, out, resume=args.resume, callback=callback, ranks=ranks
+        )
     except KeyboardInterrupt as stop:
         if not ranks.rank:
             print(f"{stop or 'stopped'}; go on with --resume", file=sys.stderr)
@@ -212,6 +241,8 @@ def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None
     history.plot().savefig(out / "history.png", dpi=110)
     print("held-out bits per byte: " + ", ".join(f"{k} {v:.3f}" for k, v in bits.items()))
     export(model, corpus.tokenizer, target, torch.bfloat16 if args.bf16 else None)
+    if callback is not None and film.steps:
+        film.save(target / FILM)
     print(f"{target}: the model, for python -m moe_lite explore --model {target}")
     return 0
 
