@@ -3,12 +3,13 @@
 import copy
 import importlib.util
 import json
+import sys
 
 import pytest
 import torch
 
 from moe_lite import bench
-from moe_lite.bench import measure, models, paths, report
+from moe_lite.bench import gpu, measure, models, paths, report
 from moe_lite.bench.paths import CONTENDERS, Case, Contender
 from moe_lite.bench.shapes import ALL, CPU_SHAPES, GPU_SHAPES, SHAPES, Shape, choices, logits
 
@@ -281,6 +282,20 @@ def test_two_models_that_disagree_are_not_timed(monkeypatch):
 def test_what_cannot_be_is_said(argv, says):
     with pytest.raises(ValueError, match=says):
         bench.main(argv)
+
+
+def test_a_run_of_tests_is_counted(tmp_path):
+    file = tmp_path / "test_some.py"
+    file.write_text(
+        "import pytest\ndef test_a(): pass\ndef test_b(): pytest.skip()\n"
+        "def test_c(): assert False\n"
+    )
+    command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider"]
+    row = gpu.count("some", command, tmp_path / "a.xml")
+    assert (row["status"], row["passed"], row["failed"]) == ("failed", 1, ["test_c"])
+    assert "| some | failed | 1 | test_c | 1 |" in report.checks([row])
+    row = gpu.count("none", [sys.executable, "-c", "1/0"], tmp_path / "b.xml")
+    assert row["status"] == "failed" and row["note"] == "ZeroDivisionError: division by zero"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
