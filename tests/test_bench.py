@@ -256,7 +256,7 @@ def test_targets_are_met_missed_or_not_measured():
     assert "1.10 | missed" in report.targets([result, other])  # the worst of all counts
 
 
-def test_two_models_that_disagree_are_not_timed(monkeypatch):
+def test_two_models_that_disagree_are_not_timed(monkeypatch, capsys):
     def other(ours):
         theirs = real(ours)
         with torch.no_grad():
@@ -265,8 +265,14 @@ def test_two_models_that_disagree_are_not_timed(monkeypatch):
 
     real = models.pair_of_models
     monkeypatch.setattr(models, "pair_of_models", other)
-    with pytest.raises(ValueError, match="disagree before any training"):
-        bench.main(["--config", "tiny", "--rounds", "1", "--device", "cpu", "--shapes"])
+    argv = ["--config", "tiny", "--rounds", "1", "--device", "cpu", "--shapes"]
+    assert bench.main(argv) == 0
+    assert "| tiny | training | wrong: they disagree before any training" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr(models, "pair_of_models", real)
+    result = bench.run("cpu", [], config="tiny")
+    assert [row["status"] for row in result["models"]] == ["missing", "missing"]
+    assert report.Target("cpu", "training", 1.3).measured(result) is None
 
 
 @pytest.mark.parametrize(

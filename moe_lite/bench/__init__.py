@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from . import gpu, measure, report
-from .paths import CONTENDERS, Contender
+from .paths import CONTENDERS, Contender, NotHere
 from .shapes import ALL, CPU_SHAPES, DTYPES, GPU_SHAPES, SHAPES
 
 __all__ = ["main", "run"]
@@ -48,10 +48,14 @@ def run(
     if config is not None:
         from .models import training_and_generation
 
-        result["models"] = training_and_generation(
-            config, autocast=autocast, rounds=rounds, steps=steps, new_tokens=new_tokens,
-            device=device,
-        )  # fmt: skip
+        try:
+            result["models"] = training_and_generation(
+                config, autocast=autocast, rounds=rounds, steps=steps, new_tokens=new_tokens,
+                device=device,
+            )  # fmt: skip
+        except NotHere as why:
+            row = dict(zip(("config", "status", "note"), (config, *why.args), strict=True))
+            result["models"] = [row | {"what": what} for what in ("training", "generation")]
         say("\n" + report.models(result["models"]))
     for name in shapes:
         for dtype in dtypes or SHAPES[name].dtypes:

@@ -15,6 +15,7 @@ from ..model import Mixtral
 from ..recipes import read_recipe
 from ..train import autocast_dtype, cross_entropy, head_loss, make_optimizer
 from .measure import Row, clock, summary
+from .paths import NotHere
 
 Run = Callable[[], int]
 """Do a piece of work and say how many tokens it was."""
@@ -42,14 +43,13 @@ def paired(ours: Run, theirs: Run, rounds: int) -> dict[str, Row]:
 def pair_of_models(ours: Mixtral) -> Any:
     """Give transformers' model with the same weights, by way of a checkpoint on the disk.
 
-    Raises: ModuleNotFoundError naming the pip command if transformers is not installed.
+    Raises: NotHere if transformers is not installed.
     """
     try:
-        from transformers import MixtralForCausalLM
+        from transformers import MixtralForCausalLM, utils
     except ImportError as error:
-        raise ModuleNotFoundError(
-            'the benchmark needs transformers; get it with: pip install "transformers>=5.17"'
-        ) from error
+        raise NotHere("missing", 'not installed (pip install "transformers>=5.17")') from error
+    utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         hf.save(ours, path)
@@ -67,7 +67,8 @@ def training_and_generation(
     ``F.cross_entropy`` on its logits. Before timing, the two losses must agree.
 
     Returns: a row for training and one for generation: tokens per second of both, and the ratio.
-    Raises: ValueError if the losses do not agree.
+    Raises: NotHere if transformers is not installed, or the losses do not agree; ValueError for a
+            recipe that is none.
     """
     recipe = read_recipe(name)
     torch.manual_seed(0)
@@ -93,7 +94,7 @@ def training_and_generation(
     with torch.no_grad():
         a, b = float(our_loss()), float(their_loss())
     if abs(a - b) > 1e-3 * abs(b):
-        raise ValueError(f"the two models disagree before any training: loss {a:.5f} and {b:.5f}")
+        raise NotHere("wrong", f"they disagree before any training: loss {a:.5f} and {b:.5f}")
 
     def train_steps(model: Any, loss: Callable[[], torch.Tensor]) -> Run:
         optimizer = make_optimizer(model, recipe.training)
@@ -131,7 +132,7 @@ def training_and_generation(
         rounds,
     )
     training = paired(train_steps(ours, our_loss), train_steps(theirs, their_loss), rounds)
-    about = {"config": name, "unit": "tokens/s"}
+    about = {"config": name, "status": "timed", "note": "", "unit": "tokens/s"}
     compute = str(dtype or torch.float32).removeprefix("torch.")
     return [
         about | {"what": "training", "compute": compute, "batch_size": B, "seq_len": S} | training,

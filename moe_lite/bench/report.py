@@ -5,8 +5,8 @@ A result is JSON::
     format   1
     machine  device, chip, cores, threads, memory_gb, clock, versions, date, and its ceilings:
              matmul_tflops {dtype: rate}, copy_gbps
-    models   rows: config, what (training, generation), compute, and for moe_lite, transformers
-             and ratio {median, low, high, rounds} in tokens per second
+    models   rows: config, what (training, generation), compute, status, note, and for moe_lite,
+             transformers and ratio {median, low, high, rounds} in tokens per second
     layers   rows: shape and its T, D, F, E, K; dtype, routing, load (max / mean); path, scope
              (experts, layer, dense); what (forward, forward+backward); status (timed, wrong,
              error, missing, skipped, not measured) and note; error, same_bits; flop and bytes
@@ -136,6 +136,9 @@ def models(rows: list[Row]) -> str:
     lines = ["| model | | compute | moe_lite | transformers | ratio [least, most] |"]
     lines.append("|---|---|---|--:|--:|--:|")
     for row in rows:
+        if "ratio" not in row:
+            lines.append(f"| {row['config']} | {row['what']} | {row['status']}: {row['note']} ||||")
+            continue
         ours, theirs, both = (row[name] for name in ("moe_lite", "transformers", "ratio"))
         lines.append(
             f"| {row['config']} | {row['what']} | {row['compute']} "
@@ -197,7 +200,7 @@ class Target:
             ratios = (
                 row["ratio"]["median"]
                 for row in result["models"]
-                if row["what"] == self.value and row["config"] == "mixtral-mini"
+                if row["what"] == self.value and row["config"] == "mixtral-mini" and "ratio" in row
             )
             return next(ratios, None)
         ours = "moe_lite triton" if self.device == "cuda" else "moe_lite grouped"
