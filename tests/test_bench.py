@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,6 +185,76 @@ def test_kept_tensors_are_counted_once_and_without_weights():
     plain = Contender("plain", "ours", make)
     kept = measure.activations(plain, plain.build(case), case)["kept"]
     assert kept == 24 * 16 * 4 + 4
+
+
+class Pretended(str):
+    """Pass for a GPU to the benchmark, and for the CPU to torch."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        return other == "cuda"
+
+    def __ne__(self, other):
+        return other != "cuda"
+
+
+def test_the_gpus_way_of_measuring_with_the_cpu_in_its_place(monkeypatch):
+    timed, waits = [], []
+
+    def do_bench(work, quantiles):
+        assert quantiles == [0.5, 0.2, 0.8]
+        work(), work(), work()
+        timed.append(work)
+        return [2.0 + len(timed) % 2, 1.0, 4.0]
+
+    def allocated():
+        timed.append(None)
+        return 1000 * len(timed)
+
+    monkeypatch.setitem(sys.modules, "triton.testing", SimpleNamespace(do_bench=do_bench))
+    monkeypatch.setattr(measure, "captured", lambda work: work)
+    for name, stand_in in {
+        "get_device_properties": lambda _: SimpleNamespace(total_memory=10**10),
+        "get_device_name": lambda: "Pretender", "synchronize": lambda: None,
+        "set_sync_debug_mode": waits.append, "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": allocated, "max_memory_allocated": lambda: 10**6,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    device = Pretended("cpu")
+    contenders = [NAMES[n] for n in ("moe_lite grouped", "transformers eager", "dense")]
+    contenders.append(Contender("gone", "ours", paths.our("loop"), ("no_such", "no-such"), "cuda"))
+    rows = measure.layer("tiny", "bfloat16", "random", device, contenders, 1, TINY)
+    assert [row["status"] for row in rows] == ["timed"] * 6 + ["missing"] * 2
+    assert rows[-1]["note"] == "not installed (pip install no-such)"
+    for row in rows[:6]:
+        assert row["seconds"]["low"] == 1e-3 and row["seconds"]["high"] == 4e-3
+        assert row["seconds"]["median"] == 2.5e-3 and row["waits_for_device"] is False
+        # Two readings 1000 apart; the output is as large as x.
+        assert row["memory"]["kept"] == 1000
+        assert row["memory"]["peak"] < row["memory"]["peak_forward"] < 10**6
+    assert waits == ["error", "default"] * 3
+    few = Shape(4, 16, 8, 4, 2, decode=True)
+    (row,) = measure.layer("few", "bfloat16", "random", device, contenders[:1], 1, few)
+    assert row["what"] == "forward" and row["note"] == "" and "memory" not in row
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "triton.testing", SimpleNamespace(do_bench=do_bench))
+
+    def no_capture(work):
+        raise RuntimeError("operation not permitted when stream is capturing\nand so on")
+
+    monkeypatch.setattr(measure, "captured", no_capture)
+    row = measure.on_gpu(lambda: None, decode=True)
+    assert row["note"].startswith("not in a CUDA graph: RuntimeError: operation not permitted")
+    assert "so on" not in row["note"] and row["seconds"]["low"] == 1e-3
+
+    def breaks():
+        raise RuntimeError("out of memory")
+
+    assert measure.on_gpu(breaks, False) == {
+        "status": "error",
+        "note": "RuntimeError: out of memory",
+    }
 
 
 def test_least_bytes_and_flop_of_a_shape():
