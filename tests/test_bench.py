@@ -299,6 +299,25 @@ def test_it_measures_prints_and_writes_what_the_report_reads(tmp_path, capsys, m
             assert line.split("|")[1] in text
 
 
+def test_what_was_measured_outlives_an_interruption(tmp_path, monkeypatch, capsys):
+    for name in ("one", "two"):
+        monkeypatch.setitem(SHAPES, name, TINY)
+    real = measure.layer
+
+    def interrupted(name, *rest):
+        if name == "two":
+            raise KeyboardInterrupt
+        return real(name, *rest)
+
+    monkeypatch.setattr(measure, "layer", interrupted)
+    out = tmp_path / "bench.json"
+    argv = ["--config", "none", "--rounds", "1", "--dtype", "float32", "--device", "cpu"]
+    with pytest.raises(KeyboardInterrupt):
+        bench.main([*argv, "--paths", "moe_lite loop", "--shapes", "one", "two", "--out", str(out)])
+    assert [row["shape"] for row in report.read(out)["layers"]] == ["one", "one"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+
+
 def test_the_gpus_rows_hold_no_figure(tmp_path):
     out = tmp_path / "gpu.json"
     assert bench.main(["--not-measured", "--device", "cuda", "--out", str(out)]) == 0

@@ -36,11 +36,13 @@ def run(
     device: str, shapes: Sequence[str], *, dtypes: Sequence[str] = (), routings: Sequence[str] = (),
     paths: Sequence[str] = (), rounds: int = 5, config: str | None = None, steps: int = 1,
     new_tokens: int = 64, autocast: str = "auto", say: Callable[[str], None] = _say,
+    keep: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure and give the result, as it is written: machine, layers, models.
 
     Args: shapes: names in SHAPES. dtypes, routings, paths: only these; none: those of each shape,
           and all paths. config: a recipe whose model is measured whole; None: none is.
+          keep: called with the result as far as it is, whenever there is more.
     """
     about = measure.machine(device) | measure.ceilings(device)
     result: dict[str, Any] = {"format": report.FORMAT, "machine": about, "models": [], "layers": []}
@@ -63,6 +65,8 @@ def run(
                 those = chosen(routing, paths)
                 rows = measure.layer(name, dtype, routing, device, those, rounds)
                 result["layers"] += rows
+                if keep is not None:
+                    keep(result)
                 say(report.table(result | {"layers": rows}))
     return result
 
@@ -145,11 +149,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("say where to write the rows with --out FILE")
         report.write(result, args.out)
         return 0
-    checked = None
+    checked: dict[str, Any] = {}
     if args.gpu_checks:
         with tempfile.TemporaryDirectory() as folder:
-            checked = gpu.checks(Path(folder))
-        print(report.checks(checked), flush=True)
+            checked["checks"] = gpu.checks(Path(folder))
+        _say(report.checks(checked["checks"]))
+
+    def keep(result: dict[str, Any]) -> None:
+        if args.out is not None:
+            report.write(result | checked, args.out)
+
     threads = torch.get_num_threads()
     if args.device == "cpu":
         torch.set_num_threads(args.threads)
@@ -157,12 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = run(
             args.device, shapes, dtypes=args.dtype, routings=args.routing, paths=args.paths,
             rounds=args.rounds, config=None if args.config == "none" else args.config,
-            steps=args.steps, new_tokens=args.new_tokens, autocast=args.autocast,
+            steps=args.steps, new_tokens=args.new_tokens, autocast=args.autocast, keep=keep,
         )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
-    if checked is not None:
-        result["checks"] = checked
-    if args.out is not None:
-        report.write(result, args.out)
-    return int(any(row["status"] == "failed" for row in checked or ()))
+    keep(result)
+    return int(any(row["status"] == "failed" for row in checked.get("checks", ())))

@@ -63,7 +63,9 @@ def write(result: Row, path: Path) -> None:
             text = f"[\n{rows}\n ]"
         parts.append(f' "{name}": {text}')
     text = "{\n" + ",\n".join(parts) + "\n}\n"
-    path.write_text(text, encoding="utf-8", newline="\n")
+    part = path.with_name(f"{path.name}.part")  # whatever happens now, the last one stays whole
+    part.write_text(text, encoding="utf-8", newline="\n")
+    part.replace(path)
 
 
 def find(result: Row, path: str, **where: object) -> Row | None:
