@@ -240,7 +240,6 @@ def shuffled(trace: RoutingTrace, seed: int, length: int | None = None) -> Routi
     random = torch.Generator().manual_seed(seed)
     texts = _texts(torch.arange(len(trace.tokens)), length or len(trace.tokens))
     order_T = torch.cat([text[torch.randperm(len(text), generator=random)] for text in texts])
-
     pair_N = (order_T[:, None] * K + torch.arange(K)).flatten()
 
     def deal(routing: Routing) -> Routing:
@@ -249,7 +248,7 @@ def shuffled(trace: RoutingTrace, seed: int, length: int | None = None) -> Routi
             for name, value in vars(routing).items()
             if isinstance(value, Tensor) and name != "token_N"
         }
-        return replace(routing, **dealt)
+        return Routing(**{**vars(routing), **dealt})
 
     return replace(trace, layers=tuple(map(deal, trace.layers)))
 
