@@ -145,7 +145,8 @@ EXPERIMENT = Experiment(
     caveat=(
         "one training of 4,000 steps, and the ten texts of 200 tokens of its film as seeds: the "
         "intervals hold for this training, not for another. OLMoE's took 1.2 million steps, of "
-        "which the 5,000 that the paper calls 1% are 0.4%; 1% of ours are 40, in the warm-up of its "
-        "learning rate. Averages over the four stages where a claim names none. The last row was added after a first look at an unfinished model."
+        "which the 5,000 that the paper calls 1% are 0.4%; 1% of ours are 40, in the warm-up of "
+        "its learning rate. Averages over the four stages where a claim names none. The last row "
+        "was added after a first look at an unfinished model."
     ),
 )  # fmt: skip
