@@ -243,11 +243,11 @@ def shuffled(trace: RoutingTrace, seed: int, length: int | None = None) -> Routi
     pair_N = (order_T[:, None] * K + torch.arange(K)).flatten()
 
     def deal(routing: Routing) -> Routing:
-        dealt = {
-            name: value[pair_N if name.endswith("_N") else order_T]
-            for name, value in vars(routing).items()
-            if isinstance(value, Tensor) and name != "token_N"
-        }
+        dealt = {}
+        for name, value in vars(routing).items():
+            shape = name.rpartition("_")[2]  # the name says it: per pair, per token, or neither
+            if isinstance(value, Tensor) and name != "token_N" and shape[0] in "NT":
+                dealt[name] = value[pair_N if shape == "N" else order_T]
         return Routing(**{**vars(routing), **dealt})
 
     return replace(trace, layers=tuple(map(deal, trace.layers)))
