@@ -109,7 +109,7 @@ def explore(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Time the model beside transformers' model of the same config."""
+    """Time the layer beside its peers, and the model beside transformers'."""
     from .bench import main
 
     return main(argv)
