@@ -68,8 +68,12 @@ def test_in_the_stored_bfloat16_both_agree_within_its_rounding(theirs):
     with torch.no_grad():
         exact = theirs(ids_BS).logits
         a, b = hf.load(FOLDER)(ids_BS).logits_BSV.float(), theirs_bf16(ids_BS).logits.float()
-    rounding = (b - exact).norm()  # what bfloat16 does to their own numbers
-    assert (a - exact).norm() < 1.5 * rounding and (a - b).norm() < 2 * rounding
+    # Token by token, for rounding can turn one token's choice of experts, and then it differs.
+    rounding_S, ours_S, apart_S = (
+        (x - y).norm(dim=-1)[0] for x, y in ((b, exact), (a, exact), (a, b))
+    )
+    assert ours_S.median() < 1.3 * rounding_S.median()
+    assert apart_S.median() < 2 * rounding_S.median()
 
 
 def test_the_card_says_what_is_measured(ours):
