@@ -166,8 +166,9 @@ class ExpertTiles(PortableWidget):
             for i in range(BM):
                 text = str(token_R[first + i]) if i < filled else ""
                 self._cell(after, used[e] + i, e, e, float(i < filled), text)
-            after.plot([used[e], used[e] + BM, used[e] + BM, used[e], used[e]],
-                       [e + 0.04, e + 0.04, e + 0.94, e + 0.94, e + 0.04], color=INK, lw=1.2)  # fmt: skip
+            left, right, top, bottom = used[e], used[e] + BM, e + 0.04, e + 0.94
+            corners = [left, right, right, left, left], [top, top, bottom, bottom, top]
+            after.plot(*corners, color=INK, lw=1.2)
             used[e] += BM
         after.set(xlim=(0, max(*used, 16)), ylim=(E, 0), xlabel="hatched: padding",
                   title=f"expert order, tiles of {BM}", ylabel="expert")  # fmt: skip
