@@ -52,10 +52,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import moe_lite
 from moe_lite import viz
 from moe_lite.contracts import Routing
 from moe_lite.dispatch import BACKENDS, plan
 from moe_lite.experts import Experts
+from moe_lite.linear import linear, product
 from moe_lite.routers import TopKRouter
 from moe_lite.widgets import ExpertTiles
 
@@ -244,14 +246,15 @@ viz.strips({name: (of, sorted_by) for name, of in rows.items()}, cuts=offsets.to
 # place equal keys differently each time. Nothing would be wrong, and nothing could be reproduced.
 #
 # Now the experts' products are products of *blocks*. A **grouped** product is one call that does all
-# of them; `F.grouped_mm(x, w, offs=...)` on a GPU, below in words:
+# of them; on a GPU `F.grouped_mm(x, w, offs=...)`, below in words. (`linear` is `F.linear`, except
+# where PyTorch carries a faster library for this processor than the one it would take.)
 
 
 # %%
 def grouped_product(x_RI, w_EOI, offsets):
     """Multiply each expert's block of rows by its own matrix."""
     blocks = x_RI.split(offsets.diff().tolist())
-    return torch.cat([F.linear(x, w) for x, w in zip(blocks, w_EOI.unbind(), strict=True)])
+    return torch.cat([linear(x, w) for x, w in zip(blocks, w_EOI.unbind(), strict=True)])
 
 
 def by_sorting(x_TD, experts, routing):
@@ -359,7 +362,7 @@ def program(t, n, x, w, y, offsets, tile_expert, tile_row, BM, BN, BK):
     for k in range(0, x.shape[1], BK):  # along the rows, a piece at a time
         i = (k + torch.arange(BK))[None, :]
         X = load(x, r, i, mine & (i < x.shape[1]))
-        W = load(w[e], c.T, i, (c.T < w.shape[1]) & (i < x.shape[1]))
+        W = load(w[e], c.T, i, (c < w.shape[1]).T & (i < x.shape[1]))
         acc += X @ W.T
     keep = mine & (c < w.shape[1])
     y[(r + 0 * c)[keep], (c + 0 * r)[keep]] = acc[keep]  # each cell is written once, by one
@@ -370,23 +373,23 @@ def program(t, n, x, w, y, offsets, tile_expert, tile_row, BM, BN, BK):
 # that nobody wrote would show.
 
 # %%
-BM, BN, BK, O = 2, 4, 4, 10
-x_RD, w_EOD = x6_TD[plan(six).token_R], torch.randn(3, O, D)
-y_RO, by_RO = torch.full((12, O), torch.nan), torch.full((12, O), -1)
-columns, expert_M, row_M = -(-O // BN), *schedule(offsets, BM)
+BM, BN, BK, M = 2, 4, 4, 10
+x_RD, w_EMD = x6_TD[plan(six).token_R], torch.randn(3, M, D)
+y_RM, by_RM = torch.full((12, M), torch.nan), torch.full((12, M), -1)
+columns, expert_M, row_M = -(-M // BN), *schedule(offsets, BM)
 for number in torch.randperm(len(expert_M) * columns).tolist():
     t, n = divmod(number, columns)
-    before = y_RO.isnan()
-    program(t, n, x_RD, w_EOD, y_RO, offsets, expert_M, row_M, BM, BN, BK)
-    by_RO[before & ~y_RO.isnan()] = number
-torch.testing.assert_close(y_RO, grouped_product(x_RD, w_EOD, offsets))
+    before = y_RM.isnan()
+    program(t, n, x_RD, w_EMD, y_RM, offsets, expert_M, row_M, BM, BN, BK)
+    by_RM[before & ~y_RM.isnan()] = number
+torch.testing.assert_close(y_RM, grouped_product(x_RD, w_EMD, offsets))
 
 fig, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-ax.imshow(by_RO % 9, cmap="Pastel1", aspect="auto")
-for r, row in enumerate(by_RO.tolist()):
+ax.imshow(by_RM % 9, cmap="Pastel1", aspect="auto")
+for r, row in enumerate(by_RM.tolist()):
     for c, number in enumerate(row):
         ax.text(c, r, number, ha="center", va="center", fontsize=8)
-ax.hlines(offsets[1:-1] - 0.5, -0.5, O - 0.5, color="#1b1f24", lw=2)
+ax.hlines(offsets[1:-1] - 0.5, -0.5, M - 0.5, color="#1b1f24", lw=2)
 ax.set(xlabel="column of y", ylabel="row of y, in expert order", title="which program wrote it")
 _ = ax.set_yticks(range(12), [f"{r} (expert {e})" for r, e in enumerate(sorted_by)])  # fmt: skip
 
@@ -402,7 +405,7 @@ _ = ax.set_yticks(range(12), [f"{r} (expert {e})" for r, e in enumerate(sorted_b
 if triton is not None:
 
     @triton.jit
-    def product(x, w, y, offsets, tile_expert, tile_row, D, O,
+    def kernel(x, w, y, offsets, tile_expert, tile_row, D, M,
                 BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
         t, n = tl.program_id(0), tl.program_id(1)
         e = tl.load(tile_expert + t)
@@ -413,33 +416,37 @@ if triton is not None:
         for k in range(0, D, BK):
             i = (k + tl.arange(0, BK))[None, :]
             X = tl.load(x + r * D + i, mine & (i < D), 0.0)
-            W = tl.load(w + (e * O + c.T) * D + i, (c.T < O) & (i < D), 0.0)
+            W = tl.load(w + (e * M + c.T) * D + i, (c.T < M) & (i < D), 0.0)
             acc = tl.dot(X, W.T, acc, input_precision="ieee")
-        tl.store(y + r * O + c, acc, mine & (c < O))
+        tl.store(y + r * M + c, acc, mine & (c < M))
 
 
 # %% [markdown]
-# | line | says | why |
-# |---|---|---|
-# | `tl.program_id(0)` | my number | all that tells me from my neighbours |
-# | `tl.load(tile_expert + t)` | tensors are *addresses*: the t-th entry | no bounds are checked: that is what masks are for |
-# | `tl.arange(0, BM)` | BM numbers at once | a program thinks in blocks, the compiler deals them to threads |
-# | `mine = r < ...` | rows past my expert's last are not mine | without it I would write over the next expert's |
-# | `BM: tl.constexpr` | known when compiling | registers are allotted then |
-# | `x + r * D + i` | the address of (r, i), for a whole block | `r` is a column and `i` a row: they broadcast |
-# | `tl.dot(X, W.T, acc)` | a product of tiles, added to `acc` | the one line that is arithmetic; on a GPU, the tensor cores |
-# | `acc` in float32 | sums are kept exact, whatever `x` is | bf16 has 8 bits; adding thousands of products in it loses them |
-# | `tl.store(..., mask)` | write my cells, once | nobody else writes here: no locks, no atomics |
+# - `tl.program_id(0)`: my number, all that tells me from the other programs.
+# - `tl.load(tile_expert + t)`: a tensor is the *address* of its first entry, so this is the entry
+#   number $t$. No bounds are checked; that is what masks are for.
+# - `tl.arange(0, BM)`: BM numbers at once. A program thinks in blocks, and the compiler deals them
+#   out to threads. `BM` is a `constexpr`, known when the kernel is compiled, because registers
+#   are allotted then.
+# - `mine`: rows past my expert's last are not mine. Without it I would write over the next
+#   expert's.
+# - `x + r * D + i`: the addresses of a whole block; `r` is a column of numbers, `i` a row, and they
+#   broadcast. Masked cells are not touched, and count as 0.
+# - `tl.dot(X, W.T, acc)`: a product of two tiles, added to `acc`. The one line of arithmetic; on a
+#   GPU the tensor cores do it.
+# - `acc` is float32, whatever `x` is: bfloat16 has 8 bits, and a sum of thousands would lose most
+#   of its terms.
+# - `tl.store(..., mask)`: my cells, once. Nobody else writes there: no locks, no atomics.
 #
 # Calling it names the grid, how many programs along each number:
 
 # %%
 if triton is not None:
     tiled = schedule(offsets, 16)  # the GPU's smallest tile; in the interpreter too
-    y_RO = torch.full((12, O), torch.nan)
-    grid = (len(tiled[0]), triton.cdiv(O, 16))
-    product[grid](x_RD, w_EOD, y_RO, offsets, *tiled, D, O, BM=16, BN=16, BK=16)
-    torch.testing.assert_close(y_RO, grouped_product(x_RD, w_EOD, offsets))
+    y_RM = torch.full((12, M), torch.nan)
+    grid = (len(tiled[0]), triton.cdiv(M, 16))
+    kernel[grid](x_RD, w_EMD, y_RM, offsets, *tiled, D, M, BM=16, BN=16, BK=16)
+    torch.testing.assert_close(y_RM, grouped_product(x_RD, w_EMD, offsets))
     print(f"the kernel, {grid[0]} x {grid[1]} programs: the same as the loop over blocks")
 else:
     print("Triton is not installed here; the PyTorch program above is the same, line by line.")
@@ -449,13 +456,14 @@ else:
 # neighbours *fused* into it, because what a GPU spends on a product like ours is as much the
 # reading and writing around it:
 #
-# | kernel | computes | what it saves |
-# |---|---|---|
-# | up | both first products and SwiGLU | reads $x$ by token, so the sorted copy of $x$ is never made |
-# | product | the last product | ours, with tiles dealt to as many programs as there are processors |
-# | combine | each token's sum | gate and sum in one pass, section 7 |
-# | down back | the way back through SwiGLU | makes $a$ again instead of having kept it; the gates' gradient on the side |
-# | weights | $\mathrm{d}W_e$ over one expert's rows | each $\mathrm{d}W_e$ is written once: section 10 shows the opposite |
+# - *up*: both first products and SwiGLU. Reads $x$ by token, so the sorted copy is never made.
+# - *product*: ours, with the tiles dealt to as many programs as the GPU has processors, and in an
+#   order in which neighbours find rows and weights in the cache.
+# - *combine*: each token's sum with its gates, in one pass: section 7.
+# - *down back*: the way back through SwiGLU, and the gates' gradient on the side. Computes the
+#   activations again, so that nobody had to keep them.
+# - *weights*: $\mathrm{d}W_e$ over one expert's rows. Each is written once; section 10 shows the
+#   opposite.
 #
 # It is a backend like the others, and on a laptop the interpreter lets you hold it against them:
 
@@ -466,7 +474,10 @@ if triton is not None:
     fused = BACKENDS["triton"](x6_TD, small, plan(six))
     torch.testing.assert_close(fused, by_sorting(x6_TD, small, six), rtol=1e-4, atol=1e-5)
     expert, row, count = shipped.schedule(plan(six).offsets_E1, rows=12, BM=2)
-    print(f"its schedule: {int(count)} tiles of room for {len(expert)}; their experts,", expert.tolist())
+    print(
+        f"its schedule: {int(count)} tiles of room for {len(expert)}; their experts,",
+        expert.tolist(),
+    )
 
 # %% [markdown]
 # Its schedule has *room* for more tiles than there are: $\lfloor R / \mathrm{BM} \rfloor + E$ is the
@@ -517,7 +528,8 @@ print("gather,  cells that differ from the first run:", [int((r != again[0]).sum
 # %% [markdown]
 # Gathering in is "row $r$ is a copy of token `token_R[r]`"; combining is "token $t$ is the sum of its
 # rows". Each is the other's transpose, so each is also the other's *backward pass*. The library
-# writes both once, as `Permute` and `Combine`, and neither direction ever scatters.
+# writes both by hand, so that neither direction ever scatters. (Left to autograd, the backward pass
+# of a gather is a scatter.)
 
 # %% [markdown]
 # ## 8. Predict, then measure
@@ -529,8 +541,9 @@ print("gather,  cells that differ from the first run:", [int((r != again[0]).sum
 # $$t \ge \max\left(\frac{A}{\text{peak}},\ \frac{B}{\text{bandwidth}}\right).$$
 #
 # That is the **roofline**. Both are measured, not read off a data sheet, by jobs that do nothing
-# else: one large product, one large copy. (We take the least of several runs, and where the system
-# has it the time of *this thread*, so that other programs count as little as possible.)
+# else: one large product (by the faster of the two libraries that PyTorch carries; on some
+# processors one is twice as fast), one large copy. We take the least of several runs, and where
+# the system has it the time of *this thread*, so that other programs count as little as possible.
 
 
 # %%
@@ -549,7 +562,7 @@ def least(job, repeats=3):
 
 a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
 long, there = torch.randn(2**24), torch.zeros(2**24)
-peak = 2 * 1024**3 / least(lambda: a @ b, 7)
+peak = 2 * 1024**3 / min(least(lambda: a @ b, 7), least(lambda: product(a, b), 7))
 bandwidth = 2 * 4 * len(long) / least(lambda: there.copy_(long), 7)
 print(f"one core here: {peak / 1e9:.0f} billion operations and {bandwidth / 1e9:.0f} billion bytes "
       f"a second, {peak / bandwidth:.1f} operations for each byte")  # fmt: skip
@@ -564,11 +577,14 @@ print(f"one core here: {peak / 1e9:.0f} billion operations and {bandwidth / 1e9:
 
 
 # %%
+SORTED = ("loop", "grouped", "library")  # these compute pairs; the others, places
+
+
 def count(way, load_E, T, D, F):
     """Count operations and bytes of a forward pass."""
     E, N, C = len(load_E), int(load_E.sum()), int(load_E.max())
-    rows = N if way in ("loop", "grouped") else E * C
-    used = int((load_E > 0).sum()) if way in ("loop", "grouped") else E
+    rows = N if way in SORTED else E * C
+    used = int((load_E > 0).sum()) if way in SORTED else E
     flops, cells = 6 * rows * D * F, 3 * used * D * F + 2 * rows * (2 * D + 3 * F) + 2 * T * D
     if way == "einsum":
         flops, cells = flops + 4 * T * E * C * D, cells + 4 * T * E * C
@@ -583,7 +599,7 @@ def routed(T, E, skew=0.0):
 
 
 # %% [markdown]
-# **Write down your guess before you run the next cell:** 1,024 tokens, 32 experts, $K = 2$, $D =
+# A fifth way is the library's own, whose secret is told below. **Write down your guess before you run the next cell:** 1,024 tokens, 32 experts, $K = 2$, $D =
 # 256$, $F = 512$. Under random routing, how much slower is the einsum than the sorted way? And
 # under Zipf's law, where expert $e$ is chosen in proportion to $1/(e+1)$, what happens to
 # *padding*?
@@ -591,7 +607,8 @@ def routed(T, E, skew=0.0):
 # %%
 D, width, E, T = 256, 512, 32, 1024
 experts, x_TD = Experts(E, D, width).requires_grad_(False), torch.randn(T, D)
-WAYS = {"loop": by_loop, "einsum": by_einsum, "padded": by_padding, "grouped": by_sorting}
+WAYS = {"loop": by_loop, "einsum": by_einsum, "padded": by_padding, "grouped": by_sorting,
+        "library": lambda x, experts, r: BACKENDS["grouped"](x, experts, plan(r))}  # fmt: skip
 cases = {"random": routed(T, E), "zipf": routed(T, E, skew=1.0)}
 seconds = {}
 for name, routing in cases.items():
@@ -606,14 +623,17 @@ for name, routing in cases.items():
 
 # %% [markdown]
 # The ranking was known before anything ran; the count gave it. Look at the pairs of lines. Einsum
-# and padding both pay for $E C$ rows, and the largest load $C$ explodes under Zipf. Loop and
-# grouped do not care how uneven the load is, because they count *pairs*. And where measured times
-# are above the bound, by a factor that is nearly the same for all, you see what the count left out:
-# small products, copies, a machine that is not only ours.
+# and padding both pay for $E C$ rows, and the largest load $C$ explodes under Zipf. The other three
+# do not care how uneven the load is, because they count *pairs*. What they take above the bound is
+# what the count left out: products too small to run at peak, and copies.
 #
 # Between loop and grouped there is little on a CPU: one core has no idle processors to fill, and
-# its loop has no device to wait for. The same two on a GPU are worlds apart, for the reasons of
-# section 2 and the widget.
+# its loop has no device to wait for. (On a GPU the same two are far apart, for the reasons of
+# section 2 and the widget.) So the library's `grouped`, on a CPU, sorts as you did and then *is a
+# loop*, over blocks: it carries each expert's rows through all three products while they lie in the
+# cache, instead of writing all rows of one product before the next begins. And its backward pass
+# is written out by hand, for the reason of section 10. The same idea wears another form on another
+# machine: fewer trips to memory. On a GPU that is fusion.
 #
 # Now the picture. Horizontally the **intensity**, operations that are *asked for* ($6 K T D F$, no
 # credit for padding) over the bytes that the sorted way has to move; vertically the rate at
@@ -621,8 +641,15 @@ for name, routing in cases.items():
 # Batches from 1 to 1,024 tokens, and beside them the dense network of equal work: width $K F$, no
 # router.
 
+
 # %%
-copies = [Experts(1, D, 2 * width).requires_grad_(False).each()[0] for _ in range(16)]
+def swiglu(x, w1, w3, w2):
+    """Run one network: an expert, or a dense one."""
+    return linear(F.silu(linear(x, w1)) * linear(x, w3), w2)
+
+
+dense = Experts(16, D, 2 * width).requires_grad_(False)  # one of equal work, and 15 copies
+copies = list(zip(dense.w1, dense.w3, dense.w2, strict=True))
 
 
 def rate(way, T, E, experts):
@@ -630,12 +657,13 @@ def rate(way, T, E, experts):
     x_TD, draws = torch.randn(T, D), iter([routed(T, E) for _ in range(9)] * 2)
     networks = iter(copies * 2)
     if way == "dense":
-        return 12 * T * D * width / least(lambda: next(networks)(x_TD), 9)
+        return 12 * T * D * width / least(lambda: swiglu(x_TD, *next(networks)), 9)
     return 12 * T * D * width / least(lambda: WAYS[way](x_TD, experts, next(draws)), 9)
 
 
 sizes = [1, 4, 16, 64, 256, 1024]
 rates = {way: [rate(way, T, E, experts) for T in sizes] for way in ("dense", *WAYS)}
+
 
 # %%
 def counted(T, E):
@@ -648,13 +676,13 @@ counts = [counted(T, E) for T in sizes]
 fig, ax = plt.subplots(figsize=(7, 4.4), layout="constrained")
 x = torch.logspace(-1, 2.3, 50)
 ax.plot(x, (x * bandwidth).clamp(max=peak) / 1e9, color="#1b1f24", lw=2, label="roof, measured")
-marks = {"dense": "D", "grouped": "o", "loop": "s", "padded": "^", "einsum": "v"}
-for (way, mark), color in zip(marks.items(), viz.expert_colors(5), strict=True):
+marks = {"dense": "D", "library": "*", "grouped": "o", "loop": "s", "padded": "^", "einsum": "v"}
+for (way, mark), color in zip(marks.items(), viz.expert_colors(6), strict=True):
     at = [flops / (flat if way == "dense" else sparse) for flops, sparse, flat in counts]
     ax.plot(at, [r / 1e9 for r in rates[way]], marker=mark, color=color, lw=1, label=way)
 ax.set(xscale="log", yscale="log", xlabel="operations asked for, per byte moved",
-       ylabel="billion operations a second", title="from left to right: 1 to 1,024 tokens")  # fmt: skip
-_ = ax.legend(frameon=False)
+       ylabel="billion operations a second", title="from left to right: 1 to 1,024 tokens")
+_ = ax.legend(frameon=False)  # fmt: skip
 
 # %% [markdown]
 # See three things. **One:** a single token is the same for all: two experts' weights are fetched,
@@ -674,11 +702,12 @@ _ = ax.legend(frameon=False)
 # %%
 E = 64
 experts = Experts(E, D, width).requires_grad_(False)
-each, heights = experts.each(), [1, 2, 4, 8, 16, 32, 64]
+each = list(zip(experts.w1, experts.w3, experts.w2, strict=True))
+heights = [1, 2, 4, 8, 16, 32, 64]
 alone = []
 for m in heights:
     x_mD = torch.randn(m, D)
-    alone.append(least(lambda x=x_mD: [expert(x) for expert in each]) / E)
+    alone.append(least(lambda x=x_mD: [swiglu(x, *expert) for expert in each]) / E)
 for m, t in zip(heights, alone, strict=True):
     print(f"{m:3} rows: {t * 1e6:5.0f} us, {6 * m * D * width / t / peak:4.0%} of peak")
 
@@ -688,6 +717,7 @@ for m, t in zip(heights, alone, strict=True):
 # should be the sum over its experts of that table's times, each at its own load; what is left then
 # belongs to sorting, gathering and adding up. Predicted twice, by the roofline and by the table,
 # then measured, all over the dense network's time:
+
 
 # %%
 def by_table(load_E):
@@ -700,7 +730,7 @@ def by_table(load_E):
     return total
 
 
-lines = {"roofline": [], "sum of its products": [], "measured": []}
+lines = {"roofline": [], "sum of its products": [], "measured": [], "the library's": []}
 for T in sizes:
     flops, sparse, flat = counted(T, E)
     taken = flops / rate("dense", T, E, experts)
@@ -708,6 +738,7 @@ for T in sizes:
     lines["roofline"].append(roofs[0] / roofs[1])
     lines["sum of its products"].append(by_table(routed(T, E).load_E()) / taken)
     lines["measured"].append(flops / rate("grouped", T, E, experts) / taken)
+    lines["the library's"].append(flops / rate("library", T, E, experts) / taken)
 
 # %%
 curves = {name: (sizes, values) for name, values in lines.items()}
@@ -794,9 +825,10 @@ def backward_cost(way, E, D=64, width=128, T=256):
     torch.manual_seed(0)
     experts, x_TD, p = Experts(E, D, width), torch.randn(T, D), plan(routed(T, E))
     weights = [experts.w1, experts.w3, experts.w2]
+    x_TD.requires_grad_()
 
     def backward():
-        return torch.autograd.grad(loss, weights, retain_graph=True)
+        return torch.autograd.grad(loss, [x_TD, *weights], retain_graph=True)
 
     if way == "slices":
         loss = by_slices(x_TD, *weights, p).square().mean()
@@ -836,7 +868,8 @@ print(inspect.getdoc(Experts.each))
 
 # %% [markdown]
 # And transformers itself, if you have it (it comes with `pip install -e ".[test]"`): the same count
-# on its Mixtral experts, with its default for training and with the eager loop.
+# on its Mixtral experts with the eager loop. (Its default since version 5 is a grouped product, which
+# has no such slices.)
 
 # %%
 try:
@@ -849,10 +882,192 @@ try:
         theirs, r = MixtralExperts(config), routed(256, E)
         for weight in theirs.parameters():
             torch.nn.init.normal_(weight, std=0.1)
-        loss = theirs(torch.randn(256, 64), r.expert_N.view(256, 2), r.gate_N.view(256, 2)).square().mean()
+        loss = (
+            theirs(torch.randn(256, 64), r.expert_N.view(256, 2), r.gate_N.view(256, 2))
+            .square()
+            .mean()
+        )
         with Written() as watch:
             loss.backward()
         size = sum(w.nbytes for w in theirs.parameters())
         print(f"transformers eager, E = {E:3}: {watch.bytes / size:6.1f} times the weights' bytes")
 except ImportError:
     print("transformers is not installed here.")
+
+# %% [markdown]
+# ## 11. On other machines
+#
+# `python -m moe_lite bench` times all of it with more care: the experts and the whole layer, forward
+# and backward, five kinds of routing, beside what people would otherwise use. Its results are kept
+# with the course. Here is what they say beside what *your* machine says now, forward and backward
+# together, at $T = 4096$, all over the dense network's time.
+
+
+# %%
+def step(way, x_TD, routing, weights):
+    """Give a job: forward and backward, all gradients."""
+    x_TD, p = x_TD.requires_grad_(), plan(routing)
+    grad = torch.randn(x_TD.shape)
+
+    def job():
+        if way == "eager loop":
+            out = by_slices(x_TD, *weights.parameters(), p)
+        elif way == "dense":
+            out = swiglu(x_TD, *(w[0] for w in weights.parameters()))
+        else:
+            out = BACKENDS[way](x_TD, weights, p)
+        torch.autograd.grad(out, [x_TD, *weights.parameters()], grad)
+
+    return job
+
+
+names = {"loop": "moe_lite loop", "padded": "moe_lite padded", "grouped": "moe_lite grouped",
+         "eager loop": "transformers eager"}  # fmt: skip
+yours, batch = {}, torch.randn(4096, D)
+for E in (8, 64):
+    whole = least(step("dense", batch, routed(4096, E), Experts(1, D, 2 * width)), 2)
+    routing, experts = routed(4096, E), Experts(E, D, width)
+    yours[E] = {way: least(step(way, batch, routing, experts), 2) / whole for way in names}
+
+# %%
+folder = Path(moe_lite.__file__).parents[1] / "experiments" / "results" / "bench"
+files = sorted(folder.glob("*.json"))
+stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+
+
+def kept(result, shape):
+    """Read a stored shape's times over the dense network's; none where it was not timed."""
+    those = ("float32" if result["machine"]["device"] == "cpu" else "bfloat16", "random")
+    found = {
+        row["path"]: row["seconds"]["median"]
+        for row in result["layers"]
+        if (row["shape"], row["dtype"], row["routing"]) == (shape, *those)
+        and row["what"] == "forward+backward" and "seconds" in row
+    }  # fmt: skip
+    return {path: t / found["dense"] for path, t in found.items()} if "dense" in found else {}
+
+
+for name, result in stored.items():
+    machine, rows = result["machine"], result["layers"]
+    timed, what = sum("seconds" in row for row in rows), machine.get("chip", machine["device"])
+    print(f"{name}: {what}, {timed} of {len(rows)} rows timed. {result.get('note', '')}")
+for shape in ("mixtral", "olmoe"):
+    found = kept(stored.get("gpu", {"machine": {"device": "cuda"}, "layers": []}), shape)
+    said = {path: round(t, 2) for path, t in found.items()} or "not measured"
+    print(f"on a GPU, {shape}: {said}")
+
+# %%
+fig, panels = plt.subplots(1, 2, figsize=(10, 3), layout="constrained", sharey=True)
+for ax, E in zip(panels, (8, 64), strict=True):
+    there = kept(stored["cpu"], f"course-e{E}")
+    for shift, found, color, label in (
+        (-0.2, {way: there[path] for way, path in names.items()}, "#7F7F7F", "stored"),
+        (0.2, yours[E], "#0072B2", "yours, now"),
+    ):
+        at = [y + shift for y in range(len(names))]
+        ax.barh(at, [found[way] for way in names], 0.38, color=color, label=label)
+        for y, way in zip(at, names, strict=True):
+            ax.text(found[way], y, f" {found[way]:.1f}", va="center", fontsize=8)
+    ax.axvline(1, color="#1b1f24", lw=0.8)
+    ax.set(title=f"{E} experts", xlabel="time over the dense network's", xscale="log")
+    ax.set_yticks(range(len(names)), list(names))
+    ax.spines[["top", "right"]].set_visible(False)
+panels[0].invert_yaxis()
+_ = panels[1].legend(frameon=False)
+
+# %% [markdown]
+# Left of the line would be faster than dense. "Stored" is one core of the processor named above;
+# its eager loop is transformers', yours is `by_slices`, and both show section 10: harmless at 8
+# experts, ruinous at 64. What there is of GPU results is printed as it is; *not measured* means
+# that nobody has run it there yet, and this course says nothing about its speed until somebody
+# does. If you have one: `python -m moe_lite bench --help`.
+#
+# ## 12. What goes wrong: a NaN that comes and goes
+#
+# In May 2025 somebody trained a mixture of experts with PyTorch's own example code, and got a loss of
+# NaN; not always, and not in the first step ([torchtitan issue
+# 1237](https://github.com/pytorch/torchtitan/issues/1237)). Here it is in small. Two of the
+# twelve pairs are dropped. As usual they are sorted behind all others, with a gate of 0, and the
+# product is told to stop before them:
+
+# %%
+memory = torch.zeros(12, D)  # what the allocator hands out; fresh from the system, it is zeros
+some = six.kept(torch.tensor([1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0]).bool())
+w_EDD = torch.randn(3, D, D)
+
+
+def grouped_mm(x_RD, w_EDD, offsets):
+    """Multiply the blocks; like the real one, into memory as it comes."""
+    last = int(offsets[-1])
+    memory[:last] = grouped_product(x_RD[:last], w_EDD, offsets)
+    return memory
+
+
+def layer(x_TD):
+    p = plan(some)
+    y_RD = grouped_mm(x_TD[p.token_R], w_EDD, p.offsets_E1)
+    return (y_RD * p.gate_R[:, None])[p.row_N].view(6, 2, D).sum(1)
+
+
+# %%
+first = layer(x6_TD)
+memory.fill_(1.0).div_(0).sub_(torch.inf)  # the memory was somebody else's in between
+second = layer(x6_TD)
+print("step 1, NaN in tokens", first.isnan().any(1).nonzero()[:, 0].tolist())
+print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
+
+# %% [markdown]
+# Same input, same weights. Which tokens are hit, and why did step 1 go well? And why does the gate
+# not help, which is exactly 0 for them?
+#
+# <details>
+# <summary>What is it?</summary>
+#
+# The tokens are those whose pair was dropped. Their rows lie behind the last offset, and **nobody
+# computes them**: the product leaves there whatever was in that memory before. (That is how
+# `grouped_mm` is meant, [PyTorch issue
+# 154557](https://github.com/pytorch/pytorch/issues/154557); clearing the rows would cost a pass.)
+# In the first step memory came fresh and was zero. Later it is recycled, and some bit patterns are
+# NaN. The gate does not help, because $0 \times \mathrm{NaN} = \mathrm{NaN}$. And the same holds
+# for the *gradient* of the input on the way back, which no one sees.
+#
+# The mend is to take the *rows* away, not their weight: `masked_fill`, or `torch.where`, or not to
+# fetch them. The library's backends do, forward and backward, and the tests of its kernels fill
+# every output with NaN beforehand: a cell that should have been written and was not, shows.
+#
+# </details>
+#
+# ## Exercises
+#
+# [`exercises/10_dispatch.ipynb`](../exercises/10_dispatch.ipynb): six puzzles with pictures:
+# histogram, offsets, stable permutation, tile schedule, combine, and a backward pass to be mended.
+# The first five make a whole dispatcher. Each check tells you *what* you misunderstood. Solutions
+# are in [`solutions/`](../solutions/10_dispatch.ipynb).
+#
+# ## In six lines
+#
+# 1. Dispatch is a permutation; everything else, one-hot tensors and padding, is work on zeros.
+# 2. Histogram, offsets, stable sort, tiles: four small integer steps, and no shape that depends on
+#    the routing.
+# 3. A kernel is written from the inside: my tile, my mask, my cells, written once.
+# 4. Gather on the way in, gather on the way back: one writer per cell, the same bits every time.
+# 5. Count operations and bytes first. A mixture loses to dense by bytes, by small tiles and by
+#    carrying; which one, the batch size says.
+# 6. A slice of a stack has a gradient as large as the stack. Take the stack apart once.
+#
+# | in the field | in the code | |
+# |---|---|---|
+# | dispatch, permute | `plan(routing).token_R` | the token of each row |
+# | offsets | `plan(routing).offsets_E1` | E + 1, from 0 |
+# | combine, unpermute | `plan(routing).row_N` | the row of each pair |
+# | grouped GEMM | `F.grouped_mm(x, w, offs=...)` | on a GPU |
+# | tile schedule | `dispatch.triton.schedule(offsets, rows, BM)` | static size |
+# | capacity buffer | `BACKENDS["padded"]` | C = the largest load |
+# | oracle | `BACKENDS["loop"]` | takes float64 |
+# | which backend? | `layer.explain()` | and why |
+#
+# **Read on:** MegaBlocks (Gale et al. 2022), section 4; ScatterMoE (Tan et al. 2024,
+# [arXiv:2403.08245](https://arxiv.org/abs/2403.08245)); SonicMoE (Guo et al. 2025,
+# [arXiv:2512.14080](https://arxiv.org/abs/2512.14080)), whose fusions the library's kernels follow.
+# Sasha Rush's *GPU-Puzzles* and *Triton-Puzzles* are where puzzles with pictures come from. Next,
+# chapter 11: the same permutation, between machines.
