@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @cache
@@ -43,6 +43,16 @@ def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
     if not prefers_onednn():
         return F.linear(x, weight_OI)
     return Linear.apply(x.reshape(-1, x.shape[-1]), weight_OI).view(*x.shape[:-1], -1)
+
+
+class Projection(nn.Linear):
+    """A linear layer without bias, by :func:`linear`."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight)
 
 
 class Linear(torch.autograd.Function):

@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import hf
-from .losses import load_balance
-from .model import Mixtral
-from .recipes import read_recipe
-from .train import autocast_dtype, cross_entropy, head_loss, make_optimizer
+from .. import hf
+from ..losses import load_balance
+from ..model import Mixtral
+from ..recipes import read_recipe
+from ..train import autocast_dtype, cross_entropy, head_loss, make_optimizer
+from .measure import Row, clock, summary
 
 Run = Callable[[], int]
 """Do a piece of work and say how many tokens it was."""
 
 
-def paired(ours: Run, theirs: Run, rounds: int) -> dict[str, list[float]]:
-    """Run the two in turn and list each round's tokens per second, and the ratio in the round.
+def paired(ours: Run, theirs: Run, rounds: int) -> dict[str, Row]:
+    """Run the two in turn and give each round's tokens per second, and the ratio in the round.
 
     A machine's speed drifts (other programs, heat), and neighbours in time share the drift; so
     the ratio within a round is trusted, and its median reported. One round goes first, unlisted.
     """
-    rates: dict[str, list[float]] = {"moe_lite": [], "transformers": []}
+    now, rates = clock()[0], {"moe_lite": list[float](), "transformers": list[float]()}
     for number in range(rounds + 1):
         for name, run in (("moe_lite", ours), ("transformers", theirs)):
-            begin = time.perf_counter()
+            begin = now()
             tokens = run()
-            rate = tokens / (time.perf_counter() - begin)
+            rate = tokens / (now() - begin)
             if number:
                 rates[name].append(rate)
     both = zip(rates["moe_lite"], rates["transformers"], strict=True)
-    return rates | {"ratio": [a / b for a, b in both]}
+    rates["ratio"] = [a / b for a, b in both]
+    return {name: summary(values) for name, values in rates.items()}
 
 
 def pair_of_models(ours: Mixtral) -> Any:
@@ -62,14 +59,15 @@ def pair_of_models(ours: Mixtral) -> Any:
 
 def training_and_generation(
     name: str, *, autocast: str, rounds: int, steps: int, new_tokens: int, device: str
-) -> dict[str, Any]:
+) -> list[Row]:
     """Time whole training steps and greedy generation of a recipe's model, both sides alike.
 
     Same weights, batches, optimizer and, where chosen, bfloat16 autocast. Each side computes its
     own balance loss; ours takes the cross entropy as :func:`moe_lite.train.train` does, theirs by
     ``F.cross_entropy`` on its logits. Before timing, the two losses must agree.
 
-    Raises: ValueError if they do not.
+    Returns: a row for training and one for generation: tokens per second of both, and the ratio.
+    Raises: ValueError if the losses do not agree.
     """
     recipe = read_recipe(name)
     torch.manual_seed(0)
@@ -133,68 +131,10 @@ def training_and_generation(
         rounds,
     )
     training = paired(train_steps(ours, our_loss), train_steps(theirs, their_loss), rounds)
-    return {
-        "recipe": name,
-        "compute": str(dtype or torch.float32).removeprefix("torch."),
-        "training": training,
-        "generation": generation,
-        "shape": {"batch_size": B, "seq_len": S, "steps": steps, "new_tokens": new_tokens},
-        "machine": machine(device),
-    }
-
-
-def machine(device: str) -> dict[str, Any]:
-    """Describe what a figure was measured on."""
-    import transformers
-
-    chip = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
-    if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        chip = torch.cpu.get_capabilities().get("cpu_name", chip)
-    return {
-        "device": device, "chip": chip, "threads": torch.get_num_threads(),
-        "system": platform.system(), "python": platform.python_version(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
-    }  # fmt: skip
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table and, where asked, write the figures as JSON; give the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m moe_lite bench",
-        description="Tokens per second beside transformers' Mixtral of the same config.",
-    )
-    parser.add_argument("--config", default="nano", help="a recipe's name or JSON file")
-    parser.add_argument("--autocast", choices=("auto", "on", "off"), default="auto")
-    parser.add_argument("--rounds", type=int, default=7, help="pairs of runs; the median counts")
-    parser.add_argument("--steps", type=int, default=2, help="training steps in a run")
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
-    args = parser.parse_args(argv)
-    for name in ("rounds", "steps", "new_tokens"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(args, name)}")
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.touch()  # said before the minutes of measuring, not after
-    result = training_and_generation(
-        args.config, autocast=args.autocast, rounds=args.rounds, steps=args.steps,
-        new_tokens=args.new_tokens, device=args.device,
-    )  # fmt: skip
-    about = result["machine"]
-    print(
-        f"{args.config}, {result['compute']}, {about['chip']}, {about['threads']} threads, "
-        f"torch {about['torch']}, transformers {about['transformers']}; "
-        f"median [least, most] of {args.rounds} rounds"
-    )
-    for what in ("training", "generation"):
-        for name, values in result[what].items():
-            unit = "" if name == "ratio" else " tokens/s"
-            digits = ".2f" if name == "ratio" else ",.0f"
-            middle, low, high = statistics.median(values), min(values), max(values)
-            print(
-                f"{what:10}  {name:12}  {middle:{digits}} [{low:{digits}}, {high:{digits}}]{unit}"
-            )
-    if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8", newline="\n")
-    return 0
+    about = {"config": name, "unit": "tokens/s"}
+    compute = str(dtype or torch.float32).removeprefix("torch.")
+    return [
+        about | {"what": "training", "compute": compute, "batch_size": B, "seq_len": S} | training,
+        about | {"what": "generation", "compute": "float32", "batch_size": 1, "seq_len": 16,
+                 "new_tokens": new_tokens} | generation,
+    ]  # fmt: skip
