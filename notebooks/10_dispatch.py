@@ -223,8 +223,8 @@ print("load", load_E.tolist(), " offsets", offsets.tolist())
 # **Stable permutation.** Sort by expert; *stable* means that pairs of one expert keep the order
 # that they had. `order_R[r]` is the pair that lands in row $r$. For the way back we want the
 # inverse, `row_N[n]`: the row to which pair $n$ went. One scatter of 0, 1, 2, … makes it (sorting
-# `order_R` once more would give the same, and several published dispatchers did just that: [a
-# second sort for nothing](https://github.com/ByteDance-Seed/VeOmni/pull/888)).
+# `order_R` once more would give the same, and published dispatchers did just that, until somebody
+# [looked](https://github.com/ByteDance-Seed/VeOmni/pull/888)).
 
 # %%
 order_R = six.expert_N.argsort(stable=True)
@@ -245,9 +245,9 @@ viz.strips({name: (of, sorted_by) for name, of in rows.items()}, cuts=offsets.to
 # *the same in every run*, down to the last bit of every sum; a sort that is not stable may
 # place equal keys differently each time. Nothing would be wrong, and nothing could be reproduced.
 #
-# Now the experts' products are products of *blocks*. A **grouped** product is one call that does all
-# of them; on a GPU `F.grouped_mm(x, w, offs=...)`, below in words. (`linear` is `F.linear`, except
-# where PyTorch carries a faster library for this processor than the one it would take.)
+# Now the experts' products are products of *blocks*. A **grouped** product is one call that does
+# all of them; on a GPU `F.grouped_mm(x, w, offs=...)`, below in words. (`linear` is `F.linear`,
+# except where PyTorch carries a faster library for this processor than the one it would take.)
 
 
 # %%
@@ -369,8 +369,8 @@ def program(t, n, x, w, y, offsets, tile_expert, tile_row, BM, BN, BK):
 
 
 # %% [markdown]
-# Run all programs, in any order; a GPU runs them at the same time. $y$ starts as NaN, so that a cell
-# that nobody wrote would show.
+# Run all programs, in any order; a GPU runs them at the same time. $y$ starts as NaN, so that a
+# cell that nobody wrote would show.
 
 # %%
 BM, BN, BK, M = 2, 4, 4, 10
@@ -480,9 +480,9 @@ if triton is not None:
     )
 
 # %% [markdown]
-# Its schedule has *room* for more tiles than there are: $\lfloor R / \mathrm{BM} \rfloor + E$ is the
-# most that there can be, whatever the router chose. Again no shape depends on the routing, and the
-# number that does stays on the device.
+# Its schedule has *room* for more tiles than there are: $\lfloor R / \mathrm{BM} \rfloor + E$ is
+# the most that there can be, whatever the router chose. Again no shape depends on the routing, and
+# the number that does stays on the device.
 #
 # ## 7. The way back, twice the same
 #
@@ -526,10 +526,10 @@ again = [gather(y_RD, p.row_N, 512) for _ in range(5)]
 print("gather,  cells that differ from the first run:", [int((r != again[0]).sum()) for r in again])
 
 # %% [markdown]
-# Gathering in is "row $r$ is a copy of token `token_R[r]`"; combining is "token $t$ is the sum of its
-# rows". Each is the other's transpose, so each is also the other's *backward pass*. The library
-# writes both by hand, so that neither direction ever scatters. (Left to autograd, the backward pass
-# of a gather is a scatter.)
+# Gathering in is "row $r$ is a copy of token `token_R[r]`"; combining is "token $t$ is the sum of
+# its rows". Each is the other's transpose, so each is also the other's *backward pass*. The
+# library writes both by hand, so that neither direction ever scatters. (Left to autograd, the
+# backward pass of a gather is a scatter.)
 
 # %% [markdown]
 # ## 8. Predict, then measure
@@ -568,8 +568,8 @@ print(f"one core here: {peak / 1e9:.0f} billion operations and {bandwidth / 1e9:
       f"a second, {peak / bandwidth:.1f} operations for each byte")  # fmt: skip
 
 # %% [markdown]
-# The last number is the machine's **balance**: a job that does fewer operations with each byte waits
-# for memory. Remember it.
+# The last number is the machine's **balance**: a job that does fewer operations with each byte
+# waits for memory. Remember it.
 #
 # Now the count, for each way, from the loads alone. Operations: rows times $6 D F$, and for the
 # einsum its two carriages. Bytes, in float32: each expert's weights once, and for each row what
@@ -599,10 +599,10 @@ def routed(T, E, skew=0.0):
 
 
 # %% [markdown]
-# A fifth way is the library's own, whose secret is told below. **Write down your guess before you run the next cell:** 1,024 tokens, 32 experts, $K = 2$, $D =
-# 256$, $F = 512$. Under random routing, how much slower is the einsum than the sorted way? And
-# under Zipf's law, where expert $e$ is chosen in proportion to $1/(e+1)$, what happens to
-# *padding*?
+# A fifth way is the library's own, whose secret is told below. **Write down your guess before you
+# run the next cell:** 1,024 tokens, 32 experts, $K = 2$, $D = 256$, $F = 512$. Under random
+# routing, how much slower is the einsum than the sorted way? And under Zipf's law, where expert
+# $e$ is chosen in proportion to $1/(e+1)$, what happens to *padding*?
 
 # %%
 D, width, E, T = 256, 512, 32, 1024
@@ -680,8 +680,13 @@ marks = {"dense": "D", "library": "*", "grouped": "o", "loop": "s", "padded": "^
 for (way, mark), color in zip(marks.items(), viz.expert_colors(6), strict=True):
     at = [flops / (flat if way == "dense" else sparse) for flops, sparse, flat in counts]
     ax.plot(at, [r / 1e9 for r in rates[way]], marker=mark, color=color, lw=1, label=way)
-ax.set(xscale="log", yscale="log", xlabel="operations asked for, per byte moved",
-       ylabel="billion operations a second", title="from left to right: 1 to 1,024 tokens")
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="operations asked for, per byte moved",
+    ylabel="billion operations a second",
+    title="from left to right: 1 to 1,024 tokens",
+)
 _ = ax.legend(frameon=False)  # fmt: skip
 
 # %% [markdown]
@@ -755,8 +760,8 @@ fig
 # fixed microseconds, however few the rows. (A decoding path that skips them for a few tokens is
 # worth having, and the library has one.)
 #
-# The curve falls as the batch grows, and comes near 1 where every expert has enough rows to be
-# worth its fetch. When is that? An expert's product does $2 m$ operations with each weight, which
+# The curve falls towards 1 as the batch grows and every expert has rows enough to be worth its
+# fetch. When is that? An expert's product does $2 m$ operations with each weight, which
 # has 4 bytes; by the roofline it waits for memory until $2m/4$ reaches the machine's balance:
 
 # %%
@@ -765,19 +770,19 @@ print(f"here, float32: {rows:.0f} rows per expert, {rows * E / 2:.0f} tokens (E 
 print(f"989e12 operations and 4.8e12 bytes a second, bf16: {989 / 4.8 * 2 / 2:.0f} rows per expert")
 
 # %% [markdown]
-# The second line is an H200 by its data sheet (chapter 11): the faster the arithmetic, the more rows
-# it takes to be worth a fetch. So there are three reasons, and the size of the batch tells them
-# apart:
+# The second line is an H200 by its data sheet (chapter 11): the faster the arithmetic, the more
+# rows it takes to be worth a fetch. So there are three reasons, and the size of the batch tells
+# them apart:
 #
 # 1. **Bytes.** Small batches fetch up to $E/K$ times the weights for the same arithmetic. It is the
 #    same in every implementation; only larger batches, smaller weights or fewer experts help.
-# 2. **Tiles.** $K T / E$ rows per expert do not fill a tile, or a vector unit. Better kernels help a
-#    little; many small experts (chapter 08) hurt.
+# 2. **Tiles.** $K T / E$ rows per expert do not fill a tile, or a vector unit. Better kernels help
+#    a little; many small experts (chapter 08) hurt.
 # 3. **Carrying.** Sort, gather, combine: what is left between "sum of its products" and "measured".
 #    Fusing helps: it is why the library's kernels read $x$ by token.
 #
-# And then what one does *not* see in a layer's time: at equal arithmetic the mixture has $E/K$ times
-# the parameters. Whether that was worth it is the rest of the course.
+# And then what one does *not* see in a layer's time: at equal arithmetic the mixture has $E/K$
+# times the parameters. Whether that was worth it is the rest of the course.
 #
 # ## 10. A backward pass that does E times too much
 #
@@ -867,9 +872,9 @@ fig
 print(inspect.getdoc(Experts.each))
 
 # %% [markdown]
-# And transformers itself, if you have it (it comes with `pip install -e ".[test]"`): the same count
-# on its Mixtral experts with the eager loop. (Its default since version 5 is a grouped product, which
-# has no such slices.)
+# And transformers itself, if you have it (it comes with `pip install -e ".[test]"`): the same
+# count on its Mixtral experts with the eager loop. (Its default since version 5 is a grouped
+# product, which has no such slices.)
 
 # %%
 try:
@@ -897,23 +902,24 @@ except ImportError:
 # %% [markdown]
 # ## 11. On other machines
 #
-# `python -m moe_lite bench` times all of it with more care: the experts and the whole layer, forward
-# and backward, five kinds of routing, beside what people would otherwise use. Its results are kept
-# with the course. Here is what they say beside what *your* machine says now, forward and backward
-# together, at $T = 4096$, all over the dense network's time.
+# `python -m moe_lite bench` times all of it with more care: the experts and the whole layer,
+# forward and backward, five kinds of routing, beside what people would otherwise use. Its results
+# are kept with the course. Here is what they say beside what *your* machine says now, forward and
+# backward together, at $T = 4096$, all over the dense network's time: here one expert that gets all
+# $K T = 8192$ rows, which no dispatch can beat by doing less.
 
 
 # %%
 def step(way, x_TD, routing, weights):
     """Give a job: forward and backward, all gradients."""
-    x_TD, p = x_TD.requires_grad_(), plan(routing)
+    x_TD, p = x_TD.requires_grad_(), routing and plan(routing)
     grad = torch.randn(x_TD.shape)
 
     def job():
         if way == "eager loop":
             out = by_slices(x_TD, *weights.parameters(), p)
         elif way == "dense":
-            out = swiglu(x_TD, *(w[0] for w in weights.parameters()))
+            out = weights.each()[0](x_TD)
         else:
             out = BACKENDS[way](x_TD, weights, p)
         torch.autograd.grad(out, [x_TD, *weights.parameters()], grad)
@@ -925,7 +931,7 @@ names = {"loop": "moe_lite loop", "padded": "moe_lite padded", "grouped": "moe_l
          "eager loop": "transformers eager"}  # fmt: skip
 yours, batch = {}, torch.randn(4096, D)
 for E in (8, 64):
-    whole = least(step("dense", batch, routed(4096, E), Experts(1, D, 2 * width)), 2)
+    whole = least(step("dense", torch.randn(8192, D), None, Experts(1, D, width)), 2)
     routing, experts = routed(4096, E), Experts(E, D, width)
     yours[E] = {way: least(step(way, batch, routing, experts), 2) / whole for way in names}
 
@@ -969,31 +975,34 @@ for ax, E in zip(panels, (8, 64), strict=True):
         for y, way in zip(at, names, strict=True):
             ax.text(found[way], y, f" {found[way]:.1f}", va="center", fontsize=8)
     ax.axvline(1, color="#1b1f24", lw=0.8)
-    ax.set(title=f"{E} experts", xlabel="time over the dense network's", xscale="log")
+    ax.set(title=f"{E} experts", xlabel="time over the dense network's")
     ax.set_yticks(range(len(names)), list(names))
     ax.spines[["top", "right"]].set_visible(False)
 panels[0].invert_yaxis()
 _ = panels[1].legend(frameon=False)
 
 # %% [markdown]
-# Left of the line would be faster than dense. "Stored" is one core of the processor named above;
-# its eager loop is transformers', yours is `by_slices`, and both show section 10: harmless at 8
-# experts, ruinous at 64. What there is of GPU results is printed as it is; *not measured* means
-# that nobody has run it there yet, and this course says nothing about its speed until somebody
-# does. If you have one: `python -m moe_lite bench --help`.
+# Left of the line is faster than the dense network. That is no contradiction to the bound: it is
+# written with plain `F.linear`, as most people would, and where PyTorch carries a faster product
+# for this processor (section 8), the library takes that. "Stored" is one core of the processor
+# named above; its eager loop is transformers', yours is `by_slices`, and both show section 10:
+# harmless at 8 experts, ruinous at 64. What there is of GPU results is printed as it is; *not
+# measured* means that nobody has run it there yet, and this course says nothing about its speed
+# until somebody does. If you have one: `python -m moe_lite bench --help`.
 #
 # ## 12. What goes wrong: a NaN that comes and goes
 #
-# In May 2025 somebody trained a mixture of experts with PyTorch's own example code, and got a loss of
-# NaN; not always, and not in the first step ([torchtitan issue
-# 1237](https://github.com/pytorch/torchtitan/issues/1237)). Here it is in small. Two of the
-# twelve pairs are dropped. As usual they are sorted behind all others, with a gate of 0, and the
-# product is told to stop before them:
+# In May 2025 somebody trained PyTorch's own Llama 4, a mixture of experts, and met losses of NaN;
+# the grouped product gave *sometimes* huge values in rows where there was nothing but padding
+# ([torchtitan issue 1237](https://github.com/pytorch/torchtitan/issues/1237)). Others met it in the
+# second backward pass and never in the first. Here it is in small. Two of the twelve pairs are
+# dropped. As usual they are sorted behind all others, with a gate of 0, and the product is told to
+# stop before them:
 
 # %%
-memory = torch.zeros(12, D)  # what the allocator hands out; fresh from the system, it is zeros
+memory = torch.zeros(12, 4)  # what the allocator hands out; fresh from the system, it is zeros
 some = six.kept(torch.tensor([1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0]).bool())
-w_EDD = torch.randn(3, D, D)
+w_EDD = torch.randn(3, 4, 4)
 
 
 def grouped_mm(x_RD, w_EDD, offsets):
@@ -1006,12 +1015,12 @@ def grouped_mm(x_RD, w_EDD, offsets):
 def layer(x_TD):
     p = plan(some)
     y_RD = grouped_mm(x_TD[p.token_R], w_EDD, p.offsets_E1)
-    return (y_RD * p.gate_R[:, None])[p.row_N].view(6, 2, D).sum(1)
+    return (y_RD * p.gate_R[:, None])[p.row_N].view(6, 2, 4).sum(1)
 
 
 # %%
 first = layer(x6_TD)
-memory.fill_(1.0).div_(0).sub_(torch.inf)  # the memory was somebody else's in between
+memory.fill_(torch.nan)  # in between the memory was somebody else's, who left something there
 second = layer(x6_TD)
 print("step 1, NaN in tokens", first.isnan().any(1).nonzero()[:, 0].tolist())
 print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
@@ -1066,7 +1075,7 @@ print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
 # | oracle | `BACKENDS["loop"]` | takes float64 |
 # | which backend? | `layer.explain()` | and why |
 #
-# **Read on:** MegaBlocks (Gale et al. 2022), section 4; ScatterMoE (Tan et al. 2024,
+# **Read on:** MegaBlocks (Gale et al. 2022); ScatterMoE (Tan et al. 2024,
 # [arXiv:2403.08245](https://arxiv.org/abs/2403.08245)); SonicMoE (Guo et al. 2025,
 # [arXiv:2512.14080](https://arxiv.org/abs/2512.14080)), whose fusions the library's kernels follow.
 # Sasha Rush's *GPU-Puzzles* and *Triton-Puzzles* are where puzzles with pictures come from. Next,
