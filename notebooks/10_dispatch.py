@@ -112,6 +112,7 @@ def by_loop(x_TD, experts, routing):
     return out_TD
 
 
+# %%
 def same(way):
     """Hold one way to dispatch against the library's."""
     right = BACKENDS["loop"](x6_TD, small, plan(six))
@@ -157,6 +158,7 @@ def place(routing):
     return place_N, int(place_N.max()) + 1
 
 
+# %%
 def by_einsum(x_TD, experts, routing):
     """Let two einsums carry the rows there and back."""
     place_N, C = place(routing)
@@ -257,6 +259,7 @@ def grouped_product(x_RI, w_EOI, offsets):
     return torch.cat([linear(x, w) for x, w in zip(blocks, w_EOI.unbind(), strict=True)])
 
 
+# %%
 def by_sorting(x_TD, experts, routing):
     """Sort, multiply block by block, gather back."""
     p = plan(routing)
@@ -352,6 +355,7 @@ def load(matrix, r, c, mask):
     return cells
 
 
+# %%
 def program(t, n, x, w, y, offsets, tile_expert, tile_row, BM, BN, BK):
     """Compute my tile of y = x w^T, for the expert whose tile it is."""
     e = tile_expert[t]  # whose rows are mine?
@@ -560,6 +564,7 @@ def least(job, repeats=3):
     return min(times)
 
 
+# %%
 a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
 long, there = torch.randn(2**24), torch.zeros(2**24)
 peak = 2 * 1024**3 / min(least(lambda: a @ b, 7), least(lambda: product(a, b), 7))
@@ -591,6 +596,7 @@ def count(way, load_E, T, D, F):
     return flops, 4 * cells
 
 
+# %%
 def routed(T, E, skew=0.0):
     """Route T tokens by chance, two experts each: expert e in proportion to 1/(e+1)^skew."""
     chance_TE = -(-torch.rand(T, E).log()).log() - skew * torch.arange(1, E + 1).log()
@@ -625,15 +631,17 @@ for name, routing in cases.items():
 # The ranking was known before anything ran; the count gave it. Look at the pairs of lines. Einsum
 # and padding both pay for $E C$ rows, and the largest load $C$ explodes under Zipf. The other three
 # do not care how uneven the load is, because they count *pairs*. What they take above the bound is
-# what the count left out: products too small to run at peak, and copies.
+# what the count left out: products too small to run at peak, and copies. (Loop and padding are
+# written with PyTorch's own products; where the two libraries differ, as they do on the machine
+# that printed this, a part of their distance is that and not the idea's fault.)
 #
-# Between loop and grouped there is little on a CPU: one core has no idle processors to fill, and
-# its loop has no device to wait for. (On a GPU the same two are far apart, for the reasons of
+# Else there is little between loop and grouped on a CPU: one core has no idle processors to fill,
+# and its loop has no device to wait for. (On a GPU the same two are far apart, for the reasons of
 # section 2 and the widget.) So the library's `grouped`, on a CPU, sorts as you did and then *is a
-# loop*, over blocks: it carries each expert's rows through all three products while they lie in the
-# cache, instead of writing all rows of one product before the next begins. And its backward pass
-# is written out by hand, for the reason of section 10. The same idea wears another form on another
-# machine: fewer trips to memory. On a GPU that is fusion.
+# loop*, over blocks: it carries each expert's rows through all three products while they lie in
+# the cache, instead of writing all rows of one product before the next begins. And its backward
+# pass is written out by hand, for the reason of section 10. The same idea wears another form on
+# another machine: fewer trips to memory. On a GPU that is fusion.
 #
 # Now the picture. Horizontally the **intensity**, operations that are *asked for* ($6 K T D F$, no
 # credit for padding) over the bytes that the sorted way has to move; vertically the rate at
@@ -661,6 +669,7 @@ def rate(way, T, E, experts):
     return 12 * T * D * width / least(lambda: WAYS[way](x_TD, experts, next(draws)), 9)
 
 
+# %%
 sizes = [1, 4, 16, 64, 256, 1024]
 rates = {way: [rate(way, T, E, experts) for T in sizes] for way in ("dense", *WAYS)}
 
@@ -673,6 +682,7 @@ def counted(T, E):
 
 
 counts = [counted(T, E) for T in sizes]
+# %%
 fig, ax = plt.subplots(figsize=(7, 4.4), layout="constrained")
 x = torch.logspace(-1, 2.3, 50)
 ax.plot(x, (x * bandwidth).clamp(max=peak) / 1e9, color="#1b1f24", lw=2, label="roof, measured")
@@ -735,6 +745,7 @@ def by_table(load_E):
     return total
 
 
+# %%
 lines = {"roofline": [], "sum of its products": [], "measured": [], "the library's": []}
 for T in sizes:
     flops, sparse, flat = counted(T, E)
@@ -825,6 +836,7 @@ class Written(TorchDispatchMode):
         return out
 
 
+# %%
 def backward_cost(way, E, D=64, width=128, T=256):
     """Give the seconds of a backward pass, and the bytes it writes over those of the weights."""
     torch.manual_seed(0)
@@ -927,6 +939,7 @@ def step(way, x_TD, routing, weights):
     return job
 
 
+# %%
 names = {"loop": "moe_lite loop", "padded": "moe_lite padded", "grouped": "moe_lite grouped",
          "eager loop": "transformers eager"}  # fmt: skip
 yours, batch = {}, torch.randn(4096, D)
@@ -953,6 +966,7 @@ def kept(result, shape):
     return {path: t / found["dense"] for path, t in found.items()} if "dense" in found else {}
 
 
+# %%
 for name, result in stored.items():
     machine, rows = result["machine"], result["layers"]
     timed, what = sum("seconds" in row for row in rows), machine.get("chip", machine["device"])
