@@ -43,6 +43,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # a kernel then runs on the CPU; set befor
 import inspect
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -661,12 +662,12 @@ copies = list(zip(dense.w1, dense.w3, dense.w2, strict=True))
 
 
 def rate(way, T, E, experts):
-    """Give the operations asked for, a second; no weights twice in a row."""
-    x_TD, draws = torch.randn(T, D), iter([routed(T, E) for _ in range(9)] * 2)
-    networks = iter(copies * 2)
+    """Give the operations asked for, a second; each time the same loads, but other experts'."""
+    x_TD, r, network = torch.randn(T, D), routed(T, E), iter(copies)
+    turns = iter([replace(r, expert_N=(r.expert_N + 7 * i) % E) for i in range(9)])
     if way == "dense":
-        return 12 * T * D * width / least(lambda: swiglu(x_TD, *next(networks)), 9)
-    return 12 * T * D * width / least(lambda: WAYS[way](x_TD, experts, next(draws)), 9)
+        return 12 * T * D * width / least(lambda: swiglu(x_TD, *next(network)), 9)
+    return 12 * T * D * width / least(lambda: WAYS[way](x_TD, experts, next(turns)), 9)
 
 
 # %%
@@ -682,6 +683,7 @@ def counted(T, E):
 
 
 counts = [counted(T, E) for T in sizes]
+
 # %%
 fig, ax = plt.subplots(figsize=(7, 4.4), layout="constrained")
 x = torch.logspace(-1, 2.3, 50)
@@ -704,7 +706,7 @@ _ = ax.legend(frameon=False)  # fmt: skip
 # as many as the dense network has. From there the dense network moves to the right with every
 # token, because the same weights serve them all. The mixture stays where it is: more tokens need
 # more *experts*. It sets out only when all experts are in use. **Two:** where each expert has many
-# rows, the sorted way and the loop come near the flat roof; what is missing there is section 9.
+# rows, the sorted ways climb towards the flat roof; what is missing there is section 9.
 # **Three:** padding and einsum lose by what they compute for nothing, most of all at the ends:
 # with few tokens they run all experts, with many the einsum's square takes over.
 #
@@ -765,11 +767,11 @@ fig
 
 # %% [markdown]
 # Both do the same arithmetic, and with some tens of tokens the dense network is ahead by far. The
-# roofline has the *shape* of it, up and down again, but promises too much: it knows bytes, and not
-# that a product of two rows is a bad product on any machine. The table knows; it comes close. The
-# gap above it, widest for one token, is the carrying: a sort, two gathers and a sum cost some
-# fixed microseconds, however few the rows. (A decoding path that skips them for a few tokens is
-# worth having, and the library has one.)
+# roofline has the *shape* of it, up and down again, but promises too much on the way down: it
+# knows bytes, and not that a product of ten rows is a bad product on any machine. The table knows;
+# it comes close. The gap above it, widest for one token, is the carrying: a sort, two gathers and
+# a sum cost some fixed microseconds, however few the rows. (A decoding path that skips them for a
+# few tokens is worth having, and the library has one.)
 #
 # The curve falls towards 1 as the batch grows and every expert has rows enough to be worth its
 # fetch. When is that? An expert's product does $2 m$ operations with each weight, which
