@@ -799,8 +799,8 @@ print(f"989e12 operations and 4.8e12 bytes a second, bf16: {989 / 4.8 * 2 / 2:.0
 #
 # ## 10. A backward pass that does E times too much
 #
-# All of that was forward. Here is a loop, in PyTorch, as it stands in many libraries, in
-# transformers' *eager* experts among them. Forward, it is as good as ours. One line is dear:
+# All of that was forward. Here is a loop as most people write it first, and as transformers'
+# *eager* experts have it. Forward, it is as good as ours. One line is dear:
 
 
 # %%
@@ -982,14 +982,14 @@ for shape in ("mixtral", "olmoe"):
 fig, panels = plt.subplots(1, 2, figsize=(10, 3), layout="constrained", sharey=True)
 for ax, E in zip(panels, (8, 64), strict=True):
     there = kept(stored["cpu"], f"course-e{E}")
+    theirs = {way: there[path] for way, path in names.items() if path in there}
     for shift, found, color, label in (
-        (-0.2, {way: there[path] for way, path in names.items()}, "#7F7F7F", "stored"),
-        (0.2, yours[E], "#0072B2", "yours, now"),
-    ):
-        at = [y + shift for y in range(len(names))]
-        ax.barh(at, [found[way] for way in names], 0.38, color=color, label=label)
-        for y, way in zip(at, names, strict=True):
-            ax.text(found[way], y, f" {found[way]:.1f}", va="center", fontsize=8)
+        (-0.2, theirs, "#7F7F7F", "stored"), (0.2, yours[E], "#0072B2", "yours, now")
+    ):  # fmt: skip
+        for y, way in enumerate(names):
+            if way in found:
+                ax.barh(y + shift, found[way], 0.38, color=color, label=label if y == 0 else None)
+                ax.text(found[way], y + shift, f" {found[way]:.1f}", va="center", fontsize=8)
     ax.axvline(1, color="#1b1f24", lw=0.8)
     ax.set(title=f"{E} experts", xlabel="time over the dense network's")
     ax.set_yticks(range(len(names)), list(names))

@@ -349,8 +349,8 @@ print("your dispatcher gives what the library gives")
 #
 # *Difficulty ●●●●○ · importance ●●●●○ · 20 minutes*
 #
-# This is right, forward and backward, and stands so in many libraries. With 128 experts its
-# backward pass is some ten times slower than it has to be.
+# This is right, forward and backward, and is what people write first. With 128 experts its backward
+# pass is some ten times slower than it has to be.
 
 
 # %%
