@@ -16,7 +16,7 @@ FLOORS = {
     1: {"mixtures", "hierarchy", "routers", "experts", "losses", "dispatch"},
     2: {"layer"},
     2.5: {"model"},  # a mezzanine: a model is made of layers
-    3: {"hf", "data", "vowels", "arm", "train", "parallel", "trace", "cost", "checks"},
+    3: {"hf", "data", "vowels", "arm", "train", "parallel", "trace", "causal", "cost", "checks"},
     4: {"viz", "build", "recipes", "ledger", "sweep"},
     4.5: {"widgets", "bench"},  # another: a widget's still is one of viz's, a bench runs a recipe
     5: {"__main__"},  # the door: it opens every room
