@@ -300,6 +300,21 @@ class Run:
     logits_BSV: Tensor
     routings: tuple[Routing, ...]
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Mixtral, ids_BS: Tensor, *interventions: Intervention) -> Run:
+        """Run a text, in evaluation; the model is left in the mode it was in.
+
+        Raises: ValueError as :func:`intervene` and the model do.
+        """
+        training = model.training
+        try:
+            with intervene(model.eval(), *interventions):
+                out = model(ids_BS)
+        finally:
+            model.train(training)
+        return cls(ids_BS, out.logits_BSV, out.routings)
+
     @cached_property
     def log_probs_BSV(self) -> Tensor:
         """Give the log-probability of every next token, float32."""
@@ -331,9 +346,8 @@ class Effect:
         return self.changed.loss_T - self.base.loss_T
 
 
-@torch.no_grad()
 def effect(model: Mixtral, ids_BS: Tensor, *interventions: Intervention) -> Effect:
-    """Run a text as it is and with interventions; the model is left in the mode it was in.
+    """Run a text as it is and with interventions.
 
     >>> from moe_lite.contracts import MixtralConfig
     >>> model = Mixtral(MixtralConfig(vocab_size=64, hidden_size=32, intermediate_size=48,
@@ -344,16 +358,5 @@ def effect(model: Mixtral, ids_BS: Tensor, *interventions: Intervention) -> Effe
 
     Raises: ValueError as :func:`intervene` and the model do.
     """
-    training = model.training
-    model.eval()
-    try:
-        with intervene(model, *interventions):
-            changed = model(ids_BS)
-        base = model(ids_BS)
-    finally:
-        model.train(training)
-    return Effect(
-        Run(ids_BS, base.logits_BSV, base.routings),
-        Run(ids_BS, changed.logits_BSV, changed.routings),
-        interventions,
-    )
+    changed = Run.of(model, ids_BS, *interventions)
+    return Effect(Run.of(model, ids_BS), changed, interventions)
