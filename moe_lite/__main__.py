@@ -61,7 +61,7 @@ def train(argv: Sequence[str]) -> int:
 
 
 def explore(argv: Sequence[str]) -> int:
-    """Write one HTML file that shows which experts each token of a text goes to, and what if not."""
+    """Write one HTML file that shows which experts each token goes to, and what if not."""
     parser = argparse.ArgumentParser(prog="python -m moe_lite explore", description=explore.__doc__)
     parser.add_argument("text", nargs="?", default="", help="what to run through the model")
     parser.add_argument(

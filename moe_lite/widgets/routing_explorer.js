@@ -735,7 +735,18 @@ function wording([kind, layer, expert, other, k, tokens], data) {
 function asking(model, data, { get, set, signal, root }) {
   const { T } = data, live = get("live"), base = get("answers")["[]"], top = base.top;
   const read = (answer) => new Uint16Array(cut(answer.data));
-  const plain = read(base), lossAt = 2 * T * top;
+  const plain = read(base);
+  const was = { word: (t, i) => base.words[plain[t * top + i]], share: (t, i) => plain[(T + t) * top + i] / 65535, loss: (t) => plain[2 * T * top + t] };
+  /** What an answer says of a token; it begins where the first change is. */
+  const changes = (answer) => {
+    const value = read(answer), { first } = answer, n = T - first;
+    const column = (name, t) => value[n * (top + name) + t - first];
+    return {
+      share: (t, i) => (t < first ? was.share(t, i) : value[(t - first) * top + i] / 65535),
+      best: (t) => t >= first && { word: answer.words[column(0, t)], before: column(1, t) / 65535, after: column(2, t) / 65535 },
+      loss: (t) => (t < first ? was.loss(t) : column(3, t)),
+    };
+  };
   const choice = (label, options) => {
     const select = h("select", {}, ...options.map(([value, text]) => h("option", { value }, text)));
     return { select, label: h("label", {}, `${label} `, select), get value() { return select.value; } };
@@ -792,42 +803,41 @@ function asking(model, data, { get, set, signal, root }) {
   function paint() {
     const question = get("question"), key = JSON.stringify(question), latest = get("answer");
     const answer = !question.length ? null : latest?.key === key ? latest : get("answers")[key];
-    const t = now(), value = answer?.data ? read(answer) : null;
+    const t = now(), is = answer?.data ? changes(answer) : null;
     undo.disabled = !question.length;
     const asks = question.map((i) => wording(i, data)).join("; and ");
     const state = answer?.error ? ` This cannot be done: ${answer.error}.` : answer ? ` ${answer.moved} of ${T * data.L} first choices change.` : live ? " The model is being asked …" : " No answer to this came along.";
     say(asked, question.length ? `${asks[0].toUpperCase()}${asks.slice(1)}.${state}` : "");
     panel.setAttribute("aria-busy", String(Boolean(live && question.length && !answer)));
     // The next token: the likeliest as it was and, if it is another, as it is now.
-    const next = Array.from({ length: top }, (_, i) => ({ word: base.words[plain[t * top + i]], before: plain[T * top + t * top + i] / 65535, after: value && value[t * top + i] / 65535 }));
-    if (value) {
-      const word = answer.words[value[T * top + t]];
-      if (!next.some((row) => row.word === word)) next.push({ word, before: value[T * (top + 1) + t] / 65535, after: value[T * (top + 2) + t] / 65535 });
-    }
+    const next = Array.from({ length: top }, (_, i) => ({ word: was.word(t, i), before: was.share(t, i), after: is?.share(t, i) }));
+    const best = is?.best(t);
+    if (best && !next.some((row) => row.word === best.word)) next.push(best);
     say(title, `Next after “${spell(data.tokens[t])}” (token ${t})`);
     const most = Math.max(...next.map((row) => Math.max(row.before, row.after ?? 0)), 1e-6);
     rows.replaceChildren(...next.map(({ word, before, after }) => {
-      const was = h("i.was"), is = h("i.is");
-      was.style.width = `${(100 * before) / most}%`;
-      is.style.width = `${(100 * (after ?? 0)) / most}%`;
-      return h("li", {}, h("b", {}, spell(word)), h("span.two", {}, was, ...(value ? [is] : [])), h("span", {}, value ? `${percent(before)} → ${percent(after)}` : percent(before)));
+      const bars = [before, ...(is ? [after] : [])].map((share, i) => {
+        const bar = h(i ? "i.is" : "i.was");
+        bar.style.width = `${(100 * share) / most}%`;
+        return bar;
+      });
+      return h("li", {}, h("b", {}, spell(word)), h("span.two", {}, ...bars), h("span", {}, is ? `${percent(before)} → ${percent(after)}` : percent(before)));
     }));
-    paintLoss(t, value);
+    paintLoss(t, is);
     goesOn.replaceChildren();
     if (answer?.next) {
-      const [at, was, is] = answer.next;
+      const [at, old, now] = answer.next;
       let same = 0;
-      while (same < Math.min(was.length, is.length) && was[same] === is[same]) same++;
-      const line = (name, text) => h("p", {}, h("span.quiet", {}, `${name} `), h("span.made", {}, text.slice(0, same), ...(same < text.length && was !== is ? [h("mark", {}, text.slice(same))] : [])));
-      goesOn.append(h("h3", {}, `Going on after token ${at}, the likeliest each time`), ...(was === is ? [line("untouched and changed alike", is)] : [line("untouched", was), line("changed", is)]));
+      while (same < Math.min(old.length, now.length) && old[same] === now[same]) same++;
+      const line = (name, text) => h("p", {}, h("span.quiet", {}, `${name} `), h("span.made", {}, text.slice(0, same), ...(same < text.length && old !== now ? [h("mark", {}, text.slice(same))] : [])));
+      goesOn.append(h("h3", {}, `Going on after token ${at}, the likeliest each time`), ...(old === now ? [line("untouched and changed alike", now)] : [line("untouched", old), line("changed", now)]));
     }
   }
 
   function paintLoss(t, value) {
-    const at = value ? T * (top + 3) : 0, list = [];
+    const list = [];
     for (let u = 1; u < T; u++) {
-      if (plain[lossAt + u] === NONE) continue;
-      const before = plain[lossAt + u] / 1000, after = value ? value[at + u] / 1000 : before;
+      const before = was.loss(u) / 1000, after = value ? value.loss(u) / 1000 : before;
       list.push({ u, before, after, rise: after - before });
     }
     const after = list.filter(({ u }) => u > t), mean = (rows, name) => rows.reduce((sum, row) => sum + row[name], 0) / rows.length;

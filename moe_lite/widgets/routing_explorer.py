@@ -136,8 +136,8 @@ class RoutingExplorer(PortableWidget):
         model, tokenizer = self._model, self._tokenizer
         if model is None or tokenizer is None:
             assert isinstance(what, RoutingTrace)
-            self._trace = what
-            return pack(what)
+            packed, self._trace = pack(what), what
+            return packed
         text = what if isinstance(what, str) else "".join(what.tokens if what else ())
         ids = tokenizer.encode(text).ids
         shown = pieces(tokenizer, ids)
@@ -246,20 +246,23 @@ class RoutingExplorer(PortableWidget):
         model, base = self._model, self._base
         if model is None or base is None:
             raise ValueError("there is no model to ask: RoutingExplorer(text, model=model)")
-        made = [_intervention(wire) for wire in question]
+        made = [Intervention(*wire) for wire in question]
         run = Run.of(model, base.ids_BS, *made)
         self.effect = Effect(base, run, tuple(made))
-        probs_TV, before_TV = run.log_probs_BSV[0].exp(), base.log_probs_BSV[0].exp()
+        # What comes before the first change need not travel.
+        moved_T = (run.log_probs_BSV - base.log_probs_BSV)[0].abs().amax(dim=-1) > 1e-5
+        first = int(moved_T.nonzero()[0]) if moved_T.any() else len(moved_T) - 1
+        probs_TV, before_TV = (r.log_probs_BSV[0, first:].exp() for r in (run, base))
         best_T1 = probs_TV.argmax(1, keepdim=True)
         words, best_T = self._words(best_T1)
         parts = [
-            _shares(probs_TV.gather(1, self._top_TK)), best_T,
+            _shares(probs_TV.gather(1, self._top_TK[first:])), best_T,
             _shares(before_TV.gather(1, best_T1)), _shares(probs_TV.gather(1, best_T1)),
-            _thousandths(run.loss_T),
+            _thousandths(run.loss_T[first:]),
         ]  # fmt: skip
         cut = self._cut()
         return {
-            "key": _key(question), "words": words, "data": _block(parts),
+            "key": _key(question), "first": first, "words": words, "data": _block(parts),
             "next": [cut, self._continued(cut), self._continued(cut, *made)],
             "moved": _moved(base, run),
         }  # fmt: skip
@@ -344,11 +347,6 @@ def _wire(i: Intervention) -> list[Any]:
     """Write an intervention as a page does."""
     *rest, tokens = astuple(i)
     return [*rest, None if tokens is None else list(tokens)]
-
-
-def _intervention(wire: Sequence[Any]) -> Intervention:
-    kind, layer, expert, other, k, tokens = wire
-    return Intervention(kind, layer, expert, other, k, None if tokens is None else tuple(tokens))
 
 
 def _key(question: Sequence[Any]) -> str:
