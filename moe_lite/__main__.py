@@ -93,7 +93,7 @@ def explore(argv: Sequence[str]) -> int:
     from .widgets import RoutingExplorer
 
     if args.film:
-        widget = RoutingExplorer(film=Film.load(_folder(args.model) / "film.npz"))
+        widget = RoutingExplorer(film=Film.load(_folder(args.model) / "film.safetensors"))
         shown = f"{len(widget.film['steps'])} steps of a training"
     else:
         _, _, other = _run(texts[-1], args.compare_model or args.model) if beside else [None] * 3

@@ -217,7 +217,7 @@ def make_film(T=30, L=3, E=5, steps=(0, 1, 10)):
     ids_BS = torch.arange(T).view(2, -1)
     film = Film(ids_BS, ids_BS, ("a",), [f"t{t} " for t in range(T)], list(steps))
     for step in steps:
-        film.logits[step] = torch.randn(L, T, E).half().numpy()
+        film.logits[step] = torch.randn(L, T, E).half()
     return film
 
 

@@ -770,12 +770,12 @@ function asking(model, data, { get, set, signal, root, soon }) {
   const k = choice("k", experts.map(([e]) => [e + 1, String(e + 1)])), where = choice("in", [["here", ""], ["all", "every layer"]]);
   const whom = choice("for", [["one", "this token"], ["all", "all tokens"]]), stored = choice("… you", [["", ""]]);
   const ask = h("button.act", { type: "button" }, "Ask"), also = h("button.act", { type: "button" }, "And also"), undo = h("button.act", { type: "button" }, "Leave it untouched");
-  const asked = h("p.asked", { role: "status" }), title = h("h3"), rows = h("ul.next"), lossTitle = h("h3"), loss = h("p"), canvas = h("canvas", { role: "img" });
+  const asked = h("p.asked", { role: "status" }), title = h("h3"), legend = h("p.quiet", {}, "Hatched: untouched. Solid: changed."), rows = h("ul.next"), lossTitle = h("h3"), loss = h("p"), canvas = h("canvas", { role: "img" });
   const goesOn = h("div.on"), note = h("p.quiet");
   const losses = h("div", {}, lossTitle, loss, canvas);
   const panel = h("section.panel.ask", { "aria-label": "What if" }, h("h2", {}, "What if …"),
     h("div.form", {}, ...(live ? [kind.label, expert.label, other.label, k.label, where.label, whom.label, ask, also] : [stored.label]), undo),
-    note, asked, h("div.answers", {}, h("div", {}, title, rows), losses, goesOn));
+    note, asked, h("div.answers", {}, h("div", {}, title, legend, rows), losses, goesOn));
   const on = (target, type, act) => target.addEventListener(type, act, { signal });
   const now = () => (get("selected") >= 0 ? get("selected") : T - 1);
 
@@ -837,10 +837,11 @@ function asking(model, data, { get, set, signal, root, soon }) {
       });
       return h("li", {}, h("b", {}, spell(word)), h("span.two", {}, ...bars), h("span", {}, is ? `${percent(before)} → ${percent(after)}` : percent(before)));
     }));
+    legend.hidden = !is;
     paintLoss(t, is);
     goesOn.replaceChildren();
     if (answer?.next) {
-      const [at, old, now] = answer.next;
+      const [at, old, now] = answer.next.map((text) => text.replace?.(/\n/g, "↵") ?? text);
       let same = 0;
       while (same < Math.min(old.length, now.length) && old[same] === now[same]) same++;
       const line = (name, text) => h("p", {}, h("span.quiet", {}, `${name} `), h("span.made", {}, text.slice(0, same), ...(same < text.length && old !== now ? [h("mark", {}, text.slice(same))] : [])));

@@ -117,7 +117,7 @@ class RoutingExplorer(PortableWidget):
         traits: dict[str, Any] = {"live": model is not None}
         if film is not None:
             trace = film.trace(film.steps[-1])
-            logits = np.stack([film.logits[step] for step in film.steps]).astype("<f2")
+            logits = torch.stack([film.logits[step] for step in film.steps]).numpy().astype("<f2")
             traits["film"] = {
                 "steps": film.steps, "top_k": film.top_k, "logits": logits.tobytes(),
                 "shape": list(logits.shape),
