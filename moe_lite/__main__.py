@@ -98,7 +98,8 @@ def explore(argv: Sequence[str]) -> int:
     else:
         _, _, other = _run(texts[-1], args.compare_model or args.model) if beside else [None] * 3
         model, tokenizer, trace = _run(args.text, args.model)
-        widget = RoutingExplorer(trace, model=model, tokenizer=tokenizer, beside=other)
+        own = {"model": model, "tokenizer": tokenizer, "text": args.text}
+        widget = RoutingExplorer(trace, **own, beside=other)
         shown = f"{len(widget.precompute().answers) - 1} answers to “what if”"
     widget.to_html(args.out)
     print(
