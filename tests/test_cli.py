@@ -117,7 +117,7 @@ def test_explore_shows_the_film(checkpoint, tmp_path, capsys, fails):
     film = ["explore", "--film", "--model", str(folder), "--out", str(out)]
     assert "there is no film at" in fails(*film) and not out.exists()
     ids_BS = torch.arange(6).view(1, 6)
-    taken = Film(ids_BS, ids_BS.clone(), ("a",), [*"abcdef"], [0, 7])
+    taken = Film(ids_BS, torch.zeros_like(ids_BS), ("a",), [*"abcdef"], [0, 7])
     for step in taken.wanted:
         assert taken.take(hf.load(folder), step)
     taken.save(folder / "film.safetensors")

@@ -307,6 +307,7 @@ function build(model, el, which = "") {
   const map = h("section.panel.map", {},
     h("h2", {}, "Every layer, every token"),
     h("p.quiet", {}, "A row is a layer, a column a token; click a cell. Expert 3 of one layer and expert 3 of another are two networks: compare colours along a row."),
+    ...(get("film")?.parts ? [h("p.quiet", {}, `The text: ${get("film").parts.map(([name, from, to]) => `${name} ${from}–${to}`).join(", ")}.`)] : []),
     frame);
 
   const help = h("p.quiet.help");

@@ -121,7 +121,7 @@ class RoutingExplorer(PortableWidget):
             logits = torch.stack([film.logits[step] for step in film.steps]).numpy().astype("<f2")
             traits["film"] = {
                 "steps": film.steps, "top_k": film.top_k, "logits": logits.tobytes(),
-                "shape": list(logits.shape),
+                "shape": list(logits.shape), "parts": _parts(film),
             }  # fmt: skip
             traits["frame"] = len(film.steps) - 1
         if beside is not None:
@@ -348,6 +348,14 @@ class RoutingExplorer(PortableWidget):
     def figure(self) -> Figure:
         """Draw text, map and load at the layer now shown."""
         return overview(self._trace, self.layer)
+
+
+def _parts(film: Film) -> list[list[Any]]:
+    """Say of each stretch of the film's text what it is, and its first and last token."""
+    S, domains = film.ids_BS.shape[1], film.domain_BS[:, 0].tolist()
+    starts = [n for n, d in enumerate(domains) if not n or d != domains[n - 1]]
+    ends = [*starts[1:], len(domains)]
+    return [[film.domains[domains[n]], n * S, e * S - 1] for n, e in zip(starts, ends, strict=True)]
 
 
 def _wire(i: Intervention) -> list[Any]:

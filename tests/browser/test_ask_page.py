@@ -83,7 +83,7 @@ def test_an_answer_that_came_along(open_page, model, made):
     assert likeliest.replace(" ", "␣").replace("\n", "↵") in [word for word, *_ in rows]
     assert rows != plain
     rise = found.rise_T[4:].mean()
-    said = page.locator(".answers p").first.inner_text()
+    said = page.locator(".answers p", has_text="Mean ").inner_text()
     mean, new, by = re.search(r"Mean ([\d.]+) → ([\d.]+) nats \((.[\d.]+)\)", said).groups()
     assert float(mean) == pytest.approx(float(found.base.loss_T[4:].mean()), abs=0.002)
     assert float(new) == pytest.approx(float(found.changed.loss_T[4:].mean()), abs=0.002)
@@ -205,6 +205,7 @@ def test_its_place_in_the_queue(open_page, model, priority):
         page.locator(".tok").nth(t).click()
         page.get_by_text(ranked(widget.trace, 0, t, priority), exact=True).wait_for()
     page.locator(".one summary").click()
+    page.locator(".one tbody tr").nth(3).wait_for()
     table = page.locator(".one tbody tr").all_inner_texts()
     pairs = [
         (n, i) for n, r in enumerate(widget.trace.layers) for i in range(len(r.token_N))
@@ -241,7 +242,13 @@ def test_scores_noise_and_bias_are_said(open_page):
 
 def make_film(T, L, E, steps):
     ids_BS = torch.arange(T).view(2, -1)
-    film = Film(ids_BS, ids_BS, ("a",), (TOKENS * T)[:T], list(steps))
+    film = Film(
+        ids_BS,
+        torch.arange(2)[:, None].expand_as(ids_BS),
+        ("drama", "code"),
+        (TOKENS * T)[:T],
+        list(steps),
+    )
     for step in steps:
         film.logits[step] = (2 * torch.randn(L, T, E)).half()
     return film
@@ -252,6 +259,7 @@ def test_a_film_is_watched_with_a_slider(open_page):
     page = open_page(RoutingExplorer(film=film, layer=1))
     slider = page.get_by_label("Training step")
     assert page.locator("output.step").inner_text() == "1,000"
+    page.get_by_text("The text: drama 0–29, code 30–59.").wait_for()
     page.locator(".tok").nth(7).click()
     for frame, step in reversed([*enumerate(film.steps)]):
         slider.fill(str(frame))
