@@ -1,0 +1,402 @@
+"""Measures of what experts do: pure functions of a :class:`~moe_lite.contracts.RoutingTrace`.
+
+Every measure counts the kept choices of the trace; which expert has which number changes none of
+them. A large value alone says nothing: :func:`permuted` labels and a :func:`shuffled` trace show
+what the same routing scores where there is nothing to find. Experts' weights and a token's
+probabilities are not looked at, so it does not matter whether a model's gates sum to 1.
+
+OLMoE is Muennighoff et al. 2024 (arXiv:2409.02060), Mixtral is Jiang et al. 2024
+(arXiv:2401.04088). Shapes: layers L, tokens T, experts E, choices K, labels C; all results are
+float64 unless said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .contracts import Routing, RoutingTrace
+
+Choice = Literal["all", "first"]
+Labels = Tensor | Sequence[int]
+
+
+def choices_LTK(trace: RoutingTrace) -> Tensor:
+    """Give each token's experts, best first: int64 (L, T, K), -1 for a choice that was dropped.
+
+    Raises: ValueError if experts chose their tokens, or layers differ in their experts or K.
+    """
+    _num_experts(trace)
+    sizes = {routing.per_token for routing in trace.layers}
+    if len(sizes) > 1 or None in sizes:
+        raise ValueError("tokens have no list of K choices here: experts chose, or K differs")
+    K = sizes.pop()
+    assert K is not None
+    return torch.stack([_marked(routing).view(-1, K) for routing in trace.layers])
+
+
+def specialization(
+    trace: RoutingTrace,
+    label_T: Labels,
+    num_labels: int | None = None,
+    *,
+    choice: Choice = "all",
+    per: Literal["pair", "token"] = "pair",
+) -> Tensor:
+    """Measure where a label's tokens go: (L, C, E), NaN for a label without tokens.
+
+    Per pair it is the share of a label's choices that fall on an expert: a row sums to 1, chance
+    is 1/E, as in Mixtral's Figure 7. Per token it is the share of its tokens that have the expert
+    among their choices: a row sums to K, chance is K/E, as in OLMoE. Only the first choice counts
+    with choice="first". A negative label leaves its token out.
+
+    Raises: ValueError if the labels do not fit the trace or num_labels.
+    Source: OLMoE eq. 7 (domains, per token) and eq. 8 (token ids, per pair).
+    """
+    if per not in ("pair", "token"):
+        raise ValueError(f'per must be "pair" or "token", not {per!r}')
+    label_T = _labels(trace, label_T)
+    count_LCE = _count(trace, label_T, num_labels, choice)
+    if per == "pair":
+        return count_LCE / count_LCE.sum(dim=-1, keepdim=True)
+    tokens_C = torch.bincount(label_T[label_T >= 0], minlength=count_LCE.shape[1])
+    return count_LCE / tokens_C[:, None]
+
+
+def vocabulary_specialization(
+    trace: RoutingTrace, ids_T: Labels, min_count: int = 10, *, choice: Choice = "first"
+) -> Tensor:
+    """Average, over the token ids that favour an expert, the share of their tokens it gets: (L, E).
+
+    NaN for an expert that no id favours; ``.nanmean(-1)`` is a layer's. An id that occurs once has
+    a share of 1 whatever the router does, so rare ids are left out, and even then a random router
+    scores above chance: compare with a :func:`shuffled` trace. An id with two favourites counts
+    half for each.
+
+    Args:   ids_T: the token read, or the one predicted, or the one that follows; negative: none.
+    Raises: ValueError as :func:`specialization` does, or if no id occurs min_count times.
+    Source: OLMoE eq. 8 and Figure 23 (first choice).
+    """
+    id_C, label_T = _labels(trace, ids_T).unique(return_inverse=True)
+    common_C = (label_T.bincount() >= min_count) & (id_C >= 0)
+    if not common_C.any():
+        raise ValueError(f"no token id occurs {min_count} times in {len(label_T)} tokens")
+    share_LCE = specialization(trace, label_T, choice=choice, per="token")[:, common_C]
+    share_LC1 = share_LCE.amax(dim=-1, keepdim=True)
+    favours_LCE = (share_LCE == share_LC1).double()
+    favours_LCE /= favours_LCE.sum(dim=-1, keepdim=True)
+    return (favours_LCE * share_LC1).sum(dim=1) / favours_LCE.sum(dim=1)
+
+
+def mutual_information(
+    trace: RoutingTrace,
+    label_T: Labels,
+    *,
+    choice: Choice = "all",
+    given_T: Labels | None = None,
+) -> Tensor:
+    """Measure how much a token's expert tells about its label: (L,), in bits.
+
+    At most the smaller entropy of the two. The plug-in estimate lies above the truth by about
+    (C-1)(E-1) / (2 T ln 2) bits: compare with :func:`permuted_information`. Given other labels,
+    it is what the expert tells to one who knows those already.
+
+    Raises: ValueError if the labels do not fit the trace.
+    Source: Shannon 1948, I(X; Y) = sum p(x, y) log2 p(x, y) / (p(x) p(y)); the chain rule
+            I(X; Y | Z) = I(X; (Y, Z)) - I(X; Z).
+    """
+    label_T = _labels(trace, label_T)
+    if given_T is None:
+        return _information(_count(trace, label_T, None, choice))
+    given_T = _labels(trace, given_T)
+    known_T = (label_T >= 0) & (given_T >= 0)
+    both_T = torch.stack([label_T, given_T]).unique(dim=1, return_inverse=True)[1]
+    both_T, given_T = (x_T.where(known_T, x_T.new_tensor(-1)) for x_T in (both_T, given_T))
+    joint, alone = (_count(trace, x_T, None, choice) for x_T in (both_T, given_T))
+    return _information(joint) - _information(alone)
+
+
+def permuted(
+    label_T: Labels, seed: int, *, block: int = 1, within_T: Labels | None = None
+) -> Tensor:
+    """Shuffle labels, so that they mean nothing and yet are as frequent as before: int64 (T,).
+
+    Tokens of one text are not independent: with block=S whole texts of S tokens change places.
+    With within_T, labels move only among tokens that are alike in it; with token ids there, each
+    label keeps its words, and what is left is what token frequency alone would give.
+
+    Raises: ValueError if the blocks do not divide the tokens, or both ways are asked for.
+    """
+    label_T = torch.as_tensor(label_T).flatten()
+    random = torch.Generator().manual_seed(seed)
+    if within_T is not None:
+        if block != 1:
+            raise ValueError("labels are shuffled in blocks or within a kind of token, not both")
+        within_T = torch.as_tensor(within_T).flatten()
+        order_T = torch.randperm(len(label_T), generator=random)
+        taken_T = order_T[within_T[order_T].sort(stable=True).indices]
+        return torch.empty_like(label_T).scatter_(
+            0, within_T.sort(stable=True).indices, label_T[taken_T]
+        )
+    blocks = _texts(label_T, block)
+    return blocks[torch.randperm(len(blocks), generator=random)].flatten()
+
+
+def permuted_information(
+    trace: RoutingTrace,
+    label_T: Labels,
+    seeds: Iterable[int],
+    *,
+    choice: Choice = "all",
+    given_T: Labels | None = None,
+    block: int = 1,
+    within_T: Labels | None = None,
+) -> Tensor:
+    """Measure the information of labels that were :func:`permuted`, once a seed: (seeds, L), bits.
+
+    Raises: ValueError as :func:`permuted` and :func:`mutual_information` do.
+    """
+    shuffles = (permuted(label_T, seed, block=block, within_T=within_T) for seed in seeds)
+    bits = [mutual_information(trace, x_T, choice=choice, given_T=given_T) for x_T in shuffles]
+    return torch.stack(bits)
+
+
+def coactivation(trace: RoutingTrace) -> Tensor:
+    """Measure which share of the tokens of expert i also go to expert j: (L, E, E), [l, i, j].
+
+    The diagonal is 1; the row of an expert without tokens is NaN. Chance is (K-1) / (E-1).
+    Source: OLMoE eq. 6. The script published with it counts only neighbours in rank together.
+    """
+    _num_experts(trace)
+    used_LTE = torch.stack([_used(routing) for routing in trace.layers]).double()
+    both_LEE = used_LTE.mT @ used_LTE
+    return both_LEE / both_LEE.diagonal(dim1=1, dim2=2)[..., None]
+
+
+def saturation(trace_t: RoutingTrace, trace_T: RoutingTrace, k: int | None = None) -> Tensor:
+    """Measure which share of the final experts of a token were its experts earlier: (L,).
+
+    Only the first k choices of both count (default: all). Chance is k/E.
+    Args:   trace_t: the earlier routing; trace_T: the final one, of the same tokens.
+    Raises: ValueError if the traces differ in tokens, layers or K, or k is not among 1..K.
+    Source: OLMoE eq. 5.
+    """
+    early, final = choices_LTK(trace_t), choices_LTK(trace_T)
+    if early.shape != final.shape or trace_t.tokens != trace_T.tokens:
+        raise ValueError("saturation compares two routings of the same tokens by the same layers")
+    k = final.shape[-1] if k is None else k
+    if not 1 <= k <= final.shape[-1]:
+        raise ValueError(f"k must be between 1 and the {final.shape[-1]} choices, not {k}")
+    final = final[..., :k]
+    again_LTk = (final[..., None] == early[..., None, :k]).any(dim=-1) & (final >= 0)
+    return again_LTk.sum(dim=(1, 2)).double() / (final >= 0).sum(dim=(1, 2))
+
+
+def repetition(
+    trace: RoutingTrace, length: int, choice: Literal["first", "any"] = "first"
+) -> Tensor:
+    """Measure how often a token and the next of its text share an expert: (L,), a share of pairs.
+
+    Args:   length: tokens of a text, by which the trace is cut; choice: "first" asks for the same
+            first choice, "any" for at least one expert that is among the choices of both.
+    Raises: ValueError if the texts do not divide the tokens, or have fewer than two.
+    Source: Mixtral Table 5; for chance :func:`repetition_chance`, for the chance of experts that
+            are unequally used :func:`shuffled`.
+    """
+    if choice not in ("first", "any"):
+        raise ValueError(f'choice must be "first" or "any", not {choice!r}')
+    if length < 2:
+        raise ValueError(f"a text needs two tokens for one to follow, not {length}")
+    K = 1 if choice == "first" else None
+    texts = _texts(choices_LTK(trace).transpose(0, 1)[..., :K], length)  # text, token, layer, K
+    this, following = texts[:, :-1, ..., None], texts[:, 1:, ..., None, :]
+    return ((this == following) & (this >= 0)).flatten(3).any(dim=-1).double().mean(dim=(0, 1))
+
+
+def repetition_chance(E: int, K: int = 1) -> float:
+    """Give the chance that two random sets of K of E experts meet.
+
+    >>> repetition_chance(8), round(repetition_chance(8, 2), 3)
+    (0.125, 0.464)
+
+    Source: Mixtral Table 5's caption.
+    """
+    return 1 - math.comb(E - K, K) / math.comb(E, K)
+
+
+def shuffled(trace: RoutingTrace, seed: int, length: int | None = None) -> RoutingTrace:
+    """Deal the routing of the tokens out to other tokens, at all layers alike.
+
+    How often each expert is used stays, in all and, with length, in each text of so many tokens;
+    what a token has to do with its experts, or with its neighbour's, is gone.
+    Raises: ValueError as :func:`choices_LTK` does, or if the texts do not divide the tokens.
+    """
+    K = choices_LTK(trace).shape[-1]
+    random = torch.Generator().manual_seed(seed)
+    texts = _texts(torch.arange(len(trace.tokens)), length or len(trace.tokens))
+    order_T = torch.cat([text[torch.randperm(len(text), generator=random)] for text in texts])
+    pair_N = (order_T[:, None] * K + torch.arange(K)).flatten()
+
+    def deal(routing: Routing) -> Routing:
+        dealt = {}
+        for name, value in vars(routing).items():
+            shape = name.rpartition("_")[2]  # the name says it: per pair, per token, or neither
+            if isinstance(value, Tensor) and name != "token_N" and shape[0] in "NT":
+                dealt[name] = value[pair_N if shape == "N" else order_T]
+        return Routing(**{**vars(routing), **dealt})
+
+    return replace(trace, layers=tuple(map(deal, trace.layers)))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Hold how well experts fit labels, and the same for permuted labels, one number a seed.
+
+    accuracy: the share of tokens at the expert that stands for their label, under the best
+    one-to-one match; information: the normalised mutual information, 2 I / (H + H), 0 to 1.
+    """
+
+    accuracy: float
+    information: float
+    null_accuracy: tuple[float, ...]
+    null_information: tuple[float, ...]
+
+    def adjusted(self, which: Literal["accuracy", "information"] = "accuracy") -> float:
+        """Stretch a score so that the null's mean becomes 0 and the best stays 1."""
+        value, null = getattr(self, which), getattr(self, f"null_{which}")
+        chance = math.fsum(null) / len(null)
+        return (value - chance) / (1 - chance)
+
+
+def agreement(expert_T: Labels, label_T: Labels, seeds: Iterable[int] = range(20)) -> Agreement:
+    """Score a learned routing against the true one, whatever the experts are numbered.
+
+    Args:   expert_T: one expert a token, as ``choices_LTK(trace)[layer, :, 0]``; label_T: the
+            true one; seeds: one permutation of the labels each.
+    Raises: ValueError if they differ in length or are negative.
+    Source: the best match is Munkres 1957's assignment problem.
+    """
+    expert_T, label_T = (torch.as_tensor(x).flatten().long() for x in (expert_T, label_T))
+    if expert_T.shape != label_T.shape or not len(label_T):
+        raise ValueError(f"{len(expert_T)} experts do not fit {len(label_T)} labels")
+    if min(expert_T.min(), label_T.min()) < 0:
+        raise ValueError("experts and labels are numbers from 0")
+    C, E = int(label_T.max()) + 1, int(expert_T.max()) + 1
+
+    def score(label_T: Tensor) -> tuple[float, float]:
+        count_CE = torch.bincount(label_T * E + expert_T, minlength=C * E).view(C, E).double()
+        matched = sum(float(count_CE[c, e]) for c, e in best_match(count_CE))
+        entropies = sum(_entropy(count_CE.sum(dim=dim)) for dim in (0, 1))
+        shared = 2 * float(_information(count_CE)) / float(entropies) if entropies > 0 else 0.0
+        return matched / len(label_T), shared
+
+    accuracy, information = score(label_T)
+    nulls = [score(permuted(label_T, seed)) for seed in seeds]
+    return Agreement(accuracy, information, tuple(n[0] for n in nulls), tuple(n[1] for n in nulls))
+
+
+def best_match(value_CE: Tensor) -> list[tuple[int, int]]:
+    """Pair rows with columns, each at most once, for the largest sum: min(C, E) pairs.
+
+    Source: the assignment problem, solved by shortest augmenting paths (Jonker and Volgenant 1987).
+    """
+    if value_CE.shape[0] > value_CE.shape[1]:
+        return [(row, column) for column, row in best_match(value_CE.T)]
+    cost = (-value_CE).tolist()
+    rows, columns = value_CE.shape
+    owner = [-1] * (columns + 1)  # the row of each column; the last is where a new row waits
+    row_price, column_price = [0.0] * rows, [0.0] * (columns + 1)
+    for new in range(rows):
+        owner[columns], here = new, columns
+        least, came = [math.inf] * columns, [columns] * columns
+        done = [False] * (columns + 1)
+        while owner[here] >= 0:
+            done[here], row = True, owner[here]
+            for j in range(columns):
+                reduced = cost[row][j] - row_price[row] - column_price[j]
+                if not done[j] and reduced < least[j]:
+                    least[j], came[j] = reduced, here
+            step, nearest = min((least[j], j) for j in range(columns) if not done[j])
+            for j in range(columns + 1):
+                if done[j]:
+                    row_price[owner[j]] += step
+                    column_price[j] -= step
+                elif j < columns:
+                    least[j] -= step
+            here = nearest
+        while here != columns:
+            owner[here], here = owner[came[here]], came[here]
+    return sorted((owner[j], j) for j in range(columns) if owner[j] >= 0)
+
+
+def _num_experts(trace: RoutingTrace) -> int:
+    sizes = {routing.num_experts for routing in trace.layers}
+    if len(sizes) != 1:
+        raise ValueError(f"the layers must have one number of experts, not {sorted(sizes)}")
+    return sizes.pop()
+
+
+def _marked(routing: Routing) -> Tensor:
+    """Give the expert of each pair, -1 where it was dropped."""
+    if routing.keep_N is None:
+        return routing.expert_N
+    return routing.expert_N.where(routing.keep_N, routing.expert_N.new_tensor(-1))
+
+
+def _used(routing: Routing) -> Tensor:
+    """Say which experts each token went to: bool (T, E)."""
+    kept_N = _marked(routing) >= 0
+    used_TE = torch.zeros(routing.num_tokens, routing.num_experts, dtype=torch.bool)
+    used_TE[routing.token_N[kept_N], routing.expert_N[kept_N]] = True
+    return used_TE
+
+
+def _texts(x_T: Tensor, length: int) -> Tensor:
+    if length < 1 or len(x_T) % length:
+        raise ValueError(f"{len(x_T)} tokens are no whole number of texts of {length}")
+    return x_T.unflatten(0, (-1, length))
+
+
+def _labels(trace: RoutingTrace, label_T: Labels) -> Tensor:
+    label_T = torch.as_tensor(label_T).flatten().long()
+    if len(label_T) != len(trace.tokens):
+        raise ValueError(f"{len(label_T)} labels do not fit {len(trace.tokens)} tokens")
+    return label_T
+
+
+def _count(trace: RoutingTrace, label_T: Tensor, num_labels: int | None, choice: Choice) -> Tensor:
+    """Count the kept pairs of each label and expert: (L, C, E)."""
+    if choice not in ("all", "first"):
+        raise ValueError(f'choice must be "all" or "first", not {choice!r}')
+    E, C, counts = _num_experts(trace), int(label_T.max()) + 1, []
+    if not 0 < C <= (num_labels or C):
+        raise ValueError(f"label {C - 1} is not among {num_labels or C} labels from 0")
+    C = num_labels or C
+    for routing in trace.layers:
+        expert_N, token_N = _marked(routing), routing.token_N
+        if choice == "first":
+            if routing.per_token is None:
+                raise ValueError("where experts choose their tokens, there is no first choice")
+            expert_N, token_N = expert_N[:: routing.per_token], token_N[:: routing.per_token]
+        label_N = label_T[token_N]
+        good_N = (expert_N >= 0) & (label_N >= 0)
+        index_N = (label_N * E + expert_N)[good_N]
+        counts.append(torch.bincount(index_N, minlength=C * E).view(C, E))
+    return torch.stack(counts).double()
+
+
+def _entropy(count: Tensor) -> Tensor:
+    """Give the entropy of counts along the last dimension, in bits."""
+    share = count / count.sum(dim=-1, keepdim=True)
+    return -torch.special.xlogy(share, share).sum(dim=-1) / math.log(2)
+
+
+def _information(count_CE: Tensor) -> Tensor:
+    """Give the mutual information of the last two dimensions of counts, in bits."""
+    marginals = _entropy(count_CE.sum(dim=-1)) + _entropy(count_CE.sum(dim=-2))
+    return (marginals - _entropy(count_CE.flatten(-2))).clamp(min=0)
