@@ -16,7 +16,19 @@ FLOORS = {
     1: {"mixtures", "hierarchy", "routers", "experts", "losses", "dispatch"},
     2: {"layer"},
     2.5: {"model"},  # a mezzanine: a model is made of layers
-    3: {"hf", "data", "vowels", "arm", "train", "parallel", "trace", "analysis", "cost", "checks"},
+    3: {
+        "hf",
+        "data",
+        "vowels",
+        "arm",
+        "train",
+        "parallel",
+        "trace",
+        "analysis",
+        "causal",
+        "cost",
+        "checks",
+    },
     3.5: {"film"},  # its text is data's, its rolls are cut by recipes
     4: {"viz", "build", "recipes", "ledger", "sweep"},
     4.5: {"widgets", "bench"},  # another: a widget's still is one of viz's, a bench runs a recipe
