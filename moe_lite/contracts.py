@@ -51,6 +51,8 @@ class Routing:
                    has one; None means that counting is all there is.
         mask_T:    bool, False for padding, whose pairs are then dropped, and which no loss and
                    no measure counts; None means that every token is real.
+        noise_TE:  what chance added to the scores; logits_TE has it in it. None: nothing.
+        bias_E:    what is added to the scores for the choice alone, as it stood; None: nothing.
         pool:      where these tokens are one rank's share of a batch: from a sum over them to
                    the sum over all, through which gradients flow. Losses, measures and
                    :meth:`load_E` are then the whole batch's. None: the tokens are all there are.
@@ -65,6 +67,8 @@ class Routing:
     per_token: int | None = None
     smooth_load_TE: Tensor | None = None
     mask_T: Tensor | None = None
+    noise_TE: Tensor | None = None
+    bias_E: Tensor | None = None
     pool: Callable[[Tensor], Tensor] | None = None
 
     @classmethod

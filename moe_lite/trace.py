@@ -183,29 +183,33 @@ def _join(calls: Sequence[Routing], lengths: Sequence[int]) -> Routing:
     """Join one layer's calls along the text: token b*S_call + s becomes b*S + start + s."""
     if len(calls) == 1:
         return calls[0]
-    total, start, tokens, logits, probs = sum(lengths), 0, [], [], []
+    total, start, tokens = sum(lengths), 0, []
     for routing, length in zip(calls, lengths, strict=True):
         text_N = routing.token_N // length
         tokens.append(text_N * total + start + routing.token_N % length)
-        logits.append(routing.logits_TE.unflatten(0, (-1, length)))
-        probs.append(routing.probs_TE.unflatten(0, (-1, length)))
         start += length
     token_N, order = torch.cat(tokens).sort(stable=True)
     keeps = [r.keep_N if r.keep_N is not None else torch.ones_like(r.token_N).bool() for r in calls]
     dropless = all(r.keep_N is None for r in calls)
     per_token = {r.per_token for r in calls}
-    smooth = [
-        r.smooth_load_TE.unflatten(0, (-1, length))
-        for r, length in zip(calls, lengths, strict=True)
-        if r.smooth_load_TE is not None
-    ]
+
+    def joined(name: str) -> Tensor | None:
+        """Join what all calls have, or none."""
+        parts = [getattr(routing, name) for routing in calls]
+        if any(part is None for part in parts):
+            return None
+        texts = [p.unflatten(0, (-1, length)) for p, length in zip(parts, lengths, strict=True)]
+        return torch.cat(texts, dim=1).flatten(0, 1)
+
     return Routing(
-        torch.cat(logits, dim=1).flatten(0, 1),
-        torch.cat(probs, dim=1).flatten(0, 1),
+        cast(Tensor, joined("logits_TE")),
+        cast(Tensor, joined("probs_TE")),
         token_N,
         torch.cat([r.expert_N for r in calls])[order],
         torch.cat([r.gate_N for r in calls])[order],
         None if dropless else torch.cat(keeps)[order],
         per_token.pop() if len(per_token) == 1 else None,
-        torch.cat(smooth, dim=1).flatten(0, 1) if len(smooth) == len(calls) else None,
+        joined("smooth_load_TE"),
+        noise_TE=joined("noise_TE"),
+        bias_E=calls[-1].bias_E,
     )

@@ -16,8 +16,11 @@ FLOORS = {
     1: {"mixtures", "hierarchy", "routers", "experts", "losses", "dispatch"},
     2: {"layer"},
     2.5: {"model"},  # a mezzanine: a model is made of layers
-    3: {"hf", "data", "vowels", "arm", "train", "parallel", "trace", "analysis", "cost", "checks"},
-    4: {"viz", "build", "recipes", "ledger", "sweep"},
+    3: {
+        "hf", "data", "vowels", "arm", "train", "parallel", "trace", "analysis", "causal", "cost",
+        "checks",
+    },  # fmt: skip
+    4: {"viz", "build", "recipes", "ledger", "sweep", "languages"},
     4.5: {"widgets", "bench"},  # another: a widget's still is one of viz's, a bench runs a recipe
     5: {"__main__"},  # the door: it opens every room
 }

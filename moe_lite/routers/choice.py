@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +181,8 @@ class SigmoidBiasRouter(nn.Module):
         if self.renormalize:
             gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True).clamp(min=1e-20)
         probs_TE = score_TE / score_TE.sum(dim=-1, keepdim=True).clamp(min=1e-20)
-        return Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK)
+        routing = Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK)
+        return replace(routing, bias_E=self.bias_E.clone())  # which update() moves in place
 
     @torch.no_grad()
     def update(self, routing: Routing) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -124,16 +125,18 @@ class NoisyTopKRouter(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Routing:
         logits_TE = clean_TE = scores(x_TD, self.weight)
-        smooth_load_TE = None
+        smooth_load_TE = noise_TE = None
         if self.training:
             std_TE = F.softplus(scores(x_TD, self.w_noise))
-            logits_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
+            noise_TE = torch.randn_like(clean_TE) * std_TE
+            logits_TE = clean_TE + noise_TE
             smooth_load_TE = prob_in_top_k(clean_TE, logits_TE, std_TE, self.top_k)
         top_TK, expert_TK = logits_TE.topk(self.top_k, dim=-1)
         gate_TK, probs_TE = top_TK.softmax(dim=-1), logits_TE.softmax(dim=-1)
-        return Routing.from_choices(
+        routing = Routing.from_choices(
             logits_TE, probs_TE, expert_TK, gate_TK, smooth_load_TE=smooth_load_TE
         )
+        return replace(routing, noise_TE=noise_TE)
 
     def extra_repr(self) -> str:
         E, D = self.weight.shape
