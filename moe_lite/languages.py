@@ -20,12 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .contracts import Routing, RoutingTrace
+from .contracts import MixtralConfig, Routing, RoutingTrace
 from .data import SPLITS, Batch, Corpus
 from .losses import load_balance
 from .model import Mixtral
@@ -145,9 +146,9 @@ class Languages:
         verb", which know their label and learn nothing. Balance is asked of the verbs alone: what
         the experts do with tags and nouns is nobody's concern here.
         """
-        known = {f"by {by}": lambda config, by=by: Known(self, by) for by in get_args(Cause)}
+        known = {f"by {by}": partial(_known, self, by) for by in get_args(Cause)}
         corpus = cast(Corpus, self)  # batches are all that training takes from it
-        return run(setting, corpus, seed, routers=ROUTERS | known, balances={"verbs": _verbs})
+        return run(setting, corpus, seed, routers={**ROUTERS, **known}, balances={"verbs": _verbs})
 
 
 class Known(nn.Module):
@@ -166,6 +167,10 @@ class Known(nn.Module):
         gate_T1 = torch.ones_like(logits_TE[:, :1])
         probs_TE = logits_TE.scatter(1, expert_T1, gate_T1)
         return Routing.from_choices(logits_TE, probs_TE, expert_T1, gate_T1)
+
+
+def _known(world: Languages, by: Cause, config: MixtralConfig) -> Known:
+    return Known(world, by)
 
 
 def _verbs(routings: Sequence[Routing]) -> Tensor:
