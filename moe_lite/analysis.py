@@ -56,7 +56,7 @@ def specialization(
     with choice="first". A negative label leaves its token out.
 
     Raises: ValueError if the labels do not fit the trace or num_labels.
-    Source: OLMoE eq. 7 with domains as labels, eq. 8 with token ids (there chance is 1/E, as k=1).
+    Source: OLMoE eq. 7 (domains, per token) and eq. 8 (token ids, per pair).
     """
     if per not in ("pair", "token"):
         raise ValueError(f'per must be "pair" or "token", not {per!r}')
@@ -161,24 +161,16 @@ def permuted_information(
 
     Raises: ValueError as :func:`permuted` and :func:`mutual_information` do.
     """
-    return torch.stack(
-        [
-            mutual_information(
-                trace,
-                permuted(label_T, seed, block=block, within_T=within_T),
-                choice=choice,
-                given_T=given_T,
-            )
-            for seed in seeds
-        ]
-    )
+    shuffles = (permuted(label_T, seed, block=block, within_T=within_T) for seed in seeds)
+    bits = [mutual_information(trace, x_T, choice=choice, given_T=given_T) for x_T in shuffles]
+    return torch.stack(bits)
 
 
 def coactivation(trace: RoutingTrace) -> Tensor:
     """Measure which share of the tokens of expert i also go to expert j: (L, E, E), [l, i, j].
 
     The diagonal is 1; the row of an expert without tokens is NaN. Chance is (K-1) / (E-1).
-    Source: OLMoE eq. 6.
+    Source: OLMoE eq. 6. The script published with it counts only neighbours in rank together.
     """
     _num_experts(trace)
     used_LTE = torch.stack([_used(routing) for routing in trace.layers]).double()
@@ -248,19 +240,15 @@ def shuffled(trace: RoutingTrace, seed: int, length: int | None = None) -> Routi
     random = torch.Generator().manual_seed(seed)
     texts = _texts(torch.arange(len(trace.tokens)), length or len(trace.tokens))
     order_T = torch.cat([text[torch.randperm(len(text), generator=random)] for text in texts])
+    pair_N = (order_T[:, None] * K + torch.arange(K)).flatten()
 
     def deal(routing: Routing) -> Routing:
-        rows = {
-            name: value.view(len(order_T), K)[order_T].flatten()
-            for name in ("expert_N", "gate_N", "keep_N")
-            if (value := getattr(routing, name)) is not None
-        }
-        rows |= {
-            name: value[order_T]
-            for name in ("logits_TE", "probs_TE", "smooth_load_TE", "mask_T")
-            if (value := getattr(routing, name)) is not None
-        }
-        return replace(routing, **rows)
+        dealt = {}
+        for name, value in vars(routing).items():
+            shape = name.rpartition("_")[2]  # the name says it: per pair, per token, or neither
+            if isinstance(value, Tensor) and name != "token_N" and shape[0] in "NT":
+                dealt[name] = value[pair_N if shape == "N" else order_T]
+        return Routing(**{**vars(routing), **dealt})
 
     return replace(trace, layers=tuple(map(deal, trace.layers)))
 

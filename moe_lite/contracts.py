@@ -17,6 +17,7 @@ gives N = T*K pairs, one in which experts choose gives N = E*C, and all that fol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -150,6 +151,8 @@ class Routing:
 
         Looks at the values, so on a GPU it waits for them.
         """
+        if math.isfinite(float(self.logits_TE.detach().sum())):
+            return  # as it nearly always is; a sum may overflow, so it only acquits
         bad_T = ~self.logits_TE.isfinite().all(dim=-1)
         if bad_T.any():
             first = int(bad_T.nonzero()[0])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .contracts import Routing, RoutingTrace
@@ -63,7 +66,7 @@ class Film:
     ):
         self.ids_BS, self.domain_BS, self.domains = ids_BS, domain_BS, domains
         self.tokens, self.wanted, self.top_k = tokens, wanted, top_k
-        self.logits: dict[int, np.ndarray] = {}
+        self.logits: dict[int, Tensor] = {}
 
     @classmethod
     def of(cls, corpus: Corpus, wanted: list[int], length: int = 200, texts: int = 2) -> Film:
@@ -97,7 +100,7 @@ class Film:
         model.train(training)
         self.top_k = model.config.num_experts_per_tok
         frame = torch.stack([routing.logits_TE for routing in routings])
-        self.logits[step] = frame.half().cpu().numpy()
+        self.logits[step] = frame.half().cpu()
         return True
 
     def trace(self, step: int) -> RoutingTrace:
@@ -105,7 +108,7 @@ class Film:
         if step not in self.logits:
             raise ValueError(f"the film has no frame at step {step}, only at {self.steps}")
         layers = []
-        for logits_TE in torch.from_numpy(self.logits[step]).float():
+        for logits_TE in self.logits[step].float():
             probs_TE = logits_TE.softmax(dim=-1)
             gate_TK, expert_TK = probs_TE.topk(self.top_k, dim=-1)
             gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
@@ -114,18 +117,14 @@ class Film:
         return RoutingTrace(self.tokens, tuple(layers), names, f"the film at step {step}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the film as one compressed .npz, whole or not at all."""
+        """Write the film as one safetensors file, whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(path.name + ".tmp")
-        text = np.frombuffer("\0".join(self.tokens).encode(), np.uint8)
-        with open(aside, "wb") as file:
-            np.savez_compressed(
-                file, allow_pickle=False, ids=self.ids_BS.numpy().astype(np.uint32),
-                domain=self.domain_BS.numpy().astype(np.uint8), domains=np.array(self.domains),
-                tokens=text, top_k=self.top_k, wanted=self.wanted, steps=self.steps,
-                logits=np.stack([self.logits[step] for step in self.steps]),
-            )  # fmt: skip
+        words = {name: getattr(self, name) for name in ("domains", "tokens", "wanted", "top_k")}
+        tensors = {"ids_BS": self.ids_BS, "domain_BS": self.domain_BS}
+        tensors |= {f"logits.{step}": self.logits[step] for step in self.steps}
+        save_file(tensors, aside, {name: json.dumps(value) for name, value in words.items()})
         aside.replace(path)
 
     @classmethod
@@ -137,31 +136,26 @@ class Film:
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no film at {path}")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                part = {name: file[name] for name in file.files}
+            with safe_open(path, "pt") as file:
+                words = {name: json.loads(text) for name, text in file.metadata().items()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             film = cls(
-                torch.from_numpy(part["ids"].astype(np.int64)),
-                torch.from_numpy(part["domain"].astype(np.int64)),
-                tuple(part["domains"].tolist()),
-                part["tokens"].tobytes().decode().split("\0"),
-                part["wanted"].tolist(),
-                int(part["top_k"]),
-            )
-            steps = part["steps"].tolist()
-            film.logits = {
-                step: frame
-                for step, frame in zip(steps, part["logits"], strict=True)
-                if until is None or step <= until
-            }
-        except Exception as error:  # zip, zlib, numpy and our own each raise theirs
+                tensors.pop("ids_BS"), tensors.pop("domain_BS"), tuple(words["domains"]),
+                words["tokens"], words["wanted"], words["top_k"],
+            )  # fmt: skip
+            frames = {int(name.removeprefix("logits.")): frame for name, frame in tensors.items()}
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a film: {error}") from error
+        film.logits = {
+            step: frame for step, frame in frames.items() if until is None or step <= until
+        }
         return film
 
 
-def filmed(film: Film, model: Mixtral, path: Path) -> Callable[[dict], None]:
+def filmed(film: Film, model: Mixtral, path: Path) -> Callable[[dict[str, Any]], None]:
     """Make the callback that takes a run's frames and keeps the file up to date."""
 
-    def callback(row: dict) -> None:
+    def callback(row: dict[str, Any]) -> None:
         if film.take(model, row["step"]):
             film.save(path)
 

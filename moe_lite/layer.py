@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .contracts import Routing
-from .dispatch import BACKENDS, plan
+from .dispatch import BACKENDS, carry
 from .experts import Experts
+from .linear import prefers_onednn
 
 if TYPE_CHECKING:
     from .parallel import Across
@@ -76,7 +77,7 @@ class MoELayer(nn.Module):
             )
         if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
             routing.check_finite(self.name)  # on a GPU, looking would mean waiting
-        out_TD = dispatch(x_TD, self.experts, plan(routing))
+        out_TD = carry(dispatch, x_TD, self.experts, routing)
         for expert in self.shared.each() if self.shared is not None else ():
             out_TD = out_TD + expert(x_TD)
         return out_TD.view_as(x_BSD), routing
@@ -86,7 +87,10 @@ class MoELayer(nn.Module):
         device = self.experts.w1.device.type
         if self.backend != "auto":
             return f"{self.name}: {self.backend!r} on the {device}, as asked"
-        why = "the fastest measured there" if device == "cpu" else "nothing was measured there yet"
+        why = "nothing was measured there yet"
+        if device == "cpu":
+            library = "oneDNN" if prefers_onednn() else "PyTorch's own choice"
+            why = f"the fastest measured there; float32 products by {library}"
         return f"{self.name}: 'grouped' on the {device}, chosen by 'auto': {why}"
 
     def extra_repr(self) -> str:

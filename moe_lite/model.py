@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .contracts import MixtralConfig, ModelOutput, Routing
 from .experts import Experts
 from .layer import MoELayer
+from .linear import Projection
 from .routers import TopKRouter
 
 
@@ -41,21 +42,23 @@ class KVCache:
 
 
 def rotary(position_S: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Tabulate cos and sin of every position's angles, float32 (S, A).
+    """Tabulate cos and sin of every position's angles, float32 (S, A), for :func:`rotate`.
+
+    The first half of the sines is negated: what turns (a, b) into (-b, a) is then a roll.
 
     Source: Su et al. 2021 (arXiv:2104.09864), eq. 34; pairs are (a, a + A/2), as in the
             published checkpoints.
     """
     exponent = torch.arange(0, head_dim, 2, device=position_S.device).float() / head_dim
     angle = position_S[:, None].float() / theta**exponent
-    angle_SA = torch.cat([angle, angle], dim=-1)
-    return angle_SA.cos(), angle_SA.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x_BHSA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
     """Turn each pair of coordinates by its position's angle."""
-    low, high = x_BHSA.chunk(2, dim=-1)
-    return x_BHSA * cos_SA + torch.cat([-high, low], dim=-1) * sin_SA
+    other_BHSA = x_BHSA.roll(x_BHSA.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x_BHSA * cos_SA, other_BHSA, sin_SA)
 
 
 class Attention(nn.Module):
@@ -69,10 +72,10 @@ class Attention(nn.Module):
         D, A = config.hidden_size, config.head_dim
         assert A is not None
         self.head_dim = A
-        self.q_proj = nn.Linear(D, config.num_attention_heads * A, bias=False)
-        self.k_proj = nn.Linear(D, config.num_key_value_heads * A, bias=False)
-        self.v_proj = nn.Linear(D, config.num_key_value_heads * A, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * A, D, bias=False)
+        self.q_proj = Projection(D, config.num_attention_heads * A)
+        self.k_proj = Projection(D, config.num_key_value_heads * A)
+        self.v_proj = Projection(D, config.num_key_value_heads * A)
+        self.o_proj = Projection(config.num_attention_heads * A, D)
 
     def forward(
         self,
@@ -151,7 +154,7 @@ class Mixtral(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Projection(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         for parameter in self.parameters():

@@ -23,7 +23,7 @@ from .film import Film, filmed, log_steps
 from .model import Mixtral
 from .train import ALONE, Alone, TrainConfig, check_writable, evaluate, find_checkpoint, train
 
-FILM = "film.npz"
+FILM = "film.safetensors"
 SHARD = 15 * 2**20  # bytes: what most places that host code take as one file
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 
 from moe_lite import analysis
 from moe_lite.contracts import Routing, RoutingTrace
+from moe_lite.trace import record
 
 
 def trace_of(experts, E: int, tokens=None) -> RoutingTrace:
@@ -301,6 +302,67 @@ def test_a_shuffled_trace_keeps_each_texts_experts():
     runs = trace_of(torch.arange(4).repeat_interleave(50)[None, :, None] % 2, 2)
     assert analysis.repetition(runs, 200)[0] > 0.98
     assert abs(analysis.repetition(analysis.shuffled(runs, 0), 200)[0] - 0.5) < 0.1
+
+
+# --- models of others ----------------------------------------------------------------------------
+
+SIZES = dict(
+    vocab_size=30, hidden_size=16, intermediate_size=12, num_hidden_layers=3,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
+)  # fmt: skip
+
+
+def theirs(name: str):
+    """Make an untrained model of a published family, in small: OLMoE's top 8, Qwen3-MoE's."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if name == "Mixtral":
+        config = transformers.MixtralConfig(**SIZES, num_local_experts=8, num_experts_per_tok=2)
+    elif name == "Olmoe":
+        config = transformers.OlmoeConfig(
+            **SIZES, num_experts=16, num_experts_per_tok=8, norm_topk_prob=False
+        )
+    else:
+        config = transformers.Qwen3MoeConfig(
+            **SIZES, num_experts=12, num_experts_per_tok=4, norm_topk_prob=True, head_dim=8,
+            moe_intermediate_size=12, decoder_sparse_step=1, mlp_only_layers=[0],
+        )  # fmt: skip
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "L", "E", "K"), [("Mixtral", 3, 8, 2), ("Olmoe", 3, 16, 8), ("Qwen3Moe", 2, 12, 4)]
+)
+@torch.no_grad()
+def test_every_measure_reads_the_models_of_others(name, L, E, K):
+    model, ids_BS = theirs(name), torch.arange(60).view(3, 20) % 7 + 1
+    with record(model) as rec:
+        logits_TE = model(ids_BS, output_router_logits=True).router_logits[-1]
+    trace, ids_T = rec.trace, ids_BS.flatten()
+    sums_T = trace.layers[-1].gate_N.view(-1, K).sum(-1)
+    assert torch.allclose(sums_T, torch.ones(60)) == (name != "Olmoe")  # its gates sum to less
+    order_TE = logits_TE.argsort(-1, descending=True)
+    choices = analysis.choices_LTK(trace)
+    assert choices.shape == (L, 60, K) and torch.equal(choices[-1], order_TE[:, :K])
+
+    rows = analysis.specialization(trace, ids_T, per="token")  # by hand, from the logits
+    used_TE = torch.zeros(60, E).scatter_(1, order_TE[:, :K], 1.0).double()
+    for token in range(1, 8):
+        same(rows[-1, token], used_TE[ids_T == token].mean(0))
+    both = used_TE.T @ used_TE
+    same(analysis.coactivation(trace)[-1], both / both.diagonal()[:, None])
+    met_BS = (used_TE.view(3, 20, E)[:, 1:] * used_TE.view(3, 20, E)[:, :-1]).sum(-1) > 0
+    same(analysis.repetition(trace, 20, "any")[-1], met_BS.double().mean())
+    first_BS = order_TE[:, 0].view(3, 20)
+    again = (first_BS[:, 1:] == first_BS[:, :-1]).double().mean()
+    same(analysis.repetition(trace, 20)[-1], again)
+
+    same(analysis.saturation(trace, trace, k=1), torch.ones(L).double())
+    assert analysis.vocabulary_specialization(trace, ids_T, 5).shape == (L, E)
+    bits = analysis.mutual_information(trace, ids_T, choice="first")
+    null = analysis.permuted_information(trace, ids_T, range(5), choice="first")
+    assert null.shape == (5, L) and bits[0] > null[:, 0].max()  # untrained, and yet by the word
+    assert analysis.agreement(choices[0, :, 0], ids_T - 1).adjusted() > 0
 
 
 # --- what is refused -----------------------------------------------------------------------------

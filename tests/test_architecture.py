@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "moe_lite"
 
 FLOORS = {
-    0: {"contracts"},
+    0: {"contracts", "linear"},
     1: {"mixtures", "hierarchy", "routers", "experts", "losses", "dispatch"},
     2: {"layer"},
     2.5: {"model"},  # a mezzanine: a model is made of layers
@@ -20,8 +20,10 @@ FLOORS = {
         "hf", "data", "vowels", "arm", "train", "parallel", "trace", "analysis", "causal", "cost",
         "checks",
     },  # fmt: skip
+    3.5: {"film"},  # its text is data's, its rolls are cut by recipes
     4: {"viz", "build", "recipes", "ledger", "sweep"},
-    4.5: {"widgets", "bench", "languages"},  # another: a widget's still is one of viz's, a bench runs a recipe
+    # another: a widget's still is one of viz's, a bench runs a recipe, languages are swept
+    4.5: {"widgets", "bench", "languages"},
     5: {"__main__"},  # the door: it opens every room
 }
 FLOOR = {name: number for number, floor in FLOORS.items() for name in floor}

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from moe_lite import losses
 from moe_lite.contracts import Routing
-from moe_lite.dispatch import BACKENDS, plan
+from moe_lite.dispatch import BACKENDS, carry, plan
+from moe_lite.dispatch.grouped import FEW, few
+from moe_lite.dispatch.grouped import _blocks as grouped_blocks
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
 from moe_lite.routers import (
@@ -265,3 +267,71 @@ def test_a_layer_says_what_carries_its_tokens() -> None:
     assert layer.explain().startswith("MoELayer: 'grouped' on the cpu, chosen by 'auto'")
     layer.backend = "loop"
     assert layer.explain() == "MoELayer: 'loop' on the cpu, as asked"
+
+
+@settings(deadline=None, max_examples=60)
+@given(routing=routings())
+def test_a_handful_needs_no_plan(routing: Routing) -> None:
+    torch.manual_seed(0)
+    experts = Experts(routing.num_experts, D, F).double()
+    x_TD = torch.randn(routing.num_tokens, D, dtype=torch.float64)
+    with torch.no_grad():
+        expected = naive(x_TD, experts, routing)
+        torch.testing.assert_close(few(x_TD, experts, routing), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "gradients", "backend", "plans"),
+    [(FEW, False, "grouped", 0), (FEW + 1, False, "grouped", 1), (FEW, True, "grouped", 1),
+     (FEW, False, "loop", 1)],
+)  # fmt: skip
+def test_only_decoding_goes_without_a_plan(
+    tokens: int, gradients: bool, backend: str, plans: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr("moe_lite.dispatch.plan", lambda r: made.append(r) or plan(r))
+    router, experts, x_TD = TopKRouter(D, 4), Experts(4, D, F), torch.randn(tokens, D)
+    with torch.set_grad_enabled(gradients):
+        carry(BACKENDS[backend], x_TD, experts, router(x_TD))
+    assert len(made) == plans
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("drops", [False, True])
+def test_large_blocks_are_the_loop(dtype: torch.dtype, drops: bool) -> None:
+    """So large that blocks are lengthened and oneDNN, where it is preferred, is used."""
+    T, D, F_, E = 1500, 64, 96, 5
+    torch.manual_seed(0)
+    routing = TopKRouter(D, E, 2)(torch.randn(T, D)).detach()
+    if drops:
+        routing = routing.kept(torch.rand(2 * T) < 0.7)
+    x_TD, grad_TD = torch.randn(2, T, D).to(dtype)
+    source = Experts(E, D, F_).to(dtype)
+
+    def run(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        experts = Experts(E, D, F_).to(dtype)
+        experts.load_state_dict(source.state_dict())
+        x, gate_N = x_TD.to(dtype).requires_grad_(), routing.gate_N.to(dtype).requires_grad_()
+        out = BACKENDS[backend](x, experts, plan(Routing(**{**vars(routing), "gate_N": gate_N})))
+        wanted = [x, experts.w1, experts.w3, experts.w2, gate_N]
+        return [out, *torch.autograd.grad(out, wanted, grad_TD.to(dtype))]
+
+    limit = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    names = ("out", "x", "w1", "w3", "w2", "gate")
+    expected, got = run("loop", torch.float64), run("grouped", dtype)
+    for name, a, b in zip(names, expected, got, strict=True):
+        assert (b.double() - a).norm() <= limit * a.norm(), name
+
+
+def test_a_block_grows_to_one_of_few_sizes() -> None:
+    sizes = set()
+    for rows in range(1, 4000):
+        routing = Routing.from_choices(
+            torch.zeros(rows, 1), torch.ones(rows, 1),
+            torch.zeros(rows, 1, dtype=torch.long), torch.ones(rows, 1),
+        )  # fmt: skip
+        [(_, start, stop, end)], token_R = grouped_blocks(plan(routing))
+        assert (start, stop) == (0, rows) and rows <= end <= max(rows + 15, rows * 17 / 16)
+        assert len(token_R) == end
+        sizes.add(end)
+    assert len(sizes) < 110

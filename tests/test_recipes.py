@@ -74,7 +74,10 @@ def test_a_file_that_cannot_be_is_refused(config, content, message):
 
 
 def test_an_unknown_recipe_lists_the_known():
-    with pytest.raises(ValueError, match="no recipe 'huge': name one of tiny, nano, or a JSON"):
+    with pytest.raises(
+        ValueError,
+        match="no recipe 'huge': name one of tiny, nano, mixtral-mini, mixtral-mini-dense, or",
+    ):
         read_recipe("huge")
 
 

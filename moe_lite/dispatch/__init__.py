@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ..contracts import Dispatch, DispatchPlan, Routing
-from .grouped import grouped
+from .grouped import FEW, few, grouped
 from .reference import loop, padded
 
 if TYPE_CHECKING:
     from ..experts import Experts
 
-__all__ = ["BACKENDS", "plan"]
+__all__ = ["BACKENDS", "carry", "plan"]
 
 
 def plan(routing: Routing) -> DispatchPlan:
@@ -56,6 +56,14 @@ def plan(routing: Routing) -> DispatchPlan:
         per_token=routing.per_token,
         dropless=routing.keep_N is None,
     )
+
+
+def carry(dispatch: Dispatch, x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
+    """Take tokens to their experts and back: plan, then dispatch; a few at a time need no plan."""
+    handful = dispatch is grouped and x_TD.device.type == "cpu" and len(x_TD) <= FEW
+    if handful and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        return few(x_TD, experts, routing)
+    return dispatch(x_TD, experts, plan(routing))
 
 
 def _triton(x_TD: Tensor, experts: Experts, plan: DispatchPlan) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -25,8 +26,11 @@ def scores(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
         raise ValueError(
             f"the router scores vectors of width {weight_ED.shape[1]}, not {x_TD.shape[-1]}"
         )
-    dtype = torch.promote_types(x_TD.dtype, torch.float32)
-    with torch.autocast(x_TD.device.type, enabled=False):
+    dtype, kind = torch.promote_types(x_TD.dtype, torch.float32), x_TD.device.type
+    exact = (
+        torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    )
+    with exact:
         return F.linear(x_TD.to(dtype), weight_ED.to(dtype))
 
 
