@@ -6,13 +6,15 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKPOINT = ROOT / "checkpoints" / "mixtral-nano"
+CHECKPOINT = ROOT / "checkpoints" / "mixtral-mini"
 
 
 def lab(argv: Sequence[str]) -> int:
@@ -59,9 +61,9 @@ def train(argv: Sequence[str]) -> int:
 
 
 def explore(argv: Sequence[str]) -> int:
-    """Write one HTML file that shows which experts each token of a text goes to."""
+    """Write one HTML file that shows which experts each token goes to, and what if not."""
     parser = argparse.ArgumentParser(prog="python -m moe_lite explore", description=explore.__doc__)
-    parser.add_argument("text", help="what to run through the model")
+    parser.add_argument("text", nargs="?", default="", help="what to run through the model")
     parser.add_argument(
         "--model",
         type=Path,
@@ -69,43 +71,73 @@ def explore(argv: Sequence[str]) -> int:
         metavar="FOLDER",
         help="a checkpoint in Hugging Face's Mixtral layout (default: the course's own)",
     )
+    parser.add_argument("--compare", metavar="TEXT", help="another text, to stand beside it")
+    parser.add_argument(
+        "--compare-model", type=Path, metavar="FOLDER", help="another model, to stand beside it"
+    )
+    parser.add_argument(
+        "--film", action="store_true", help="the film of the model's training, instead of a text"
+    )
     parser.add_argument("--out", type=Path, default=Path("routing.html"), metavar="FILE")
     args = parser.parse_args(argv)
-    if not args.text.strip():
+    beside = args.compare is not None or args.compare_model is not None
+    texts = [args.text, args.compare if args.compare is not None else args.text][: 1 + beside]
+    if args.film and (beside or args.text):
+        raise ValueError("a film has its own text, and stands alone: give --film and a --model")
+    if not args.film and not all(text.strip() for text in texts):
         raise ValueError("there is no text to explore: give at least one word")
-    args.text.encode()  # raises ValueError for what the shell could not decode
-    if not args.model.is_dir():
+    for text in texts:
+        text.encode()  # raises ValueError for what the shell could not decode
+
+    from .film import Film
+    from .widgets import RoutingExplorer
+
+    if args.film:
+        widget = RoutingExplorer(film=Film.load(_folder(args.model) / "film.npz"))
+        shown = f"{len(widget.film['steps'])} steps of a training"
+    else:
+        _, _, other = _run(texts[-1], args.compare_model or args.model) if beside else [None] * 3
+        model, tokenizer, trace = _run(args.text, args.model)
+        widget = RoutingExplorer(trace, model=model, tokenizer=tokenizer, beside=other)
+        shown = f"{len(widget.precompute().answers) - 1} answers to “what if”"
+    widget.to_html(args.out)
+    print(
+        f"{args.out}: {len(widget.tokens)} tokens through {len(widget.layer_names)} layers of "
+        f"{max(widget.num_experts)} experts, {shown}; open it in any browser"
+    )
+    return 0
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
         raise FileNotFoundError(
-            f"there is no model folder {args.model}: name one with --model FOLDER; "
+            f"there is no model folder {path}: name one with --model FOLDER; "
             "`python -m moe_lite train --config tiny` makes one, runs/tiny/model"
         )
+    return path
 
+
+def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
+    """Run a text through the model in a folder: the model, its tokenizer and the trace."""
     import torch
 
     from . import hf
     from .data import load_tokenizer, pieces
     from .trace import record
-    from .widgets import RoutingExplorer
 
-    own = args.model / "tokenizer.json"
+    own = _folder(folder) / "tokenizer.json"
     tokenizer = load_tokenizer(own if own.is_file() else None)
-    model = hf.load(args.model)
+    model = hf.load(folder)
     known, vocab = tokenizer.get_vocab_size(), model.config.vocab_size
     if known > vocab or not (own.is_file() or known == vocab):
         raise ValueError(
             f"the model has {vocab} tokens and the tokenizer {known}: "
-            f"put the tokenizer.json that the model was trained with into {args.model}"
+            f"put the tokenizer.json that the model was trained with into {folder}"
         )
-    ids_BS = torch.tensor([tokenizer.encode(args.text).ids])
+    ids_BS = torch.tensor([tokenizer.encode(text).ids])
     with torch.inference_mode(), record(model, partial(pieces, tokenizer)) as recorded:
         model(ids_BS)
-    trace = recorded.trace
-    RoutingExplorer(trace).to_html(args.out)
-    print(
-        f"{args.out}: {len(trace.tokens)} tokens through {len(trace.layers)} layers of "
-        f"{model.config.num_local_experts} experts; open it in any browser"
-    )
-    return 0
+    return model, tokenizer, replace(recorded.trace, source=folder.resolve().name)
 
 
 def bench(argv: Sequence[str]) -> int:

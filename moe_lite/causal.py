@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,11 @@ class Intervention:
     k: int = 0
     tokens: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"an intervention is one of {get_args(Kind)}, not {self.kind!r}")
+        object.__setattr__(self, "tokens", _positions(self.tokens))
+
     def __str__(self) -> str:
         what = {
             "swap": f"swap experts {self.expert} and {self.other}",
@@ -80,7 +85,7 @@ def force(layer: int, expert: int, tokens: Tokens = None) -> Intervention:
     Its gate is what the router's rule makes of its own score, however small. Together with
     ``top_k(1)`` it is the token's only expert.
     """
-    return Intervention("force", layer, expert, tokens=_positions(tokens))
+    return Intervention("force", layer, expert, tokens=tokens)  # type: ignore[arg-type]
 
 
 def ablate(layer: int, expert: int, tokens: Tokens = None) -> Intervention:
@@ -88,22 +93,22 @@ def ablate(layer: int, expert: int, tokens: Tokens = None) -> Intervention:
 
     The pairs stay, with a gate of 0, so that every other sum in the layer keeps its bits.
     """
-    return Intervention("ablate", layer, expert, tokens=_positions(tokens))
+    return Intervention("ablate", layer, expert, tokens=tokens)  # type: ignore[arg-type]
 
 
 def ban(layer: int, expert: int, tokens: Tokens = None) -> Intervention:
     """Let the router choose as if an expert did not exist: it takes its next best."""
-    return Intervention("ban", layer, expert, tokens=_positions(tokens))
+    return Intervention("ban", layer, expert, tokens=tokens)  # type: ignore[arg-type]
 
 
 def swap(layer: int, a: int, b: int, tokens: Tokens = None) -> Intervention:
     """Send the pairs of expert a to b and those of b to a, each with the gate it had."""
-    return Intervention("swap", layer, a, b, tokens=_positions(tokens))
+    return Intervention("swap", layer, a, b, tokens=tokens)  # type: ignore[arg-type]
 
 
 def top_k(k: int, layer: int | None = None, tokens: Tokens = None) -> Intervention:
     """Let tokens have their k best experts instead of K; None: in every layer."""
-    return Intervention("top_k", layer, k=k, tokens=_positions(tokens))
+    return Intervention("top_k", layer, k=k, tokens=tokens)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -300,6 +305,21 @@ class Run:
     logits_BSV: Tensor
     routings: tuple[Routing, ...]
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Mixtral, ids_BS: Tensor, *interventions: Intervention) -> Run:
+        """Run a text, in evaluation; the model is left in the mode it was in.
+
+        Raises: ValueError as :func:`intervene` and the model do.
+        """
+        training = model.training
+        try:
+            with intervene(model.eval(), *interventions):
+                out = model(ids_BS)
+        finally:
+            model.train(training)
+        return cls(ids_BS, out.logits_BSV, out.routings)
+
     @cached_property
     def log_probs_BSV(self) -> Tensor:
         """Give the log-probability of every next token, float32."""
@@ -331,9 +351,8 @@ class Effect:
         return self.changed.loss_T - self.base.loss_T
 
 
-@torch.no_grad()
 def effect(model: Mixtral, ids_BS: Tensor, *interventions: Intervention) -> Effect:
-    """Run a text as it is and with interventions; the model is left in the mode it was in.
+    """Run a text as it is and with interventions.
 
     >>> from moe_lite.contracts import MixtralConfig
     >>> model = Mixtral(MixtralConfig(vocab_size=64, hidden_size=32, intermediate_size=48,
@@ -344,16 +363,5 @@ def effect(model: Mixtral, ids_BS: Tensor, *interventions: Intervention) -> Effe
 
     Raises: ValueError as :func:`intervene` and the model do.
     """
-    training = model.training
-    model.eval()
-    try:
-        with intervene(model, *interventions):
-            changed = model(ids_BS)
-        base = model(ids_BS)
-    finally:
-        model.train(training)
-    return Effect(
-        Run(ids_BS, base.logits_BSV, base.routings),
-        Run(ids_BS, changed.logits_BSV, changed.routings),
-        interventions,
-    )
+    changed = Run.of(model, ids_BS, *interventions)
+    return Effect(Run.of(model, ids_BS), changed, interventions)

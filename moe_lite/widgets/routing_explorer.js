@@ -1,9 +1,10 @@
 // The routing explorer. Python sends a trace once, as lists and one block of typed arrays; from
-// then on three numbers travel either way: `selected` (a token, -1 none), `layer`, and `expert`
-// (a filter, -1 none). Each panel builds its elements once and later changes only what differs.
+// then on a few numbers travel either way: `selected` (a token, -1 none), `layer`, `expert` (a
+// filter, -1 none), `frame` (of a film), and a `question` with its `answer`. Each panel builds its
+// elements once and later changes only what differs.
 
-const NONE = 0xffff; // the first expert of a token that reached none
-const ARRAYS = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, f4: Float32Array };
+const NONE = 0xffff; // the first expert of a token that reached none; the loss of a first token
+const ARRAYS = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i2: Int16Array, f4: Float32Array };
 const LEFT = 30; // pixels for the layer numbers beside the map
 const MANY = 16; // above this number of experts, bars stand in columns
 
@@ -29,6 +30,8 @@ function put(element, name, value) {
 }
 
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
+const signed = (x, digits) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(digits)}`;
+const nth = (n) => `${n}${n % 100 > 10 && n % 100 < 14 ? "th" : ["th", "st", "nd", "rd"][n % 10] ?? "th"}`;
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 
 /** Spells a token on one line, its white space visible. */
@@ -41,16 +44,52 @@ const voice = (text) =>
 
 // ------------------------------------------------------------------------------------ the data
 
-function unpack(model) {
-  const block = model.get("data"); // a DataView, at any offset: copied, so that arrays align
-  const bytes = new Uint8Array(block.buffer, block.byteOffset, block.byteLength).slice();
-  const array = {};
-  for (const [name, [type, offset, length]] of Object.entries(model.get("arrays")))
-    array[name] = new ARRAYS[type](bytes.buffer, offset, length);
+/** Copies a part of a DataView, which may lie at any offset, so that typed arrays align. */
+const cut = (block, begin = 0, end = block.byteLength) =>
+  new Uint8Array(block.buffer, block.byteOffset + begin, end - begin).slice().buffer;
 
+function arraysOf(model) {
+  const film = model.get("film");
+  if (film?.steps) return frameOf(film, model.get("frame"));
+  const bytes = cut(model.get("data")), array = {};
+  for (const [name, [type, offset, length]] of Object.entries(model.get("arrays")))
+    array[name] = new ARRAYS[type](bytes, offset, length);
+  return array;
+}
+
+/** One frame of a film is its router logits at half precision: routes them as the router did. */
+function frameOf({ logits, shape: [, L, T, E], top_k: K }, frame) {
+  const rows = L * T, size = rows * E, bits = new Uint16Array(cut(logits, 2 * size * frame, 2 * size * (frame + 1)));
+  const expert = new Uint16Array(rows * K), gate = new Float32Array(rows * K);
+  const probs = new Uint16Array(size), logit = new Int16Array(size), p = new Float64Array(E);
+  for (let row = 0; row < rows; row++) {
+    let sum = 0, kept = 0, most = -Infinity;
+    for (let e = 0; e < E; e++) {
+      const b = bits[row * E + e], power = (b >> 10) & 31, part = b & 1023;
+      p[e] = (b & 0x8000 ? -1 : 1) * (power ? 2 ** (power - 15) * (1 + part / 1024) : part * 2 ** -24);
+      logit[row * E + e] = Math.round(clamp(100 * p[e], -32767, 32767));
+      most = Math.max(most, p[e]);
+    }
+    for (let e = 0; e < E; e++) sum += p[e] = Math.exp(p[e] - most);
+    for (let e = 0; e < E; e++) probs[row * E + e] = Math.floor(1000 * p[e] / sum + 0.5);
+    for (let i = row * K; i < row * K + K; i++) { // the largest; of equals, the first
+      let best = 0;
+      for (let e = 1; e < E; e++) if (p[e] > p[best]) best = e;
+      expert[i] = best;
+      kept += gate[i] = p[best];
+      p[best] = -1;
+    }
+    for (let i = row * K; i < row * K + K; i++) gate[i] /= kept;
+  }
+  const start = Uint32Array.from({ length: rows + 1 }, (_, row) => row * K);
+  return { start, expert, gate, probs, logit, keep: new Uint8Array(rows * K).fill(1) };
+}
+
+function unpack(model) {
+  const array = arraysOf(model);
   const tokens = model.get("tokens"), names = model.get("layer_names");
   const sizes = model.get("num_experts"), T = tokens.length, L = names.length;
-  const { start, expert, gate, keep, probs } = array;
+  const { start, expert, gate, keep, probs, logit, noise, bias } = array;
   const first = new Uint16Array(L * T).fill(NONE); // where the token went: gives the colour
   const depth = new Uint8Array(L * T); // 0..4: how much of its weight went there: the tint
   const lost = new Uint8Array(L * T); // how many of its pairs were dropped
@@ -69,17 +108,38 @@ function unpack(model) {
       depth[row] = n > 1 && sum > 0 ? Math.round(4 * clamp((top / sum - 1 / n) / (1 - 1 / n), 0, 1)) : 4;
     }
   }
-  const base = sizes.map((_, l) => T * sizes.slice(0, l).reduce((a, b) => a + b, 0));
+  const before = sizes.map((_, l) => sizes.slice(0, l).reduce((a, b) => a + b, 0)), base = before.map((n) => n * T);
+  const queues = model.get("queues");
   const share = (l, e) => load[l][e] / Math.max(1, kept[l]);
   return {
     T, L, E: Math.max(...sizes), tokens, names, sizes, first, depth, lost, load, dropped, share,
     colors: model.get("colors"),
     prob: (l, t, e) => probs[base[l] + t * sizes[l] + e], // in thousandths
+    logit: (l, t, e) => logit[base[l] + t * sizes[l] + e] / 100,
+    added: (l, t, e) => { // what chance and a controller added to the score, in words
+      const chance = noise?.[base[l] + t * sizes[l] + e] ?? 0, steady = bias?.[before[l] + e] ?? 0;
+      return [chance && `noise ${signed(chance / 100, 2)}`, steady && `bias ${signed(steady, 3)}`].filter(Boolean).join(", ");
+    },
     pairs: (l, t) => {
       const row = l * T + t, list = [];
       for (let i = start[row]; i < start[row + 1]; i++)
-        list.push({ expert: expert[i], gate: gate[i], kept: keep[i] === 1 });
+        list.push({ expert: expert[i], gate: gate[i], kept: keep[i] === 1, at: i });
       return list;
+    },
+    /** A pair's place in its expert's queue, from 1, and the queue's length. */
+    place: (l, t, { at, expert: e }) => {
+      const [priority, size] = queues[l], group = size || T, begin = l * T + t - (t % group);
+      const choice = (i, row) => (priority === "choice" ? i - start[row] : priority === "gate" ? -gate[i] : 0);
+      const own = choice(at, l * T + t);
+      let place = 1, length = 0;
+      for (let row = begin; row < Math.min(begin + group, (l + 1) * T); row++)
+        for (let i = start[row]; i < start[row + 1]; i++) {
+          if (expert[i] !== e) continue;
+          length++;
+          const other = choice(i, row);
+          if (other < own || (other === own && i < at)) place++;
+        }
+      return [place, length];
     },
     hits: (l, e) => { // which tokens an expert got: 0 no, else 1..5 by the share of its weight
       const hit = new Uint8Array(T);
@@ -176,8 +236,11 @@ function build(model, el) {
   const numbers = h("input", { type: "checkbox", checked: true });
   const status = h("span.status", { role: "status" });
   const clear = h("button", { type: "button", hidden: true }, "Show all");
+  const filmed = get("film")?.steps ?? [];
+  const film = h("input", { type: "range", min: 0, max: Math.max(0, filmed.length - 1), step: 1 }), filmStep = h("output.step");
   const controls = h("div.controls", {},
     h("label.layer", {}, "Layer ", slider, layerNumber), layerName,
+    ...(filmed.length ? [h("label.film", {}, "Training step ", film, filmStep)] : []),
     h("span.filter", {}, status, clear),
     h("label", {}, numbers, " expert numbers"));
 
@@ -187,16 +250,19 @@ function build(model, el) {
   const legend = h("p.quiet");
   const digits = h("canvas.numbers", { "aria-hidden": "true" });
   listbox.append(digits);
+  const own = h("textarea", { rows: 3, value: get("text") ?? "", "aria-label": "Your own text" }), run = h("button.act", { type: "button" }, "Run this text");
+  const problem = h("p.problem", { role: "alert" });
   const text = h("section.panel.text", {},
     h("h2", { id: `${id}-text` }, "Text"),
-    legend, listbox);
+    legend, listbox,
+    ...(get("live") ? [h("details.own", { open: Boolean(get("problem")) }, h("summary", {}, "Type your own text"), own, run, problem)] : []));
 
   // --- one token
   const sentence = h("h2"), hint = h("p.quiet"), announced = h("div.unseen", { "aria-live": "polite" });
   const bars = h("ul.bars"), gateRows = [], strip = h("div.strip", { role: "group", "aria-label": "The token's experts, layer by layer" });
   for (let e = 0; e < E; e++) {
-    const fill = h("i"), value = h("span.value"), weight = h("span.weight");
-    gateRows.push({ fill, value, weight, row: h(`li.bar.e${e}`, {}, h("span.chip", {}, h("span.unseen", {}, "expert "), String(e)), h("span.track", {}, fill), value, weight) });
+    const fill = h("i"), score = h("span.logit"), value = h("span.value"), weight = h("span.weight");
+    gateRows.push({ fill, score, value, weight, row: h(`li.bar.e${e}`, {}, h("span.chip", {}, h("span.unseen", {}, "expert "), String(e)), score, h("span.track", {}, fill), value, weight) });
   }
   bars.append(...gateRows.map((r) => r.row));
   const steps = data.names.map((_, l) => {
@@ -205,8 +271,10 @@ function build(model, el) {
     return { button, chips };
   });
   strip.append(...steps.map((s) => s.button));
-  const way = h("div.way", {}, h("h3", {}, "Its experts in every layer"), strip);
-  const one = h("section.panel.one", { "aria-label": "One token" }, sentence, hint, bars, way, announced);
+  const added = h("p.quiet"), queue = h("p.quiet"), table = h("tbody"), numbersOfAll = h("details", {}, h("summary", {}, "All layers in numbers"),
+    h("table", {}, h("thead", {}, h("tr", {}, ...["layer", "expert", "gate", "logit", "place in its queue"].map((name) => h("th", { scope: "col" }, name)))), table));
+  const way = h("div.way", {}, h("h3", {}, "Its experts in every layer"), strip, numbersOfAll);
+  const one = h("section.panel.one", { "aria-label": "One token" }, sentence, hint, bars, added, queue, way, announced);
 
   // --- load
   const loads = h("div.bars", { role: "group", "aria-label": "Load of each expert; press one to see its tokens" }), loadRows = [];
@@ -235,6 +303,8 @@ function build(model, el) {
 
   const root = h(`div.moe${E > MANY ? ".many" : ""}${E > 10 ? ".tens" : ""}`, {}, h("style", {}, rules(data.colors)), h("div.grid", {}, controls, text, one, map, load, help));
   el.append(root);
+  const asked = get("answers")?.["[]"] ? asking(model, data, { get, set, signal, root }) : null;
+  if (asked) map.before(asked.panel);
 
   // --- painting ---------------------------------------------------------------------------------
 
@@ -325,21 +395,23 @@ function build(model, el) {
       return;
     }
     say(sentence, describe(data, l, t, spell, 3));
-    say(hint, "Bar: the router’s probability of each expert.  ×: the weight of an expert that was chosen.");
+    say(hint, "Each expert’s score (logit), its probability (bar), and × the weight of those chosen.");
+    paintPlaces(l, t);
     const pairs = new Map(data.pairs(l, t).map((p) => [p.expert, p]));
-    gateRows.forEach(({ row, fill, value, weight }, e) => {
+    gateRows.forEach(({ row, fill, score, value, weight }, e) => {
       row.hidden = e >= size;
       if (row.hidden) return;
       const p = data.prob(l, t, e), pair = pairs.get(e);
       const state = `bar e${e}${pair ? (pair.kept ? " chosen" : " dropped") : ""}`;
       if (row.className !== state) row.className = state;
       fill.style.width = `${(100 * p) / data.maxProb}%`;
+      say(score, signed(data.logit(l, t, e), 2));
       say(value, (p / 1000).toFixed(3));
       say(weight, !pair ? "" : pair.kept ? `× ${pair.gate.toFixed(3)}` : "dropped");
     });
     steps.forEach(({ button, chips }, at) => {
       const way = data.pairs(at, t), shown = way.slice(0, 8);
-      const key = `${t}`;
+      const key = `${t}:${get("frame")}`;
       if (chips.dataset.t !== key) {
         chips.dataset.t = key;
         chips.replaceChildren(...shown.map((p) => h(`span.chip.e${p.expert}${p.kept ? "" : ".dropped"}`, {}, String(p.expert))));
@@ -350,6 +422,18 @@ function build(model, el) {
       put(button, "aria-current", at === l);
       button.tabIndex = at === l ? 0 : -1;
     });
+  }
+
+  /** Says what was added to the scores, and where in the queues the token stands. */
+  function paintPlaces(l, t) {
+    const list = Array.from({ length: data.sizes[l] }, (_, e) => [e, data.added(l, t, e)]).filter(([, words]) => words);
+    say(added, list.length ? `In the choice: ${list.map(([e, words]) => `expert ${e} ${words}`).join("; ")}.` : "");
+    const stand = (pair, at) => { const [place, length] = data.place(at, t, pair); return `${nth(place)} of ${length}${pair.kept ? "" : ", dropped"}`; };
+    const places = data.pairs(l, t).map((pair) => `${stand(pair, l)} at expert ${pair.expert}`);
+    say(queue, places.length ? `In the queues: ${places.join("; ")}.` : "");
+    if (!numbersOfAll.open) return;
+    table.replaceChildren(...data.names.flatMap((_, at) => data.pairs(at, t).map((pair, i) =>
+      h(`tr${at === l ? ".here" : ""}`, {}, ...[i ? "" : String(at), String(pair.expert), pair.kept ? pair.gate.toFixed(3) : "dropped", signed(data.logit(at, t, pair.expert), 2), stand(pair, at)].map((cell) => h("td", {}, cell))))));
   }
 
   function announce() {
@@ -390,6 +474,13 @@ function build(model, el) {
     put(slider, "aria-valuetext", `${l}, ${data.names[l]}`);
     say(layerNumber, String(l));
     say(layerName, `of 0–${L - 1}, ${data.names[l]}`);
+  }
+
+  function paintStep() {
+    if (!filmed.length) return;
+    film.value = get("frame");
+    put(film, "aria-valuetext", `step ${filmed[get("frame")]}`);
+    say(filmStep, filmed[get("frame")].toLocaleString("en"));
   }
 
   // --- the map: only the columns in view are drawn
@@ -500,16 +591,22 @@ function build(model, el) {
   // --- listening --------------------------------------------------------------------------------
 
   const changed = {
-    layer: () => { paintLayer(); paintFilter(); paintText(); paintToken(); paintLoad(); soon(drawMap); announce(); },
-    selected: () => { paintSelection(); paintToken(); soon(drawMap); announce(); },
+    layer: () => { paintLayer(); paintFilter(); paintText(); paintToken(); paintLoad(); soon(drawMap); announce(); asked?.offer(); },
+    selected: () => { paintSelection(); paintToken(); soon(drawMap); announce(); asked?.offer(); asked?.paint(); },
     expert: () => { paintFilter(); paintText(); paintLoad(); soon(drawMap); },
+    frame: () => { Object.assign(data, unpack(model)); paintStep(); changed.layer(); },
+    problem: () => say(problem, get("problem") ?? ""),
   };
+  for (const key of ["question", "answer", "answers"]) changed[key] = () => asked?.paint();
   for (const [key, paint] of Object.entries(changed)) model.on(`change:${key}`, paint);
 
   const on = (target, type, act, more = {}) => target.addEventListener(type, act, { signal, ...more });
   const point = (t) => { if (t !== hover) { hover = t; soon(paintToken); soon(drawMap); } };
   const under = (event) => { const tok = event.target.closest?.(".tok"); return tok ? Number(tok.dataset.t) : -1; };
   on(slider, "input", () => set({ layer: Number(slider.value) }));
+  on(film, "input", () => set({ frame: Number(film.value) }));
+  on(run, "click", () => set({ text: own.value }));
+  on(numbersOfAll, "toggle", paintToken);
   on(numbers, "change", () => soon(drawNumbers));
   on(clear, "click", () => { set({ expert: -1 }); slider.focus(); });
   on(listbox, "mouseover", (event) => point(under(event)));
@@ -545,7 +642,7 @@ function build(model, el) {
   let typed = "", typedAt = 0;
   function press(event) {
     const { key, target } = event, l = get("layer");
-    if (event.ctrlKey || event.metaKey || event.altKey) return false;
+    if (event.ctrlKey || event.metaKey || event.altKey || target.closest("select, textarea, summary")) return false;
     if (/^\d$/.test(key)) { // two digits typed together make one number
       typed = event.timeStamp - typedAt < 900 ? typed + key : key;
       if (Number(typed) >= data.sizes[l]) typed = key;
@@ -602,8 +699,11 @@ function build(model, el) {
   for (const type of ["transitionend", "transitioncancel"])
     on(root, type, (event) => { if (event.target === root) theme(); });
 
+  paintStep();
   changed.layer();
+  changed.problem();
   paintSelection();
+  asked?.paint();
   theme();
 
   return () => {
@@ -615,20 +715,223 @@ function build(model, el) {
   };
 }
 
+// ------------------------------------------------------------------------------------- what if
+
+const DOES = {
+  ablate: "ablate: what it adds is left out",
+  ban: "ban: the router takes its next best",
+  force: "force: it takes the last choice’s place",
+  swap: "swap: its tokens go to another, and back",
+  top_k: "change k: another number of experts",
+};
+
+function wording([kind, layer, expert, other, k, tokens], data) {
+  const what = kind === "swap" ? `swap experts ${expert} and ${other}` : kind === "top_k" ? `${k} expert${k === 1 ? "" : "s"} per token` : `${kind} expert ${expert}`;
+  const whom = !tokens ? "all tokens" : tokens.length === 1 ? `token ${tokens[0]} “${spell(data.tokens[tokens[0]] ?? "")}”` : `${tokens.length} tokens`;
+  return `${what} in ${layer === null ? "every layer" : `layer ${layer}`}, for ${whom}`;
+}
+
+/** The panel that asks: what the model says next, and what would be different. */
+function asking(model, data, { get, set, signal, root }) {
+  const { T } = data, live = get("live"), base = get("answers")["[]"], top = base.top;
+  const read = (answer) => new Uint16Array(cut(answer.data));
+  const plain = read(base);
+  const was = { word: (t, i) => base.words[plain[t * top + i]], share: (t, i) => plain[(T + t) * top + i] / 65535, loss: (t) => plain[2 * T * top + t] };
+  /** What an answer says of a token; it begins where the first change is. */
+  const changes = (answer) => {
+    const value = read(answer), { first } = answer, n = T - first;
+    const column = (name, t) => value[n * (top + name) + t - first];
+    return {
+      share: (t, i) => (t < first ? was.share(t, i) : value[(t - first) * top + i] / 65535),
+      best: (t) => t >= first && { word: answer.words[column(0, t)], before: column(1, t) / 65535, after: column(2, t) / 65535 },
+      loss: (t) => (t < first ? was.loss(t) : column(3, t)),
+    };
+  };
+  const choice = (label, options) => {
+    const select = h("select", {}, ...options.map(([value, text]) => h("option", { value }, text)));
+    return { select, label: h("label", {}, `${label} `, select), get value() { return select.value; } };
+  };
+  const experts = Array.from({ length: data.E }, (_, e) => [e, String(e)]);
+  const kind = choice("… you", Object.entries(DOES)), expert = choice("expert", experts), other = choice("with", experts);
+  const k = choice("k", experts.map(([e]) => [e + 1, String(e + 1)])), where = choice("in", [["here", ""], ["all", "every layer"]]);
+  const whom = choice("for", [["one", "this token"], ["all", "all tokens"]]), stored = choice("… you", [["", ""]]);
+  const ask = h("button.act", { type: "button" }, "Ask"), also = h("button.act", { type: "button" }, "And also"), undo = h("button.act", { type: "button" }, "Leave it untouched");
+  const asked = h("p.asked", { role: "status" }), title = h("h3"), rows = h("ul.next"), lossTitle = h("h3"), loss = h("p"), canvas = h("canvas", { role: "img" });
+  const goesOn = h("div.on"), note = h("p.quiet");
+  const losses = h("div", {}, lossTitle, loss, canvas);
+  const panel = h("section.panel.ask", { "aria-label": "What if" }, h("h2", {}, "What if …"),
+    h("div.form", {}, ...(live ? [kind.label, expert.label, other.label, k.label, where.label, whom.label, ask, also] : [stored.label]), undo),
+    note, asked, h("div.answers", {}, h("div", {}, title, rows), losses, goesOn));
+  const on = (target, type, act) => target.addEventListener(type, act, { signal });
+  const now = () => (get("selected") >= 0 ? get("selected") : T - 1);
+
+  /** The question that the form spells; its layer is the one that is shown. */
+  const spelled = () => {
+    const is = kind.value, tokens = whom.value === "one" ? [now()] : null;
+    return [is, is === "top_k" && where.value === "all" ? null : get("layer"), is === "top_k" ? -1 : Number(expert.value),
+      is === "swap" ? Number(other.value) : -1, is === "top_k" ? Number(k.value) : 0, tokens];
+  };
+  function offer() { // follows the token and the layer
+    const l = get("layer"), size = data.sizes[l];
+    if (!live) {
+      const questions = Object.keys(get("answers")).filter((key) => key !== "[]").map((key) => [key, JSON.parse(key)])
+        .filter(([, question]) => question.every((i) => i[1] === null || i[1] === l));
+      stored.select.replaceChildren(h("option", { value: "[]" }, "changed nothing"), ...questions.map(([key, question]) => h("option", { value: key }, question.map((i) => wording(i, data)).join("; "))));
+      stored.select.value = JSON.stringify(get("question"));
+      if (stored.select.selectedIndex < 0) stored.select.value = "[]";
+      say(note, `This page has no model behind it: ${Object.keys(get("answers")).length - 1} answers came along, here those for layer ${l}.`);
+      return;
+    }
+    const own = data.pairs(l, now()).map((pair) => pair.expert);
+    for (const { select } of [expert, other])
+      [...select.options].forEach((option, e) => { option.hidden = option.disabled = e >= size; say(option, own.includes(e) ? `${e} (its ${nth(own.indexOf(e) + 1)})` : String(e)); });
+    if (own.length) expert.select.value = own[0];
+    if (own.length > 1) other.select.value = own[1];
+    say(where.select.options[0], `layer ${l}`);
+    shape();
+  }
+  function shape() {
+    const is = kind.value;
+    expert.label.hidden = is === "top_k";
+    other.label.hidden = is !== "swap";
+    k.label.hidden = is !== "top_k";
+    [...where.select.options][1].hidden = is !== "top_k";
+    if (is !== "top_k") where.select.value = "here";
+    say(whom.select.options[0], `token ${now()}, “${spell(data.tokens[now()])}”`);
+  }
+
+  function paint() {
+    const question = get("question"), key = JSON.stringify(question), latest = get("answer");
+    const answer = !question.length ? null : latest?.key === key ? latest : get("answers")[key];
+    const t = now(), is = answer?.data ? changes(answer) : null;
+    undo.disabled = !question.length;
+    const asks = question.map((i) => wording(i, data)).join("; and ");
+    const state = answer?.error ? ` This cannot be done: ${answer.error}.` : answer ? ` ${answer.moved} of ${T * data.L} first choices change.` : live ? " The model is being asked …" : " No answer to this came along.";
+    say(asked, question.length ? `${asks[0].toUpperCase()}${asks.slice(1)}.${state}` : "");
+    panel.setAttribute("aria-busy", String(Boolean(live && question.length && !answer)));
+    // The next token: the likeliest as it was and, if it is another, as it is now.
+    const next = Array.from({ length: top }, (_, i) => ({ word: was.word(t, i), before: was.share(t, i), after: is?.share(t, i) }));
+    const best = is?.best(t);
+    if (best && !next.some((row) => row.word === best.word)) next.push(best);
+    say(title, `Next after “${spell(data.tokens[t])}” (token ${t})`);
+    const most = Math.max(...next.map((row) => Math.max(row.before, row.after ?? 0)), 1e-6);
+    rows.replaceChildren(...next.map(({ word, before, after }) => {
+      const bars = [before, ...(is ? [after] : [])].map((share, i) => {
+        const bar = h(i ? "i.is" : "i.was");
+        bar.style.width = `${(100 * share) / most}%`;
+        return bar;
+      });
+      return h("li", {}, h("b", {}, spell(word)), h("span.two", {}, ...bars), h("span", {}, is ? `${percent(before)} → ${percent(after)}` : percent(before)));
+    }));
+    paintLoss(t, is);
+    goesOn.replaceChildren();
+    if (answer?.next) {
+      const [at, old, now] = answer.next;
+      let same = 0;
+      while (same < Math.min(old.length, now.length) && old[same] === now[same]) same++;
+      const line = (name, text) => h("p", {}, h("span.quiet", {}, `${name} `), h("span.made", {}, text.slice(0, same), ...(same < text.length && old !== now ? [h("mark", {}, text.slice(same))] : [])));
+      goesOn.append(h("h3", {}, `Going on after token ${at}, the likeliest each time`), ...(old === now ? [line("untouched and changed alike", now)] : [line("untouched", old), line("changed", now)]));
+    }
+  }
+
+  function paintLoss(t, value) {
+    const list = [];
+    for (let u = 1; u < T; u++) {
+      const before = was.loss(u) / 1000, after = value ? value.loss(u) / 1000 : before;
+      list.push({ u, before, after, rise: after - before });
+    }
+    const after = list.filter(({ u }) => u > t), mean = (rows, name) => rows.reduce((sum, row) => sum + row[name], 0) / rows.length;
+    const figures = (rows) => (value ? `${mean(rows, "before").toFixed(3)} → ${mean(rows, "after").toFixed(3)} nats (${signed(mean(rows, "after") - mean(rows, "before"), 3)})` : `${mean(rows, "before").toFixed(3)} nats`);
+    say(lossTitle, after.length ? `Loss of the ${after.length === 1 ? "token" : `${after.length} tokens`} after it` : "Loss");
+    const named = [...after].sort((a, b) => Math.abs(b.rise) - Math.abs(a.rise)).slice(0, 3).filter(({ rise }) => Math.abs(rise) >= 0.001);
+    const words = [after.length ? `Mean ${figures(after)}.` : "No token follows it: choose an earlier one."];
+    if (value && named.length) words.push(`Most: ${named.map(({ u, rise }) => `“${spell(data.tokens[u])}” ${signed(rise, 3)}`).join(", ")}.`);
+    if (list.length > after.length) words.push(`Whole text: ${figures(list)}.`);
+    say(loss, words.join(" "));
+    canvas.hidden = !value || !named.length;
+    if (canvas.hidden) return;
+    const width = losses.clientWidth || 300, height = 64, scale = window.devicePixelRatio || 1, style = getComputedStyle(root), ctx = canvas.getContext("2d");
+    const most = Math.abs(named[0].rise), step = Math.max(width / after.length, 1), wide = clamp(step - 1, 1, 14);
+    canvas.width = width * scale;
+    canvas.height = height * scale;
+    canvas.style.width = `${width}px`;
+    canvas.style.height = `${height}px`;
+    put(canvas, "aria-label", `By how much the loss of each following token changed, at most ${most.toFixed(3)} nats: up and filled is a rise, down and hollow a fall.`);
+    canvas.title = canvas.getAttribute("aria-label");
+    ctx.scale(scale, scale);
+    ctx.fillStyle = ctx.strokeStyle = style.color;
+    ctx.fillRect(0, height / 2, width, 1);
+    after.forEach(({ rise }, i) => {
+      const tall = (Math.abs(rise) / most) * (height / 2 - 2);
+      if (rise > 0) ctx.fillRect(i * step, height / 2 - tall, Math.min(wide, step), tall);
+      else if (rise < 0) ctx.strokeRect(i * step + 0.5, height / 2 + 0.5, Math.max(0.5, Math.min(wide, step) - 1), tall);
+    });
+  }
+
+  on(ask, "click", () => set({ question: [spelled()] }));
+  on(also, "click", () => set({ question: [...get("question"), spelled()] }));
+  on(undo, "click", () => { set({ question: [] }); offer(); });
+  on(stored.select, "change", () => set({ question: JSON.parse(stored.value) }));
+  on(kind.select, "change", shape);
+  offer();
+  return { panel, offer, paint };
+}
+
+// ------------------------------------------------------------------------------------ comparing
+
+/** The second of two: it has its own trace, and follows the first one's layer and filter; and its
+ *  selection too, where the text is the same. */
+function second(model) {
+  const own = model.get("beside"), L = own.layer_names.length, E = Math.max(...own.num_experts);
+  const alike = JSON.stringify(own.tokens) === JSON.stringify(model.get("tokens"));
+  const listeners = new Set(), mine = (key) => key === "selected" && !alike;
+  let selected = -1;
+  const shared = {
+    layer: () => Math.min(model.get("layer"), L - 1),
+    expert: () => (model.get("expert") < E ? model.get("expert") : -1),
+    selected: () => (alike ? model.get("selected") : selected),
+  };
+  return {
+    get: (key) => (key in own ? own[key] : shared[key]?.()),
+    set(key, value) {
+      if (!mine(key)) return model.set(key, value);
+      selected = value;
+      for (const listener of [...listeners]) listener();
+    },
+    on: (event, act) => (mine(event.slice(7)) ? listeners.add(act) : event.slice(7) in shared && model.on(event, act)),
+    off: (event, act) => (mine(event.slice(7)) ? listeners.delete(act) : event.slice(7) in shared && model.off(event, act)),
+    save_changes: () => model.save_changes(),
+  };
+}
+
+/** Builds one explorer or, where there is something beside it, two. */
+function show(model, el) {
+  if (!model.get("beside")?.tokens) return build(model, el);
+  const pair = h("div.moe-pair");
+  el.append(pair);
+  const undo = [model, second(model)].map((each, i) => {
+    const tokens = each.get("tokens"), side = h("div", { role: "region", "aria-label": i ? "Second" : "First" });
+    pair.append(side);
+    side.append(h("p.which", {}, `${each.get("source")}: “${tokens.slice(0, 8).join("").trim()}${tokens.length > 8 ? " …" : ""}”`));
+    return build(each, side);
+  });
+  return () => { undo.forEach((remove) => remove()); pair.remove(); };
+}
+
+const REBUILD = ["change:data", "change:tokens", "change:film", "change:beside"];
+
 /** Draws the widget into el, again whenever another trace arrives; returns what takes it away. */
 function render({ model, el }) {
-  let remove = build(model, el), due = false, gone = false;
+  let remove = show(model, el), due = false, gone = false;
   const rebuild = () => { // tokens and data change together: build once
     if (due) return;
     due = true;
-    queueMicrotask(() => { due = false; if (!gone) { remove(); remove = build(model, el); } });
+    queueMicrotask(() => { due = false; if (!gone) { remove(); remove = show(model, el); } });
   };
-  model.on("change:data", rebuild);
-  model.on("change:tokens", rebuild);
+  for (const key of REBUILD) model.on(key, rebuild);
   return () => {
     gone = true;
-    model.off("change:data", rebuild);
-    model.off("change:tokens", rebuild);
+    for (const key of REBUILD) model.off(key, rebuild);
     remove();
   };
 }
