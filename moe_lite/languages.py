@@ -136,7 +136,7 @@ class Languages:
             "num_local_experts": self.count, "num_experts_per_tok": 1,
             "initializer_range": 0.1, "tie_word_embeddings": False,
         }  # fmt: skip
-        recipe = {"steps": 400, "batch_size": 256, "seq_len": 3, "lr": 0.01, "aux_coef": 0.1}
+        recipe = {"steps": 600, "batch_size": 256, "seq_len": 3, "lr": 0.01, "aux_coef": 0.1}
         return Setting(router, model=model, training=recipe | training, balance="verbs")
 
     def learn(self, setting: Setting, seed: int = 0) -> Outcome:

@@ -17,9 +17,18 @@ FLOORS = {
     2: {"layer"},
     2.5: {"model"},  # a mezzanine: a model is made of layers
     3: {
-        "hf", "data", "vowels", "arm", "train", "parallel", "trace", "analysis", "causal", "cost",
+        "hf",
+        "data",
+        "vowels",
+        "arm",
+        "train",
+        "parallel",
+        "trace",
+        "analysis",
+        "causal",
+        "cost",
         "checks",
-    },  # fmt: skip
+    },
     3.5: {"film"},  # its text is data's, its rolls are cut by recipes
     4: {"viz", "build", "recipes", "ledger", "sweep"},
     # another: a widget's still is one of viz's, a bench runs a recipe, languages are swept
