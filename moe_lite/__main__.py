@@ -141,7 +141,7 @@ def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Time the model beside transformers' model of the same config."""
+    """Time the layer beside its peers, and the model beside transformers'."""
     from .bench import main
 
     return main(argv)

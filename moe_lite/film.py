@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .contracts import Routing, RoutingTrace
@@ -124,7 +124,8 @@ class Film:
         words = {name: getattr(self, name) for name in ("domains", "tokens", "wanted", "top_k")}
         tensors = {"ids_BS": self.ids_BS, "domain_BS": self.domain_BS}
         tensors |= {f"logits.{step}": self.logits[step] for step in self.steps}
-        save_file(tensors, aside, {name: json.dumps(value) for name, value in words.items()})
+        about = {name: json.dumps(value) for name, value in words.items()}
+        aside.write_bytes(save(tensors, about))
         aside.replace(path)
 
     @classmethod

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import sysconfig
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import NoneType
@@ -28,6 +29,8 @@ from .model import Mixtral
 from .routers import TopKRouter
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints"  # comes with the course
+if not PRETRAINED.is_dir():  # installed from a wheel
+    PRETRAINED = Path(sysconfig.get_path("data"), "share", "moe_lite", "checkpoints")
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -261,11 +264,11 @@ def load(
 
 
 def load_pretrained(
-    name: str = "mixtral-nano",
+    name: str = "mixtral-mini",
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = torch.float32,
 ) -> Mixtral:
-    """Load a model that comes with the course, from the folder ``checkpoints``; no network.
+    """Load a model that comes with the course: no network, wherever it was installed from.
 
     Raises: ValueError naming those there are.
     """

@@ -24,13 +24,20 @@ def prefers_onednn() -> bool:
     return there and "AMD" in about.get("cpu_name", "") and bool(about.get("avx512_f"))
 
 
-def product(x_RI: Tensor, weight_OI: Tensor) -> Tensor:
-    """Compute x W^T, (R, I) x (O, I) -> (R, O), without a gradient; either may be a transpose."""
+def product(x_RI: Tensor, weight_OI: Tensor, out_RO: Tensor | None = None) -> Tensor:
+    """Compute x W^T, (R, I) x (O, I) -> (R, O), without a gradient; either may be a transpose.
+
+    Written into out_RO, if that is given, in its type.
+    """
     # Below about 2^20 multiplications oneDNN's 12 microseconds a call are more than it saves.
     large = x_RI.dtype == torch.float32 and x_RI.numel() * weight_OI.shape[0] >= 1 << 20
-    if not large or x_RI.device.type != "cpu" or not prefers_onednn():
-        return x_RI @ weight_OI.t()
-    return torch.ops.mkldnn._linear_pointwise(x_RI, weight_OI, None, "none", [], "")
+    if large and x_RI.device.type == "cpu" and prefers_onednn():
+        result_RO = torch.ops.mkldnn._linear_pointwise(x_RI, weight_OI, None, "none", [], "")
+    elif out_RO is None or out_RO.dtype != x_RI.dtype:
+        result_RO = x_RI @ weight_OI.t()
+    else:
+        return torch.mm(x_RI, weight_OI.t(), out=out_RO)
+    return result_RO if out_RO is None else out_RO.copy_(result_RO)
 
 
 def linear(x: Tensor, weight_OI: Tensor) -> Tensor:

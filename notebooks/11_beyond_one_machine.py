@@ -297,7 +297,7 @@ assert np.allclose(one, two["losses"], rtol=1e-5)
 # shuffled well, a different domain on each rank:
 
 # %%
-nano = hf.load_pretrained().eval()
+nano = hf.load_pretrained("mixtral-nano").eval()
 text = data.load_corpus(max_bytes=400_000)
 domains = ("drama", "code", "prose", "arithmetic")
 with torch.no_grad():

@@ -265,7 +265,23 @@ for claim in ledger.load("synthetic_languages").claims:
     print(f"{claim.verdict(ours):15} {ours!s:14} {claim.note[6:]:22} {claim.text}")
 
 # %% [markdown]
-# SYNTHETIC FINDINGS
+# Five things to take along.
+#
+# **The known router is the best one**, in both worlds and every seed; otherwise there would be no
+# truth to compare with. **The learned router is not it.** Take chance off, and its agreement with
+# the truth is a fifth of the way to 100%. The loss alone would not have told you.
+#
+# **The decoy always passes** the test against shuffled labels. Where verbs decide, shuffling among
+# equal verbs explains *all* of what experts tell about the language. So does real text's "topic",
+# if it is only words, and the third null will find out.
+#
+# **The other way round it is not so clean.** Where the language decides, experts go by the verb a
+# little all the same, beyond what its language explains. A router sees the token in hand directly,
+# and the context only as far as attention brings it: words are *easier* to route by, even where
+# they are not what matters. Keep that in mind for the next section.
+#
+# **And a job is not what it looks like either**: of the experts that serve one label most, only
+# some are missed most by that label. More of that in section 7.
 #
 # ## 4. The course's model: words first
 #
@@ -297,7 +313,16 @@ plt.close(fig)
 fig
 
 # %% [markdown]
-# DEPTH FINDINGS
+# **Words first.** At layer 0 the expert tells most about the word, and about the domain nothing
+# that the word has not told: the two lines on the right start at one point. With depth the first
+# line falls and the second rises: later layers treat the same word differently in different
+# company. But also at the end an expert says several times as much about the token in hand as about
+# the topic beyond it. That is the finding that most popular accounts leave out, and it came out
+# here on one small model, tested by a null that could have gone the other way. (Layer 5's dip is no
+# accident either: the last layer has to produce the next *token*.)
+#
+# "The company" is more than the domain. The same null, passed, may mean syntax, the position in a
+# line, or the letters before. Whoever says "topic" here has to exclude those as well.
 #
 # There is another way to ask, without any domain: **vocabulary specialisation** (OLMoE's eq. 8),
 # the share of a word's tokens that go to its favourite expert, $N_{x,E} / N_x$, averaged over the
@@ -343,7 +368,10 @@ for panel, layer in zip(panels, (0, 5), strict=True):
 _ = fig.colorbar(image, ax=panels, label="% (chance: 14%)")
 
 # %% [markdown]
-# COACTIVATION
+# A few pairs of the last layer are seen together on most of their tokens, and the table is not
+# symmetric: a small expert can have a large one as its constant companion without being missed by
+# it. OLMoE found little co-activation among its 64 experts; with eight there is less room to avoid
+# each other.
 #
 # ## 5. Over training: when does a router know?
 #
@@ -367,7 +395,18 @@ fig.axes[0].set(xscale="log", ylim=(0, 102))
 fig
 
 # %% [markdown]
-# SATURATION FINDINGS
+# Read it from the right, where it is 100% by definition. Half of the final routing was there after
+# a few percent of the training, long before the loss was anything to be proud of. And here layer 0
+# is *not* the last to settle, as it was in OLMoE. The ledger has the numbers, and whether they
+# agree (`python -m moe_lite reproduce olmoe2024_saturation`):
+
+# %%
+grown = ledger.stored("olmoe2024_saturation")
+for claim in ledger.load("olmoe2024_saturation").claims:
+    ours = grown[claim.measure]
+    print(f"{claim.verdict(ours):15} paper {claim.paper:<6} ours {ours!s:15} {claim.text}")
+
+# %% [markdown]
 #
 # And what comes first, in training? The same two curves as in section 4, along the film (all
 # layers' mean; the film has only ten texts, so this is coarser):
@@ -389,7 +428,11 @@ print(f"before the first step: {told_word[0]:.2f} and {told_domain[0]:.2f} bits"
 fig
 
 # %% [markdown]
-# TRAINING FINDINGS
+# What rises in training is the upper line: experts learn *words*. The lower line was there before
+# the first step (that is section 1's accident: a random model mixes each token with its company),
+# and training does not add to it; it moves it to where you saw it, from everywhere to the later
+# layers. With two texts of each domain, "beyond words" is also "this text"; take the height with a
+# grain of salt, and the direction seriously.
 #
 # Look for yourself. The slider goes through the film; click on a token to see its gates at every
 # layer. Start at step 0, choose a frequent word, and look when its expert stops changing.
@@ -428,7 +471,20 @@ for name, values in rows.items():
     print(f"{name:26}" + "".join(f"{value:8.1f}" for value in values))
 
 # %% [markdown]
-# NEIGHBOURS
+# Everything here is far above 12.5% and 46.4%. A finding? Look at the last five rows: the same
+# routing with the tokens *of each text* in random order. Most of the excess is there as well. It
+# says only that our experts are used unequally within a text, and then two tokens meet often,
+# neighbours or not. What neighbours add is the difference, and only in some rows it is large. The
+# chance that the paper prints is right for experts that are evenly used; look at your loads before
+# you use it.
+#
+# Now arithmetic at the first layer: its neighbours agree *less* than its tokens in random order do.
+# In sums, a digit is followed by a sign and a sign by a space; neighbours are different things.
+# Mixtral's DM Mathematics at layer 31 is below chance in the same way (44.5 against 46.4), and for
+# a reason of that sort perhaps. A number below chance is as much a pattern as one above it.
+#
+# The ledger counts more text, with intervals (`python -m moe_lite reproduce
+# mixtral2024_repetition`).
 #
 # ## 7. Take it away
 #
@@ -473,7 +529,9 @@ for way, score_LE in ways.items():
               + "".join(f"{rise:+12.3f}" for rise in rise_LEC[at, expert]))  # fmt: skip
 
 # %% [markdown]
-# MISSED FINDINGS
+# Two lists, and they need not have a name in common. Where an expert that takes most of
+# arithmetic's tokens can be taken away *without anybody noticing*, the sentence "layer 2 has an
+# arithmetic expert" is true as a picture and wrong as an explanation.
 #
 # Over all experts: if going there were the same as needing it, the points below would lie on a
 # rising curve, in every layer alike.
@@ -506,7 +564,10 @@ for layer in range(6):
           f"{np.mean(null):+.2f}, 95% below {np.quantile(null, 0.95):+.2f}")  # fmt: skip
 
 # %% [markdown]
-# ABLATION FINDINGS
+# Most of what can be lost is lost at layer 0, and in the middle layers an expert more or less makes
+# hardly a difference: the stream goes on past it, and later layers make good for it. Within a
+# layer, use and need do go together; across layers they do not. So "who uses it" is evidence about
+# a job only among colleagues.
 #
 # Two more questions separate *having a job* from *being the only one who can do it*. **Ban** an
 # expert: now the router may take its next best instead. If the loss rises less than before,
@@ -524,7 +585,8 @@ for what in (causal.ablate(layer, missed), causal.ban(layer, missed),
     print(f"{words:32}" + "  ".join(f"{name} {value:+.3f}" for name, value in rise.items()))
 
 # %% [markdown]
-# BAN FINDINGS
+# Banning costs less than ablating: the next best expert does a part of the work. Swapping costs
+# most, because then two kinds of tokens are answered by a stranger, at full weight.
 #
 # You can ask such things of any sentence. In the page below, click on a token, then ablate, force
 # or swap; it shows the next-token distribution and the loss of what follows, before and after.

@@ -603,22 +603,8 @@ def test_a_model_the_layout_cannot_hold_is_refused(model, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
-def test_the_model_in_the_box_loads_here_and_in_transformers_alike():
-    import transformers
-
-    ours = hf.load_pretrained()
-    theirs = transformers.MixtralForCausalLM.from_pretrained(
-        hf.PRETRAINED / "mixtral-nano", dtype=torch.float32
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(hf.PRETRAINED / "mixtral-nano")
-    ids_BS = torch.tensor([tokenizer("And God said, 12 + 7 = 19; def f(x):")["input_ids"]])
-    with torch.no_grad():
-        torch.testing.assert_close(
-            ours(ids_BS).logits_BSV, theirs(ids_BS).logits, atol=1e-4, rtol=1e-4
-        )
-    greedy = theirs.generate(ids_BS, max_new_tokens=20, do_sample=False, eos_token_id=None)
-    assert torch.equal(ours.generate(ids_BS, 20, temperature=0), greedy)
-    with pytest.raises(ValueError, match=r"no model 'mixtral-huge' in .*only mixtral-nano"):
+def test_a_model_that_does_not_come_with_the_course_is_refused():
+    with pytest.raises(ValueError, match=r"no model 'mixtral-huge' in .*only mixtral-mini, mixt"):
         hf.load_pretrained("mixtral-huge")
 
 

@@ -100,7 +100,7 @@ class Blocks(torch.autograd.Function):
             x_RD = x_TD.index_select(0, token_R[start:end])
             up1_RF, up3_RF = product(x_RD, w1_FD), product(x_RD, w3_FD)
             projections += up1_RF, up3_RF
-            y_RD[start:end] = product(F.silu(up1_RF).mul_(up3_RF), w2_DF)
+            product(F.silu(up1_RF).mul_(up3_RF), w2_DF, y_RD[start:end])
         ctx.save_for_backward(x_TD, w1_EFD, w3_EFD, w2_EDF, gate_R, *projections)
         ctx.plan = plan
         return _to_tokens(y_RD, plan, gate_R)
@@ -128,13 +128,13 @@ class Blocks(torch.autograd.Function):
             silu_RF = F.silu(up1_RF)
             a_RF = silu_RF * up3_RF
             dgate_R[start:stop] = torch.linalg.vecdot(da_RF, a_RF)[: stop - start]
-            dw2_EDF[expert] = product(grad_RD.t(), a_RF.mul_(gate_R1).t())
+            product(grad_RD.mul_(gate_R1).t(), a_RF.t(), dw2_EDF[expert])
             da_RF *= gate_R1
             dup3_RF = silu_RF.mul_(da_RF)
             dup1_RF = torch.ops.aten.silu_backward(da_RF.mul_(up3_RF), up1_RF)
-            dw1_EFD[expert] = product(dup1_RF.t(), x_RD.t())
-            dw3_EFD[expert] = product(dup3_RF.t(), x_RD.t())
-            dx_RD[start:end] = product(dup1_RF, w1_FD.t()).add_(product(dup3_RF, w3_FD.t()))
+            product(dup1_RF.t(), x_RD.t(), dw1_EFD[expert])
+            product(dup3_RF.t(), x_RD.t(), dw3_EFD[expert])
+            product(dup1_RF, w1_FD.t(), dx_RD[start:end]).add_(product(dup3_RF, w3_FD.t()))
         return _to_tokens(dx_RD, ctx.plan), dw1_EFD, dw3_EFD, dw2_EDF, dgate_R, None
 
 
