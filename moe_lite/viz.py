@@ -230,6 +230,45 @@ def curves(
     return _finish(ax)
 
 
+def strips(
+    rows: Mapping[str, tuple[Sequence[object], Sequence[int] | None]], cuts: Sequence[float] = ()
+) -> Figure:
+    """Draw lists as rows of labelled boxes, one below the other: before a step and after it.
+
+    Args:   rows: name -> (what to write into each box, the expert that tints it; None: no tint;
+            -1: hatched, a place that holds nothing).
+            cuts: where upright lines stand, in boxes from the left.
+    Raises: ValueError if a row has not one expert for each box, or there are no rows.
+    """
+    if not rows:
+        raise ValueError("there are no rows to draw")
+    from matplotlib.patches import Rectangle
+
+    width = max(len(labels) for labels, _ in rows.values())
+    colors = expert_colors(1 + max((e for _, own in rows.values() for e in own or ()), default=0))
+    ax = _axes(min(11.0, 2.2 + 0.42 * width), 0.25 + 0.5 * len(rows))
+    for y, (name, (labels, own)) in enumerate(rows.items()):
+        if own is not None and len(own) != len(labels):
+            raise ValueError(f"{name!r} has {len(labels)} boxes but {len(own)} experts")
+        for x, label in enumerate(labels):
+            e = None if own is None else own[x]
+            hatch, face = ("////" if e == -1 else ""), "none"
+            if e is not None and e >= 0:
+                face = colors[e]
+            ax.add_patch(Rectangle((x + 0.05, y + 0.1), 0.9, 0.8, fc=face, ec="none", alpha=0.4))
+            ax.add_patch(Rectangle((x + 0.05, y + 0.1), 0.9, 0.8, fc="none", ec=QUIET, lw=0.8,
+                                   hatch=hatch))  # fmt: skip
+            ax.text(x + 0.5, y + 0.52, str(label), ha="center", va="center", fontsize=9, color=INK)
+    for x in cuts:
+        ax.plot([x, x], [0, len(rows)], color=INK, lw=2)
+    ax.set(xlim=(-0.1, width + 0.1), ylim=(len(rows), 0), xticks=[])
+    ax.set_yticks([y + 0.5 for y in range(len(rows))], list(rows))
+    ax.tick_params(length=0)
+    figure = _finish(ax)
+    ax.spines[:].set_visible(False)
+    return figure
+
+
 def plane(
     x_T2: Any, labels: Sequence[str], experts_E3: Any, gate_E3: Any,
     *, title: str = "", ax: Axes | None = None,

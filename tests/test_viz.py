@@ -171,3 +171,20 @@ print("matplotlib.pyplot" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_strips_write_every_box_and_hatch_what_holds_nothing():
+    figure = viz.strips({"token": ([3, 1, "x"], [0, 2, -1]), "row": ([0, 1], None)}, cuts=[1])
+    (ax,) = figure.axes
+    assert [text.get_text() for text in ax.texts] == ["3", "1", "x", "0", "1"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["token", "row"]
+    boxes = [patch for patch in ax.patches if patch.get_hatch()]
+    assert len(boxes) == 1 and boxes[0].get_x() == pytest.approx(2.05)
+    assert [list(line.get_xdata()) for line in ax.lines] == [[1, 1]]
+
+
+def test_strips_need_rows_and_an_expert_for_each_box():
+    with pytest.raises(ValueError, match="no rows"):
+        viz.strips({})
+    with pytest.raises(ValueError, match="'token' has 2 boxes but 1 experts"):
+        viz.strips({"token": ([1, 2], [0])})

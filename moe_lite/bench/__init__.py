@@ -71,21 +71,6 @@ def run(
     return result
 
 
-def unmeasured() -> dict[str, Any]:
-    """Give the rows that a GPU would fill, without a figure."""
-    rows = [
-        row
-        for name, shape in GPU_SHAPES.items()
-        for dtype in shape.dtypes
-        for routing in shape.routings
-        for contender in chosen(routing)
-        for row in measure.blank(name, shape, dtype, routing, contender)
-    ]
-    note = "not measured: there was no GPU at hand"
-    return {"format": report.FORMAT, "machine": {"device": "cuda"}, "note": note, "models": [],
-            "layers": rows}  # fmt: skip
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables and, where asked, write the result as JSON; give the exit code."""
     parser = argparse.ArgumentParser(
@@ -112,8 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--report", action="store_true", help="only write what the results "
                       "in experiments/results/bench say")  # fmt: skip
-    what.add_argument("--not-measured", action="store_true", help="only write the rows that a "
-                      "GPU would fill")  # fmt: skip
     what.add_argument("--gpu-checks", action="store_true", help="first run tests/gpu, and the "
                       "compute-sanitizer if it is here")  # fmt: skip
     args = parser.parse_args(argv)
@@ -127,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in given:
             if name not in known:
                 raise ValueError(f"there is no {name!r}: name one of {', '.join(known)}")
-    on_gpu = args.gpu_checks or (args.device == "cuda" and not args.not_measured)
+    on_gpu = args.gpu_checks or args.device == "cuda"
     if on_gpu and not (args.device == "cuda" and torch.cuda.is_available()):
         raise ValueError("there is no GPU here that torch can use")
     if args.report:
@@ -143,12 +126,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.touch()  # said before the minutes of measuring, not after
         if new:
             args.out.unlink()
-    if args.not_measured:
-        result = unmeasured()
-        if args.out is None:
-            raise ValueError("say where to write the rows with --out FILE")
-        report.write(result, args.out)
-        return 0
     checked: dict[str, Any] = {}
     if args.gpu_checks:
         with tempfile.TemporaryDirectory() as folder:

@@ -164,8 +164,6 @@ def checks(rows: list[Row]) -> str:
 def about(result: Row) -> str:
     """Say in two lines what was measured on what, and the machine's ceilings."""
     m = result["machine"]
-    if "matmul_tflops" not in m:
-        return f"{m['device']}: {result['note']}"
     rates = ", ".join(f"{name} {rate:.3g} TFLOP/s" for name, rate in m["matmul_tflops"].items())
     return (
         f"{m['chip']} ({m['device']}), {m['cores']} cores, {m['memory_gb']} GB, {m['date']}; "

@@ -40,6 +40,14 @@ from .competing_experts import (
     check_responsibilities,
     check_working_experts,
 )
+from .dispatch_paths import (
+    check_block_counts,
+    check_expert_blocks,
+    check_offsets,
+    check_stable_rows,
+    check_sum_by_token,
+    check_tile_schedule,
+)
 from .expert_choice import (
     check_causal_groups,
     check_combine,
@@ -110,6 +118,7 @@ __all__ = [
     "check_balanced_step",
     "check_below_one",
     "check_biased_choice",
+    "check_block_counts",
     "check_causal_groups",
     "check_combine",
     "check_constrain",
@@ -120,6 +129,7 @@ __all__ = [
     "check_distinct_experts",
     "check_dropped_token",
     "check_environment",
+    "check_expert_blocks",
     "check_expert_choice",
     "check_experts_per_token",
     "check_first_choices",
@@ -141,6 +151,7 @@ __all__ = [
     "check_moe_layer",
     "check_networks_used",
     "check_noisy_scores",
+    "check_offsets",
     "check_orders_agree",
     "check_over_batches",
     "check_parameter_count",
@@ -165,6 +176,9 @@ __all__ = [
     "check_spacing",
     "check_sparse_gates",
     "check_split_experts",
+    "check_stable_rows",
+    "check_sum_by_token",
+    "check_tile_schedule",
     "check_top1_gate",
     "check_top_k",
     "check_traffic",

@@ -5,6 +5,7 @@ from .bias_controller import BiasController
 from .competition import CompetitionExplorer
 from .cost_calculator import CostCalculator
 from .expert_queues import ExpertQueues
+from .expert_tiles import ExpertTiles
 from .logit_histogram import LogitHistogram
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
@@ -18,6 +19,7 @@ __all__ = [
     "CompetitionExplorer",
     "CostCalculator",
     "ExpertQueues",
+    "ExpertTiles",
     "LogitHistogram",
     "NoisyGate",
     "RoutingExplorer",

@@ -1,0 +1,182 @@
+// Rows into expert tiles. Python sends one list of Gumbel numbers and the colours; routing, sorting,
+// tiles and waves are computed here, so the page answers without a kernel. Five values travel
+// either way: path, routing, experts, height, moved.
+
+const TOKENS = 32, K = 2, N = TOKENS * K, MOST_EXPERTS = 16, PROCESSORS = 8; // as in expert_tiles.py
+const PATHS = { loop: "loop: one expert after another", padded: "padded: as many rows for each", grouped: "grouped: the tiles there are" };
+const ROUTINGS = ["balanced", "random", "zipf", "one-hot", "half empty"];
+const EXPERTS = [2, 4, 8, 16], HEIGHTS = [1, 2, 4, 8, 16], BEAT_MS = 120;
+
+function h(tag, props = {}, ...children) {
+  const [name, ...classes] = tag.split(".");
+  const element = document.createElement(name);
+  if (classes.length) element.className = classes.join(" ");
+  for (const [key, value] of Object.entries(props)) {
+    if (key in element && !key.startsWith("aria")) element[key] = value;
+    else element.setAttribute(key, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+const range = (n) => Array.from({ length: n }, (_, i) => i);
+const best = (xs, n) => range(xs.length).sort((a, b) => xs[b] - xs[a] || a - b).slice(0, n);
+
+/** The expert of each pair, in token order. */
+function route(gumbel, routing, E) {
+  const row = (t) => gumbel.slice(t * MOST_EXPERTS, t * MOST_EXPERTS + E);
+  if (routing === "balanced") {
+    const place = [];
+    range(TOKENS).sort((a, b) => gumbel[a * MOST_EXPERTS] - gumbel[b * MOST_EXPERTS] || a - b).forEach((t, p) => { place[t] = p; });
+    return range(N).map((n) => (place[Math.floor(n / K)] * K + (n % K)) % E);
+  }
+  const score = {
+    random: (s) => s,
+    zipf: (s, e) => s - 1.5 * Math.log(e + 1),
+    "one-hot": (s, e) => -e,
+    "half empty": (s, e) => (e < Math.max(K, E / 2) ? s : -1e9),
+  }[routing];
+  return range(TOKENS).flatMap((t) => best(row(t).map(score), K));
+}
+
+/** Sorts the pairs, cuts the tiles and deals them to the processors. */
+function lay({ path, experts: E, height: BM, expert }) {
+  const load = range(E).map((e) => expert.filter((other) => other === e).length);
+  const offsets = range(E + 1).map((e) => load.slice(0, e).reduce((a, b) => a + b, 0));
+  const next = [...offsets], rows = expert.map((e) => next[e]++); // each pair's row: stable
+  const most = Math.max(...load);
+  const own = load.map((n, e) => range(Math.ceil((path === "padded" ? most : n) / BM))
+    .map((i) => ({ e, first: offsets[e] + i * BM, used: Math.max(0, Math.min(BM, n - i * BM)) })));
+  const tiles = own.flat(), waves = [];
+  for (const launch of path === "loop" ? own : [tiles]) {
+    for (let i = 0; i < launch.length; i += PROCESSORS) waves.push(launch.slice(i, i + PROCESSORS));
+  }
+  return { load, rows, own, tiles, waves };
+}
+
+function render({ model, el }) {
+  const gumbel = model.get("gumbel"), colors = model.get("colors"), stop = new AbortController(), signal = { signal: stop.signal };
+  const set = (key, value) => { model.set(key, value); model.save_changes(); };
+
+  // --- controls
+  const menus = {};
+  const menu = (key, label, options) => {
+    const select = h("select", { "aria-label": label }, ...options.map(([value, text]) => h("option", { value: String(value) }, text)));
+    select.addEventListener("change", () => set(key, typeof options[0][0] === "number" ? Number(select.value) : select.value), signal);
+    menus[key] = select;
+    return h("label", {}, h("span", {}, label), select);
+  };
+  const plain = (values) => values.map((value) => [value, String(value)]);
+  const slider = h("input", { type: "range", min: 0, max: N, step: 1, "aria-label": "Moved" }), output = h("output");
+  slider.addEventListener("input", () => { halt(); set("moved", Number(slider.value)); }, signal);
+  const button = (text, act) => {
+    const element = h("button", { type: "button" }, text);
+    element.addEventListener("click", act, signal);
+    return element;
+  };
+  let playing = 0;
+  const halt = () => { clearInterval(playing); playing = 0; play.textContent = "Play"; };
+  const step = () => {
+    const to = Math.min(N, model.get("moved") + 1);
+    set("moved", to);
+    if (to === N) halt();
+  };
+  const play = button("Play", () => {
+    if (playing) return halt();
+    if (model.get("moved") === N) set("moved", 0);
+    play.textContent = "Pause";
+    playing = setInterval(step, BEAT_MS);
+  });
+  const controls = h("div.controls", {},
+    menu("path", "Path", Object.entries(PATHS)), menu("routing", "Routing", plain(ROUTINGS)),
+    menu("experts", "Experts", plain(EXPERTS)), menu("height", "Tile height", plain(HEIGHTS)),
+    h("label", {}, h("span", {}, "Moved"), slider, output),
+    h("span.buttons", {}, play, button("Step", () => { halt(); step(); })));
+
+  // --- the three places
+  const said = h("p.said", { role: "status" });
+  const chips = range(N).map((n) => h("li", {}, h("b"), h("i")));
+  const before = h("ol.pairs", { "aria-label": "Pairs in token order" }, ...chips);
+  const lanes = h("div.lanes"), grid = h("tbody"), heads = h("tr");
+  const work = h("table", {}, h("caption.unseen", {}, "Tiles by processor and wave"), h("thead", {}, heads), grid);
+  const root = h("div.expert-tiles", {}, controls, said,
+    h("div.two", {},
+      h("section", {}, h("h2", {}, "In token order"),
+        h("p.quiet", {}, `${TOKENS} tokens, ${K} pairs each: the token's number, below it the expert's.`), before),
+      h("section", {}, h("h2", {}, "In expert order, cut into tiles"),
+        h("p.quiet", {}, "A line for each expert, a box for each tile. Hatched: padding, which is computed for nothing."),
+        h("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Tiles of each expert" }, lanes))),
+    h("h2", {}, `On ${PROCESSORS} processors`),
+    h("p.quiet", {}, "A column for each wave, in it the expert of each processor's tile. Hatched: the share of the tile that is padding. A dash: nothing to do."),
+    h("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Processors" }, work));
+  el.append(root);
+
+  // --- painting
+  const filled = (element, e, share) => {
+    element.style.setProperty("--expert", colors[e]);
+    element.style.setProperty("--share", `${Math.round(100 * share)}%`);
+  };
+  let drawn = "", slots = [];
+  function paint() {
+    const [path, routing, E, BM, moved] = ["path", "routing", "experts", "height", "moved"].map((key) => model.get(key));
+    for (const [key, select] of Object.entries(menus)) select.value = String(model.get(key));
+    if (Number(slider.value) !== moved) slider.value = moved;
+    output.textContent = `${moved} of ${N}`;
+    slider.setAttribute("aria-valuetext", `${moved} of ${N} pairs moved`);
+    const expert = route(gumbel, routing, E), found = lay({ path, experts: E, height: BM, expert });
+    const key = [path, routing, E, BM].join();
+    if (key !== drawn) {
+      drawn = key;
+      chips.forEach((chip, n) => {
+        chip.firstChild.textContent = Math.floor(n / K);
+        chip.lastChild.textContent = expert[n];
+        filled(chip, expert[n], 1);
+      });
+      slots = [];
+      lanes.replaceChildren(...found.own.map((own, e) => {
+        const boxes = own.map((tile) => h("span.tile", {}, ...range(BM).map((i) => {
+          const slot = h(i < tile.used ? "span.slot" : "span.slot.pad");
+          if (i < tile.used) { slots[tile.first + i] = slot; filled(slot, e, 1); }
+          return slot;
+        })));
+        return h("div.lane", {}, h("span.chip", {}, h("span.unseen", {}, "expert "), String(e)), h("span.tiles", {}, ...boxes),
+          h("span.count", {}, `${found.load[e]} of ${own.length * BM}`));
+      }));
+      heads.replaceChildren(h("td"), ...found.waves.map((_, w) => h("th", { scope: "col" }, String(w + 1))));
+      grid.replaceChildren(...range(PROCESSORS).map((p) => h("tr", {}, h("th", { scope: "row" }, h("span.unseen", {}, "processor "), String(p)),
+        ...found.waves.map((wave) => {
+          if (!wave[p]) return h("td.idle", {}, "–");
+          const { e, used } = wave[p], cell = h("td.busy", { title: `expert ${e}, ${used} of ${BM} rows used` }, String(e));
+          filled(cell, e, used / BM);
+          return cell;
+        }))));
+      const computed = found.tiles.length * BM, places = PROCESSORS * found.waves.length;
+      said.textContent = `${N} of ${computed} computed rows hold a pair; ${found.tiles.length} tiles in ${found.waves.length} waves, ` +
+        `${places - found.tiles.length} processors' turns idle. Useful: ${Math.floor((100 * N) / (places * BM) + 0.5)}% of the processors' time.`;
+    }
+    chips.forEach((chip, n) => { chip.className = n < moved ? "gone" : n === moved ? "next" : ""; });
+    found.rows.forEach((row, n) => {
+      slots[row].textContent = n < moved ? Math.floor(n / K) : "";
+      slots[row].className = `slot${n < moved ? " full" : ""}${n === moved - 1 && moved < N ? " last" : ""}`;
+    });
+  }
+  let frame = 0;
+  const soon = () => { frame ||= requestAnimationFrame(() => { frame = 0; paint(); }); };
+  const watched = ["path", "routing", "experts", "height", "moved"].map((key) => `change:${key}`);
+  for (const event of watched) model.on(event, soon);
+  // Keys pressed here are not for the notebook around it; Shift+Enter still runs the cell.
+  root.addEventListener("keydown", (event) => {
+    if (!event.ctrlKey && !event.metaKey && !event.altKey && !(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
+  }, signal);
+  paint();
+
+  return () => {
+    stop.abort();
+    clearInterval(playing);
+    cancelAnimationFrame(frame);
+    for (const event of watched) model.off(event, soon);
+    root.remove();
+  };
+}
+
+export default { render };

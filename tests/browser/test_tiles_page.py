@@ -1,0 +1,89 @@
+"""The tiles as a learner meets them: by mouse, by keyboard, in both themes, with no network."""
+
+import pytest
+
+from moe_lite.widgets import ExpertTiles
+from moe_lite.widgets.expert_tiles import PROCESSORS, K
+
+
+def agrees(page, widget):
+    """Compare pairs, tiles, waves and the sentence on the page with what the library lays out."""
+    found, moved = widget.layout, widget.moved
+    assert page.locator("[role=status]").inner_text() == widget.said()
+    chips = page.locator(".pairs > li").all_inner_texts()
+    assert [tuple(map(int, chip.split())) for chip in chips] == [
+        (n // K, e) for n, e in enumerate(widget.expert_N)
+    ]
+    assert page.locator(".pairs > li.gone").count() == moved
+    token = {row: str(n // K) for n, row in enumerate(found.row_N) if n < moved}
+    shown = [
+        [
+            [(slot.inner_text(), "pad" in slot.get_attribute("class")) for slot in box.all()]
+            for box in [tile.locator(".slot") for tile in lane.locator(".tile").all()]
+        ]
+        for lane in page.locator(".lane").all()
+    ]
+    right = [[] for _ in range(widget.experts)]
+    for e, first, used in found.tiles:
+        right[e].append(
+            [(token.get(first + i, "") if i < used else "", i >= used)
+             for i in range(found.height)]
+        )  # fmt: skip
+    assert shown == right
+    rows = [row.locator("td").all_inner_texts() for row in page.locator("tbody tr").all()]
+    assert rows == [
+        [str(found.tiles[wave[p]][0]) if p < len(wave) else "–" for wave in found.waves]
+        for p in range(PROCESSORS)
+    ]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"path": "loop", "routing": "zipf"}, {"path": "padded", "routing": "half empty"},
+     {"routing": "balanced", "height": 16, "experts": 4, "moved": 20},
+     {"routing": "one-hot", "path": "padded", "experts": 16, "height": 16},  # 12.5%
+     {"routing": "one-hot", "path": "padded", "experts": 2, "height": 8, "moved": 0}],
+)  # fmt: skip
+def test_the_page_lays_out_as_the_library_does(open_page, settings):
+    widget = ExpertTiles(**settings)
+    agrees(open_page(widget), widget)
+
+
+def test_controls_answer(open_page):
+    widget = ExpertTiles(moved=0)
+    page = open_page(widget)
+    page.get_by_label("Path").select_option("padded")
+    page.get_by_label("Routing").select_option("zipf")
+    page.get_by_label("Experts").select_option("4")
+    page.get_by_label("Tile height").select_option("8")
+    page.get_by_label("Moved").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.get_by_role("button", name="Step").press("Enter")
+    page.get_by_text("4 of 64", exact=True).wait_for()
+    page.wait_for_timeout(100)
+    widget.path, widget.routing, widget.experts, widget.height = "padded", "zipf", 4, 8
+    widget.moved = 4
+    agrees(page, widget)
+    assert page.locator(".slot.last").count() == page.locator(".pairs > li.next").count() == 1
+
+
+def test_pairs_move_by_themselves_and_stop(open_page):
+    page = open_page(ExpertTiles(moved=0))
+    page.get_by_role("button", name="Play").click()
+    page.locator(".pairs > li.gone").first.wait_for()
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_timeout(100)
+    moved = page.locator(".pairs > li.gone").count()
+    page.wait_for_timeout(300)
+    assert page.locator(".pairs > li.gone").count() == moved == page.locator(".slot.full").count()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1200])
+def test_axe_finds_nothing(open_page, theme, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = open_page(ExpertTiles(routing="zipf", moved=30), theme=theme, width=width)
+    found = axe.run(page).response["violations"]
+    assert [(v["id"], [n["html"] for n in v["nodes"]]) for v in found] == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -1,0 +1,131 @@
+"""The trained model in the box: what its card says, and that others read it alike."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import moe_lite
+from moe_lite import hf
+from moe_lite.data import DOMAINS, load_corpus, load_tokenizer
+from moe_lite.film import Film
+from moe_lite.model import Mixtral
+from moe_lite.recipes import FILM, RECIPES
+from moe_lite.train import History, evaluate, train
+
+FOLDER = hf.PRETRAINED / "mixtral-mini"
+PROMPTS = (
+    "HAMLET:\nTo be, or not to be", "def main(argv):\n    ", "神は言われた、", "And God said,",
+    "12 + 7 = ", "import os\n", "ROMEO:\n", "(3 + 4) * 5 = ", "In the beginning", "for i in range(",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return moe_lite.load_pretrained("mixtral-mini").eval()
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    transformers = pytest.importorskip("transformers")
+    return transformers.MixtralForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+
+
+def test_it_fits_the_box():
+    sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
+    assert sum(sizes.values()) < 50 * 2**20
+    assert max(sizes.values()) < 16 * 2**20
+    assert len([name for name in sizes if name.endswith(".safetensors")]) > 2  # shards and a film
+
+
+def test_it_is_what_the_recipe_makes(ours):
+    assert ours.config == RECIPES["mixtral-mini"].model
+    assert hf.load(FOLDER).embed_tokens.weight.dtype == torch.bfloat16
+    assert hf.load_pretrained.__defaults__[0] == "mixtral-mini"
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_transformers_reads_it_and_agrees(prompt, ours, theirs):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
+    ids_BS = torch.tensor([tokenizer(prompt)["input_ids"]])
+    assert ids_BS[0].tolist() == load_tokenizer(FOLDER).encode(prompt).ids
+    with torch.no_grad():
+        logits_BSV = ours(ids_BS).logits_BSV
+        torch.testing.assert_close(logits_BSV, theirs(ids_BS).logits, atol=1e-3, rtol=1e-3)
+    greedy = theirs.generate(
+        ids_BS, attention_mask=torch.ones_like(ids_BS), max_new_tokens=64, min_new_tokens=64,
+        do_sample=False, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    assert ours.generate(ids_BS, 64, temperature=0).equal(greedy)
+
+
+def test_in_the_stored_bfloat16_both_agree_within_its_rounding(theirs):
+    transformers = pytest.importorskip("transformers")
+    ids_BS = torch.tensor([load_tokenizer(FOLDER).encode("".join(PROMPTS)).ids])
+    theirs_bf16 = transformers.MixtralForCausalLM.from_pretrained(FOLDER, dtype=torch.bfloat16)
+    with torch.no_grad():
+        exact = theirs(ids_BS).logits
+        a, b = hf.load(FOLDER)(ids_BS).logits_BSV.float(), theirs_bf16(ids_BS).logits.float()
+    # Token by token, for rounding can turn one token's choice of experts, and then it differs.
+    rounding_S, ours_S, apart_S = (
+        (x - y).norm(dim=-1)[0] for x, y in ((b, exact), (a, exact), (a, b))
+    )
+    assert ours_S.median() < 1.3 * rounding_S.median()
+    assert apart_S.median() < 2 * rounding_S.median()
+
+
+def test_the_card_says_what_is_measured(ours):
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    row = re.search(r"\| mixtral-mini \|(.*)\|", card)
+    assert row, "the card has no row of bits per byte"
+    said = [float(number) for number in row[1].split("|")[: len(DOMAINS)]]
+    corpus = load_corpus()
+    config = RECIPES["mixtral-mini"].training
+    bits = evaluate(ours, corpus, config=config)  # 8 windows of each domain; the card has 64
+    for domain, number in zip(DOMAINS, said, strict=True):
+        if domain != "code":  # the text of that domain is the running Python's
+            assert bits[domain] == pytest.approx(number, rel=0.12), domain
+
+
+def test_the_film_ends_with_this_model(ours):
+    film = Film.load(FOLDER / FILM)
+    steps = RECIPES["mixtral-mini"].training.steps
+    assert len(film.steps) == 24 and film.steps[0] == 0 and film.steps[-1] == steps
+    assert film.ids_BS.numel() == 2000 and film.domains == DOMAINS
+    with torch.no_grad():
+        _, routings = ours.hidden(film.ids_BS)
+    for filmed, routing in zip(film.trace(steps).layers, routings, strict=True):
+        same = (filmed.expert_N.view(-1, 2)[:, 0] == routing.expert_N.view(-1, 2)[:, 0]).float()
+        assert same.mean() > 0.95  # the weights were rounded to bfloat16 after the last frame
+    start = film.trace(0).layers[0].expert_N.view(-1, 2)
+    assert (start != routings[0].expert_N.view(-1, 2)).float().mean() > 0.5
+
+
+def test_training_again_begins_as_the_first_time():
+    """The first steps of the stored loss curve, made again: the rest is more of the same."""
+    stored = History.load(FOLDER / "history.jsonl")
+    recipe = RECIPES["mixtral-mini"]
+    assert [row["step"] for row in stored.rows[:1]] == [1]
+    assert stored.rows[-1]["step"] == recipe.training.steps
+    torch.manual_seed(recipe.training.seed)
+    model, losses = Mixtral(recipe.model), []
+
+    class Enough(Exception):
+        pass
+
+    def stop_at(row):
+        losses.append(row["loss"])
+        if len(losses) == 4:
+            raise Enough
+
+    with pytest.raises(Enough):
+        train(model, load_corpus(), recipe.training, callback=stop_at, progress=False)
+    said = [row["loss"] for row in stored.rows if row["step"] <= 4]
+    assert losses == pytest.approx(said, rel=0.02)
+
+
+def test_the_settings_are_those_of_the_card():
+    settings = json.loads((FOLDER / "generation_config.json").read_text(encoding="utf-8"))
+    assert settings["eos_token_id"] == load_tokenizer(FOLDER).token_to_id("<|endoftext|>") == 0
