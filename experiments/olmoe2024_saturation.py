@@ -117,7 +117,7 @@ def sign(difference: Tensor) -> list[float | None]:
 
 
 WHERE = "section 5.1, Figure 20"
-SIGN = dict(paper=1, within=0, void=0, note="no number printed")
+SIGN: dict[str, Any] = dict(paper=1, within=0, void=0, note="no number printed")
 EXPERIMENT = Experiment(
     title="Router saturation over training, OLMoE's finding in the film of the course's model",
     source="Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060",

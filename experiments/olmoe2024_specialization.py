@@ -121,7 +121,7 @@ def run(seeds: Sequence[int]) -> Measures:
     return {key: [values[key] for values in found] for key in found[0]}
 
 
-SIGN = dict(paper=1, within=0, void=0, note="no number printed")
+SIGN: dict[str, Any] = dict(paper=1, within=0, void=0, note="no number printed")
 EXPERIMENT = Experiment(
     title="Specialisation of experts in domains and in words, in the course's model",
     source="Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060",

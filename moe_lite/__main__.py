@@ -14,7 +14,6 @@ from typing import Any
 from . import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKPOINT = ROOT / "checkpoints" / "mixtral-mini"
 
 
 def lab(argv: Sequence[str]) -> int:
@@ -67,7 +66,6 @@ def explore(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--model",
         type=Path,
-        default=CHECKPOINT,
         metavar="FOLDER",
         help="a checkpoint in Hugging Face's Mixtral layout (default: the course's own)",
     )
@@ -90,15 +88,18 @@ def explore(argv: Sequence[str]) -> int:
         text.encode()  # raises ValueError for what the shell could not decode
 
     from .film import Film
+    from .hf import PRETRAINED
     from .widgets import RoutingExplorer
 
+    folder = args.model or PRETRAINED / "mixtral-mini"
     if args.film:
-        widget = RoutingExplorer(film=Film.load(_folder(args.model) / "film.npz"))
+        widget = RoutingExplorer(film=Film.load(_folder(folder) / "film.safetensors"))
         shown = f"{len(widget.film['steps'])} steps of a training"
     else:
-        _, _, other = _run(texts[-1], args.compare_model or args.model) if beside else [None] * 3
-        model, tokenizer, trace = _run(args.text, args.model)
-        widget = RoutingExplorer(trace, model=model, tokenizer=tokenizer, beside=other)
+        _, _, other = _run(texts[-1], args.compare_model or folder) if beside else [None] * 3
+        model, tokenizer, trace = _run(args.text, folder)
+        own = {"model": model, "tokenizer": tokenizer, "text": args.text}
+        widget = RoutingExplorer(trace, **own, beside=other)
         shown = f"{len(widget.precompute().answers) - 1} answers to “what if”"
     widget.to_html(args.out)
     print(

@@ -226,9 +226,9 @@ def _chosen_anew(
     """Choose again for the tokens that were touched, and weigh by the router's own rule."""
     router = gate.router if isinstance(gate, Capacity) else gate
     wish_TE, weight_TE, divide = _rule(router, routing)  # type: ignore[arg-type]
-    wish_TE, T = wish_TE.detach().clone(), routing.num_tokens
+    own_TE, T = wish_TE.detach(), routing.num_tokens
     k_T = torch.bincount(routing.token_N, minlength=T)
-    forced_TE = torch.zeros_like(wish_TE, dtype=torch.bool)
+    forced_TE = torch.zeros_like(own_TE, dtype=torch.bool)
     banned_TE = torch.zeros_like(forced_TE)
     for i, hit_T in choosing:
         if isinstance(router, HashRouter) and i.kind != "force":
@@ -244,7 +244,7 @@ def _chosen_anew(
     ):
         if (bad_T & touched_T).any():
             raise ValueError(f"token {int((bad_T & touched_T).nonzero()[0])}: {complaint}")
-    wish_TE = wish_TE.masked_fill(forced_TE, torch.inf).masked_fill(banned_TE, -torch.inf)
+    wish_TE = own_TE.masked_fill(forced_TE, torch.inf).masked_fill(banned_TE, -torch.inf)
     K = int(k_T.max())
     expert_TK = wish_TE.topk(K, dim=-1).indices
     used_TK = torch.arange(K, device=k_T.device) < k_T[:, None]
@@ -252,7 +252,8 @@ def _chosen_anew(
     if divide:
         gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True).clamp(min=1e-20)
     # A forced expert need not be the best: best first again, those not used last.
-    order_TK = gate_TK.where(used_TK, -1.0).argsort(dim=1, descending=True, stable=True)
+    own_TK = own_TE.gather(1, expert_TK).where(used_TK, -torch.inf)
+    order_TK = own_TK.argsort(dim=1, descending=True, stable=True)
     expert_TK, gate_TK = expert_TK.gather(1, order_TK), gate_TK.gather(1, order_TK)
     # The pairs of untouched tokens stay, those of the others are replaced, in the tokens' order.
     stay_N = ~touched_T.index_select(0, routing.token_N)

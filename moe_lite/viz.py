@@ -252,9 +252,8 @@ def strips(
             raise ValueError(f"{name!r} has {len(labels)} boxes but {len(own)} experts")
         for x, label in enumerate(labels):
             e = None if own is None else own[x]
-            hatch, face = ("////" if e == -1 else ""), "none"
-            if e is not None and e >= 0:
-                face = colors[e]
+            hatch = "////" if e == -1 else ""
+            face = "none" if e is None or e < 0 else colors[e]
             ax.add_patch(Rectangle((x + 0.05, y + 0.1), 0.9, 0.8, fc=face, ec="none", alpha=0.4))
             ax.add_patch(Rectangle((x + 0.05, y + 0.1), 0.9, 0.8, fc="none", ec=QUIET, lw=0.8,
                                    hatch=hatch))  # fmt: skip

@@ -215,9 +215,15 @@ def test_what_cannot_be_asked_is_said(model):
 
 def make_film(T=30, L=3, E=5, steps=(0, 1, 10)):
     ids_BS = torch.arange(T).view(2, -1)
-    film = Film(ids_BS, ids_BS, ("a",), [f"t{t} " for t in range(T)], list(steps))
+    film = Film(
+        ids_BS,
+        torch.arange(2)[:, None].expand_as(ids_BS),
+        ("drama", "code"),
+        [f"t{t} " for t in range(T)],
+        list(steps),
+    )
     for step in steps:
-        film.logits[step] = torch.randn(L, T, E).half().numpy()
+        film.logits[step] = torch.randn(L, T, E).half()
     return film
 
 
@@ -225,6 +231,7 @@ def test_a_film_has_a_slider():
     film = make_film()
     widget = RoutingExplorer(film=film)
     assert (widget.frame, widget.film["steps"]) == (2, [0, 1, 10])
+    assert widget.film["parts"] == [["drama", 0, 14], ["code", 15, 29]]
     assert "a model in training, steps 0 to 10: 30 tokens" in widget.title
     widget.set_state({"frame": 0})
     assert torch.equal(widget.trace.layers[1].expert_N, film.trace(0).layers[1].expert_N)

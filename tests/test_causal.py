@@ -155,6 +155,9 @@ def test_gates_are_what_the_router_would_give(gate):
         for e in range(E):
             forced = effect(model, ids_BS, force(1, e, t)).changed.routings[1]
             assert pairs(forced, t) == by_hand(gate, plain.logits_TE[t], K, bias_E, force=e)
+            wish_E = plain.logits_TE.sigmoid() + bias_E if "sig" in gate else plain.logits_TE
+            wishes = [float(wish_E[t, i]) for i in pairs(forced, t)]
+            assert wishes == sorted(wishes, reverse=True)  # best first, the forced one too
             banned = effect(model, ids_BS, ban(1, e, t)).changed.routings[1]
             assert pairs(banned, t) == by_hand(gate, plain.logits_TE[t], K, bias_E, ban=[e])
             for other in range(12):

@@ -10,12 +10,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from moe_lite import __main__ as cli
 from moe_lite import __version__, hf
 from moe_lite.contracts import MixtralConfig
 from moe_lite.data import load_tokenizer
+from moe_lite.film import Film
 from moe_lite.model import Mixtral
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +80,10 @@ def test_explore_writes_one_page(checkpoint, tmp_path, capsys):
     ids = load_tokenizer().encode(TEXT).ids
     said = capsys.readouterr().out
     assert f"{out}: {len(ids)} tokens through 2 layers of 4 experts" in said
-    assert out.stat().st_size < 1_000_000 and "<html" in out.read_text(encoding="utf-8")
+    page = out.read_text(encoding="utf-8")
+    assert out.stat().st_size < 1_000_000 and "<html" in page
+    assert "13 answers to" in said  # 2 layers of 4, the last token's 2 in each, and k of 1
+    assert page.count('"key": "[[') == 13
     assert [path.name for path in tmp_path.iterdir()] == ["routing.html"]
 
 
@@ -91,6 +96,37 @@ def test_explore_takes_the_models_own_tokenizer(checkpoint, tmp_path, capsys):
     out = tmp_path / "a.html"
     assert cli.main(["explore", "to be or", "--model", str(folder), "--out", str(out)]) == 0
     assert ": 3 tokens through" in capsys.readouterr().out
+
+
+def test_explore_sets_two_beside_each_other(checkpoint, tmp_path, capsys):
+    other = tmp_path / "wider"
+    hf.save(Mixtral(MixtralConfig(**{**SMALL, "num_hidden_layers": 3})), other)
+    out = ["--model", str(checkpoint), "--out", str(tmp_path / "a.html")]
+    assert cli.main(["explore", TEXT, "--compare", "x = 3", *out]) == 0
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert f"<title>Routing of {checkpoint.name} beside {checkpoint.name}: " in page
+    assert cli.main(["explore", TEXT, "--compare-model", str(other), *out]) == 0
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert f"<title>Routing of {checkpoint.name} beside wider: " in page
+    assert page.count("layers.2.block_sparse_moe") == 1 and page.count('"tokens": [') == 2
+
+
+def test_explore_shows_the_film(checkpoint, tmp_path, capsys, fails):
+    folder, out = tmp_path / "filmed", tmp_path / "film.html"
+    hf.save(hf.load(checkpoint), folder)
+    film = ["explore", "--film", "--model", str(folder), "--out", str(out)]
+    assert "there is no film at" in fails(*film) and not out.exists()
+    ids_BS = torch.arange(6).view(1, 6)
+    taken = Film(ids_BS, torch.zeros_like(ids_BS), ("a",), [*"abcdef"], [0, 7])
+    for step in taken.wanted:
+        assert taken.take(hf.load(folder), step)
+    taken.save(folder / "film.safetensors")
+    assert cli.main(film) == 0
+    said = capsys.readouterr().out
+    assert "6 tokens through 2 layers of 4 experts, 2 steps of a training" in said
+    assert "a model in training, steps 0 to 7" in out.read_text(encoding="utf-8")
+    assert "a film has its own text" in fails("explore", TEXT, "--film")
+    assert "a film has its own text" in fails("explore", "--film", "--compare", "x")
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])

@@ -57,39 +57,51 @@ function arraysOf(model) {
   return array;
 }
 
-/** One frame of a film is its router logits at half precision: routes them as the router did. */
+let halves; // the values of all numbers of half precision
+function half(bits) {
+  halves ??= Float32Array.from({ length: 65536 }, (_, b) => {
+    const power = (b >> 10) & 31, part = b & 1023;
+    return (b & 0x8000 ? -1 : 1) * (power ? 2 ** (power - 15) * (1 + part / 1024) : part * 2 ** -24);
+  });
+  return halves[bits];
+}
+
+/** One frame of a film is its router logits at half precision: routes them as the router did. What
+ *  is shown of one token only, its probabilities, is worked out when it is asked for. */
 function frameOf({ logits, shape: [, L, T, E], top_k: K }, frame) {
   const rows = L * T, size = rows * E, bits = new Uint16Array(cut(logits, 2 * size * frame, 2 * size * (frame + 1)));
-  const expert = new Uint16Array(rows * K), gate = new Float32Array(rows * K);
-  const probs = new Uint16Array(size), logit = new Int16Array(size), p = new Float64Array(E);
+  const expert = new Uint16Array(rows * K), gate = new Float32Array(rows * K), best = new Float64Array(K);
+  half(0);
   for (let row = 0; row < rows; row++) {
-    let sum = 0, kept = 0, most = -Infinity;
-    for (let e = 0; e < E; e++) {
-      const b = bits[row * E + e], power = (b >> 10) & 31, part = b & 1023;
-      p[e] = (b & 0x8000 ? -1 : 1) * (power ? 2 ** (power - 15) * (1 + part / 1024) : part * 2 ** -24);
-      logit[row * E + e] = Math.round(clamp(100 * p[e], -32767, 32767));
-      most = Math.max(most, p[e]);
+    let n = 0, sum = 0;
+    const at = row * K;
+    for (let e = 0; e < E; e++) { // the K largest, in order; of equals, the first
+      const x = halves[bits[row * E + e]];
+      if (n === K && !(x > best[K - 1])) continue;
+      let i = n < K ? n++ : K - 1;
+      for (; i > 0 && x > best[i - 1]; i--) { best[i] = best[i - 1]; expert[at + i] = expert[at + i - 1]; }
+      best[i] = x;
+      expert[at + i] = e;
     }
-    for (let e = 0; e < E; e++) sum += p[e] = Math.exp(p[e] - most);
-    for (let e = 0; e < E; e++) probs[row * E + e] = Math.floor(1000 * p[e] / sum + 0.5);
-    for (let i = row * K; i < row * K + K; i++) { // the largest; of equals, the first
-      let best = 0;
-      for (let e = 1; e < E; e++) if (p[e] > p[best]) best = e;
-      expert[i] = best;
-      kept += gate[i] = p[best];
-      p[best] = -1;
-    }
-    for (let i = row * K; i < row * K + K; i++) gate[i] /= kept;
+    for (let i = 0; i < K; i++) sum += gate[at + i] = Math.exp(best[i] - best[0]);
+    for (let i = 0; i < K; i++) gate[at + i] /= sum;
   }
+  const logit = (i) => half(bits[i]);
+  const prob = (i) => { // in thousandths
+    const begin = i - (i % E);
+    let sum = 0;
+    for (let e = begin; e < begin + E; e++) sum += Math.exp(logit(e) - logit(i));
+    return Math.floor(1000 / sum + 0.5);
+  };
   const start = Uint32Array.from({ length: rows + 1 }, (_, row) => row * K);
-  return { start, expert, gate, probs, logit, keep: new Uint8Array(rows * K).fill(1) };
+  return { start, expert, gate, keep: new Uint8Array(rows * K).fill(1), filmed: { logit, prob, most: 1 / K } };
 }
 
 function unpack(model) {
   const array = arraysOf(model);
   const tokens = model.get("tokens"), names = model.get("layer_names");
   const sizes = model.get("num_experts"), T = tokens.length, L = names.length;
-  const { start, expert, gate, keep, probs, logit, noise, bias } = array;
+  const { start, expert, gate, keep, probs, logit, noise, bias, filmed } = array;
   const first = new Uint16Array(L * T).fill(NONE); // where the token went: gives the colour
   const depth = new Uint8Array(L * T); // 0..4: how much of its weight went there: the tint
   const lost = new Uint8Array(L * T); // how many of its pairs were dropped
@@ -114,8 +126,8 @@ function unpack(model) {
   return {
     T, L, E: Math.max(...sizes), tokens, names, sizes, first, depth, lost, load, dropped, share,
     colors: model.get("colors"),
-    prob: (l, t, e) => probs[base[l] + t * sizes[l] + e], // in thousandths
-    logit: (l, t, e) => logit[base[l] + t * sizes[l] + e] / 100,
+    prob: (l, t, e) => { const i = base[l] + t * sizes[l] + e; return filmed ? filmed.prob(i) : probs[i]; }, // in thousandths
+    logit: (l, t, e) => { const i = base[l] + t * sizes[l] + e; return filmed ? filmed.logit(i) : logit[i] / 100; },
     added: (l, t, e) => { // what chance and a controller added to the score, in words
       const chance = noise?.[base[l] + t * sizes[l] + e] ?? 0, steady = bias?.[before[l] + e] ?? 0;
       return [chance && `noise ${signed(chance / 100, 2)}`, steady && `bias ${signed(steady, 3)}`].filter(Boolean).join(", ");
@@ -154,9 +166,9 @@ function unpack(model) {
       }
       return hit;
     },
-    // One scale for all tokens and layers, so that bars may be compared while stepping.
-    maxProb: Math.max(1, probs.reduce((a, b) => Math.max(a, b), 0)),
-    maxShare: Math.max(...sizes.map((E, l) => Math.max(1.5 / E, ...Array.from({ length: E }, (_, e) => share(l, e))))),
+    // One scale for all tokens, layers and frames, so that bars may be compared while stepping.
+    maxProb: filmed ? 1000 : Math.max(1, probs.reduce((a, b) => Math.max(a, b), 0)),
+    maxShare: filmed ? filmed.most : Math.max(...sizes.map((E, l) => Math.max(1.5 / E, ...Array.from({ length: E }, (_, e) => share(l, e))))),
   };
 }
 
@@ -219,7 +231,7 @@ function option(text, t) {
 
 // ------------------------------------------------------------------------------------ the widget
 
-function build(model, el) {
+function build(model, el, which = "") {
   const data = unpack(model), { T, L, E } = data;
   const stop = new AbortController(), { signal } = stop;
   const get = (key) => model.get(key);
@@ -274,7 +286,7 @@ function build(model, el) {
   const added = h("p.quiet"), queue = h("p.quiet"), table = h("tbody"), numbersOfAll = h("details", {}, h("summary", {}, "All layers in numbers"),
     h("table", {}, h("thead", {}, h("tr", {}, ...["layer", "expert", "gate", "logit", "place in its queue"].map((name) => h("th", { scope: "col" }, name)))), table));
   const way = h("div.way", {}, h("h3", {}, "Its experts in every layer"), strip, numbersOfAll);
-  const one = h("section.panel.one", { "aria-label": "One token" }, sentence, hint, bars, added, queue, way, announced);
+  const one = h("section.panel.one", { "aria-label": `One token${which}` }, sentence, hint, bars, added, queue, way, announced);
 
   // --- load
   const loads = h("div.bars", { role: "group", "aria-label": "Load of each expert; press one to see its tokens" }), loadRows = [];
@@ -295,6 +307,7 @@ function build(model, el) {
   const map = h("section.panel.map", {},
     h("h2", {}, "Every layer, every token"),
     h("p.quiet", {}, "A row is a layer, a column a token; click a cell. Expert 3 of one layer and expert 3 of another are two networks: compare colours along a row."),
+    ...(get("film")?.parts ? [h("p.quiet", {}, `The text: ${get("film").parts.map(([name, from, to]) => `${name} ${from}–${to}`).join(", ")}.`)] : []),
     frame);
 
   const help = h("p.quiet.help");
@@ -303,7 +316,7 @@ function build(model, el) {
 
   const root = h(`div.moe${E > MANY ? ".many" : ""}${E > 10 ? ".tens" : ""}`, {}, h("style", {}, rules(data.colors)), h("div.grid", {}, controls, text, one, map, load, help));
   el.append(root);
-  const asked = get("answers")?.["[]"] ? asking(model, data, { get, set, signal, root }) : null;
+  const asked = get("answers")?.["[]"] ? asking(model, data, { get, set, signal, root, soon }) : null;
   if (asked) map.before(asked.panel);
 
   // --- painting ---------------------------------------------------------------------------------
@@ -396,7 +409,7 @@ function build(model, el) {
     }
     say(sentence, describe(data, l, t, spell, 3));
     say(hint, "Each expert’s score (logit), its probability (bar), and × the weight of those chosen.");
-    paintPlaces(l, t);
+    soon(paintPlaces);
     const pairs = new Map(data.pairs(l, t).map((p) => [p.expert, p]));
     gateRows.forEach(({ row, fill, score, value, weight }, e) => {
       row.hidden = e >= size;
@@ -425,7 +438,9 @@ function build(model, el) {
   }
 
   /** Says what was added to the scores, and where in the queues the token stands. */
-  function paintPlaces(l, t) {
+  function paintPlaces() {
+    const l = get("layer"), t = hover >= 0 ? hover : get("selected");
+    if (t < 0) return;
     const list = Array.from({ length: data.sizes[l] }, (_, e) => [e, data.added(l, t, e)]).filter(([, words]) => words);
     say(added, list.length ? `In the choice: ${list.map(([e, words]) => `expert ${e} ${words}`).join("; ")}.` : "");
     const stand = (pair, at) => { const [place, length] = data.place(at, t, pair); return `${nth(place)} of ${length}${pair.kept ? "" : ", dropped"}`; };
@@ -592,7 +607,7 @@ function build(model, el) {
 
   const changed = {
     layer: () => { paintLayer(); paintFilter(); paintText(); paintToken(); paintLoad(); soon(drawMap); announce(); asked?.offer(); },
-    selected: () => { paintSelection(); paintToken(); soon(drawMap); announce(); asked?.offer(); asked?.paint(); },
+    selected: () => { paintSelection(); paintToken(); soon(drawMap); announce(); asked?.follow(); asked?.paint(); },
     expert: () => { paintFilter(); paintText(); paintLoad(); soon(drawMap); },
     frame: () => { Object.assign(data, unpack(model)); paintStep(); changed.layer(); },
     problem: () => say(problem, get("problem") ?? ""),
@@ -732,7 +747,7 @@ function wording([kind, layer, expert, other, k, tokens], data) {
 }
 
 /** The panel that asks: what the model says next, and what would be different. */
-function asking(model, data, { get, set, signal, root }) {
+function asking(model, data, { get, set, signal, root, soon }) {
   const { T } = data, live = get("live"), base = get("answers")["[]"], top = base.top;
   const read = (answer) => new Uint16Array(cut(answer.data));
   const plain = read(base);
@@ -756,12 +771,12 @@ function asking(model, data, { get, set, signal, root }) {
   const k = choice("k", experts.map(([e]) => [e + 1, String(e + 1)])), where = choice("in", [["here", ""], ["all", "every layer"]]);
   const whom = choice("for", [["one", "this token"], ["all", "all tokens"]]), stored = choice("… you", [["", ""]]);
   const ask = h("button.act", { type: "button" }, "Ask"), also = h("button.act", { type: "button" }, "And also"), undo = h("button.act", { type: "button" }, "Leave it untouched");
-  const asked = h("p.asked", { role: "status" }), title = h("h3"), rows = h("ul.next"), lossTitle = h("h3"), loss = h("p"), canvas = h("canvas", { role: "img" });
+  const asked = h("p.asked", { role: "status" }), title = h("h3"), legend = h("p.quiet", {}, "Hatched: untouched. Solid: changed."), rows = h("ul.next"), lossTitle = h("h3"), loss = h("p"), canvas = h("canvas", { role: "img" });
   const goesOn = h("div.on"), note = h("p.quiet");
   const losses = h("div", {}, lossTitle, loss, canvas);
   const panel = h("section.panel.ask", { "aria-label": "What if" }, h("h2", {}, "What if …"),
     h("div.form", {}, ...(live ? [kind.label, expert.label, other.label, k.label, where.label, whom.label, ask, also] : [stored.label]), undo),
-    note, asked, h("div.answers", {}, h("div", {}, title, rows), losses, goesOn));
+    note, asked, h("div.answers", {}, h("div", {}, title, legend, rows), losses, goesOn));
   const on = (target, type, act) => target.addEventListener(type, act, { signal });
   const now = () => (get("selected") >= 0 ? get("selected") : T - 1);
 
@@ -778,7 +793,6 @@ function asking(model, data, { get, set, signal, root }) {
         .filter(([, question]) => question.every((i) => i[1] === null || i[1] === l));
       stored.select.replaceChildren(h("option", { value: "[]" }, "changed nothing"), ...questions.map(([key, question]) => h("option", { value: key }, question.map((i) => wording(i, data)).join("; "))));
       stored.select.value = JSON.stringify(get("question"));
-      if (stored.select.selectedIndex < 0) stored.select.value = "[]";
       say(note, `This page has no model behind it: ${Object.keys(get("answers")).length - 1} answers came along, here those for layer ${l}.`);
       return;
     }
@@ -805,6 +819,7 @@ function asking(model, data, { get, set, signal, root }) {
     const answer = !question.length ? null : latest?.key === key ? latest : get("answers")[key];
     const t = now(), is = answer?.data ? changes(answer) : null;
     undo.disabled = !question.length;
+    if (!live) stored.select.value = key;
     const asks = question.map((i) => wording(i, data)).join("; and ");
     const state = answer?.error ? ` This cannot be done: ${answer.error}.` : answer ? ` ${answer.moved} of ${T * data.L} first choices change.` : live ? " The model is being asked …" : " No answer to this came along.";
     say(asked, question.length ? `${asks[0].toUpperCase()}${asks.slice(1)}.${state}` : "");
@@ -823,10 +838,11 @@ function asking(model, data, { get, set, signal, root }) {
       });
       return h("li", {}, h("b", {}, spell(word)), h("span.two", {}, ...bars), h("span", {}, is ? `${percent(before)} → ${percent(after)}` : percent(before)));
     }));
+    legend.hidden = !is;
     paintLoss(t, is);
     goesOn.replaceChildren();
     if (answer?.next) {
-      const [at, old, now] = answer.next;
+      const [at, old, now] = answer.next.map((text) => text.replace?.(/\n/g, "↵") ?? text);
       let same = 0;
       while (same < Math.min(old.length, now.length) && old[same] === now[same]) same++;
       const line = (name, text) => h("p", {}, h("span.quiet", {}, `${name} `), h("span.made", {}, text.slice(0, same), ...(same < text.length && old !== now ? [h("mark", {}, text.slice(same))] : [])));
@@ -849,9 +865,15 @@ function asking(model, data, { get, set, signal, root }) {
     if (list.length > after.length) words.push(`Whole text: ${figures(list)}.`);
     say(loss, words.join(" "));
     canvas.hidden = !value || !named.length;
-    if (canvas.hidden) return;
+    drawn = { after, most: Math.abs(named[0]?.rise ?? 0) };
+    if (!canvas.hidden) soon(drawLoss);
+  }
+
+  let drawn;
+  function drawLoss() {
+    const { after, most } = drawn;
     const width = losses.clientWidth || 300, height = 64, scale = window.devicePixelRatio || 1, style = getComputedStyle(root), ctx = canvas.getContext("2d");
-    const most = Math.abs(named[0].rise), step = Math.max(width / after.length, 1), wide = clamp(step - 1, 1, 14);
+    const step = Math.max(width / after.length, 1), wide = clamp(step - 1, 1, 14);
     canvas.width = width * scale;
     canvas.height = height * scale;
     canvas.style.width = `${width}px`;
@@ -874,7 +896,7 @@ function asking(model, data, { get, set, signal, root }) {
   on(stored.select, "change", () => set({ question: JSON.parse(stored.value) }));
   on(kind.select, "change", shape);
   offer();
-  return { panel, offer, paint };
+  return { panel, offer, paint, follow: () => live && offer() };
 }
 
 // ------------------------------------------------------------------------------------ comparing
@@ -913,7 +935,7 @@ function show(model, el) {
     const tokens = each.get("tokens"), side = h("div", { role: "region", "aria-label": i ? "Second" : "First" });
     pair.append(side);
     side.append(h("p.which", {}, `${each.get("source")}: “${tokens.slice(0, 8).join("").trim()}${tokens.length > 8 ? " …" : ""}”`));
-    return build(each, side);
+    return build(each, side, i ? ", second" : ", first");
   });
   return () => { undo.forEach((remove) => remove()); pair.remove(); };
 }

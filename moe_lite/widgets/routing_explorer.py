@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,8 @@ class RoutingExplorer(PortableWidget):
     one binary block; a gesture afterwards sends one number, a question a few.
 
     Args:    trace: what to show; or, with a model, a text to run. model: whom to ask, live;
-             tokenizer: its own (default: the course's). film: a slider through its frames, on
+             tokenizer: its own (default: the course's); text: the trace's, where its tokens do
+             not spell it. film: a slider through its frames, on
              its own text, instead of a trace. beside: a second trace, to compare. selected: a
              token, or -1 for none; layer: the layer shown; expert: show only the tokens that
              this expert got, or -1 for all.
@@ -93,6 +94,7 @@ class RoutingExplorer(PortableWidget):
         *,
         model: Mixtral | None = None,
         tokenizer: Tokenizer | None = None,
+        text: str | None = None,
         film: Film | None = None,
         beside: RoutingTrace | None = None,
         selected: int = -1,
@@ -111,34 +113,34 @@ class RoutingExplorer(PortableWidget):
                     f"{model.config.vocab_size}: give the tokenizer that it was trained with"
                 )
         self._model, self._tokenizer, self._film = model, tokenizer, film
-        self._ids_BS: Tensor | None = None
         self._base: Run | None = None
         self.effect: Effect | None = None
         traits: dict[str, Any] = {"live": model is not None}
         if film is not None:
             trace = film.trace(film.steps[-1])
-            logits = np.stack([film.logits[step] for step in film.steps]).astype("<f2")
+            logits = torch.stack([film.logits[step] for step in film.steps]).numpy().astype("<f2")
             traits["film"] = {
                 "steps": film.steps, "top_k": film.top_k, "logits": logits.tobytes(),
-                "shape": list(logits.shape),
+                "shape": list(logits.shape), "parts": _parts(film),
             }  # fmt: skip
             traits["frame"] = len(film.steps) - 1
         if beside is not None:
             traits["beside"] = pack(beside)
-        traits |= self._read(trace)  # before the traits, whose validators ask for the trace
+        traits |= self._read(trace, text)  # before the traits, whose validators ask for the trace
         super().__init__(**traits, selected=selected, layer=layer, expert=expert)
         self.observe(self._on_text, "text")
         self.observe(self._on_question, ["question", "selected"])
         self.observe(self._on_frame, "frame")
 
-    def _read(self, what: RoutingTrace | str | None) -> dict[str, Any]:
+    def _read(self, what: RoutingTrace | str | None, text: str | None = None) -> dict[str, Any]:
         """Take in a trace or a text; give the traits that show it, and the untouched answer."""
         model, tokenizer = self._model, self._tokenizer
         if model is None or tokenizer is None:
             assert isinstance(what, RoutingTrace)
             packed, self._trace = pack(what), what
             return packed
-        text = what if isinstance(what, str) else "".join(what.tokens if what else ())
+        if text is None:
+            text = what if isinstance(what, str) else "".join(what.tokens if what else ())
         ids = tokenizer.encode(text).ids
         shown = pieces(tokenizer, ids)
         if not ids:
@@ -146,14 +148,14 @@ class RoutingExplorer(PortableWidget):
         if isinstance(what, RoutingTrace) and what.tokens != shown:
             raise ValueError(
                 "the tokens of this trace are not what the tokenizer makes of its text, so they "
-                "cannot be run again: give the text instead"
+                "cannot be run again: give the text too"
             )
         ids_BS = torch.tensor([ids], device=model.embed_tokens.weight.device)
         with record(model, partial(pieces, tokenizer)) as recorded:
             base = Run.of(model, ids_BS)
         trace = what if isinstance(what, RoutingTrace) else recorded.trace
         packed = pack(trace, model)
-        self._trace, self._ids_BS, self._base, self.effect = trace, ids_BS, base, None
+        self._trace, self._text, self._base, self.effect = trace, text, base, None
         self._top_TK = base.log_probs_BSV[0].topk(min(TOP, base.logits_BSV.shape[-1])).indices
         self._next: dict[int, str] = {}
         return {**packed, "text": text, "question": [], "answer": {},
@@ -220,7 +222,7 @@ class RoutingExplorer(PortableWidget):
 
     def _on_text(self, change: Any) -> None:
         try:
-            if self._model is not None and change.new != "".join(self._trace.tokens):
+            if self._model is not None and change.new != self._text:
                 self.trace = change.new
             self.problem = ""
         except (ValueError, UnicodeError) as error:
@@ -278,13 +280,18 @@ class RoutingExplorer(PortableWidget):
     def _words(self, ids: Tensor) -> tuple[list[str], np.ndarray]:
         """List the different tokens among ids, and where in the list each of them is."""
         unique, index = np.unique(ids.cpu().numpy(), return_inverse=True)
+        return self._spell(unique), index
+
+    def _spell(self, ids: Iterable[int]) -> list[str]:
+        """Spell ids; a model may have more of them than its tokenizer knows."""
         assert self._tokenizer is not None
-        return [pieces(self._tokenizer, [int(i)])[0] for i in unique], index
+        size = self._tokenizer.get_vocab_size()
+        return [pieces(self._tokenizer, [i])[0] if i < size else f"#{i}" for i in map(int, ids)]
 
     def _continued(self, cut: int, *interventions: Intervention) -> str:
         """Let the model go on after a token, always with its likeliest."""
-        model, tokenizer = self._model, self._tokenizer
-        assert model is not None and tokenizer is not None and self._ids_BS is not None
+        model, base = self._model, self._base
+        assert model is not None and base is not None
         if not interventions and cut in self._next:
             return self._next[cut]
         room = model.config.max_position_embeddings - cut - 1
@@ -296,10 +303,10 @@ class RoutingExplorer(PortableWidget):
         training = model.training
         try:
             with intervene(model.eval(), *inside):
-                new_BS = model.generate(self._ids_BS[:, : cut + 1], min(NEW, room), temperature=0)
+                new_BS = model.generate(base.ids_BS[:, : cut + 1], min(NEW, room), temperature=0)
         finally:
             model.train(training)
-        text = "".join(pieces(tokenizer, new_BS[0, cut + 1 :].tolist()))
+        text = "".join(self._spell(new_BS[0, cut + 1 :]))
         if not interventions:
             self._next[cut] = text
         return text
@@ -341,6 +348,14 @@ class RoutingExplorer(PortableWidget):
     def figure(self) -> Figure:
         """Draw text, map and load at the layer now shown."""
         return overview(self._trace, self.layer)
+
+
+def _parts(film: Film) -> list[list[Any]]:
+    """Say of each stretch of the film's text what it is, and its first and last token."""
+    S, domains = film.ids_BS.shape[1], film.domain_BS[:, 0].tolist()
+    starts = [n for n, d in enumerate(domains) if not n or d != domains[n - 1]]
+    ends = [*starts[1:], len(domains)]
+    return [[film.domains[domains[n]], n * S, e * S - 1] for n, e in zip(starts, ends, strict=True)]
 
 
 def _wire(i: Intervention) -> list[Any]:

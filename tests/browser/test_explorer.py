@@ -217,6 +217,9 @@ def test_everything_is_within_reach_of_the_keyboard(open_page, make_trace):
     page.keyboard.press("ArrowRight")
     assert layer(page) == 2
     page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.locator(".one tbody tr").nth(7).wait_for()  # all layers in numbers
+    page.keyboard.press("Tab")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     assert page.locator(".load .bar").nth(1).get_attribute("aria-pressed") == "true"

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-CELLS = [
+CELLS = {}
+CELLS["click"] = [
     """\
 import torch
 from moe_lite.contracts import RoutingTrace
@@ -29,6 +30,30 @@ widget""",
     'print("chosen", widget.selected, widget.layer, widget.expert)',
     "widget.layer = 2\nwidget.selected = 8",
 ]
+CELLS["ask"] = [
+    """\
+import torch
+from moe_lite.contracts import MixtralConfig
+from moe_lite.model import Mixtral
+from moe_lite.widgets import RoutingExplorer
+
+torch.manual_seed(0)
+model = Mixtral(MixtralConfig(
+    vocab_size=4096, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
+    max_position_embeddings=64, initializer_range=0.5))
+widget = RoutingExplorer("To be, or not to be", model=model, layer=1)
+widget""",
+    """\
+from moe_lite.causal import ablate, effect
+expert = int(widget.trace.layers[1].expert_N[2 * 3])  # token 3's first
+found = effect(model, widget.effect.base.ids_BS, ablate(1, expert, tokens=3))
+top = found.base.log_probs_BSV[0, 3].exp().topk(5).indices
+print(widget.question == [["ablate", 1, expert, -1, 0, [3]]], widget.selected)
+print(*(f"{100 * run.log_probs_BSV[0, 3, i].exp():.1f}" for i in top
+        for run in (found.base, found.changed)))""",
+    'print(repr("".join(widget.tokens)), widget.question, widget.problem)',
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +65,14 @@ def lab(tmp_path_factory):
     settings.mkdir(parents=True)
     news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
     (settings / "page_config.json").write_text(json.dumps(news), encoding="utf-8")
-    cells = [
-        {"cell_type": "code", "id": f"c{n}", "metadata": {}, "source": source, "outputs": [],
-         "execution_count": None} for n, source in enumerate(CELLS)
-    ]  # fmt: skip
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    notebook = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-    (work / "click.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    for name, sources in CELLS.items():
+        cells = [
+            {"cell_type": "code", "id": f"c{n}", "metadata": {}, "source": source, "outputs": [],
+             "execution_count": None} for n, source in enumerate(sources)
+        ]  # fmt: skip
+        notebook = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+        (work / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -85,7 +111,7 @@ def lab(tmp_path_factory):
                 time.sleep(0.5)
         else:
             pytest.fail("JupyterLab did not answer: " + (home / "log").read_text(encoding="utf-8"))
-        yield f"{address}/lab/tree/click.ipynb?token={token}"
+        yield f"{address}/lab/workspaces/{{0}}/tree/{{0}}.ipynb?token={token}"
         call("/api/shutdown", "POST")  # takes the kernel along
         server.wait(timeout=30)
     finally:
@@ -95,10 +121,10 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture
-def notebook(lab, new_page):
+def notebook(lab, new_page, request):
     page = new_page(width=1280)
     page.set_default_timeout(60_000)
-    page.goto(lab)
+    page.goto(lab.format(request.param))
     # A run that is asked for while the kernel starts is lost. The notebook's own indicator says
     # idle too early; the status bar knows.
     page.get_by_text("| Idle").wait_for()
@@ -128,6 +154,7 @@ def run_cell(page, index):
     return printed.inner_text().strip() if printed.count() else ""
 
 
+@pytest.mark.parametrize("notebook", ["click"], indirect=True)
 def test_a_click_arrives_in_python(notebook):
     page = notebook
     command(page, "notebook:run-all-cells")
@@ -171,3 +198,41 @@ def test_a_click_arrives_in_python(notebook):
         url for url in page.requests if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))
     ]
     assert away == []
+
+
+@pytest.mark.parametrize("notebook", ["ask"], indirect=True)
+def test_a_question_is_answered_by_the_kernel(notebook):
+    """Click on a token, ablate its first expert, and see the next token's distribution change."""
+    page = notebook
+    run_cell(page, 0)
+    view = page.locator(".jp-OutputArea .moe")
+    view.locator(".tok").nth(3).click()
+    rows = view.locator(".next li > span:last-child")
+    before = rows.all_inner_texts()
+    assert len(before) == 5 and not any("→" in row for row in before)
+    view.get_by_role("button", name="Ask").click()
+    view.get_by_text("first choices change").wait_for()  # the kernel has answered
+    after = [row.split(" → ") for row in rows.all_inner_texts()[:5]]
+    assert [old for old, _ in after] == before
+    assert any(old != new for old, new in after)
+    assert view.locator(".made").count() >= 1 and view.locator("canvas[role=img]").is_visible()
+    same, shares = run_cell(page, 1).splitlines()  # and Python has the same numbers
+    assert same == "True 3"
+    shown = [float(share.rstrip("%")) for pair in after for share in pair]
+    assert shown == pytest.approx([float(share) for share in shares.split()], abs=0.11)
+    view.get_by_role("button", name="Leave it untouched").click()
+    assert rows.all_inner_texts() == before
+
+    # Your own text, typed: keys are the text's, not the notebook's.
+    view.locator(".own summary").click()
+    area = view.get_by_label("Your own text")
+    area.fill("")
+    area.type("add b 3 + 4")
+    view.get_by_role("button", name="Run this text").click()
+    view.locator(".tok", has_text="add").wait_for()
+    assert run_cell(page, 2) == "'add b 3 + 4' []"
+    view.locator(".own summary").click()
+    view.get_by_label("Your own text").fill("word " * 99)
+    view.get_by_role("button", name="Run this text").click()
+    view.get_by_text("more than the model's context of 64").wait_for()
+    assert page.locator(".jp-Notebook .jp-Cell").count() == len(CELLS["ask"])
