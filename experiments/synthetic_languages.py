@@ -167,7 +167,7 @@ EXPERIMENT = Experiment(
     caveat=(
         "sizes, learning rate and the weight of the balancing loss were chosen on other seeds, in "
         "a dozen short runs in which agreement with the cause came out between 0.3 and 0.6; the "
-        "rules were written after those and before this run. Seeds were cut from ten to five before the "
-        "first was seen, for lack of time; minutes are processor time, about."
+        "rules were written after those and before this run. Seeds were cut from ten to five "
+        "before the first was seen, for lack of time; minutes are processor time, about."
     ),
 )

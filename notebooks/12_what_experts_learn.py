@@ -286,8 +286,8 @@ for claim in ledger.load("synthetic_languages").claims:
 # to route by, also where they are not what matters. Keep that in mind for the next section.
 #
 # **A job is not what it looks like either.** Take experts away one by one: the label that is missed
-# most is the one that the expert serves most in about half of the cases (chance: one in eight).
-# More of that in section 7.
+# most is the one that the expert serves most in some six of ten cases (chance: one in eight). More
+# of that in section 7.
 #
 # ## 4. The course's model: words first
 #
@@ -557,7 +557,12 @@ for name, d in zip(corpus.domains, range(5), strict=True):
     print(f"{name:10} {int(mine_T.sum()):5} digits, {share:4.0%} of them use expert {at}.{expert}")
 
 # %% [markdown]
-# DIGITS
+# It is not the digits. Every digit of a sum goes there, and of the digits in code, few as they are,
+# not one: the same token, another topic, another expert. (A few in prose do; they number verses.)
+# So deep in the model topic does decide, here and for this domain, the one made by a program and
+# unlike all others. It is what Mixtral's authors saw as well: of all their domains, DM Mathematics
+# alone had a slightly different distribution.
+#
 #
 # Over all experts: if going there were the same as needing it, the points below would lie on a
 # rising curve, in every layer alike.
@@ -611,7 +616,10 @@ for what in (causal.ablate(at, expert), causal.ban(at, expert),
     print(f"{words:32}" + "  ".join(f"{name} {value:+.3f}" for name, value in rise.items()))
 
 # %% [markdown]
-# BAN
+# Ablating leaves a hole; banning fills it with the next best, and for arithmetic that is *worse*
+# than the hole. So this expert is not only used, it is the only one who knows. (Where banning is
+# the milder of the two, as it is at layer 0, the work is shared. Try it: `causal.ban(0, 5)`.)
+# Swapping hurts two kinds of text at once, because then both are answered by a stranger.
 #
 # You can ask such things of any sentence. In the page below, click on a token, then ablate, force
 # or swap; it shows the next-token distribution and the loss of what follows, before and after.
@@ -767,7 +775,8 @@ for at in (1, 4):
 # 4. Words before topics: in the first layers nearly all that an expert tells about the domain is
 #    explained by the words.
 # 5. Neighbours share experts, more than the chance of unequally used experts explains.
-# 6. Going to an expert and needing it are two things. Take it away and look.
+# 6. Going to an expert and needing it are two things. Take it away and look: one arithmetic expert
+#    of three was real.
 #
 # | in the papers | in the code | |
 # |---|---|---|
