@@ -31,7 +31,8 @@ FLOORS = {
     },
     3.5: {"film"},  # its text is data's, its rolls are cut by recipes
     4: {"viz", "build", "recipes", "ledger", "sweep"},
-    4.5: {"widgets", "bench"},  # another: a widget's still is one of viz's, a bench runs a recipe
+    # another: a widget's still is one of viz's, a bench runs a recipe, languages are swept
+    4.5: {"widgets", "bench", "languages"},
     5: {"__main__"},  # the door: it opens every room
 }
 FLOOR = {name: number for number, floor in FLOORS.items() for name in floor}

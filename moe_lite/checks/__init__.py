@@ -101,6 +101,15 @@ from .stability import (
     check_z_loss,
 )
 from .verdict import CheckFailed
+from .what_experts_learn import (
+    check_information,
+    check_investigation,
+    check_repetition,
+    check_saturation,
+    check_shuffle_texts,
+    check_shuffle_within_words,
+    check_what_explains,
+)
 
 __all__ = [
     "CheckFailed",
@@ -130,6 +139,8 @@ __all__ = [
     "check_fit_gate",
     "check_global_bug",
     "check_gradients",
+    "check_information",
+    "check_investigation",
     "check_leaf_priors",
     "check_load",
     "check_load_anywhere",
@@ -154,9 +165,13 @@ __all__ = [
     "check_rank",
     "check_rank_weights",
     "check_reads_future",
+    "check_repetition",
     "check_responsibilities",
     "check_round_trip",
+    "check_saturation",
     "check_selective_logits",
+    "check_shuffle_texts",
+    "check_shuffle_within_words",
     "check_softmax_order",
     "check_spacing",
     "check_sparse_gates",
@@ -168,6 +183,7 @@ __all__ = [
     "check_top_k",
     "check_traffic",
     "check_violations",
+    "check_what_explains",
     "check_working_experts",
     "check_z_gradient",
     "check_z_loss",

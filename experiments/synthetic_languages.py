@@ -1,0 +1,173 @@
+"""Specialisation where the truth is known: does a measure find the cause, and only the cause?
+
+Two worlds (moe_lite/languages.py) with the same words, equally frequent: in one the language
+decides which permutation of the nouns is at work, in the other the verb does, and languages prefer
+some verbs. So the best router is known, and so is a decoy that goes together with it. A small
+model's learned routing of the verbs is scored against both, and so is what the chapter asks of
+every later claim: permuted labels, and labels permuted among tokens that are alike in the other
+label, which for the decoy "language" is the baseline of equal token frequency. That the known
+router is the best one is no assumption: routers that know the cause, or the decoy, are trained too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+
+from moe_lite import analysis, causal
+from moe_lite.languages import Cause, Languages
+from moe_lite.ledger import Claim, Experiment, Measures
+from moe_lite.model import Mixtral
+
+SENTENCES, NULLS = 4096, 20
+WORLDS = {cause: Languages(cause) for cause in get_args(Cause)}
+CONFIG: dict[str, Any] = {
+    "worlds": {cause: asdict(world) for cause, world in WORLDS.items()},
+    "setting": asdict(WORLDS["verb"].setting()), "sentences": SENTENCES, "nulls": NULLS,
+}  # fmt: skip
+PART = Path(__file__).parent / "results" / ".synthetic_languages.part.json"
+
+
+def score(world: Languages, model: Mixtral, seed: int) -> dict[str, float]:
+    """Measure what the experts of a trained model have to do with cause and decoy."""
+    ids_BS = world.batch("validation", SENTENCES, seed=seed).ids_BS
+    trace, label = world.trace(model, ids_BS), world.labels(ids_BS)
+    seeds = range(NULLS)
+    found: dict[str, float] = {}
+    beats = {}
+    for role, name, other in (
+        ("cause", world.cause, world.decoy),
+        ("decoy", world.decoy, world.cause),
+    ):
+        bits = analysis.mutual_information(trace, label[name]).item()
+        chance = analysis.permuted_information(trace, label[name], seeds)
+        within = analysis.permuted_information(trace, label[name], seeds, within_T=label[other])
+        fits = analysis.agreement(analysis.choices_LTK(trace)[0, :, 0], label[name], seeds)
+        beats[role] = bits > within.max().item()
+        found |= {
+            f"bits of the {role}": bits,
+            f"bits of the {role}, permuted": chance.mean().item(),
+            f"bits of the {role}, permuted within the other": within.mean().item(),
+            f"explained of the {role}": within.mean().item() / bits,
+            f"agreement with the {role}": fits.accuracy,
+            f"agreement with the {role}, permuted": sum(fits.null_accuracy) / NULLS,
+            f"adjusted agreement with the {role}": fits.adjusted(),
+            f"{role} beats permuted labels": 1.0 if bits > chance.max() else -1.0,
+        }
+    found["only the cause beats labels permuted within the other"] = (
+        1.0 if beats["cause"] and not beats["decoy"] else -1.0
+    )
+    return found | ablated(world, model, seed)
+
+
+def ablated(world: Languages, model: Mixtral, seed: int) -> dict[str, float]:
+    """Ablate each expert: is the label that suffers most the one that it serves most?"""
+    batch = world.batch("validation", SENTENCES // 4, seed=seed)
+    whole_BS = torch.cat([batch.ids_BS, batch.targets_BS[:, -1:]], dim=1)
+    trace, label_B = world.trace(model, batch.ids_BS), world.labels(batch.ids_BS)[world.cause]
+    share_CE = analysis.specialization(trace, label_B, world.count)[0]
+    one_CB = F.one_hot(label_B, world.count).T.double()
+    hits = []
+    for expert in range(world.count):
+        rise_B = causal.effect(model, whole_BS, causal.ablate(0, expert)).rise_T.view(-1, 4)[:, 3]
+        rise_C = one_CB @ rise_B.double() / one_CB.sum(1)
+        hits.append(float(rise_C.argmax() == share_CE[:, expert].argmax()))
+    return {"ablation hits the label served most": sum(hits) / len(hits)}
+
+
+@torch.no_grad()
+def loss(world: Languages, model: Mixtral, seed: int) -> float:
+    """Measure the loss of the last noun, in nats."""
+    batch = world.batch("validation", SENTENCES, seed=seed)
+    logits_BV = model(batch.ids_BS).logits_BSV[:, -1]
+    return F.cross_entropy(logits_BV, batch.targets_BS[:, -1]).item()
+
+
+def one(world: Languages, seed: int, steps: int | None = None) -> dict[str, float]:
+    """Train all three routers on one world with one seed, and score the one that learned."""
+    found = {}
+    changed = {} if steps is None else {"steps": steps}
+    for router in ("switch", f"by {world.cause}", f"by {world.decoy}"):
+        model = world.learn(world.setting(router, **changed), seed).model.eval()
+        found[f"loss, {router}"] = loss(world, model, seed) - world.floor
+        if router == "switch":
+            found |= score(world, model, seed)
+    right, wrong = found[f"loss, by {world.cause}"], found[f"loss, by {world.decoy}"]
+    found["the cause's router is better"] = 1.0 if right < wrong else -1.0
+    return {f"{what}; the {world.cause} decides": value for what, value in found.items()}
+
+
+def run(seeds: Sequence[int]) -> Measures:
+    """Run every seed; one that was done before an interruption is kept."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    mark = json.loads(json.dumps(CONFIG))
+    done: dict[str, dict[str, float]] = {}
+    if PART.is_file() and (kept := json.loads(PART.read_text(encoding="utf-8")))["mark"] == mark:
+        done = kept["done"]
+    for seed in seeds:
+        if str(seed) not in done:
+            done[str(seed)] = one(WORLDS["language"], seed) | one(WORLDS["verb"], seed)
+            print(seed, flush=True)
+            aside = PART.with_suffix(".aside")
+            aside.write_text(json.dumps({"mark": mark, "done": done}), encoding="utf-8")
+            os.replace(aside, PART)
+    PART.unlink(missing_ok=True)  # the next run is to be a run
+    torch.set_num_threads(threads)
+    return {what: [done[str(s)][what] for s in seeds] for what in done[str(seeds[0])]}
+
+
+def spot() -> Measures:
+    """Train the router that knows the language again, for one seed."""
+    world = WORLDS["language"]
+    model = world.learn(world.setting("by language"), 0).model.eval()
+    return {"loss, by language; the language decides": [loss(world, model, 0) - world.floor]}
+
+
+def claims() -> tuple[Claim, ...]:
+    """Judge both worlds by the same rules."""
+    rows: list[tuple[str, str, float, float, float]] = [
+        ("the router that knows the cause beats the one that knows the decoy (1: in every seed)",
+         "the cause's router is better", 1, 0, 0),
+        ("the learned router is the best one: agreement with the cause, chance taken off",
+         "adjusted agreement with the cause", 1, 0.1, 0),
+        ("the decoy passes for a specialisation against permuted labels (1: in every seed)",
+         "decoy beats permuted labels", 1, 0, 0),
+        ("the cause explains the decoy: share of its bits left by permuting within the cause",
+         "explained of the decoy", 1, 0.1, 0),
+        ("only the cause beats labels permuted within the other label (1: in every seed)",
+         "only the cause beats labels permuted within the other", 1, 0, 0),
+        ("ablating an expert hurts most the label that it serves most: share of experts",
+         "ablation hits the label served most", 1, 0.1, 1 / 8),
+    ]  # fmt: skip
+    return tuple(
+        Claim(text, "by construction", f"{measure}; the {cause} decides", truth, within, void,
+              note=f"where the {cause} decides")
+        for cause in WORLDS
+        for text, measure, truth, within, void in rows
+    )  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+    title="Specialisation with a ground truth: languages whose best router is known",
+    source="No paper: the truth is built in",
+    chapter="12",
+    seeds=5,
+    config=CONFIG,
+    claims=claims(),
+    run=run,
+    spot=spot,
+    caveat=(
+        "sizes, learning rate and the weight of the balancing loss were chosen on other seeds, in "
+        "a dozen short runs in which agreement with the cause came out between 0.3 and 0.6; the "
+        "rules were written after those and before this run. Seeds were cut from ten to five "
+        "before the first was seen, for lack of time; minutes are processor time, about."
+    ),
+)
