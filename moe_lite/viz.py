@@ -258,8 +258,8 @@ def strips(
             ax.add_patch(Rectangle((x + 0.05, y + 0.1), 0.9, 0.8, fc="none", ec=QUIET, lw=0.8,
                                    hatch=hatch))  # fmt: skip
             ax.text(x + 0.5, y + 0.52, str(label), ha="center", va="center", fontsize=9, color=INK)
-    for x in cuts:
-        ax.plot([x, x], [0, len(rows)], color=INK, lw=2)
+    for cut in cuts:
+        ax.plot([cut, cut], [0, len(rows)], color=INK, lw=2)
     ax.set(xlim=(-0.1, width + 0.1), ylim=(len(rows), 0), xticks=[])
     ax.set_yticks([y + 0.5 for y in range(len(rows))], list(rows))
     ax.tick_params(length=0)

@@ -211,9 +211,15 @@ class RoutingExplorer(PortableWidget):
             questions += [[ablate(n, e, token)] for e in used]
         questions.append([top_k(1)])
         effect, answers = self.effect, {"[]": self.answers.get("[]", {})}
-        for question in questions:
-            answer = self._reply([_wire(i) for i in question])
-            answers[answer["key"]] = answer
+        threads = torch.get_num_threads()
+        if self._model is not None and self._model.config.hidden_size < 1024:
+            torch.set_num_threads(1)  # products this small wait for a second thread, no more
+        try:
+            for question in questions:
+                answer = self._reply([_wire(i) for i in question])
+                answers[answer["key"]] = answer
+        finally:
+            torch.set_num_threads(threads)
         self.answers, self.effect = answers, effect
         return self
 
