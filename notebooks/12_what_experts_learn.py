@@ -22,7 +22,7 @@
 # coloured picture. This chapter is about what it takes to be allowed to write it. In it you
 #
 # - see a picture of specialisation, and learn that its model had not read a word;
-# - build three *nulls*, by which every claim of the chapter is held;
+# - build the *nulls* by which every claim of the chapter is held;
 # - train experts on languages whose best router is **known**, and see how far a measure finds it;
 # - read the course's trained Mixtral: domains, words, neighbours, training, and what comes first;
 # - take an expert away and see who suffers;
@@ -170,7 +170,7 @@ def against_nulls(one, layer):
     return analysis.mutual_information(one, domain_T, choice="first")[layer], values
 
 
-for name, layer in (("A", 0), ("B", 0), ("B", 4)):
+for name, layer in (("A", 0), ("B", 0), ("A", 4), ("B", 4)):
     observed, values = against_nulls(traces[name], layer)
     print(f"model {name}, layer {layer}: {observed:.3f} bits about the domain")
     for null, value in values.items():
@@ -181,13 +181,15 @@ for name, layer in (("A", 0), ("B", 0), ("B", 4)):
 # domain: some forty times what shuffled labels give, and clearly more than shuffled texts. *Both
 # tests are passed by a model that never read a word.* The third null takes most of it away: it was
 # the words. And the small rest? Attention is random too, but it does mix: a token's vector holds a
-# little of its neighbours, so even at random the same word goes elsewhere in other company. That
-# gives a fourth null for free, and the simplest of all: **the same model, untrained.**
+# little of its neighbours, so even at random the same word goes elsewhere in other company. Deeper,
+# in the third block, that rest has grown. So there is a fourth null, and it is the simplest of all:
+# **the same model, untrained.** Whoever shows you what training did should show you what was there
+# before.
 #
 # Now the trained model. At its first layer, the second block, experts tell far more about the
 # domain than A's do, and the third null gives the *same number*: words explain all of it. Whatever
-# this layer has learned, it is not topics. The third block, deep in the trained model, is of
-# another kind: words explain a part, and what remains is many times what A had.
+# this layer has learned, it is not topics. At layer 4, the last block, words explain a part, and
+# what remains is about three times what the untrained model has there. *That* was learned.
 #
 # Shuffling a label twenty times and taking the largest is a test: if nothing is there, the
 # observed number beats all twenty once in 21 times. It answers "is there anything?". The distance
@@ -273,14 +275,14 @@ for claim in ledger.load("synthetic_languages").claims:
 #
 # **The known router is the best one**, in both worlds and every seed; otherwise there would be no
 # truth to compare with. **The learned router is not it.** Take chance off, and its agreement with
-# the truth is about a fifth of the way to 100%. A loss close to the best does not mean a routing
-# close to the best: the other experts make do.
+# the truth goes a fifth or a quarter of the way to 100%. Where the verb decides, its loss is close
+# to the best all the same: a good loss is no proof of a good routing, because experts make do.
 #
 # **The decoy always passes** the test against shuffled labels, with bits enough for a headline. And
 # the third null finds out: shuffled among tokens with one cause, the decoy keeps nearly *all* its
 # bits, and the cause, shuffled among tokens with one decoy, loses most. That is the whole point of
 # the null, on a case where we know what it should say. It failed once, in the world where the
-# language decides, in the seed that you have just trained: there the experts go by the verb a
+# language decides, in seed 0, which was trained above: there the experts go by the verb a
 # little more than the language explains. It is also the seed that learned worst. A router sees the
 # token in hand directly and the context only as far as attention brings it, so words are *easier*
 # to route by, also where they are not what matters. Keep that in mind for the next section.
@@ -294,38 +296,47 @@ for claim in ledger.load("synthetic_languages").claims:
 # Now the trained Mixtral. For each layer two questions: how much does the expert tell about the
 # **word** in hand (the token's id), and how much about the **domain** beyond what words explain?
 # For the first the null of shuffled labels matters: with thousands of ids, chance alone gives
-# about a bit. For the second we subtract the third null.
+# about a bit. For the second we subtract the third null. And the untrained model stands beside.
 
 # %%
-B = traces["B"]
-told = partial(analysis.permuted_information, B, seeds=range(10), choice="first")
-word_L = analysis.mutual_information(B, word_T, choice="first")
-word_L = word_L - told(label_T=word_T).mean(0)
-all_L = analysis.mutual_information(B, domain_T, choice="first")
-by_words_L = told(label_T=domain_T, within_T=word_T).mean(0)
-by_chance_L = told(label_T=domain_T, block=LENGTH).mean(0)
-
-fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
 layers = list(range(6))
-viz.curves({"about the word, above chance": (layers, word_L),
-            "about the domain, beyond words": (layers, all_L - by_words_L)},
-           "layer", "bits", title="what an expert tells", ax=left)  # fmt: skip
-parts = {"observed": all_L, "explained by words": by_words_L, "texts shuffled": by_chance_L}
-viz.curves({name: (layers, bits_L) for name, bits_L in parts.items()},
-           "layer", "bits about the domain", title="the second, in parts", ax=right)  # fmt: skip
-for panel in (left, right):
-    panel.set(xticks=layers, ylim=(0, None))
+
+
+def words_and_topics(one):
+    """Bits about the word, above chance; about the domain; of those, explained by the words."""
+    told = partial(analysis.mutual_information, one, choice="first")
+    null = partial(analysis.permuted_information, one, seeds=range(5), choice="first")
+    word_L = told(word_T) - null(word_T).mean(0)
+    return word_L, told(domain_T), null(domain_T, within_T=word_T).mean(0)
+
+
+B = traces["B"]
+found = {"trained": words_and_topics(B), "untrained": words_and_topics(traces["A"])}
+lines = {f"the word; {name}": (layers, word_L) for name, (word_L, _, _) in found.items()}
+lines |= {f"the domain beyond words; {name}": (layers, all_L - by_words_L)
+          for name, (_, all_L, by_words_L) in found.items()}  # fmt: skip
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+viz.curves(lines, "layer", "bits", title="what an expert tells about ...", ax=left)
+_, all_L, by_words_L = found["trained"]
+texts_L = analysis.permuted_information(B, domain_T, range(5), choice="first", block=LENGTH).mean(0)
+lines = {"observed": all_L, "explained by words": by_words_L, "texts shuffled": texts_L}
+lines = {name: (layers, bits_L) for name, bits_L in lines.items()}
+viz.curves(lines, "layer", "bits about the domain", title="trained: the domain", ax=right)
+left.set(ylim=(0, 2.6), xticks=layers)
+right.set(ylim=(0, None), xticks=layers)
 plt.close(fig)
 fig
 
 # %% [markdown]
 # **Words first.** At layer 0 the expert tells most about the word, and about the domain nothing
-# that the word has not told: the two lines on the right start at one point. With depth the first
-# line falls and the second rises: later layers treat the same word differently in different
-# company. But also at the end an expert says several times as much about the token in hand as about
-# the topic beyond it. That is the finding that most popular accounts leave out, and it came out
-# here on one small model, tested by a null that could have gone the other way. (Layer 5's dip is no
-# accident either: the last layer has to produce the next *token*.)
+# that the word has not told: on the right the two upper lines start at one point, and on the left
+# the trained model starts *below* the untrained one. Its first layers have learned to look at the
+# token and to ignore the company. With depth that changes: later layers treat the same word
+# differently in different company, about twice as much as the untrained ones do. But also at the
+# end an expert says several times as much about the token in hand as about the topic beyond it.
+#
+# That is the finding that most popular accounts leave out, and it came out here on one small model,
+# tested by nulls that could have gone the other way.
 #
 # "The company" is more than the domain. The same null, passed, may mean syntax, the position in a
 # line, or the letters before. Whoever says "topic" here has to exclude those as well.
@@ -434,11 +445,10 @@ fig
 
 # %% [markdown]
 # What rises in training is the upper line, in the first 150 steps: experts learn *words*. The lower
-# line was there before the first step, which is section 1's accident: a random model mixes each
-# token with its company, the more the deeper. Training takes some of that away, and does not put it
-# back on the mean; what it does is to sort it by depth, as you saw in section 4. With two texts of
-# each domain, "beyond words" here is also "this very text"; so take the height with a grain of
-# salt.
+# line was there before the first step: a random model mixes each token with its company. Training
+# takes some of that away, and on the mean does not put it back; what it does is to sort it by
+# depth, as you saw in section 4: none at first, more later. With two texts of each domain, "beyond
+# words" here is also "this very text"; so take the height with a grain of salt.
 #
 # Look for yourself. The slider goes through the film; click on a token to see its gates at every
 # layer. Start at step 0, choose a frequent word, and look when its expert stops changing.
@@ -540,29 +550,28 @@ for way, score_LE in ways.items():
 # %% [markdown]
 # Three experts tell the story. **1.4** gets two fifths of arithmetic's pairs. Take it away, and
 # next to nothing happens: "layer 1 has an arithmetic expert" is true as a picture and wrong as an
-# explanation. **0.5** is missed by arithmetic most, and by everybody else as well: that is no
+# explanation. **0.1** is missed by arithmetic most, and by drama and code as much: that is no
 # arithmetic expert, it is a load-bearing wall. And **5.4**: two fifths of arithmetic's pairs as
 # well, its loss rises by almost half a nat without it, and *no other domain notices*. So there is
 # one. The claim that we set out to doubt has passed the test that most pictures never took.
 #
 # But an expert for arithmetic, or for digits? You have seen its favourite words in section 4.
-# Digits occur in code and in prose, too:
+# Digits occur in code, too:
 
 # %%
 digit_T = torch.tensor([piece.strip().isdigit() for piece in B.tokens])
 at, expert = divmod(int(alone_LE.argmax()), 8)
-for name, d in zip(corpus.domains, range(5), strict=True):
-    mine_T = digit_T & (domain_T == d)
+for name in ("code", "arithmetic"):
+    mine_T = digit_T & (domain_T == corpus.domains.index(name))
     share = (analysis.choices_LTK(B)[at, mine_T] == expert).any(-1).double().mean()
     print(f"{name:10} {int(mine_T.sum()):5} digits, {share:4.0%} of them use expert {at}.{expert}")
 
 # %% [markdown]
 # It is not the digits. Every digit of a sum goes there, and of the digits in code, few as they are,
-# not one: the same token, another topic, another expert. (A few in prose do; they number verses.)
+# not one: the same token, another topic, another expert. (The other domains have too few to say.)
 # So deep in the model topic does decide, here and for this domain, the one made by a program and
-# unlike all others. It is what Mixtral's authors saw as well: of all their domains, DM Mathematics
-# alone had a slightly different distribution.
-#
+# unlike all others. It is much what Mixtral's authors saw: of all their domains only DM Mathematics
+# differed, and that marginally.
 #
 # Over all experts: if going there were the same as needing it, the points below would lie on a
 # rising curve, in every layer alike.
@@ -632,7 +641,7 @@ RoutingExplorer(text, model=model, layer=at)
 # %% [markdown]
 # ## 8. Other people's models
 #
-# Everything above read nothing but a `RoutingTrace`, and `trace.record` makes one of any Mixtral,
+# All but section 7 read nothing but a `RoutingTrace`, and `trace.record` makes one of any Mixtral,
 # OLMoE or Qwen3-MoE from Hugging Face's transformers, with its own tokenizer:
 #
 # ```python
@@ -647,8 +656,8 @@ RoutingExplorer(text, model=model, layer=at)
 # recorded.trace                            # and on with analysis, viz, RoutingExplorer
 # ```
 #
-# What it needs is memory for *all* experts, and only for them: no gradient, and a trace of 10,000
-# tokens is a few megabytes. From the configs:
+# What it needs is memory for *all* experts, but no gradients. The trace itself holds two numbers
+# for each token, layer and expert. From the configs:
 
 # %%
 for name in ("OLMoE", "Qwen3-30B-A3B", "Mixtral 8x7B"):
@@ -656,13 +665,14 @@ for name in ("OLMoE", "Qwen3-30B-A3B", "Mixtral 8x7B"):
     count = cost.count_parameters(shape)
     bf16, four = 2 * count.total / 1e9, count.total / 2e9
     print(f"{name:14} {shape.moe_layers} layers, {shape.top_k} of {shape.experts} experts: "
-          f"{bf16:5.1f} GB in bf16, {four:5.1f} GB in 4 bits")  # fmt: skip
+          f"{bf16:5.1f} GB in bf16, {four:5.1f} GB in 4 bits; trace of 1,000 tokens "
+          f"{8e3 * shape.moe_layers * shape.experts / 1e6:.0f} MB")  # fmt: skip
 
 # %% [markdown]
-# In bf16 OLMoE fits a GPU of 24 GB or a computer with 32 GB of memory, where a page of text takes a
-# minute or two on the CPU. The other two want an 80-GB GPU or two, or 4-bit weights (which change
-# some choices near a tie; say so if you publish). Here tiny ones of the same three architectures,
-# with random weights, so that you see it run:
+# In bf16 OLMoE fits a GPU of 24 GB, or a computer with 32 GB of memory and some patience. The other
+# two want an 80-GB GPU, or two, or weights in 4 bits (which changes choices near a tie; say so if
+# you publish). Here tiny ones of the same three architectures, with random weights, so that you see
+# it run:
 
 # %%
 try:
@@ -723,9 +733,8 @@ for at in (1, 4):
 #
 # The filling. Padding is routed like anything else, and all padding looks alike, so it goes to one
 # expert: the favourite of whatever is short. transformers' own balancing loss counted padding for a
-# while ([issue 28505](https://github.com/huggingface/transformers/issues/28505)), and so did
-# everything that was fitted by it. Give padding the label -1, which every measure of
-# `moe_lite.analysis` leaves out:
+# while ([issue 28505](https://github.com/huggingface/transformers/issues/28505)). Give padding the
+# label -1, which every measure of `moe_lite.analysis` leaves out:
 #
 # </details>
 
@@ -768,13 +777,13 @@ for at in (1, 4):
 # ## In six lines
 #
 # 1. A random router shows domain specialisation. The picture is no evidence.
-# 2. Three nulls: shuffled labels, shuffled texts, shuffled among equal words. Most published claims
-#    have the first, if any.
+# 2. Four nulls: shuffled labels, shuffled texts, shuffled among equal words, and the untrained
+#    model. The first is the weakest.
 # 3. Where the best router is known, a learned one goes some of the way, and the nulls tell cause
 #    from decoy.
 # 4. Words before topics: in the first layers nearly all that an expert tells about the domain is
 #    explained by the words.
-# 5. Neighbours share experts, more than the chance of unequally used experts explains.
+# 5. Neighbours share experts; most of that is experts unequally used within a text.
 # 6. Going to an expert and needing it are two things. Take it away and look: one arithmetic expert
 #    of three was real.
 #
