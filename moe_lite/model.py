@@ -220,9 +220,10 @@ class Mixtral(nn.Module):
                 f"the mask has shape {tuple(mask_BS.shape)}, not {(ids_BS.shape[0], end)}"
             )
         if ids_BS.device.type == "cpu" and not torch.compiler.is_compiling():
-            bad = ids_BS[(ids_BS < 0) | (ids_BS >= V)]
-            if bad.numel():
-                raise ValueError(f"token id {int(bad[0])} is not in the vocabulary of {V}")
+            low, high = map(int, ids_BS.aminmax())
+            if low < 0 or high >= V:
+                bad = ids_BS[(ids_BS < 0) | (ids_BS >= V)][0]
+                raise ValueError(f"token id {int(bad)} is not in the vocabulary of {V}")
 
     def _attention_mask(self, start: int, end: int, mask_BS: Tensor | None) -> Tensor | None:
         """Say which keys each new query may see, bool (B or 1, 1, S, all); None: plainly causal."""

@@ -58,14 +58,17 @@ def few(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
     for pair, expert in enumerate(routing.expert_N.tolist()):
         if keep[pair]:
             pairs.setdefault(expert, []).append(pair)
-    out_TD, gate_N1 = torch.zeros_like(x_TD), routing.gate_N[:, None].to(x_TD.dtype)
+    gates, out_TD = routing.gate_N.tolist(), torch.zeros_like(x_TD)
     for expert, chosen in pairs.items():
         w1_FD, w3_FD, w2_DF = (w[expert].to(x_TD.dtype) for w in (w1_EFD, w3_EFD, w2_EDF))
-        pair_R = torch.tensor(chosen)
-        token_R = routing.token_N[pair_R]
-        x_RD = x_TD[token_R]
-        hidden_RF = F.silu(F.linear(x_RD, w1_FD)).mul_(F.linear(x_RD, w3_FD))
-        out_TD.index_add_(0, token_R, F.linear(hidden_RF, w2_DF) * gate_N1[pair_R])
+        token_R = None if len(x_TD) == 1 else routing.token_N[chosen]
+        x_RD = x_TD if token_R is None else x_TD[token_R]
+        y_RD = F.linear(F.silu(F.linear(x_RD, w1_FD)).mul_(F.linear(x_RD, w3_FD)), w2_DF)
+        if token_R is None:  # one token: nothing to look up
+            out_TD.add_(y_RD, alpha=sum(gates[pair] for pair in chosen))
+        else:
+            gate_R = torch.tensor([gates[pair] for pair in chosen], dtype=y_RD.dtype)
+            out_TD.index_add_(0, token_R, y_RD * gate_R[:, None])
     return out_TD
 
 
