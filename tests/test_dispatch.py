@@ -335,3 +335,29 @@ def test_a_block_grows_to_one_of_few_sizes() -> None:
         assert len(token_R) == end
         sizes.add(end)
     assert len(sizes) < 110
+
+
+@pytest.mark.parametrize("backend", EVERYWHERE)
+def test_views_strides_and_expanded_gradients_do_not_matter(backend: str) -> None:
+    torch.manual_seed(0)
+    layer = MoELayer(TopKRouter(D, 4), Experts(4, D, F), backend).double()
+    wide = torch.randn(D, 14, 3, dtype=torch.float64, requires_grad=True)
+    found = []
+    for x_BSD in (wide.permute(2, 1, 0)[:, ::2], wide.permute(2, 1, 0)[:, ::2].contiguous()):
+        out_BSD, _ = layer(x_BSD)
+        (grad,) = torch.autograd.grad(out_BSD.sum(), wide)  # of stride 0 where it arrives
+        found += [(out_BSD, grad)]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+    assert found[0][1][:, 1::2].eq(0).all() and found[0][1][:, ::2].ne(0).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_types_that_differ_are_refused_in_a_sentence(backend: str, tokens: int) -> None:
+    layer = MoELayer(TopKRouter(D, 4), Experts(4, D, F).bfloat16(), backend)
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"float32 and the experts torch\.bfloat16"),
+    ):
+        layer(torch.randn(tokens, D))

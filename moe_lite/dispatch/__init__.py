@@ -59,9 +59,18 @@ def plan(routing: Routing) -> DispatchPlan:
 
 
 def carry(dispatch: Dispatch, x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
-    """Take tokens to their experts and back: plan, then dispatch; a few at a time need no plan."""
+    """Take tokens to their experts and back: plan, then dispatch; a few at a time need no plan.
+
+    Raises: ValueError if tokens and experts differ in their type, and autocast does not mend it.
+    """
+    weights, cast = experts.w1.dtype, torch.is_autocast_enabled(x_TD.device.type)
+    if x_TD.dtype != weights and not cast:
+        raise ValueError(
+            f"the tokens are {x_TD.dtype} and the experts {weights}: convert one of them, or use "
+            "torch.autocast"
+        )
     handful = dispatch is grouped and x_TD.device.type == "cpu" and len(x_TD) <= FEW
-    if handful and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+    if handful and not cast and not torch.is_grad_enabled():
         return few(x_TD, experts, routing)
     return dispatch(x_TD, experts, plan(routing))
 
