@@ -167,7 +167,8 @@ EXPERIMENT = Experiment(
     caveat=(
         "sizes, learning rate and the weight of the balancing loss were chosen on other seeds, in "
         "a dozen short runs in which agreement with the cause came out between 0.3 and 0.6; the "
-        "rules were written after those and before this run. Seeds were cut from ten to five "
-        "before the first was seen, for lack of time; minutes are processor time, about."
+        "rules were written after those and before this run. Before its first result was seen, "
+        "seeds were cut from ten to five for lack of time, and steps to 400 and back. Minutes are "
+        "wall time on a machine busy with other work; the processor's were about a tenth."
     ),
 )
