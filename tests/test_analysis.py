@@ -102,7 +102,7 @@ def test_the_names_of_experts_change_nothing(case):
 def test_bounds(case):
     trace, label_T, _ = case
     E, K = trace.layers[0].num_experts, trace.layers[0].per_token
-    entropy = analysis._entropy(label_T.bincount())
+    entropy = analysis._entropy(label_T.bincount().double())
     for choice in ("all", "first"):
         bits_L = analysis.mutual_information(trace, label_T, choice=choice)
         assert (bits_L >= 0).all() and (bits_L <= entropy + 1e-9).all()
