@@ -90,7 +90,7 @@ class MoELayer(nn.Module):
         why = "nothing was measured there yet"
         if device == "cpu":
             library = "oneDNN" if prefers_onednn() else "PyTorch's own choice"
-            why = f"the fastest measured there; float32 products by {library}"
+            why = f"the fastest measured there at most sizes; float32 products by {library}"
         return f"{self.name}: 'grouped' on the {device}, chosen by 'auto': {why}"
 
     def extra_repr(self) -> str:
