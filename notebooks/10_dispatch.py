@@ -44,6 +44,7 @@ import inspect
 import json
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -90,9 +91,9 @@ tokens, chosen = six.token_N.tolist(), six.expert_N.tolist()
 viz.strips({"token": (tokens, chosen), "expert": (chosen, chosen)}, cuts=range(2, 12, 2))
 
 # %% [markdown]
-# The colours are the experts, and they are scattered. That is the whole difficulty of this chapter
-# in one picture: a matrix product wants *its rows side by side*, and the rows of one expert lie
-# anywhere.
+# Between two black lines are the two pairs of one token. The colours are the experts, and they are
+# scattered. That is the whole difficulty of this chapter in one picture: a matrix product wants
+# *its rows side by side*, and the rows of one expert lie anywhere.
 #
 # ## 2. The loop
 #
@@ -127,9 +128,8 @@ same(by_loop)
 # Nobody can misread that, so the library keeps such a loop as the **oracle**: every other backend
 # is tested against it, the output and every gradient. Its faults are two. Each expert is looked up,
 # gathered, multiplied (three small products), added: a dozen operations *per expert*, each of
-# which has to be launched. And on a GPU, `nonzero` has to tell the processor *how many* rows it
-# found before the next line can allocate them: the whole pipeline stops and waits, $E$ times per
-# layer.
+# which has to be launched. And on a GPU, `nonzero` has to tell the CPU *how many* rows it found
+# before the next line can allocate them: the whole pipeline stops and waits, $E$ times per layer.
 #
 # ## 3. One big tensor of ones and zeros
 #
@@ -182,8 +182,7 @@ same(by_einsum)
 # $$\frac{4 K T^2 D}{6 K T D F} = \frac{2\,T}{3\,F}.$$
 #
 # With $F = 512$, at 768 tokens *carrying* the rows costs as much arithmetic as the experts. GShard
-# therefore cuts the batch into groups, and its $T$ is the size of a group. (On its hardware the
-# einsum was still right: what cannot be gathered must be multiplied.)
+# therefore cuts the batch into groups, and its $T$ is the size of a group.
 #
 # Where gathering is possible the same places can be filled without arithmetic. That is the
 # library's `padded`:
@@ -203,14 +202,14 @@ same(by_padding)
 
 # %% [markdown]
 # What remains is the padding: $E C$ rows are multiplied, $K T$ of them hold anything. For our six
-# tokens $E C = 3 \cdot 5 = 15$ for 12 pairs. If *all* tokens prefer one expert, $C = T$, and the
-# other experts multiply $(E-1)\,T$ rows of zeros. Chapter 04's answer was to fix $C$ and drop who
+# tokens $E C = 3 \cdot 5 = 15$ for 12 pairs. If one expert is among the choices of *all* tokens,
+# $C = T$, and of $E\,T$ rows $(E-K)\,T$ are zeros. Chapter 04's answer was to fix $C$ and drop who
 # comes late. MegaBlocks' answer: *do not pad*.
 #
 # ## 4. Sort
 #
 # If the rows of one expert should lie side by side, sort the pairs by expert. Three small steps,
-# and each is a puzzle in the exercises, so here they are once, slowly.
+# slowly; in the exercises you write each as a GPU has to, without a sort and without a loop.
 #
 # **Histogram.** How many pairs has each expert? **Offsets.** Where do its rows begin, if expert 0
 # comes first? The running sum of the histogram, *starting with 0*: $E + 1$ numbers, so that expert
@@ -245,8 +244,9 @@ viz.strips({name: (of, sorted_by) for name, of in rows.items()}, cuts=offsets.to
 # Above: pairs in token order, with the row that each goes to. Below: the rows, in expert order. The
 # upright lines are the offsets. Tokens ascend within each block: that is the stability, and it has
 # two uses. Neighbouring rows come from neighbouring tokens, which memory likes. And the order is
-# *the same in every run*, down to the last bit of every sum; a sort that is not stable may
-# place equal keys differently each time. Nothing would be wrong, and nothing could be reproduced.
+# *the same in every run*, down to the last bit of every sum; a sort that is not stable may place
+# equal keys differently each time, and then two runs of one program give two answers, both right up
+# to rounding.
 #
 # Now the experts' products are products of *blocks*. A **grouped** product is one call that does
 # all of them; on a GPU `F.grouped_mm(x, w, offs=...)`, below in words. (`linear` is `F.linear`,
@@ -287,8 +287,8 @@ assert plan(six).offsets_E1.tolist() == offsets.tolist()
 # Hardware does not multiply rows. It multiplies **tiles**: blocks of, say, 128 rows by 128 columns,
 # each computed by one processor out of its own fast memory. A tile belongs to one expert, because
 # it holds one expert's weights. So an expert with 130 rows needs two tiles of 128, and the second
-# is nearly empty; and an expert with a single row pays for a whole tile. That is the last
-# padding, and no dispatch gets rid of it: on average half a tile for each expert.
+# is nearly empty; and an expert with a single row pays for a whole tile. That is the last padding:
+# about half a tile for each expert, however the rows were brought there.
 #
 # Which processor computes what? A list of tiles says so, the **tile schedule**: for each tile its
 # expert and its first row. Cut each expert's rows from its own offset on:
@@ -297,10 +297,12 @@ assert plan(six).offsets_E1.tolist() == offsets.tolist()
 # %%
 def schedule(offsets, BM):
     """List each tile's expert and first row."""
-    tiles_E = (offsets.diff() + BM - 1) // BM  # rounded up; none for an expert without rows
-    expert_M = torch.arange(len(tiles_E)).repeat_interleave(tiles_E)
-    nth_M = torch.arange(len(expert_M)) - (tiles_E.cumsum(0) - tiles_E)[expert_M]
-    return expert_M, offsets[expert_M] + nth_M * BM
+    tiles = [
+        (e, row)
+        for e, (start, end) in enumerate(pairwise(offsets.tolist()))
+        for row in range(start, end, BM)
+    ]
+    return tuple(map(torch.tensor, zip(*tiles, strict=True)))
 
 
 expert_M, row_M = schedule(offsets, 2)
@@ -312,10 +314,10 @@ print("tile's first row", row_M.tolist())
 # over into row 3, which is *expert 1's*. It has to be told to keep off: we will meet that as a
 # mask.
 #
-# The widget has all of it: 32 tokens with two pairs each on the left; their rows in expert order,
-# cut into tiles, on the right; below, eight processors that take the tiles, wave by wave. **Before
-# you touch it:** with random routing and 8 experts, which path wastes least? And when *all* tokens
-# want the same two experts, which path is worst, and does the tile height matter then?
+# The widget has all of it: 32 tokens with two pairs each; their rows in expert order, cut into
+# tiles; and eight processors that take the tiles, wave by wave. **Before you touch it:** with
+# random routing and 8 experts, which path wastes least? And when *all* tokens want the same two
+# experts, which path is worst, and does the tile height matter then?
 
 # %%
 ExpertTiles(experts=8, routing="random", path="grouped", height=4)
@@ -327,7 +329,7 @@ ExpertTiles(experts=8, routing="random", path="grouped", height=4)
 # because each expert is a launch of its own and the next one waits for it. (Under *one-hot* that
 # does not hurt: two experts have work for everybody.) Then *grouped*, and raise the tile height
 # from 1 to 16: large tiles use a processor well (each weight that is fetched serves 16 rows) and
-# waste rows; small ones do the opposite. The useful share of the processors' time:
+# waste rows; small ones do the opposite. The useful share of the processors' time, in tiles of 4:
 
 # %%
 kinds = ("balanced", "random", "zipf", "one-hot")
@@ -336,6 +338,17 @@ for path in ("loop", "padded", "grouped"):
     cases = [ExpertTiles(path=path, routing=kind) for kind in kinds]
     print(f"{path:12}" + "".join(f"{case.layout.useful:12.0%}" for case in cases))
 
+# %%
+heights = (1, 2, 4, 8, 16)
+print("grouped, tiles of" + "".join(f"{height:6}" for height in heights))
+for kind in ("random", "one-hot"):
+    cases = [ExpertTiles(routing=kind, height=height) for height in heights]
+    print(f"{kind:17}" + "".join(f"{case.layout.useful:6.0%}" for case in cases))
+
+# %% [markdown]
+# So *grouped* is never behind. When all want the same two experts, *padded* is worst, and of the
+# tile's height *grouped* feels nothing until there are fewer tiles than processors.
+
 # %% [markdown]
 # ## 6. One kernel, line by line
 #
@@ -343,34 +356,38 @@ for path in ("loop", "padded", "grouped"):
 # lines; the only thing that differs is their number, the **program id**. So a kernel is written
 # from the inside: *I am program 17; which part of the answer is mine?* Here is the grouped product
 # as one such program. Ours has two numbers, $t$ for the tile of rows and $n$ for a block of
-# columns, and computes `BM` × `BN` cells of $y$. First in PyTorch; `load` and `store` are
-# the only words that are new, and they do what the GPU's do: touch memory only where the mask says.
+# columns, and computes `BM` × `BN` cells of $y$. First in PyTorch; `load` and `store` are the only
+# new words, and they do what the GPU's do: touch memory only where the mask says.
 
 
 # %%
 def load(matrix, r, c, mask):
     """Read cells, zeros where the mask is off; those are not touched."""
-    cells = torch.zeros(mask.shape)
-    at = (r + 0 * c, c + 0 * r)
-    cells[mask] = matrix[at[0][mask], at[1][mask]]
+    cells, (r, c) = torch.zeros(mask.shape), torch.broadcast_tensors(r, c)
+    cells[mask] = matrix[r[mask], c[mask]]
     return cells
+
+
+def store(matrix, r, c, cells, mask):
+    """Write cells where the mask is on."""
+    r, c = torch.broadcast_tensors(r, c)
+    matrix[r[mask], c[mask]] = cells[mask]
 
 
 # %%
 def program(t, n, x, w, y, offsets, tile_expert, tile_row, BM, BN, BK):
     """Compute my tile of y = x w^T, for the expert whose tile it is."""
-    e = tile_expert[t]  # whose rows are mine?
+    (_, M, D), e = w.shape, tile_expert[t]  # whose rows are mine?
     r = (tile_row[t] + torch.arange(BM))[:, None]  # these BM
     mine = r < offsets[e + 1]  # those past its last are somebody else's
     c = (n * BN + torch.arange(BN))[None, :]
     acc = torch.zeros(BM, BN)
-    for k in range(0, x.shape[1], BK):  # along the rows, a piece at a time
+    for k in range(0, D, BK):  # along the rows, a piece at a time
         i = (k + torch.arange(BK))[None, :]
-        X = load(x, r, i, mine & (i < x.shape[1]))
-        W = load(w[e], c.T, i, (c < w.shape[1]).T & (i < x.shape[1]))
+        X = load(x, r, i, mine & (i < D))
+        W = load(w[e], c.T, i, (c.T < M) & (i < D))
         acc += X @ W.T
-    keep = mine & (c < w.shape[1])
-    y[(r + 0 * c)[keep], (c + 0 * r)[keep]] = acc[keep]  # each cell is written once, by one
+    store(y, r, c, acc, mine & (c < M))  # each cell is written once, by one
 
 
 # %% [markdown]
@@ -436,11 +453,13 @@ if triton is not None:
 # - `mine`: rows past my expert's last are not mine. Without it I would write over the next
 #   expert's.
 # - `x + r * D + i`: the addresses of a whole block; `r` is a column of numbers, `i` a row, and they
-#   broadcast. Masked cells are not touched, and count as 0.
-# - `tl.dot(X, W.T, acc)`: a product of two tiles, added to `acc`. The one line of arithmetic; on a
-#   GPU the tensor cores do it.
-# - `acc` is float32, whatever `x` is: bfloat16 has 8 bits, and a sum of thousands would lose most
-#   of its terms.
+#   broadcast. Masked cells are not touched, and count as 0. Likewise for $W$: with all experts'
+#   matrices one below the other, `e * M + c.T` is the row.
+# - `tl.dot(X, W.T, acc)`: a product of two tiles, added to `acc`. The one line of arithmetic, and
+#   on a GPU the work of the tensor cores. They would round float32 to 11 significant bits first;
+#   `input_precision="ieee"` forbids it, at a price in speed.
+# - `acc` is float32, whatever `x` is: bfloat16 has 8 significant bits, and a term that is added to
+#   a sum of more than 256 times its size vanishes.
 # - `tl.store(..., mask)`: my cells, once. Nobody else writes there: no locks, no atomics.
 #
 # Calling it names the grid, how many programs along each number:
@@ -457,9 +476,8 @@ else:
     print("Triton is not installed here; the PyTorch program above is the same, line by line.")
 
 # %% [markdown]
-# The library's own kernels, `moe_lite/dispatch/triton.py`, are this one five times, each with its
-# neighbours *fused* into it, because what a GPU spends on a product like ours is as much the
-# reading and writing around it:
+# The library has five kernels, `moe_lite/dispatch/triton.py`, of the same build: tile, mask, loop,
+# store. Each has its neighbours *fused* into it, so that what one computes the next need not fetch:
 #
 # - *up*: both first products and SwiGLU. Reads $x$ by token, so the sorted copy is never made.
 # - *product*: ours, with the tiles dealt to as many programs as the GPU has processors, and in an
@@ -479,15 +497,12 @@ if triton is not None:
     fused = BACKENDS["triton"](x6_TD, small, plan(six))
     torch.testing.assert_close(fused, by_sorting(x6_TD, small, six), rtol=1e-4, atol=1e-5)
     expert, row, count = shipped.schedule(plan(six).offsets_E1, rows=12, BM=2)
-    print(
-        f"its schedule: {int(count)} tiles of room for {len(expert)}; their experts,",
-        expert.tolist(),
-    )
+    print(f"its schedule: {int(count)} tiles, and room for {len(expert)}:", expert.tolist())
 
 # %% [markdown]
-# Its schedule has *room* for more tiles than there are: $\lfloor R / \mathrm{BM} \rfloor + E$ is
-# the most that there can be, whatever the router chose. Again no shape depends on the routing, and
-# the number that does stays on the device.
+# Its schedule has *room* for more tiles than there are: there are never more than
+# $\lfloor R / \mathrm{BM} \rfloor + E$, whatever the router chose. Again no shape depends on the
+# routing, and the number that does stays on the device.
 #
 # ## 7. The way back, twice the same
 #
@@ -502,10 +517,10 @@ print("one order", sum(terms.tolist(), torch.tensor(0.0)).item(),
       " another", sum(terms[[0, 2, 1, 3]].tolist(), torch.tensor(0.0)).item())  # fmt: skip
 
 # %% [markdown]
-# To see it in a layer, we play chance: the rows arrive in a random order, five times. The output
-# changes in its last bits. In a model that writes text, a last bit decides now and then which of
-# two words is likelier, and from there on the texts differ; greedy decoding with transformers' MoE
-# models did that until January 2026 ([pull request
+# To see it in a layer, we play chance: the rows arrive in a random order, five times, with $K = 2$
+# and with $K = 4$. In a model that writes text, a last bit decides now and then which of two words
+# is likelier, and from there on the texts differ; greedy decoding with transformers' MoE models did
+# that on GPUs until January 2026 ([pull request
 # 43362](https://github.com/huggingface/transformers/pull/43362)).
 #
 # The **gather** turns the question around: each *token* asks for its $K$ rows, which it finds with
@@ -523,14 +538,19 @@ def gather(y_RD, row_N, T):
     return y_RD[row_N].view(T, -1, y_RD.shape[1]).sum(1)
 
 
-big = TopKRouter(32, 16, 4)(torch.randn(512, 32)).detach()
-p, y_RD = plan(big), torch.randn(2048, 32)
-runs = [scatter(y_RD, p.token_R, 512, torch.randperm(2048)) for _ in range(5)]
-print("scatter, cells that differ from the first run:", [int((r != runs[0]).sum()) for r in runs])
-again = [gather(y_RD, p.row_N, 512) for _ in range(5)]
-print("gather,  cells that differ from the first run:", [int((r != again[0]).sum()) for r in again])
+for K in (2, 4):
+    p, y_RD = plan(TopKRouter(32, 16, K)(torch.randn(512, 32)).detach()), torch.randn(512 * K, 32)
+    first, *runs = (scatter(y_RD, p.token_R, 512, torch.randperm(512 * K)) for _ in range(5))
+    once, *again = (gather(y_RD, p.row_N, 512) for _ in range(5))
+    for name, one, others in (("scatter", first, runs), ("gather", once, again)):
+        cells = [int((run != one).sum()) for run in others]
+        most = max(float((run - one).abs().max()) for run in others)
+        print(f"K = {K}, {name:8} of {one.numel():,} cells {cells} differ, by {most:.0e} at most")
 
 # %% [markdown]
+# With two addends there is nothing to see, since $a + b = b + a$ to the last bit. From three on it
+# matters who comes first: a third of the cells change, each in its last bits.
+#
 # Gathering in is "row $r$ is a copy of token `token_R[r]`"; combining is "token $t$ is the sum of
 # its rows". Each is the other's transpose, so each is also the other's *backward pass*. The
 # library writes both by hand, so that neither direction ever scatters. (Left to autograd, the
@@ -546,9 +566,9 @@ print("gather,  cells that differ from the first run:", [int((r != again[0]).sum
 # $$t \ge \max\left(\frac{A}{\text{peak}},\ \frac{B}{\text{bandwidth}}\right).$$
 #
 # That is the **roofline**. Both are measured, not read off a data sheet, by jobs that do nothing
-# else: one large product (by the faster of the two libraries that PyTorch carries; on some
-# processors one is twice as fast), one large copy. We take the least of several runs, and where
-# the system has it the time of *this thread*, so that other programs count as little as possible.
+# else: one large product (by the faster of the two libraries that PyTorch carries, MKL and oneDNN),
+# one large copy. We take the least of several runs, and where the system has it the time of *this
+# thread*, so that other programs count as little as possible.
 
 
 # %%
@@ -578,8 +598,10 @@ print(f"one core here: {peak / 1e9:.0f} billion operations and {bandwidth / 1e9:
 # waits for memory. Remember it.
 #
 # Now the count, for each way, from the loads alone. Operations: rows times $6 D F$, and for the
-# einsum its two carriages. Bytes, in float32: each expert's weights once, and for each row what
-# is written and read again on the way: $x$ in, three times $F$ in the middle, $y$ out.
+# einsum its two carriages. Bytes, in float32: each expert's weights once; for each row what is
+# written and read again on the way: $x$ in, three times $F$ in the middle, $y$ out; and the tokens
+# themselves, in and out. (That is if each step goes through memory. What stays in a cache costs
+# less, and the library arranges for some of it to stay.)
 
 
 # %%
@@ -629,20 +651,20 @@ for name, routing in cases.items():
               f"{bound * 1e3:4.0f} ms, took {taken * 1e3:4.0f} ms")  # fmt: skip
 
 # %% [markdown]
-# The ranking was known before anything ran; the count gave it. Look at the pairs of lines. Einsum
-# and padding both pay for $E C$ rows, and the largest load $C$ explodes under Zipf. The other three
-# do not care how uneven the load is, because they count *pairs*. What they take above the bound is
+# Who is slow was known before anything ran; the count gave it. Compare the two halves. Einsum and
+# padding both pay for $E C$ rows, and the largest load $C$ explodes under Zipf. The other three do
+# not care how uneven the load is, because they count *pairs*. What they take above the bound is
 # what the count left out: products too small to run at peak, and copies. (Loop and padding are
 # written with PyTorch's own products; where the two libraries differ, as they do on the machine
 # that printed this, a part of their distance is that and not the idea's fault.)
 #
-# Else there is little between loop and grouped on a CPU: one core has no idle processors to fill,
-# and its loop has no device to wait for. (On a GPU the same two are far apart, for the reasons of
-# section 2 and the widget.) So the library's `grouped`, on a CPU, sorts as you did and then *is a
-# loop*, over blocks: it carries each expert's rows through all three products while they lie in
-# the cache, instead of writing all rows of one product before the next begins. And its backward
-# pass is written out by hand, for the reason of section 10. The same idea wears another form on
-# another machine: fewer trips to memory. On a GPU that is fusion.
+# Apart from that, there is little between loop and grouped on a CPU: one core has no idle
+# processors to fill, and its loop has no device to wait for. (On a GPU it has both, section 2 and
+# the widget say why.) So the library's `grouped`, on a CPU, sorts as you did and then *is a loop*,
+# over blocks: it carries each expert's rows through all three products while they lie in the cache,
+# instead of writing all rows of one product before the next begins. And its backward pass is
+# written out by hand, for the reason of section 10. On a GPU the same end, fewer trips to memory,
+# is reached by fusion.
 #
 # Now the picture. Horizontally the **intensity**, operations that are *asked for* ($6 K T D F$, no
 # credit for padding) over the bytes that the sorted way has to move; vertically the rate at
@@ -712,28 +734,35 @@ _ = ax.legend(frameon=False)  # fmt: skip
 #
 # ## 9. Where it loses, and why
 #
-# "MoE is slower than dense" is a question asked at every MoE library, mostly unanswered. Here is
-# the answer, in parts that can be measured one by one. Take 64 experts, and time *one* product of
-# $m$ rows with weights that were not used just before:
+# "Substantially slower than a dense model of corresponding size": so somebody found a layer of 48
+# experts of width 128, eight for each token ([megablocks issue
+# 166](https://github.com/databricks/megablocks/issues/166), still without an answer). Here is one,
+# in parts that can be measured one by one. Take 64 experts, and time one *expert* on $m$ rows:
+# with weights that were not used just before, and with weights that lie in the cache because the
+# same expert ran just now.
 
 # %%
 E = 64
 experts = Experts(E, D, width).requires_grad_(False)
 each = list(zip(experts.w1, experts.w3, experts.w2, strict=True))
-heights = [1, 2, 4, 8, 16, 32, 64]
-alone = []
+heights, alone = [1, 2, 4, 8, 16, 32, 64], []
 for m in heights:
     x_mD = torch.randn(m, D)
     alone.append(least(lambda x=x_mD: [swiglu(x, *expert) for expert in each]) / E)
-for m, t in zip(heights, alone, strict=True):
-    print(f"{m:3} rows: {t * 1e6:5.0f} us, {6 * m * D * width / t / peak:4.0%} of peak")
+    cached = least(lambda x=x_mD: [swiglu(x, *each[0]) for _ in each]) / E
+    share = 6 * m * D * width / alone[-1] / peak
+    print(f"{m:3} rows: {alone[-1] * 1e6:5.0f} us, {share:4.0%} of peak; "
+          f"with its weights in the cache {cached * 1e6:5.0f} us")  # fmt: skip
 
 # %% [markdown]
-# Eight times the rows do not take twice the time: it goes into *fetching* three matrices, and the
-# arithmetic rides along. That is the tile of section 5 in another guise. So a layer's time
-# should be the sum over its experts of that table's times, each at its own load; what is left then
-# belongs to sorting, gathering and adding up. Predicted twice, by the roofline and by the table,
-# then measured, all over the dense network's time:
+# Two different things are slow here. With one row most of the time goes into *fetching* three
+# matrices: the same arithmetic on cached weights takes a fraction. From about eight rows on the
+# larger part stays even when nothing is fetched: a product of so few rows is a bad product, far
+# from the peak. That is the tile of section 5 in another guise.
+#
+# So a layer's time should be the sum over its experts of the first column, each at its own load;
+# what is left then belongs to sorting, gathering and adding up. Predicted twice, by the roofline
+# and by the table, then measured, all over the dense network's time:
 
 
 # %%
@@ -748,30 +777,32 @@ def by_table(load_E):
 
 
 # %%
-lines = {"roofline": [], "sum of its products": [], "measured": [], "the library's": []}
+names = ("by the roofline", "by the table", "measured: grouped", "measured: library")
+lines = {name: [] for name in names}
 for T in sizes:
     flops, sparse, flat = counted(T, E)
     taken = flops / rate("dense", T, E, experts)
     roofs = [max(flops / peak, size / bandwidth) for size in (sparse, flat)]
-    lines["roofline"].append(roofs[0] / roofs[1])
-    lines["sum of its products"].append(by_table(routed(T, E).load_E()) / taken)
-    lines["measured"].append(flops / rate("grouped", T, E, experts) / taken)
-    lines["the library's"].append(flops / rate("library", T, E, experts) / taken)
+    ours = [flops / rate(way, T, E, experts) for way in ("grouped", "library")]
+    tabled = by_table(routed(T, E).load_E())
+    over = (roofs[0] / roofs[1], tabled / taken, ours[0] / taken, ours[1] / taken)
+    for line, ratio in zip(lines.values(), over, strict=True):
+        line.append(ratio)
 
 # %%
 curves = {name: (sizes, values) for name, values in lines.items()}
 fig = viz.curves(curves, "tokens in the batch", "time over the dense network's")
 fig.axes[0].set(xscale="log", yscale="log", yticks=[1, 2, 5, 10, 20], yticklabels=[1, 2, 5, 10, 20])
-fig.axes[0].axhline(1, color="#1b1f24", lw=0.8)
+fig.axes[0].axhline(1, color="#57606A", lw=0.8)
 fig
 
 # %% [markdown]
 # Both do the same arithmetic, and with some tens of tokens the dense network is ahead by far. The
 # roofline has the *shape* of it, up and down again, but promises too much on the way down: it
-# knows bytes, and not that a product of ten rows is a bad product on any machine. The table knows;
-# it comes close. The gap above it, widest for one token, is the carrying: a sort, two gathers and
-# a sum cost some fixed microseconds, however few the rows. (A decoding path that skips them for a
-# few tokens is worth having, and the library has one.)
+# knows bytes, and not that a product of ten rows is a bad one. The table knows; it comes close. The
+# gap above it, widest for one token, is the carrying: a sort, two gathers and a sum take some fixed
+# microseconds, however few the rows. (The library's line lies lower there. For decoding it has a
+# path of its own besides, without a sort, for eight tokens and fewer.)
 #
 # The curve falls towards 1 as the batch grows and every expert has rows enough to be worth its
 # fetch. When is that? An expert's product does $2 m$ operations with each weight, which
@@ -791,7 +822,7 @@ print(f"989e12 operations and 4.8e12 bytes a second, bf16: {989 / 4.8 * 2 / 2:.0
 #    same in every implementation; only larger batches, smaller weights or fewer experts help.
 # 2. **Tiles.** $K T / E$ rows per expert do not fill a tile, or a vector unit. Better kernels help
 #    a little; many small experts (chapter 08) hurt.
-# 3. **Carrying.** Sort, gather, combine: what is left between "sum of its products" and "measured".
+# 3. **Carrying.** Sort, gather, combine: what is left between "by the table" and "measured".
 #    Fusing helps: it is why the library's kernels read $x$ by token.
 #
 # And then what one does *not* see in a layer's time: at equal arithmetic the mixture has $E/K$
@@ -875,8 +906,8 @@ fig
 # The arithmetic is the same for every $E$, and the weights grow in proportion to $E$. Written bytes
 # over the weights' should therefore fall towards a constant, and for `loop` and `grouped` it does.
 # For the slices it grows *with* $E$, near $2E$, as derived: at 128 experts the backward pass writes
-# some 250 times what it has to deliver. In time, twice the experts is four times as long once that
-# dominates.
+# some 250 times what it has to deliver. In time, once that dominates, twice the experts take about
+# four times as long (the steep end of the blue line).
 #
 # The mend is a single word: `w1.unbind()` *once*, before the loop. The backward pass of `unbind`
 # is a stack: one tensor, each slice written once. The library's `Experts.each` says so in its
@@ -920,7 +951,8 @@ except ImportError:
 # forward and backward, five kinds of routing, beside what people would otherwise use. Its results
 # are kept with the course. Here is what they say beside what *your* machine says now, forward and
 # backward together, at $T = 4096$, all over the dense network's time: here one expert that gets all
-# $K T = 8192$ rows, which no dispatch can beat by doing less.
+# $K T = 8192$ rows, multiplied by the faster library. That has the same arithmetic and nothing to
+# carry; no dispatch gets below it by being clever.
 
 
 # %%
@@ -933,6 +965,8 @@ def step(way, x_TD, routing, weights):
         if way == "eager loop":
             out = by_slices(x_TD, *weights.parameters(), p)
         elif way == "dense":
+            out = swiglu(x_TD, *(w[0] for w in weights.parameters()))
+        elif way == "dense, F.linear":
             out = weights.each()[0](x_TD)
         else:
             out = BACKENDS[way](x_TD, weights, p)
@@ -942,13 +976,15 @@ def step(way, x_TD, routing, weights):
 
 
 # %%
-names = {"loop": "moe_lite loop", "padded": "moe_lite padded", "grouped": "moe_lite grouped",
-         "eager loop": "transformers eager"}  # fmt: skip
-yours, batch = {}, torch.randn(4096, D)
+names = {"grouped": "moe_lite grouped", "padded": "moe_lite padded", "loop": "moe_lite loop",
+         "eager loop": "transformers eager", "dense, F.linear": "dense"}  # fmt: skip
+yours, batch, rows = {}, torch.randn(4096, D), torch.randn(8192, D)
 for E in (8, 64):
-    whole = least(step("dense", torch.randn(8192, D), None, Experts(1, D, width)), 2)
-    routing, experts = routed(4096, E), Experts(E, D, width)
-    yours[E] = {way: least(step(way, batch, routing, experts), 2) / whole for way in names}
+    one, routing, experts = Experts(1, D, width), routed(4096, E), Experts(E, D, width)
+    given = {way: (rows, None, one) if "dense" in way else (batch, routing, experts)
+             for way in ("dense", *names)}  # fmt: skip
+    taken = {way: least(step(way, *args), 2) for way, args in given.items()}
+    yours[E] = {way: taken[way] / taken["dense"] for way in names}
 
 # %%
 folder = Path(moe_lite.__file__).parents[1] / "experiments" / "results" / "bench"
@@ -965,7 +1001,8 @@ def kept(result, shape):
         if (row["shape"], row["dtype"], row["routing"]) == (shape, *those)
         and row["what"] == "forward+backward" and "seconds" in row
     }  # fmt: skip
-    return {path: t / found["dense"] for path, t in found.items()} if "dense" in found else {}
+    dense = found.pop("moe_lite dense", None)  # by the library's own product
+    return {path: t / dense for path, t in found.items()} if dense else {}
 
 
 # %%
@@ -998,22 +1035,27 @@ panels[0].invert_yaxis()
 _ = panels[1].legend(frameon=False)
 
 # %% [markdown]
-# Left of the line is faster than the dense network. That is no contradiction to the bound: it is
-# written with plain `F.linear`, as most people would, and where PyTorch carries a faster product
-# for this processor (section 8), the library takes that. "Stored" is one core of the processor
-# named above; its eager loop is transformers', yours is `by_slices`, and both show section 10:
-# harmless at 8 experts, ruinous at 64. What there is of GPU results is printed as it is; *not
-# measured* means that nobody has run it there yet, and this course says nothing about its speed
-# until somebody does. If you have one: `python -m moe_lite bench --help`.
+# Left of the line would be faster than the dense network. The lowest bars are that network again,
+# by plain `F.linear`: what the faster product is worth by itself. On "stored", one core of the
+# processor named above, that is nearly a factor of two, and loop and padded, written with plain
+# products, owe as much of their distance to it. What dispatch costs is the grouped bar: little at
+# 8 experts, about a third at 64, where each has 128 rows. The eager loop (stored: transformers';
+# yours: `by_slices`) shows section 10: harmless at 8 experts, ruinous at 64.
+#
+# The rows that were not timed say why: mostly something that was not installed there. What there is
+# of GPU results is printed as it is; *not measured* means that nobody has run it there yet, and
+# this course says nothing about its speed until somebody does. If you have one:
+# `python -m moe_lite bench --help`.
 #
 # ## 12. What goes wrong: a NaN that comes and goes
 #
 # In May 2025 somebody trained PyTorch's own Llama 4, a mixture of experts, and met losses of NaN;
 # the grouped product gave *sometimes* huge values in rows where there was nothing but padding
 # ([torchtitan issue 1237](https://github.com/pytorch/torchtitan/issues/1237)). Others met it in the
-# second backward pass and never in the first. Here it is in small. Two of the twelve pairs are
-# dropped. As usual they are sorted behind all others, with a gate of 0, and the product is told to
-# stop before them:
+# second backward pass and not in the first ([PyTorch issue
+# 193633](https://github.com/pytorch/pytorch/issues/193633)). Here it is in small. Two of the twelve
+# pairs are dropped. As usual they are sorted behind all others, with a gate of 0, and the product
+# is told to stop before them:
 
 # %%
 memory = torch.zeros(12, 4)  # what the allocator hands out; fresh from the system, it is zeros
@@ -1064,10 +1106,10 @@ print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
 #
 # ## Exercises
 #
-# [`exercises/10_dispatch.ipynb`](../exercises/10_dispatch.ipynb): six puzzles with pictures:
-# histogram, offsets, stable permutation, tile schedule, combine, and a backward pass to be mended.
-# The first five make a whole dispatcher. Each check tells you *what* you misunderstood. Solutions
-# are in [`solutions/`](../solutions/10_dispatch.ipynb).
+# [`exercises/10_dispatch.ipynb`](../exercises/10_dispatch.ipynb): five puzzles with pictures,
+# histogram, offsets, stable permutation, tile schedule and combine, and a backward pass to be
+# mended. The first five make a whole dispatcher. Each check tells you *what* you misunderstood.
+# Solutions are in [`solutions/`](../solutions/10_dispatch.ipynb).
 #
 # ## In six lines
 #

@@ -377,9 +377,9 @@ for name, bits_L in lines.items():
 # have a word that occurs in one domain only, and there the null cannot show anything.)
 #
 # Mind how the question was put. Had we taken only *chance* off the word, and words off the domain,
-# the table's fifth line would stand beside its third, and the word would be ahead by two or three
-# times at every depth: a stronger headline, and no finding. What an expert of the last layer tells
-# about the word is for the greater part what its domain tells as well. A comparison is fair if both
+# the table's fifth line would stand beside its third, and the word would have twice the bits or
+# more at every depth: a stronger headline, and no finding. Half of what an expert of the last
+# layers tells about the word, and more, its domain tells as well. A comparison is fair if both
 # sides lose what they share.
 #
 # So that is what came out of "token identity before topic", which most popular accounts leave out:
@@ -503,11 +503,11 @@ for name, n in (("before the first step", 0), ("at the end", -1)):
 fig
 
 # %% [markdown]
-# Before the first step the two are alike: a random model mixes each token with its company. What
-# rises in training is the word's line, in the first 150 steps. The domain's falls, and on the mean
-# it does not come back; what training does with it is to sort it by depth, as you saw in section 4:
-# none at first, more later. With two texts of each domain, "the domain" here is also "this very
-# text"; so trust the direction more than the height.
+# Before the first step the two are alike: a random model mixes each token with its company. In the
+# first fifty steps the domain is even ahead. Then the word's line rises, all of it by step 150, and
+# the domain's falls and on the mean does not come back; what training does with it is to sort it by
+# depth, as you saw in section 4: none at first, more later. With two texts of each domain, "the
+# domain" here is also "this very text"; so trust the direction more than the height.
 #
 # Look for yourself. The slider goes through the film; click on a token to see its gates at every
 # layer. Start at step 0, choose a frequent word, and look when its expert stops changing.
