@@ -302,7 +302,7 @@ def schedule(offsets, BM):
         for e, (start, end) in enumerate(pairwise(offsets.tolist()))
         for row in range(start, end, BM)
     ]
-    return tuple(map(torch.tensor, zip(*tiles, strict=True)))
+    return torch.tensor([e for e, _ in tiles]), torch.tensor([row for _, row in tiles])
 
 
 expert_M, row_M = schedule(offsets, 2)

@@ -33,6 +33,7 @@
 
 # %%
 from functools import partial
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -274,11 +275,20 @@ for name, other in (("language", "verb"), ("verb", "language")):
 # synthetic_languages`). Each number is a mean over seeds with its 95% interval; where a claim ends
 # in "1: in every seed", a seed counts 1 if it holds there and -1 if it does not:
 
+
 # %%
-print(f"stored result, {len(known.seeds)} seeds")
-for claim in ledger.load("synthetic_languages").claims:
-    ours = known[claim.measure]
-    print(f"{claim.verdict(ours):15} {ours!s:14} {claim.note[6:]:22} {claim.text}")
+def table(claims, stored):
+    """Print each claim's verdict, the number that is claimed, ours, and the claim in words."""
+    for claim in claims:
+        ours = stored[claim.measure]
+        row = f"{claim.verdict(ours):15}{claim.paper:>6}{ours!s:>15}  "
+        print(fill(claim.text, 98, initial_indent=row, subsequent_indent=" " * len(row)))
+
+
+claims = ledger.load("synthetic_languages").claims
+for cause in ("language", "verb"):
+    print(f"the {cause} decides: claimed, and ours (stored result, {len(known.seeds)} seeds)")
+    table([claim for claim in claims if f"{cause} decides" in claim.note], known)
 
 # %%
 for cause, decoy in (("language", "verb"), ("verb", "language")):
@@ -480,9 +490,8 @@ fig
 
 # %%
 grown = ledger.stored("olmoe2024_saturation")
-for claim in ledger.load("olmoe2024_saturation").claims:
-    ours = grown[claim.measure]
-    print(f"{claim.verdict(ours):15} paper {claim.paper:<6} ours {ours!s:15} {claim.text}")
+print(f"{'':15}{'paper':>6}{'ours':>15}")
+table(ledger.load("olmoe2024_saturation").claims, grown)
 
 # %% [markdown]
 # And what comes first, in training? The same two questions as in section 4, along the film (all

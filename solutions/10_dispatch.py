@@ -154,7 +154,8 @@ checks.check_offsets(offsets)
 #
 # Which row does each pair go to? Its expert's offset, plus the number of *earlier* pairs that chose
 # the same expert. Then pairs of one expert keep their order; that is what **stable** means, and
-# why two runs give the same bits.
+# why two runs give the same bits. The chapter sorted the pairs and inverted the order. That is
+# right here too; but try to do without a sort, by counting alone.
 
 # %%
 row_N = [3, 0, 8, 4, 5, 9, 1, 10, 6, 2, 11, 7]
@@ -168,17 +169,17 @@ viz.strips({"row": (range(12), by_expert), "its pair": (pair_of, by_expert)}, cu
 # <details>
 # <summary>Hint 1</summary>
 #
-# `expert_N.argsort(stable=True)` gives the lower picture: the pair of each row. You are asked for
-# the upper one, its inverse.
+# The running sum of `F.one_hot(expert_N)` down the pairs says, in each pair's row, how many pairs
+# each expert has had so far, the pair itself included.
 #
 # </details>
 #
 # <details>
 # <summary>Hint 2</summary>
 #
-# To invert: make an empty tensor, and write 0, 1, 2, … to the places that the sort names. Or
-# count, without a sort: the running sum of `F.one_hot(expert_N)` down the pairs says how many have
-# come so far, the pair itself included.
+# Of that row you need one number, the pair's own expert's: multiply by the one-hot tensor again and
+# add along the row, or `gather`. (By a sort: `expert_N.argsort(stable=True)` gives the lower
+# picture, the pair of each row. You are asked for the upper one, its inverse.)
 #
 # </details>
 
@@ -190,8 +191,9 @@ def stable_rows(expert_N: Tensor, offsets_E1: Tensor) -> Tensor:
     Returns: row_N, int64.
     """
     ### BEGIN SOLUTION
-    order_R = expert_N.argsort(stable=True)
-    return torch.empty_like(order_R).index_copy(0, order_R, torch.arange(len(order_R)))
+    one_NE = F.one_hot(expert_N, len(offsets_E1) - 1)
+    earlier_N = (one_NE.cumsum(0) * one_NE).sum(1) - 1
+    return offsets_E1[expert_N] + earlier_N
     ### END SOLUTION
 
 
@@ -214,8 +216,9 @@ print("where each block's pairs begin, by expert:", starts_BE.tolist())
 # *Difficulty ●●●○○ · importance ●●●●● · 20 minutes*
 #
 # A processor multiplies a **tile**: up to `height` rows of one expert. List the tiles, expert after
-# expert: each one's expert and its first row. Tiles of two rows here; hatched is what a tile
-# computes for nothing.
+# expert: each one's expert and its first row. The chapter did it in a loop over the experts, which
+# waits for the offsets to arrive on the CPU; a GPU makes all entries at once. Try it without a
+# loop. Tiles of two rows here; hatched is what a tile computes for nothing.
 
 # %%
 slots = [0, 0, 0, -1, 1, 1, 1, 1, 1, -1, 2, 2, 2, 2]

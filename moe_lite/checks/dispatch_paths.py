@@ -16,12 +16,11 @@ from .verdict import CheckFailed, Mistakes, call, expect, passed, randn
 
 
 def _numbers(exercise: str, value: Any, what: str) -> Tensor:
-    """Take a list or a tensor of whole numbers, whatever its integer type."""
-    if isinstance(value, list | tuple):
-        try:
-            value = torch.tensor(value)
-        except (TypeError, ValueError):
-            value = None
+    """Take a list, an array or a tensor of whole numbers, whatever its integer type."""
+    try:
+        value = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        value = None
     if not isinstance(value, Tensor) or not (
         value.numel() == 0 or value.sub(value.round()).eq(0).all()
     ):
@@ -109,6 +108,7 @@ def check_offsets(offsets: Callable[[Tensor], Tensor]) -> None:
         right = F.pad(ends_E, (1, 0))
         mistakes: Mistakes = [
             ("these are the ends; expert 0 begins at row 0", ends_E),
+            ("the zero belongs in front: expert 0 begins there", F.pad(ends_E, (0, 1))),
             ("one number is missing: where the last expert's rows end", right[:-1]),
             ("these are the loads; where an expert begins is the sum of those before it", load_E),
             ("these are the loads; where an expert begins is the sum of those before it",
@@ -116,6 +116,8 @@ def check_offsets(offsets: Callable[[Tensor], Tensor]) -> None:
             ("this counts the first block only", F.pad(count_BE[0].cumsum(0), (1, 0))),
             ("this adds up experts; add up the blocks first, then run over the experts",
              F.pad(count_BE.sum(1).cumsum(0), (1, 0))),
+            ("the running sum goes over the experts; here it went over the blocks",
+             F.pad(count_BE.cumsum(0).sum(0), (1, 0))),
             ("offsets are where rows begin, not the last row of the one before", right - 1),
         ]  # fmt: skip
         otherwise = "not the running sum of the loads, from 0 to the number of pairs"

@@ -46,7 +46,10 @@ def call(exercise: str, answer: Callable[..., Any], *args: Any, on: str) -> Any:
         ) from error
     for arg, kept in zip(args, before, strict=True):
         # What is not a number equals nothing, itself included.
-        if isinstance(arg, Tensor) and not torch.equal(arg.nan_to_num(), kept.nan_to_num()):
+        if isinstance(arg, Tensor) and not (
+            torch.equal(arg.isnan(), kept.isnan())
+            and torch.equal(arg.nan_to_num(), kept.nan_to_num())
+        ):
             raise CheckFailed(
                 f"{exercise} changes its input in place; whoever called it still needs it"
             )

@@ -12,10 +12,14 @@ from torch import Tensor
 from .verdict import CheckFailed, Mistakes, call, expect, passed, randn
 
 
+def _plain(value: Any) -> Any:
+    """Take a tensor or an array of one element, and a NumPy scalar, for the value in it."""
+    return value.item() if getattr(value, "shape", None) in ((), (1,)) else value
+
+
 def _number(exercise: str, value: Any) -> Tensor:
     """Bring an int, a float or a tensor of one element to one kind, for comparing by rounding."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CheckFailed(f"{exercise}: return one number, not {value!r}")
     return torch.tensor(float(value), dtype=torch.float64)
@@ -54,7 +58,7 @@ def check_information(information: Callable[[Tensor], float]) -> None:
         cells = torch.special.xlogy(p_CE, p_CE * count_CE.numel()).sum() / math.log(2)
         row_CE = count_CE.double() / count_CE.sum(1, keepdim=True)
         rows = torch.special.xlogy(row_CE, row_CE / p_CE.sum(0)).sum() / math.log(2)
-        mistakes: Mistakes = [
+        mistakes = [
             ("these are nats; a bit is ln 2 nats, so use log2", right * math.log(2)),
             ("that is what the label leaves open once the expert is known, H(label | expert)",
              joint - expert),
@@ -73,6 +77,13 @@ def check_information(information: Callable[[Tensor], float]) -> None:
              rows / len(count_CE)),
             ("the sign: information is never negative", -right),
         ]  # fmt: skip
+        if len(count_CE) == count_CE.shape[1]:  # else such a product does not even run
+            same_E = p_CE.sum(1) * p_CE.sum(0)
+            mistakes.append((
+                "p(c) belongs to the rows and p(e) to the columns: keep one's dimension, or each "
+                "label is multiplied with the expert of its own number",
+                (torch.special.xlogy(p_CE, p_CE) - torch.special.xlogy(p_CE, same_E)).sum()
+                / math.log(2)))  # fmt: skip
         expect(exercise, given, yours, right.double(), mistakes,
                "not the sum of p(c, e) log2 of p(c, e) / (p(c) p(e))")  # fmt: skip
 
@@ -213,6 +224,10 @@ def check_saturation(saturation: Callable[[Tensor, Tensor], float]) -> None:
              sum(n for n, _ in shared) / T),
             ("that is what changed; saturation is what stayed", 1 - right),
             ("k is how many experts a token has, not how many there are", right * K / E),
+            ("that is divided by k twice: of the k² comparisons at most k can be equal",
+             right / K),
+            ("that asks for each final choice whether any token had it; compare token by token",
+             torch.isin(final_TK, early_TK).double().mean()),
             ("only first choices are compared here",
              (early_TK[:, 0] == final_TK[:, 0]).double().mean()),
             ("that compares how often each expert is used, and not token by token",
@@ -252,7 +267,10 @@ def check_repetition(repetition: Callable[[Tensor, int], float]) -> None:
             ("texts are not to be counted across, and T tokens in B texts have T - B pairs",
              across.sum() / T),
             ("that is how often the expert changes", 1 - right),
-            ("the first token of each text repeats nothing", (same.sum() + len(text_BS)) / T),
+            ("that is a count; give the share of all pairs", same.sum()),
+            ("a text's tokens lie side by side: view the experts as (texts, length)",
+             (expert_T.view(length, -1)[:, 1:] == expert_T.view(length, -1)[:, :-1])
+             .double().mean()),
             ("that compares tokens at the same place of neighbouring texts",
              (text_BS[1:] == text_BS[:-1]).double().mean()),
             ("chance is for later; give the share itself", right - 1 / (int(expert_T.max()) + 1)),
@@ -375,15 +393,15 @@ def check_investigation(investigate: Investigate) -> None:
         domain_T = (torch.arange(12) % 3).repeat_interleave(50)
         given = "12 texts of 50 tokens, routed at random to 2 of 8 experts"
         found = call(exercise, investigate, score_TE.topk(2).indices, ids_T, domain_T, 50, on=given)
-        value, null = _template(exercise, found)
+        value, null, holds = _template(exercise, found)
         observed.append(value)
         inside = min(null) <= value <= max(null)
-        if inside and found["holds"]:
+        if inside and holds:
             raise CheckFailed(
                 f"{exercise}: the verdict does not follow from the numbers: {value:.4g} lies among "
                 f"the null's ({min(null):.4g} to {max(null):.4g}), and yet the claim shall hold"
             )
-        lucky += bool(found["holds"])
+        lucky += holds
     if lucky > 2:
         raise CheckFailed(
             f"{exercise}: on {lucky} of 5 routings dealt at random the claim holds as well; either "
@@ -397,8 +415,8 @@ def check_investigation(investigate: Investigate) -> None:
     passed(exercise, "a claim, what would sink it, a number, its null, and a verdict that follows.")
 
 
-def _template(exercise: str, found: Any) -> tuple[float, list[float]]:
-    """Look whether every field is filled; give the number and its null."""
+def _template(exercise: str, found: Any) -> tuple[float, list[float], bool]:
+    """Look whether every field is filled; give the number, its null and what follows."""
     if not isinstance(found, Mapping):
         raise CheckFailed(f"{exercise}: return the template, a dict, not {found!r}")
     if missing := [field for field in FIELDS if field not in found]:
@@ -411,11 +429,12 @@ def _template(exercise: str, found: Any) -> tuple[float, list[float]]:
         raise CheckFailed(
             f"{exercise}: 'falsified_if' repeats the claim; say what would make you drop it"
         )
-    if not isinstance(found["holds"], bool):
+    holds = _plain(found["holds"])
+    if not isinstance(holds, bool):
         raise CheckFailed(f"{exercise}: 'holds' must be True or False, not {found['holds']!r}")
     value = float(_number(f"{exercise}, 'observed'", found["observed"]))
     null = found["null"]
-    null = null.flatten().tolist() if isinstance(null, Tensor) else null
+    null = null.flatten().tolist() if hasattr(null, "flatten") else null  # torch's or NumPy's
     if not isinstance(null, list | tuple) or len(null) < 19:
         raise CheckFailed(
             f"{exercise}: 'null' must list at least 19 numbers, one for each time that chance was "
@@ -429,4 +448,4 @@ def _template(exercise: str, found: Any) -> tuple[float, list[float]]:
             f"{exercise}: the null is {null[0]:.4g} each time; that is a formula's chance, not a "
             "null computed from this routing, and it does not say how far chance strays"
         )
-    return value, null
+    return value, null, holds

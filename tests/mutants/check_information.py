@@ -57,6 +57,12 @@ def negative(count_CE):
     return -right(count_CE)
 
 
+def without_a_dimension(count_CE):
+    """keep one's dimension"""
+    p = count_CE.double() / count_CE.sum()
+    return torch.special.xlogy(p, p / (p.sum(1) * p.sum(0))).sum() / math.log(2)
+
+
 def right(count_CE):
     return _entropy(count_CE.sum(0)) + _entropy(count_CE.sum(1)) - _entropy(count_CE)
 

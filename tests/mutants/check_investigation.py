@@ -1,5 +1,6 @@
 """Answers to check_investigation: a wrong one's docstring is what its verdict must say."""
 
+import numpy as np
 import torch
 
 
@@ -110,6 +111,12 @@ def copied_number(expert_TK, ids_T, domain_T, length):
 def said_in_words(expert_TK, ids_T, domain_T, length):
     """'holds' must be True or False"""
     return right(expert_TK, ids_T, domain_T, length) | {"holds": "yes"}
+
+
+def right_with_an_array(expert_TK, ids_T, domain_T, length):
+    found = right(expert_TK, ids_T, domain_T, length)
+    holds = torch.tensor(found["holds"])
+    return found | {"null": np.array([float(x) for x in found["null"]]), "holds": holds}
 
 
 def not_a_template(expert_TK, ids_T, domain_T, length):

@@ -33,6 +33,16 @@ def last_rows(count_BE):
     return right_by_cumsum(count_BE) - 1
 
 
+def zero_at_the_end(count_BE):
+    """the zero belongs in front"""
+    return right_by_cumsum(count_BE).roll(-1)
+
+
+def running_over_blocks(count_BE):
+    """here it went over the blocks"""
+    return torch.cat([torch.zeros(1, dtype=torch.long), count_BE.cumsum(0).sum(0)])
+
+
 def right_by_cumsum(count_BE):
     return torch.cat([torch.zeros(1, dtype=torch.long), count_BE.sum(0).cumsum(0)])
 

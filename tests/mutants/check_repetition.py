@@ -39,6 +39,18 @@ def two_later(expert_T, length):
     return (text_BS[:, 2:] == text_BS[:, :-2]).float().mean().item()
 
 
+def counted(expert_T, length):
+    """that is a count"""
+    text_BS = expert_T.view(-1, length)
+    return (text_BS[:, 1:] == text_BS[:, :-1]).sum()
+
+
+def viewed_across(expert_T, length):
+    """view the experts as (texts, length)"""
+    text_BS = expert_T.view(length, -1)
+    return (text_BS[:, 1:] == text_BS[:, :-1]).float().mean().item()
+
+
 def right(expert_T, length):
     text_BS = expert_T.view(-1, length)
     return (text_BS[:, 1:] == text_BS[:, :-1]).float().mean().item()

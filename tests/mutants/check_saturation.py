@@ -50,6 +50,16 @@ def loads(early_TK, final_TK):
     return (torch.minimum(a, b).sum() / final_TK.numel()).item()
 
 
+def divided_twice(early_TK, final_TK):
+    """divided by k twice"""
+    return (early_TK[:, :, None] == final_TK[:, None, :]).double().mean()
+
+
+def of_any_token(early_TK, final_TK):
+    """whether any token had it"""
+    return torch.isin(final_TK, early_TK).double().mean()
+
+
 def right(early_TK, final_TK):
     return _shared(early_TK, final_TK).float().mean().item()
 

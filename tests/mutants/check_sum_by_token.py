@@ -56,6 +56,12 @@ def last_writer_wins(y_RD, gate_R, row_N, K, kept):
     return out
 
 
+def cleared_in_place(y_RD, gate_R, row_N, K, kept):
+    """changes its input in place"""
+    y_RD[kept:] = 0
+    return _add((y_RD * gate_R[:, None])[row_N], K)
+
+
 def right_by_gather(y_RD, gate_R, row_N, K, kept):
     return _add((_clean(y_RD, kept) * gate_R[:, None])[row_N], K)
 
