@@ -734,12 +734,12 @@ _ = ax.legend(frameon=False)  # fmt: skip
 #
 # ## 9. Where it loses, and why
 #
-# "Substantially slower than a dense model of corresponding size": so somebody found a layer of 48
-# experts of width 128, eight for each token ([megablocks issue
-# 166](https://github.com/databricks/megablocks/issues/166), still without an answer). Here is one,
-# in parts that can be measured one by one. Take 64 experts, and time one *expert* on $m$ rows:
-# with weights that were not used just before, and with weights that lie in the cache because the
-# same expert ran just now.
+# "MOE uses much more memory than dense model and is substantially slower", somebody wrote of layers
+# of 48 experts of width 128, eight for each token ([megablocks issue
+# 166](https://github.com/databricks/megablocks/issues/166)). Why? The answer comes in parts that
+# can be measured one by one. Take 64 experts, and time one *expert* on $m$ rows: with weights that
+# were not used just before, and with weights that lie in the cache because the same expert ran just
+# now.
 
 # %%
 E = 64
@@ -952,7 +952,7 @@ except ImportError:
 # are kept with the course. Here is what they say beside what *your* machine says now, forward and
 # backward together, at $T = 4096$, all over the dense network's time: here one expert that gets all
 # $K T = 8192$ rows, multiplied by the faster library. That has the same arithmetic and nothing to
-# carry; no dispatch gets below it by being clever.
+# carry, so it is about the least that any dispatch can take.
 
 
 # %%
@@ -983,7 +983,7 @@ for E in (8, 64):
     one, routing, experts = Experts(1, D, width), routed(4096, E), Experts(E, D, width)
     given = {way: (rows, None, one) if "dense" in way else (batch, routing, experts)
              for way in ("dense", *names)}  # fmt: skip
-    taken = {way: least(step(way, *args), 2) for way, args in given.items()}
+    taken = {way: least(step(way, *args)) for way, args in given.items()}
     yours[E] = {way: taken[way] / taken["dense"] for way in names}
 
 # %%
@@ -1035,12 +1035,13 @@ panels[0].invert_yaxis()
 _ = panels[1].legend(frameon=False)
 
 # %% [markdown]
-# Left of the line would be faster than the dense network. The lowest bars are that network again,
-# by plain `F.linear`: what the faster product is worth by itself. On "stored", one core of the
+# On the line a path takes as long as the dense network. The lowest bars are that network again, by
+# plain `F.linear`: what the faster product is worth by itself. On "stored", one core of the
 # processor named above, that is nearly a factor of two, and loop and padded, written with plain
-# products, owe as much of their distance to it. What dispatch costs is the grouped bar: little at
-# 8 experts, about a third at 64, where each has 128 rows. The eager loop (stored: transformers';
-# yours: `by_slices`) shows section 10: harmless at 8 experts, ruinous at 64.
+# products, owe as much of their distance to it. What dispatch costs is the grouped bar: next to
+# nothing at 8 experts, a third or somewhat more at 64, where each has 128 rows. The eager loop
+# (stored: transformers'; yours: `by_slices`) shows section 10: harmless at 8 experts, ruinous at
+# 64.
 #
 # The rows that were not timed say why: mostly something that was not installed there. What there is
 # of GPU results is printed as it is; *not measured* means that nobody has run it there yet, and
