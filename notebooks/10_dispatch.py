@@ -663,8 +663,9 @@ for name, routing in cases.items():
 # the widget say why.) So the library's `grouped`, on a CPU, sorts as you did and then *is a loop*,
 # over blocks: it carries each expert's rows through all three products while they lie in the cache,
 # instead of writing all rows of one product before the next begins. And its backward pass is
-# written out by hand, for the reason of section 10. On a GPU the same end, fewer trips to memory,
-# is reached by fusion.
+# written out by hand, for the reason of section 10. (Without gradients, and with few rows for each
+# expert, calls cost more than trips to memory; there it takes PyTorch's grouped product, three
+# calls in all.) On a GPU fewer trips to memory are had by fusion.
 #
 # Now the picture. Horizontally the **intensity**, operations that are *asked for* ($6 K T D F$, no
 # credit for padding) over the bytes that the sorted way has to move; vertically the rate at
@@ -683,6 +684,7 @@ dense = Experts(16, D, 2 * width).requires_grad_(False)  # one of equal work, an
 copies = list(zip(dense.w1, dense.w3, dense.w2, strict=True))
 
 
+@torch.no_grad()
 def rate(way, T, E, experts):
     """Give the operations asked for, a second; each time the same loads, but other experts'."""
     x_TD, r, network = torch.randn(T, D), routed(T, E), iter(copies)
@@ -801,8 +803,8 @@ fig
 # roofline has the *shape* of it, up and down again, but promises too much on the way down: it
 # knows bytes, and not that a product of ten rows is a bad one. The table knows; it comes close. The
 # gap above it, widest for one token, is the carrying: a sort, two gathers and a sum take some fixed
-# microseconds, however few the rows. (The library's line lies lower there. For decoding it has a
-# path of its own besides, without a sort, for eight tokens and fewer.)
+# microseconds, however few the rows. (The library's line lies lower there. For decoding, one token
+# at a time, a layer of the library has a path of its own besides, without a sort.)
 #
 # The curve falls towards 1 as the batch grows and every expert has rows enough to be worth its
 # fetch. When is that? An expert's product does $2 m$ operations with each weight, which
