@@ -18,11 +18,11 @@
 # first five are a dispatcher, from the router's answer to the tokens' sums; the sixth is a backward
 # pass with a fault.
 #
-# Think of each as a GPU would have it: many small programs at once, none of which may wait for
-# another, so **no two of them write to the same place**. You may write yours in any way that gives
-# the right numbers. Each has a picture of what is given and what is wanted, on the same twelve
-# pairs, and ends with a check: it runs your function, first on numbers you can do by hand, and if
-# the result is off, it says which idea would lead there.
+# Think of the five as a GPU would have them: many small programs at once, none of which may wait
+# for another, so **no two of them write to the same place**. You may write yours in any way that
+# gives the right numbers. Each of the five has a picture of what is given and what is wanted, on
+# the same twelve pairs. Every exercise ends with a check: it runs your function, first on numbers
+# you can do by hand, and if the result is off, it says which idea would lead there.
 #
 # | | exercise | difficulty | importance | minutes |
 # |---|---|---|---|---|
@@ -353,7 +353,7 @@ print("your dispatcher gives what the library gives")
 # *Difficulty ●●●●○ · importance ●●●●○ · 20 minutes*
 #
 # This is right, forward and backward, and is what people write first. With 128 experts its backward
-# pass is some ten times slower than it has to be.
+# pass is some ten times slower than it has to be (the figure in the chapter's section 10).
 
 
 # %%
