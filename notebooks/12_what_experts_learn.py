@@ -153,6 +153,7 @@ print(f"layer 3: {bits_L[3]:.3f} bits about the domain")
 # **The second null: shuffled texts.** Tokens of one text are not independent. If a single play
 # speaks of horses all the time, and horses go to expert 3, then "drama goes to expert 3" rests on
 # *one* observation, not on 128. So let whole texts change places, and leave their insides alone.
+# (Ours are pieces of texts; two pieces of one play are not quite independent either.)
 #
 # **The third null: shuffled among equal words.** Each "7" gets the domain of another "7", each
 # "the" that of another "the". Every word is now as frequent in every domain as before, and goes to
@@ -372,6 +373,10 @@ lines["the word, but only above chance; trained"] = word_L - by_chance_L
 lines["chance alone, for the word"] = by_chance_L
 only_T = domain_T.where(shared_T, -1)  # -1: not counted
 lines["the domain; trained, shared words only"] = beyond(B, only_T, word_T)
+for name, one in both.items():
+    dealt = [analysis.permuted(domain_T, seed, block=LENGTH) for seed in range(3)]
+    bits = torch.stack([beyond(one, label_T, word_T) for label_T in dealt])
+    lines[f"domains dealt to other texts; {name}"] = bits.mean(0)
 print(f"{'bits at layer':42}" + "".join(f"{layer:6}" for layer in layers))
 for name, bits_L in lines.items():
     print(f"{name:42}" + "".join(f"{bits:6.2f}" for bits in bits_L))
@@ -383,8 +388,13 @@ for name, bits_L in lines.items():
 # at the token and to ignore the company. With depth the one falls and the other rises: later layers
 # treat the same word differently in different company, up to three times as much as the untrained
 # ones do, and at the last two the expert tells about half a bit of each. Topics never lead by much;
-# they draw level. (By the last line of the table perhaps a little more: two fifths of the tokens
+# they draw level. (By the line "shared words only" perhaps a little more: two fifths of the tokens
 # have a word that occurs in one domain only, and there the null cannot show anything.)
+#
+# Is it the domain, and not just *this very text*? The last two lines deal the domains out to other
+# texts, whole, and take the words off as before: the second null and the third at once. Most of the
+# untrained model's company is still there; it was the text. Of the trained model's about a tenth
+# is.
 #
 # Mind how the question was put. Had we taken only *chance* off the word, and words off the domain,
 # the table's fifth line would stand beside its third, and the word would have twice the bits or
@@ -631,11 +641,11 @@ def by_text(at, expert, part):
     return rise_T.view(len(part.ids_BS), -1).nanmean(1)
 
 
+print("   " + "".join(f"{name:>17}" for name in corpus.domains))
 for at, expert in ((1, 4), (4, 6), (5, 4), (0, 1)):
-    rises_B = [by_text(at, expert, part) for part in windows]
-    print(f"{at}.{expert}: " + ", ".join(
-        f"{name} {rise_B.mean():+.3f} ± {rise_B.std() / len(rise_B) ** 0.5:.3f}"
-        for name, rise_B in zip(corpus.domains, rises_B, strict=True)))  # fmt: skip
+    means = [(rise_B.mean(), rise_B.std() / len(rise_B) ** 0.5)
+             for rise_B in (by_text(at, expert, part) for part in windows)]  # fmt: skip
+    print(f"{at}.{expert}" + "".join(f"{mean:+9.3f} ± {error:.3f}" for mean, error in means))
 
 # %% [markdown]
 # **1.4** gets two fifths of arithmetic's pairs. Take it away, and the loss of arithmetic rises by a
