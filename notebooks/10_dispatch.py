@@ -16,7 +16,7 @@
 # **The papers:** Lepikhin et al. 2020, *GShard*
 # ([arXiv:2006.16668](https://arxiv.org/abs/2006.16668)), where dispatch is an einsum with a one-hot
 # tensor; Gale et al. 2022, *MegaBlocks* ([arXiv:2211.15841](https://arxiv.org/abs/2211.15841)),
-# which made it a sort and one grouped product, so that nothing has to be dropped; Williams,
+# which made it a sort and one block-sparse product, so that nothing has to be dropped; Williams,
 # Waterman and Patterson 2009, *Roofline*, for what a machine can do at best.
 #
 # Every chapter so far wrote `layer(x)` and left the rest to a *backend*. This one opens it. The
@@ -277,7 +277,7 @@ assert plan(six).offsets_E1.tolist() == offsets.tolist()
 
 # %% [markdown]
 # No padding, no ones and zeros, nobody dropped; and `plan` gives just what we made by hand. One
-# detail decides whether it is fast on a GPU: **no shape depends on what the router chose**. There
+# detail matters on a GPU: **no shape depends on what the router chose**. There
 # are $R = K T$ rows whatever happens; only *numbers inside* `offsets` change. So the processor that
 # launches the work need not wait for the device to say how many. (`.tolist()` above does wait. On a
 # CPU there is nobody to wait for.)
@@ -659,8 +659,8 @@ for name, routing in cases.items():
 # that printed this, a part of their distance is that and not the idea's fault.)
 #
 # Apart from that, there is little between loop and grouped on a CPU: one core has no idle
-# processors to fill, and its loop has no device to wait for. (On a GPU it has both, section 2 and
-# the widget say why.) So the library's `grouped`, on a CPU, sorts as you did and then *is a loop*,
+# processors to fill, and its loop has no device to wait for. (A GPU has both: see section 2 and
+# the widget.) So the library's `grouped`, on a CPU, sorts as you did and then *is a loop*,
 # over blocks: it carries each expert's rows through all three products while they lie in the cache,
 # instead of writing all rows of one product before the next begins. And its backward pass is
 # written out by hand, for the reason of section 10. (Without gradients, and with few rows for each

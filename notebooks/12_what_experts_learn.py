@@ -435,7 +435,7 @@ for layer in (0, 5):
     share_VE = analysis.specialization(B, word_T, 4096, choice="first")[layer].nan_to_num()
     weight_VE = torch.where((common >= 10)[:, None] & (share_VE > 0.8), common[:, None], 0)
     for expert in weight_VE.sum(0).topk(2).indices.tolist():
-        best = weight_VE[:, expert].topk(12).indices.tolist()
+        best = weight_VE[:, expert].topk(9).indices.tolist()
         print(f"layer {layer}, expert {expert}: {data.pieces(corpus.tokenizer, best)}")
 
 # %% [markdown]
@@ -741,7 +741,7 @@ for what in (causal.ablate(at, expert), causal.ban(at, expert), swap, causal.abl
              causal.ban(0, 5)):  # fmt: skip
     rise = dict(zip(corpus.domains, rises(what).tolist(), strict=True))
     words = str(what).partition(",")[0]
-    print(f"{words:32}" + "  ".join(f"{name} {value:+.3f}" for name, value in rise.items()))
+    print(f"{words:31}" + " ".join(f"{name} {value:+.3f}" for name, value in rise.items()))
 
 # %% [markdown]
 # Ablating leaves a hole; banning fills it with the next best, and for arithmetic that is *worse*
