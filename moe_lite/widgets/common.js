@@ -112,9 +112,13 @@ function tie(model) {
     if (!frames.has(paint)) frames.set(paint, requestAnimationFrame(() => { frames.delete(paint); paint(); }));
   }
 
-  /** Calls act when the theme has changed. Whatever turns it, in whatever host, turns the ink; and
-   *  that, says common.css, is a (brief) transition. */
+  /** Calls act when root has its colours (a host may call render before it lays root out), and
+   *  whenever the theme changes: whatever turns it, in whatever host, turns the ink; and that, says
+   *  common.css, is a (brief) transition. */
   function onTheme(root, act) {
+    const laid = new ResizeObserver(() => { laid.disconnect(); act(); });
+    laid.observe(root);
+    atEnd(() => laid.disconnect());
     for (const type of ["transitionend", "transitioncancel"])
       on(root, type, (event) => { if (event.target === root) act(); });
   }

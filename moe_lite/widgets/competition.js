@@ -96,7 +96,7 @@ function render({ model, el }) {
     const winner = cases.map(({ h: h_ }) => h_.indexOf(Math.max(...h_)));
 
     // Letters in the expert's hue, drawn towards the ink so that they stand out from its region.
-    const black = ink.match(/[\d.]+/g).slice(0, 3).map(Number);
+    const black = (ink.match(/[\d.]+/g) ?? [0, 0, 0]).slice(0, 3).map(Number);
     const letter = colors.map((c) => `rgb(${rgb(c).map((part, i) => Math.round(0.6 * part + 0.4 * black[i])).join(" ")})`);
 
     const g = sheet(canvas, WIDE, HIGH);
