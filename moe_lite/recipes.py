@@ -58,18 +58,6 @@ RECIPES = {
         TrainConfig(steps=300, batch_size=16, seq_len=64, eval_every=100),
         max_bytes=300_000,
     ),
-    # 5 M parameters, of which a token uses 1.9 M; the course's own small Mixtral.
-    "nano": Recipe(
-        MixtralConfig(
-            vocab_size=4096, hidden_size=128, intermediate_size=224, num_hidden_layers=6,
-            num_attention_heads=4, num_key_value_heads=2, num_local_experts=8,
-            max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=0,
-        ),
-        TrainConfig(
-            steps=1500, batch_size=16, seq_len=256, lr=3e-3, warmup=100, eval_every=250,
-            checkpoint_every=250,
-        ),
-    ),
     # 8.5 M parameters, of which a token uses 3.2 M: the trained Mixtral in the box.
     "mixtral-mini": Recipe(MINI, LONG, frames=24),
     # Its dense twin: as many parameters for a token, and no choice.
@@ -168,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Train a small Mixtral on real text and export it for Hugging Face.",
     )
     add = parser.add_argument
-    add("--config", default="nano", metavar="NAME|FILE",
-        help=f"a recipe: {', '.join(RECIPES)} (default: nano), or a JSON file")  # fmt: skip
+    add("--config", default="tiny", metavar="NAME|FILE",
+        help=f"a recipe: {', '.join(RECIPES)} (default: tiny), or a JSON file")  # fmt: skip
     add("--out", type=Path, help="folder for checkpoints and history (default: runs/NAME)")
     add("--steps", type=int, help="instead of the recipe's")
     add("--seed", type=int, help="instead of the recipe's")

@@ -468,7 +468,7 @@ def autocast_dtype(model: nn.Module, autocast: Autocast = "auto") -> torch.dtype
 
     That is a CUDA device with bfloat16 in hardware, or a CPU that multiplies it (AMX or
     AVX512-BF16), there from a width of 256 on. Measured with AVX512-BF16 on two cores, three
-    layers in the nano recipe's proportions, a step in bfloat16 took 0.94 of float32's time at
+    layers of 8 experts, F = 1.75 D, a step in bfloat16 took 0.94 of float32's time at
     width 128, 0.67 at 256 and 0.50 at 512. "on" forces it.
     """
     weight = next(model.parameters())

@@ -58,18 +58,18 @@ print(show(ids))
 # several feed-forward networks, called experts, and in front of them a small **router** that looks
 # at the token and picks two. The others do nothing for it.
 #
-# Here is such a model. It was trained by this course's own code for 40 minutes on one processor
+# Here is such a model. It was trained by this course's own code for 80 minutes on one processor
 # core, on Shakespeare, Python, classical Japanese, English prose, and sums.
 
 # %%
-model = hf.load_pretrained("mixtral-nano").eval()
+model = hf.load_pretrained("mixtral-mini").eval()
 config, count = model.config, count_parameters(model.config)
 print(f"{config.num_hidden_layers} layers, {config.num_local_experts} experts in each,", end=" ")
 print(f"{config.num_experts_per_tok} of them for each token")
 print(f"{count.total:,} numbers in memory, {count.active:,} of them used for one token")
 
 # %% [markdown]
-# It is tiny: models in use are ten thousand times larger. It writes text that has the *shape* of
+# It is tiny: models in use are thousands of times larger. It writes text that has the *shape* of
 # what it read and no sense, and it cannot add. But it is a real one, and it chooses experts the way
 # the large ones do.
 
@@ -116,11 +116,13 @@ explorer
 # <details>
 # <summary>What we saw</summary>
 #
-# In layer 5, code and sums share an expert, Shakespeare and the Bible share another, and the
-# Japanese line has its own. In layer 0 a full stop is a full stop wherever it stands: all three go
-# to the same expert. By layer 5 the one in `3.14` has parted from the others and goes with the
-# code. So is expert 6 "the code expert"? Careful. It is *tempting* to give experts names, and this
-# course will spend its last chapter on what it takes to earn one.
+# In layer 5, the `return` line and the digits of the sums share expert 0, Shakespeare and the Bible
+# share expert 2, and nearly all of the Japanese line is with expert 6. In layer 0 a full stop is a
+# full stop wherever it stands: all three go to the same expert. By layer 5 the one in `3.14` has
+# parted from the others: it goes with the code, they go with the commas of prose. So is expert 6
+# "the Japanese expert"? Careful. It also gets the `+` and the `=` of the sums, and an `And`. It is
+# *tempting* to give experts names, and this course will spend its last chapter on what it takes to
+# earn one.
 #
 # </details>
 #
@@ -139,7 +141,8 @@ for name, routing in zip(recorded.trace.layer_names, recorded.trace.layers, stri
 # %% [markdown]
 # Those lines are all there is to a **routing**: a list of (token, expert, weight). Everything in
 # this course, from 1991 to today, is a different way to make that list. And the whole text, every
-# token in every layer, fits in one picture. A row is a layer, a column is a token:
+# token in every layer, fits in one picture. A row is a layer, a column is a token, a colour is the
+# token's first expert there, as above:
 
 # %%
 viz.routing_map(recorded.trace)

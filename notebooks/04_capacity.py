@@ -299,31 +299,31 @@ print(f"GShard's {gshard_loss:.5f}, times 64: {64 * gshard_loss:.3f}")
 #
 # ## 6. Watch it fill
 #
-# The model below is the course's `mixtral-nano`, trained with no capacity at all. We give its first
+# The model below is the course's `mixtral-mini`, trained with no capacity at all. We give its first
 # layer's queues an end, and let the tokens come.
 #
 # **Before you touch anything:** if the queues are filled by position, where in the text will the
 # dropped ones be? What changes if all first choices go first? And if the largest gate does?
 
 # %%
-model = hf.load_pretrained("mixtral-nano").eval()
+model = hf.load_pretrained("mixtral-mini").eval()
 tokenizer = data.load_tokenizer()
 text = "To be, or not to be: that is the question.\ndef mean(xs):\n    return sum(xs) / len(xs)\n"
 with trace.record(model, tokenizer) as recorder, torch.no_grad():
     model(torch.tensor([tokenizer.encode(text).ids]))
-nano = recorder.trace.layers[0]
-queues = ExpertQueues(nano, recorder.trace.tokens, capacity=10)
+first = recorder.trace.layers[0]
+queues = ExpertQueues(first, recorder.trace.tokens, capacity=10)
 queues
 
 # %% [markdown]
 # **Try it.** Set *Arrived* to 0 and press *Play*. Then drag the capacity, and watch empty places
 # and dropped tokens trade against each other. Far enough to the right nobody is dropped, and by
-# then nearly half of the block is air. Then the menu. *By position*, the victims are at the end of
-# the text. *By choice*, nearly all of them are second choices. *By gate*, those whose gate is
-# small. (That third order is not in either paper; it came with vision models a little later, as
-# *batch prioritized routing*.) And then **Shuffle the batch**: not a single choice changes, and
-# others are dropped. Keep that in mind. (In Python the same is `queues.routing`; without a kernel,
-# on GitHub for instance, you see a picture.)
+# then nearly half of the block is air. Then the menu. *By position*, nearly all victims are in
+# the text's second line. *By choice*, all of them are second choices, as long as the first ones
+# alone find room. *By gate*, those whose gate is small. (That third order is not in either paper;
+# it came with vision models a little later, as *batch prioritized routing*.) And then **Shuffle the
+# batch**: not a single choice changes, and others are dropped. Keep that in mind. (In Python the
+# same is `queues.routing`; without a kernel, on GitHub for instance, you see a picture.)
 
 # %%
 for priority in ("position", "choice", "gate"):
@@ -567,7 +567,7 @@ for top, mark, color in (("top-1", "o", "#D55E00"), ("top-2", "s", "#009E73")):
                 color=color, marker=mark, capsize=4, label=top)  # fmt: skip
 ax.axhline(stored["loss at dense"].mean, color="#0072B2", ls="--", label="dense")
 ax.set(xlabel="capacity factor", ylabel="held-out loss, nats per token", xticks=[1, 1.25, 2])
-ax.legend(frameon=False)
+_ = ax.legend(frameon=False, loc="upper center")
 
 # %%
 for claim in ledger.load("switch2021").claims:

@@ -123,11 +123,11 @@ for name, loss in {
 #
 # ## 3. Which of the two hurts?
 #
-# Here are the logits of a real router: the fourth layer of `mixtral-nano`, the small model that
+# Here are the logits of a real router: the fourth layer of `mixtral-mini`, the small model that
 # comes with the course, on 96 tokens of a play. We look at each token's first choice.
 
 # %%
-model = hf.load_pretrained("mixtral-nano").eval()
+model = hf.load_pretrained("mixtral-mini").eval()
 corpus, tokenizer = data.load_corpus(max_bytes=1_000_000), data.load_tokenizer()
 batch = corpus.batch("validation", batch_size=16, seq_len=96)
 with torch.no_grad():
@@ -159,14 +159,14 @@ Image(histogram.png())
 
 # %% [markdown]
 # Doubling changes **no choice at all**: rounding is relative, and a power of two passes through
-# it untouched, so exactly the same tokens tie at ×256 as at ×1. What grows is the error of the
-# *weight*: a softmax answers to differences, and those are now 256 times as large, with their
+# it untouched, so what does not tie at ×1 does not tie at ×256 either. What grows is the error of
+# the *weight*: a softmax answers to differences, and those are now 256 times as large, with their
 # errors.
 #
 # The level is another matter, and the picture shows it. At +128 the numbers are a half or one
-# apart, most of what made one expert better than another is rounded off,
-# and tokens change experts by the dozen. The growth that the loss does not see is the one that
-# turns choices round.
+# apart, much of what made one expert better than another is rounded off, and one token in twelve
+# changes its expert; at +256 it is one in six. The growth that the loss does not see is the one
+# that turns choices round.
 #
 # Can rounding *reverse* an order? Rounding a list of logits cannot: of two numbers the larger
 # stays at least as large. It can only make a tie, and then the order of the experts in memory
@@ -212,7 +212,7 @@ for n, (layer, x_TD) in enumerate(zip(model.moe_layers, inputs, strict=True)):
 # %% [markdown]
 # In this model, where the logits are a few units large, it is a handful of tokens in a thousand,
 # and no tragedy. (This one was trained with the z-loss that we are coming to.) The last column is
-# the same router after a drift that its own loss would not have noticed: a fifth to two fifths of
+# the same router after a drift that its own loss would not have noticed: a seventh to a quarter of
 # all tokens go elsewhere.
 #
 # That is the mechanism. Now the three remedies.

@@ -40,8 +40,8 @@ from moe_lite.contracts import Routing, RoutingTrace
 
 # %%
 tokenizer = data.load_tokenizer()
-model = hf.load_pretrained("mixtral-nano").eval()
-ids_BS = torch.tensor([tokenizer.encode("To be, or not to be: def f(x): return 3 + 4").ids])
+model = hf.load_pretrained("mixtral-mini").eval()
+ids_BS = torch.tensor([tokenizer.encode("To be, or not to be: def f(x, y): return 3 + 4").ids])
 with torch.no_grad(), trace.record(model, partial(data.pieces, tokenizer)) as recorded:
     model(ids_BS)
 example = recorded.trace
@@ -125,12 +125,13 @@ def path(trace: RoutingTrace, token: int) -> list[int]:
 
 # %%
 checks.check_path(path)
-for token in (1, 6):  # the two times " be" occurs
+for token in (2, 12):  # the comma of the verse, and the comma of the code
     print(repr(example.tokens[token]), path(example, token))
 
 # %% [markdown]
-# The same word twice, and two ways through the model: what the router sees is not the word alone
-# but what attention has made of it in its surroundings.
+# The same comma twice, and two ways through the model. They set out alike and part where attention
+# has told them apart: what a router sees is not the token alone but what its surroundings have made
+# of it. (Now try `1` and `6`, the two times ` be` occurs. Like surroundings, the same way.)
 #
 # ## 3. The load
 #

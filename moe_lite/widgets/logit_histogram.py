@@ -147,13 +147,14 @@ class LogitHistogram(PortableWidget):
         if self.precision == "bfloat16":
             bars.hist(
                 rounded_TE.flatten().tolist(), bins, histtype="step", color="#D55E00", lw=1.5,
-                label=f"bfloat16, steps of {self.spacing:g} at the end",
+                label=f"bfloat16, {self.spacing:g} apart at the largest",
             )  # fmt: skip
         bars.set(
             xlabel="logit", ylabel="how many",
             title=f"{len(self.changed)} of {len(self.tokens)} tokens change experts in bfloat16",
         )  # fmt: skip
-        bars.legend(fontsize=8, frameon=False)
+        bars.set_ylim(top=1.25 * bars.get_ylim()[1])  # the legend stands above the bars
+        bars.legend(fontsize=8, frameon=False, loc="upper right")
         for e, color in enumerate(self.colors):
             exact, rounded = exact_TE[self.token, e].item(), rounded_TE[self.token, e].item()
             contest.scatter(exact, e, s=60, facecolor="none", edgecolor=INK)
