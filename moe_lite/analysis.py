@@ -94,11 +94,7 @@ def vocabulary_specialization(
 
 
 def mutual_information(
-    trace: RoutingTrace,
-    label_T: Labels,
-    *,
-    choice: Choice = "all",
-    given_T: Labels | None = None,
+    trace: RoutingTrace, label_T: Labels, *, choice: Choice = "all", given_T: Labels | None = None
 ) -> Tensor:
     """Measure how much a token's expert tells about its label: (L,), in bits.
 
