@@ -149,7 +149,6 @@ def permuted_information(
     seeds: Iterable[int],
     *,
     choice: Choice = "all",
-    given_T: Labels | None = None,
     block: int = 1,
     within_T: Labels | None = None,
 ) -> Tensor:
@@ -158,8 +157,7 @@ def permuted_information(
     Raises: ValueError as :func:`permuted` and :func:`mutual_information` do.
     """
     shuffles = (permuted(label_T, seed, block=block, within_T=within_T) for seed in seeds)
-    bits = [mutual_information(trace, x_T, choice=choice, given_T=given_T) for x_T in shuffles]
-    return torch.stack(bits)
+    return torch.stack([mutual_information(trace, x_T, choice=choice) for x_T in shuffles])
 
 
 def coactivation(trace: RoutingTrace) -> Tensor:

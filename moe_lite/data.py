@@ -197,23 +197,21 @@ class Corpus:
             rows.append((domain, int(random() * space)))
         return self._cut(split, rows, seq_len)
 
-    def windows(
-        self, domain: str, seq_len: int, count: int | None = None, *, split: str = "validation"
-    ) -> Batch:
-        """Lay evenly spaced windows over a domain, without overlap: always the same ones.
+    def windows(self, domain: str, seq_len: int, count: int | None = None) -> Batch:
+        """Lay evenly spaced windows over a domain's held-out text: always the same ones.
 
-        Fewer than count (default: as many as fit) if the text is too short for them.
+        They do not overlap: fewer than count (default: as many as fit) if the text is too short.
         """
         if domain not in self.domains:
             raise ValueError(f"the corpus has {', '.join(self.domains)}, but no {domain!r}")
         if count is not None and count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
-        space = self._room(split, domain, seq_len)
+        space = self._room("validation", domain, seq_len)
         fit = 1 + (space - 1) // seq_len
         count = fit if count is None else min(count, fit)
         index = self.domains.index(domain)
         starts = [i * (space - 1) // max(count - 1, 1) for i in range(count)]
-        return self._cut(split, [(index, start) for start in starts], seq_len)
+        return self._cut("validation", [(index, start) for start in starts], seq_len)
 
     @cached_property
     def digest(self) -> str:

@@ -72,8 +72,6 @@ def launched(
         try:
             mesh = _meet(kind, expert_parallel, timedelta(seconds=timeout))
         except (RuntimeError, ValueError) as error:
-            if local:
-                raise SystemExit(1) from None
             raise ConnectionError(
                 f"{seats} processes cannot meet at {where} within {timeout:g} s; is the port "
                 f"taken? (torchrun --standalone finds a free one): {_first_line(error)}"

@@ -314,14 +314,9 @@ def autocast_dtype(model: nn.Module, autocast: Autocast = "auto") -> torch.dtype
 
 @torch.no_grad()
 def evaluate(
-    model: Mixtral,
-    corpus: Corpus,
-    *,
-    config: TrainConfig | None = None,
-    split: str = "validation",
-    ranks: Alone = ALONE,
+    model: Mixtral, corpus: Corpus, *, config: TrainConfig | None = None, ranks: Alone = ALONE
 ) -> dict[str, float]:
-    """Measure bits per byte on each domain: always on the same, evenly spaced windows.
+    """Measure held-out bits per byte of each domain: always the same, evenly spaced windows.
 
     Bits per byte = loss in nats / (ln 2 * bytes), so that tokenizers can be compared. The
     first tokens of a window are predicted with little before them, which counts too.
@@ -337,7 +332,7 @@ def evaluate(
     model.eval()
     bits = {}
     for domain in corpus.domains:
-        windows = corpus.windows(domain, config.seq_len, config.eval_windows, split=split)
+        windows = corpus.windows(domain, config.seq_len, config.eval_windows)
         nats = torch.zeros((), dtype=torch.float64)
         for batch in zip(
             windows.ids_BS.to(device).split(config.batch_size),
