@@ -326,18 +326,20 @@ def test_without_a_result_from_a_gpu_its_targets_are_not_measured():
 def test_targets_are_met_missed_or_not_measured():
     rows = [
         {"shape": "course-e8", "dtype": "float32", "routing": "random", "what": "forward+backward",
-         "path": path, "flop": 1, "seconds": {"median": s, "rounds": [s, s, 9 * s]}}
+         "path": path, "flop": 1e12, "seconds": {"median": s, "rounds": [s, s, 9 * s]}}
         for path, s in (("moe_lite grouped", 1.0), ("transformers eager", 1.3), ("dense", 0.5))
     ]  # fmt: skip
-    result = {"machine": {"device": "cpu"}, "layers": rows, "models": []}
+    machine = {"device": "cpu", "matmul_tflops": {"float32": 2.0}}  # the products take 0.5 s
+    result = {"machine": machine, "layers": rows, "models": []}
     where = "| CPU | course-e8, float32, forward+backward | times "
     lines = report.targets([result]).splitlines()
-    for said in ("transformers eager | ≥ 1.2 | 1.30 | met |", "dense | ≥ 0.85 | 0.50 | missed |",
-                 "transformers grouped_mm | ≥ 1.1 |  | not measured |"):  # fmt: skip
+    for said in ("transformers eager | ≥ 1.2 | 1.30 | 2.60 | met |",
+                 "dense | ≥ 0.85 | 0.50 | 1.00 | missed |",
+                 "transformers grouped_mm | ≥ 1.1 |  |  | not measured |"):  # fmt: skip
         assert where + said in lines
     other = copy.deepcopy(result)
     other["layers"][1]["seconds"]["rounds"] = [1.1]
-    assert "1.10 | missed" in report.targets([result, other])  # the worst of all counts
+    assert "1.10 | 2.60 | missed" in report.targets([result, other])  # the worst of all counts
 
 
 def test_two_models_that_disagree_are_not_timed(monkeypatch, capsys):

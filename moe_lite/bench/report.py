@@ -192,6 +192,21 @@ class Target:
     where: Row = field(default_factory=dict)
     most: bool = False
 
+    @property
+    def at(self) -> Row:
+        """Say which rows are meant."""
+        return {"what": BOTH, "routing": "random"} | self.where
+
+    def possible(self, result: Row) -> float | None:
+        """Tell how many times faster than the peer its products alone would be, at matmul's rate.
+
+        None where it was not measured, or no peer is meant.
+        """
+        if result["machine"]["device"] != self.device:
+            return None
+        peer = find(result, self.value, **self.at)
+        return None if peer is None else 1 / of_ceiling(result, peer)
+
     def measured(self, result: Row) -> float | None:
         """Look for the value in a result; None where it was not measured."""
         if result["machine"]["device"] != self.device:
@@ -204,8 +219,7 @@ class Target:
             )
             return next(ratios, None)
         ours = "moe_lite triton" if self.device == "cuda" else "moe_lite grouped"
-        where = {"what": BOTH, "routing": "random"} | self.where
-        row = find(result, ours, **where)
+        row = find(result, ours, **self.at)
         if row is None:
             return None
         if self.value == "of matmul":
@@ -213,8 +227,8 @@ class Target:
         if self.value == "kept / least":
             return row["memory"]["kept"] / row["memory"]["least"]
         if self.value == "of balanced":
-            return faster(find(result, ours, **where | {"routing": "balanced"}), row)
-        return faster(row, find(result, self.value, **where))
+            return faster(find(result, ours, **self.at | {"routing": "balanced"}), row)
+        return faster(row, find(result, self.value, **self.at))
 
     def line(self, results: list[Row]) -> str:
         """Write the target as a row of Markdown; of several results the worst one counts."""
@@ -225,11 +239,13 @@ class Target:
             shown = f"{worst:.2f}"
             met = worst <= self.goal if self.most else worst >= self.goal
             verdict = "met" if met else "missed"
+        most = [v for result in results if (v := self.possible(result)) is not None]
+        possible = f"{min(most):.2f}" if most else ""
         over = "" if self.value.startswith(("of ", "kept")) else "times "
         device = "GPU" if self.device == "cuda" else "CPU"
         where = ", ".join(map(str, self.where.values()))
         text = f"{device} | {where} | {over}{self.value} | {sign} {self.goal:g}"
-        return f"| {text} | {shown} | {verdict} |"
+        return f"| {text} | {shown} | {possible} | {verdict} |"
 
 
 def _targets() -> list[Target]:
@@ -268,7 +284,7 @@ TARGETS = _targets()
 
 def targets(results: list[Row]) -> str:
     """Write the targets as Markdown, each with what was measured."""
-    head = "| | where | moe_lite | goal | measured | |\n|---|---|---|--:|--:|---|\n"
+    head = "| | where | moe_lite | goal | measured | possible | |\n|---|---|---|--:|--:|--:|---|\n"
     return head + "\n".join(target.line(results) for target in TARGETS)
 
 
@@ -297,7 +313,8 @@ Written by `python -m moe_lite bench --report` from the results beside it: media
 a ratio is the median over the rounds that both took part in. *Of matmul* is the share of that
 machine's own matrix product rate, without credit for padding; *kept / least* the activations kept
 for the backward pass over the smallest set that could be (x, h, gates, indices); *error* the
-largest relative one of output and gradients against the loop in float64.
+largest relative one of output and gradients against the loop in float64. *Possible* is what a path
+would show that did nothing but the products, at that rate: a goal above it cannot be met there.
 
 transformers' eager path makes, in each backward pass, one block of the whole stack's size for every
 expert. Whether the system hands out fresh pages for them or used ones decides its time, and that

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..contracts import Dispatch, DispatchPlan, Routing
-from .grouped import FEW, few, grouped
+from .grouped import grouped, single
 from .reference import loop, padded
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def plan(routing: Routing) -> DispatchPlan:
 
 
 def carry(dispatch: Dispatch, x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
-    """Take tokens to their experts and back: plan, then dispatch; a few at a time need no plan.
+    """Take tokens to their experts and back: plan, then dispatch; a single one needs no plan.
 
     Raises: ValueError if tokens and experts differ in their type, and autocast does not mend it.
     """
@@ -69,9 +69,9 @@ def carry(dispatch: Dispatch, x_TD: Tensor, experts: Experts, routing: Routing) 
             f"the tokens are {x_TD.dtype} and the experts {weights}: convert one of them, or use "
             "torch.autocast"
         )
-    handful = dispatch is grouped and x_TD.device.type == "cpu" and len(x_TD) <= FEW
-    if handful and not cast and not torch.is_grad_enabled():
-        return few(x_TD, experts, routing)
+    alone = dispatch is grouped and x_TD.device.type == "cpu" and len(x_TD) == 1
+    if alone and not cast and not torch.is_grad_enabled():
+        return single(x_TD, experts, routing)
     return dispatch(x_TD, experts, plan(routing))
 
 
