@@ -1,8 +1,8 @@
 
 // What the kernel is to a notebook, this is to a page without one: it holds the state and tells
 // who listens. Bytes arrive deflated, in base64, and leave as the DataView that Jupyter would give.
-const state = JSON.parse(document.getElementById("state").textContent), place = document.getElementById("widget");
-if (!globalThis.DecompressionStream) place.textContent = "This page needs a browser of 2023 or newer.";
+const state = JSON.parse(document.getElementById("state").textContent), main = document.getElementById("widget");
+if (!globalThis.DecompressionStream) main.textContent = "This page needs a browser of 2023 or newer.";
 await inflate(state);
 
 /** Puts what was packed back in its place. */
@@ -39,4 +39,4 @@ button.addEventListener("click", () => {
 });
 system.addEventListener("change", relabel);
 relabel();
-render({ model, el: place });
+render({ model, el: main });
