@@ -98,7 +98,7 @@ def test_sizes_that_do_not_fit_are_refused(options, complaint):
      torch.full((9, 4), float("nan"))],
 )  # fmt: skip
 def test_scores_that_cannot_be_shown_are_refused(scores_TE):
-    with pytest.raises(ValueError, match="the bias controller takes 8 to 512 tokens"):
+    with pytest.raises(ValueError, match="the bias controller shows 8 to 512 tokens"):
         BiasController(scores_TE, batch=1)
 
 

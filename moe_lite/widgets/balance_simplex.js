@@ -2,31 +2,14 @@
 // everything else is computed here, so the page answers without a kernel. Two things travel either
 // way: logits and selected (the token that moves; -1: P, and with it all tokens).
 
-const NS = "http://www.w3.org/2000/svg", STEP = 0.5; // STEP as in balance_simplex.py
+const STEP = 0.5; // as in balance_simplex.py
 const WIDE = 540, HIGH = 500, SIDE = 430, LEFT = 55, BASE = 440, LEAST = 0.004;
 const CORNERS = [[LEFT, BASE], [LEFT + SIDE, BASE], [LEFT + SIDE / 2, BASE - (SIDE * Math.sqrt(3)) / 2]];
 const PAIRS = [[0, 1], [0, 2], [1, 2]];
 
-/** Makes an element; text goes in as text nodes, never as markup. */
-function h(tag, props = {}, ...children) {
-  const [name, ...classes] = tag.split(".");
-  const drawn = ["svg", "g", "circle", "path", "text", "line", "rect", "polygon"].includes(name);
-  const element = drawn ? document.createElementNS(NS, name) : document.createElement(name);
-  if (classes.length) element.setAttribute("class", classes.join(" "));
-  for (const [key, value] of Object.entries(props)) element.setAttribute(key, value);
-  element.append(...children);
-  return element;
-}
-
-const sum = (xs) => xs.reduce((a, b) => a + b, 0);
 const mean3 = (rows) => [0, 1, 2].map((e) => sum(rows.map((row) => row[e])) / rows.length);
 const place = (p) => [0, 1].map((d) => sum(CORNERS.map((c, e) => p[e] * c[d])));
 const round = (x) => Math.round(x * 1e4) / 1e4;
-
-function softmax(z) {
-  const most = Math.max(...z), exp = z.map((x) => Math.exp(x - most)), total = sum(exp);
-  return exp.map((x) => x / total);
-}
 
 /** The point x, y, drawn into the triangle, as three shares, none of them quite zero. */
 function shares([x, y]) {
@@ -73,26 +56,21 @@ const stepped = (logits, push, size = 1) =>
   });
 
 function render({ model, el }) {
-  const colors = model.get("colors"), starts = model.get("starts"), stop = new AbortController();
-  const on = (target, event, act) => target.addEventListener(event, act, { signal: stop.signal });
-  const send = (changes) => { for (const [key, value] of Object.entries(changes)) model.set(key, value); model.save_changes(); };
+  const { get, set, on, labelled, slider, button, show } = tie(model), colors = get("colors"), starts = get("starts");
 
   // --- controls
   const menu = h("select", { "aria-label": "Start from" }, h("option", { value: "" }, "start from…"),
     ...Object.keys(starts).map((name) => h("option", { value: name }, name)));
-  on(menu, "change", () => { if (menu.value) send({ selected: -1, logits: starts[menu.value] }); });
-  const which = h("input", { type: "range", min: -1, step: 1, "aria-label": "What moves" }), whichSaid = h("output");
-  on(which, "input", () => send({ selected: Number(which.value) }));
+  on(menu, "change", () => { if (menu.value) set({ selected: -1, logits: starts[menu.value] }); });
+  const picked = () => Math.min(get("selected"), get("logits").length - 1), name = () => `token ${picked()}`;
+  const which = slider("selected", "Moves", { min: -1 }, (n) => (n < 0 ? "all (P)" : name()), (n) => (n < 0 ? "all tokens, with P" : name()));
   const walk = (count) => () => {
-    let logits = model.get("logits");
+    let logits = get("logits");
     for (let n = 0; n < count; n++) logits = stepped(logits, measure(logits).push);
-    send({ logits });
+    set({ logits });
   };
-  const one = h("button", { type: "button" }, "One step down the loss"), ten = h("button", { type: "button" }, "Ten steps");
-  on(one, "click", walk(1));
-  on(ten, "click", walk(10));
-  const controls = h("div.controls", {}, h("label", {}, h("span", {}, "Start"), menu),
-    h("label", {}, h("span", {}, "Moves"), which, whichSaid), one, ten);
+  const controls = h("div.controls", {}, labelled("Start", menu), which,
+    button("One step down the loss", walk(1)), button("Ten steps", walk(10)));
 
   // --- the triangle
   const svg = h("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "application", tabindex: 0 });
@@ -108,22 +86,22 @@ function render({ model, el }) {
     h("text", { x: CORNERS[2][0], y: CORNERS[2][1] - 14, "text-anchor": "middle" }, "all to expert 2"),
   );
   const level = h("line.level"), levelText = h("text.small"), arrows = h("g"), dots = h("g");
-  const arrow = () => ({ shaft: h("line.shaft"), head: h("polygon.head") });
-  const main = arrow();
+  const shot = () => ({ shaft: h("line.shaft"), head: h("polygon.head") });
+  const main = shot();
   const fMark = h("rect.mark", { width: 16, height: 16 }), fText = h("text.name", {}, "f");
   const pMark = h("polygon.mark"), pText = h("text.name", {}, "P"), ring = h("circle.ring", { r: 15 });
   svg.append(level, levelText, arrows, dots, main.shaft, main.head, fMark, fText, pMark, pText, ring);
   let tokens = [];
   function fit(T) {
     if (tokens.length === T) return;
-    tokens = Array.from({ length: T }, () => ({ ...arrow(), dot: h("circle.token", { r: 9 }), tag: h("text.tag", { "text-anchor": "middle" }) }));
+    tokens = range(T).map(() => ({ ...shot(), dot: h("circle.token", { r: 9 }), tag: h("text.tag", { "text-anchor": "middle" }) }));
     arrows.replaceChildren(...tokens.flatMap((x) => [x.shaft, x.head]));
     dots.replaceChildren(...tokens.flatMap((x) => [x.dot, x.tag]));
   }
 
   // --- the numbers
   const rows = colors.map((color, e) => {
-    const bar = () => { const fill = h("i"); fill.style.background = color; return { fill, value: h("span.value") }; };
+    const bar = () => ({ fill: h("i", { style: `background-color: ${color}` }), value: h("span.value") });
     const f = bar(), P = bar();
     P.fill.className = "soft";
     const track = (name, b) => h("div.row", {}, h("span.chip", {}, name), h("span.track", {}, b.fill, h("u")), b.value);
@@ -137,28 +115,24 @@ function render({ model, el }) {
     h("section", {}, h("h2", {}, "Tokens, f and P"),
       h("p.quiet", {}, "A circle is a token; it lies where its probabilities put it, and its number is the expert it goes to. P is the centre of the circles, f the centre of the corners they go to. Arrows: where two steps down the loss move them. Where the dashed line parts P from f, the value is below 1."),
       svg), numbers));
-  el.append(root);
 
   // --- moving
-  const here = (event) => {
-    const box = svg.getBoundingClientRect();
-    return [((event.clientX - box.left) * WIDE) / box.width, ((event.clientY - box.top) * HIGH) / box.height];
-  };
-  const spot = (n) => { const { probs, P } = measure(model.get("logits")); return place(n < 0 ? P : probs[n]); };
+  const here = (event) => within(svg, WIDE, HIGH, event);
+  const spot = (n) => { const { probs, P } = measure(get("logits")); return place(n < 0 ? P : probs[n]); };
   function moveTo(point) {
-    const n = model.get("selected"), logits = model.get("logits");
-    send({ logits: n < 0 ? shiftTo(logits, shares(point)) : logits.map((z, t) => (t === n ? logitsOf(shares(point)) : z)) });
+    const n = get("selected"), logits = get("logits");
+    set({ logits: n < 0 ? shiftTo(logits, shares(point)) : logits.map((z, t) => (t === n ? logitsOf(shares(point)) : z)) });
   }
   let dragging = false;
   on(svg, "pointerdown", (event) => {
     const at = here(event), far = (n) => Math.hypot(...spot(n).map((v, d) => v - at[d]));
-    let best = -1, least = far(-1);
-    for (let n = 0; n < model.get("logits").length; n++) if (far(n) < least - 1e-9) [best, least] = [n, far(n)];
+    let near = -1, least = far(-1);
+    for (let n = 0; n < get("logits").length; n++) if (far(n) < least - 1e-9) [near, least] = [n, far(n)];
     if (least > 26) return;
-    if (far(-1) < 14) best = -1; // P lies on top
+    if (far(-1) < 14) near = -1; // P lies on top
     dragging = true;
     svg.setPointerCapture(event.pointerId);
-    send({ selected: best });
+    set({ selected: near });
   });
   on(svg, "pointermove", (event) => { if (dragging) moveTo(here(event)); });
   for (const end of ["pointerup", "pointercancel"]) on(svg, end, () => { dragging = false; });
@@ -167,7 +141,7 @@ function render({ model, el }) {
     const way = WAYS[event.key];
     if (!way) return;
     event.preventDefault();
-    const from = spot(model.get("selected"));
+    const from = spot(get("selected"));
     moveTo(from.map((v, d) => v + way[d] * (event.shiftKey ? 2 : 9)));
   });
 
@@ -178,7 +152,7 @@ function render({ model, el }) {
     if (!shown) return;
     const u = [(to[0] - from[0]) / long, (to[1] - from[1]) / long], wide = Math.min(6, long / 2);
     const foot = to.map((v, d) => v - 1.6 * wide * u[d]);
-    for (const [key, v] of [["x1", from[0]], ["y1", from[1]], ["x2", foot[0]], ["y2", foot[1]]]) shaft.setAttribute(key, v);
+    attr(shaft, { x1: from[0], y1: from[1], x2: foot[0], y2: foot[1] });
     head.setAttribute("points", [to, [foot[0] - wide * u[1], foot[1] + wide * u[0]], [foot[0] + wide * u[1], foot[1] - wide * u[0]]].map((q) => q.join()).join(" "));
   }
   function verdict({ value: v, violation, f }) {
@@ -189,29 +163,25 @@ function render({ model, el }) {
     return `Above 1: the router believes in the experts that are crowded${dead}.`;
   }
   function paint() {
-    const logits = model.get("logits"), n = Math.min(model.get("selected"), logits.length - 1), now = measure(logits);
+    const logits = get("logits"), n = picked(), now = measure(logits);
     const later = measure(stepped(logits, now.push, 2));
     fit(logits.length);
-    which.max = logits.length - 1;
-    which.value = n;
-    whichSaid.textContent = n < 0 ? "all (P)" : `token ${n}`;
-    which.setAttribute("aria-valuetext", n < 0 ? "all tokens, with P" : `token ${n}`);
+    which.control.max = logits.length - 1;
     if (menu.value && JSON.stringify(starts[menu.value]) !== JSON.stringify(logits)) menu.value = "";
     tokens.forEach((token, t) => {
       const at = place(now.probs[t]);
       point(token, at, place(later.probs[t]));
-      token.dot.setAttribute("cx", at[0]); token.dot.setAttribute("cy", at[1]);
-      token.dot.setAttribute("stroke", colors[now.chosen[t]]);
-      token.tag.setAttribute("x", at[0]); token.tag.setAttribute("y", at[1] + 4);
+      attr(token.dot, { cx: at[0], cy: at[1], stroke: colors[now.chosen[t]] });
+      attr(token.tag, { x: at[0], y: at[1] + 4 });
       token.tag.textContent = now.chosen[t];
     });
-    const at = place(now.P), fAt = place(now.f), picked = n < 0 ? at : place(now.probs[n]);
+    const at = place(now.P), fAt = place(now.f), ringAt = n < 0 ? at : place(now.probs[n]);
     point(main, at, place(later.P));
-    fMark.setAttribute("x", fAt[0] - 8); fMark.setAttribute("y", fAt[1] - 8);
-    fText.setAttribute("x", fAt[0] - 22); fText.setAttribute("y", fAt[1] + 5);
+    attr(fMark, { x: fAt[0] - 8, y: fAt[1] - 8 });
+    attr(fText, { x: fAt[0] - 22, y: fAt[1] + 5 });
     pMark.setAttribute("points", [[0, -11], [11, 0], [0, 11], [-11, 0]].map(([x, y]) => [at[0] + x, at[1] + y].join()).join(" "));
-    pText.setAttribute("x", at[0] + 15); pText.setAttribute("y", at[1] - 8);
-    ring.setAttribute("cx", picked[0]); ring.setAttribute("cy", picked[1]);
+    attr(pText, { x: at[0] + 15, y: at[1] - 8 });
+    attr(ring, { cx: ringAt[0], cy: ringAt[1] });
     const crossings = PAIRS.flatMap(([i, j]) => {
       const a = 3 * now.f[i] - 1, b = 3 * now.f[j] - 1;
       if (Math.abs(a - b) < 1e-9 || a * b > 1e-12) return [];
@@ -221,9 +191,9 @@ function render({ model, el }) {
     level.style.display = levelText.style.display = line ? "" : "none";
     if (line) {
       const [a, b] = crossings.sort((q, r) => q[1] - r[1] || q[0] - r[0]);
-      for (const [key, v] of [["x1", a[0]], ["y1", a[1]], ["x2", b[0]], ["y2", b[1]]]) level.setAttribute(key, v);
-      levelText.setAttribute("x", a[0] + (a[0] > WIDE / 2 ? 10 : -10)); levelText.setAttribute("y", a[1] - 4);
-      levelText.setAttribute("text-anchor", a[0] > WIDE / 2 ? "start" : "end");
+      const [way, anchor] = a[0] > WIDE / 2 ? [10, "start"] : [-10, "end"];
+      attr(level, { x1: a[0], y1: a[1], x2: b[0], y2: b[1] });
+      attr(levelText, { x: a[0] + way, y: a[1] - 4, "text-anchor": anchor });
       levelText.textContent = "value 1";
     }
     rows.forEach(({ f, P }, e) => {
@@ -233,22 +203,8 @@ function render({ model, el }) {
     told.textContent = verdict(now);
     svg.setAttribute("aria-label", `Triangle of three experts, ${logits.length} tokens. Arrow keys move ${n < 0 ? "P, and with it all tokens" : `token ${n}`}; with Shift, in small steps. P is ${now.P.map((x) => x.toFixed(2)).join(", ")}; f is ${now.f.map((x) => x.toFixed(2)).join(", ")}.`);
   }
-  let frame = 0;
-  const soon = () => { frame ||= requestAnimationFrame(() => { frame = 0; paint(); }); };
-  const watched = ["logits", "selected"].map((key) => `change:${key}`);
-  for (const event of watched) model.on(event, soon);
-  // Keys pressed here are not for the notebook around it; Shift+Enter still runs the cell.
-  on(root, "keydown", (event) => {
-    if (!event.ctrlKey && !event.metaKey && !event.altKey && !(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
-  });
-  paint();
 
-  return () => {
-    stop.abort();
-    cancelAnimationFrame(frame);
-    for (const event of watched) model.off(event, soon);
-    root.remove();
-  };
+  return show(el, root, ["logits", "selected"], paint);
 }
 
 export default { render };

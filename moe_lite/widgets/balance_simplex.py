@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..contracts import Routing
 from ..losses import load_balance, max_violation
-from ..viz import expert_colors
-from .portable import HERE, PortableWidget
+from ..viz import INK, QUIET, expert_colors
+from .portable import HERE, PortableWidget, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,10 +132,7 @@ class BalanceSimplex(PortableWidget):
 
     def figure(self) -> Figure:
         """Draw the triangle with its arrows, and f beside P for each expert."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(9, 4.4), layout="constrained")
-        triangle, bars = figure.subplots(1, 2, width_ratios=(1.25, 1))
+        figure, (triangle, bars) = panels(9, 4.4, 2, width_ratios=(1.25, 1))
         self._draw(triangle)
         routing = self.routing
         f_E = (routing.load_E() / routing.num_tokens).tolist()
@@ -145,10 +142,9 @@ class BalanceSimplex(PortableWidget):
             bars.barh(e + 0.19, p_E[e], height=0.36, color=color, alpha=0.45, hatch="//")
             bars.text(f_E[e] + 0.01, e - 0.19, f"f = {f_E[e]:.2f}", va="center", fontsize=9)
             bars.text(p_E[e] + 0.01, e + 0.19, f"P = {p_E[e]:.2f}", va="center", fontsize=9)
-        bars.axvline(1 / 3, color="#59636e", ls="--", lw=1)
+        bars.axvline(1 / 3, color=QUIET, ls="--", lw=1)
         bars.set(yticks=range(3), ylim=(2.6, -0.6), xlim=(0, 1.15), xlabel="share",
                  ylabel="expert", title="f (solid) and P (hatched)")  # fmt: skip
-        bars.spines[["top", "right"]].set_visible(False)
         return figure
 
     def _draw(self, ax: Axes) -> None:
@@ -157,12 +153,12 @@ class BalanceSimplex(PortableWidget):
         moved_TE = (torch.tensor(self.logits, dtype=torch.float64) + 2 * self.push_T3).softmax(-1)
         from_T2, to_T2 = routing.probs_TE @ corners, moved_TE @ corners
         f_E = routing.load_E().double() / routing.num_tokens
-        ax.fill(*corners.T.tolist(), fc="none", ec="#59636e", lw=1.2)
+        ax.fill(*corners.T.tolist(), fc="none", ec=QUIET, lw=1.2)
         for i, j in ((0, 1), (0, 2), (1, 2)):
             middle, centre = (corners[i] + corners[j]) / 2, corners.mean(0)
             ax.plot(*torch.stack([middle, centre]).T.tolist(), color="#9aa3ac", lw=1)
         for e, (x, y) in enumerate(CORNERS):
-            ax.text(x, y + (0.03 if y else -0.07), f"expert {e}", ha="center", color="#1b1f24")
+            ax.text(x, y + (0.03 if y else -0.07), f"expert {e}", ha="center", color=INK)
         line = set()  # where the value would be 1: straight, since f stands still
         for i, j in ((0, 1), (0, 2), (1, 2)):
             above, below = 3 * f_E[i] - 1, 3 * f_E[j] - 1
@@ -171,15 +167,15 @@ class BalanceSimplex(PortableWidget):
                 x, y = (corners[i] + share * (corners[j] - corners[i])).tolist()
                 line.add((round(x, 4), round(y, 4)))
         if len(line) == 2:
-            ax.plot(*zip(*line, strict=True), color="#1b1f24", ls="--", lw=1.2, label="value 1")
+            ax.plot(*zip(*line, strict=True), color=INK, ls="--", lw=1.2, label="value 1")
         for a, b in zip(from_T2.tolist(), to_T2.tolist(), strict=True):
-            ax.annotate("", b, a, arrowprops={"arrowstyle": "->", "color": "#59636e"})
+            ax.annotate("", b, a, arrowprops={"arrowstyle": "->", "color": QUIET})
         chosen = [self.colors[e] for e in routing.expert_N.tolist()]
         x_T, y_T = from_T2.T.tolist()
         ax.scatter(x_T, y_T, s=60, color="white", edgecolor=chosen, linewidth=2, zorder=3)
         for name, at, marker in (("f", f_E @ corners, "s"), ("P", from_T2.mean(0), "D")):
             x, y = at.tolist()
-            ax.scatter(x, y, s=80, marker=marker, color="#1b1f24", zorder=4, label=name)
+            ax.scatter(x, y, s=80, marker=marker, color=INK, zorder=4, label=name)
         ax.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.12, 0.97), title=self.title)
         ax.axis("off")
         ax.legend(frameon=False, loc="upper right")

@@ -3,39 +3,25 @@
 
 const STRIDE = 37; // as in bias_controller.py
 const RATES = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1];
-const NS = "http://www.w3.org/2000/svg";
 const WIDE = 560, HIGH = 190, LEFT = 44, RIGHT = 26, TOP = 10, BOTTOM = 26; // of a chart
-
-function h(tag, props = {}, ...children) {
-  const [name, ...classes] = tag.split(".");
-  const drawn = ["svg", "path", "line", "text"].includes(name);
-  const element = drawn ? document.createElementNS(NS, name) : document.createElement(name);
-  if (classes.length) element.setAttribute("class", classes.join(" "));
-  for (const [key, value] of Object.entries(props)) {
-    if (!drawn && key in element && !key.startsWith("aria")) element[key] = value;
-    else element.setAttribute(key, value);
-  }
-  element.append(...children);
-  return element;
-}
 
 /** Runs Algorithm 1 over fixed scores: for each step the biases that chose, and what came of it. */
 function control(scores, k, u, rule, steps, batch) {
   const T = scores.length, E = scores[0].length, mean = (batch * k) / E;
-  const chosen = new Uint8Array(T * E), sum = new Float64Array(E);
+  const chosen = new Uint8Array(T * E), score = new Float64Array(E);
   const run = { bias: [], load: [], batch: [], whole: [] };
   let bias = new Array(E).fill(0);
   for (let step = 0; step < steps; step++) {
     const whole = new Array(E).fill(0), load = new Array(E).fill(0);
     chosen.fill(0);
     for (let t = 0; t < T; t++) {
-      for (let e = 0; e < E; e++) sum[e] = scores[t][e] + bias[e];
+      for (let e = 0; e < E; e++) score[e] = scores[t][e] + bias[e];
       for (let n = 0; n < k; n++) {
-        let best = 0;
-        for (let e = 1; e < E; e++) if (sum[e] > sum[best]) best = e; // of equals the lower stays
-        sum[best] = -Infinity;
-        chosen[t * E + best] = 1;
-        whole[best]++;
+        let first = 0;
+        for (let e = 1; e < E; e++) if (score[e] > score[first]) first = e; // of equals the lower stays
+        score[first] = -Infinity;
+        chosen[t * E + first] = 1;
+        whole[first]++;
       }
     }
     for (let i = 0; i < batch; i++) {
@@ -52,41 +38,31 @@ function control(scores, k, u, rule, steps, batch) {
 }
 
 function render({ model, el }) {
-  const scores = model.get("scores"), colors = model.get("colors"), k = model.get("k");
-  const steps = model.get("steps"), batch = model.get("batch");
-  const T = scores.length, E = colors.length, stop = new AbortController(), listen = { signal: stop.signal };
-  const set = (key, value) => { model.set(key, value); model.save_changes(); };
+  const { get, set, on, labelled, slider, menu, show } = tie(model);
+  const scores = get("scores"), colors = get("colors"), k = get("k"), steps = get("steps"), batch = get("batch");
+  const T = scores.length, E = colors.length;
 
   // --- controls
   const rate = h("input", { type: "range", min: 0, max: RATES.length - 1, step: 1, "aria-label": "Update rate u" });
   const rateShown = h("output");
-  rate.addEventListener("input", () => set("u", RATES[Number(rate.value)]), listen);
-  const rule = h("select", { "aria-label": "Update rule" },
-    h("option", { value: "sign" }, "sign: b + u · sign(mean − load)"),
-    h("option", { value: "proportional" }, "proportional: b + u · (mean − load) / mean"));
-  rule.addEventListener("change", () => set("rule", rule.value), listen);
-  const at = h("input", { type: "range", min: 0, max: steps - 1, step: 1, "aria-label": "Step" });
-  const atShown = h("output");
-  at.addEventListener("input", () => set("step", Number(at.value)), listen);
-  const controls = h("div.controls", {},
-    h("label", {}, h("span", {}, "Update rate u"), rate, rateShown),
-    h("label", {}, h("span", {}, "Rule"), rule),
-    h("label", {}, h("span", {}, "Step"), at, atShown));
+  on(rate, "input", () => set({ u: RATES[Number(rate.value)] }));
+  const controls = h("div.controls", {}, labelled("Update rate u", rate, rateShown),
+    menu("rule", "Rule", [["sign", "sign: b + u · sign(mean − load)"], ["proportional", "proportional: b + u · (mean − load) / mean"]]),
+    slider("step", "Step", { min: 0, max: steps - 1 }));
 
   // --- charts over the steps
   const across = (step) => LEFT + ((WIDE - LEFT - RIGHT) * step) / Math.max(1, steps - 1);
   function chart(name) {
-    const marks = [0, 1, 2].map(() => h("text", { x: LEFT - 6, "text-anchor": "end", "dominant-baseline": "middle" }));
+    const marks = range(3).map(() => h("text", { x: LEFT - 6, "text-anchor": "end", "dominant-baseline": "middle" }));
     const zero = h("line.zero", { x1: LEFT, x2: WIDE - RIGHT }), now = h("line.now", { y1: TOP, y2: HIGH - BOTTOM });
     const svg = h("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": name },
       h("path.axis", { d: `M${LEFT} ${TOP}V${HIGH - BOTTOM}H${WIDE - RIGHT}` }), zero, now, ...marks,
       h("text", { x: LEFT, y: HIGH - 8 }, "0"),
       h("text", { x: WIDE - RIGHT, y: HIGH - 8, "text-anchor": "end" }, `step ${steps - 1}`));
-    svg.addEventListener("pointerdown", (event) => {
-      const box = svg.getBoundingClientRect(), x = ((event.clientX - box.left) * WIDE) / box.width;
-      const step = Math.round(((x - LEFT) * (steps - 1)) / (WIDE - LEFT - RIGHT));
-      set("step", Math.min(steps - 1, Math.max(0, step)));
-    }, listen);
+    on(svg, "pointerdown", (event) => {
+      const [x] = within(svg, WIDE, HIGH, event);
+      set({ step: clamp(Math.round(((x - LEFT) * (steps - 1)) / (WIDE - LEFT - RIGHT)), 0, steps - 1) });
+    });
     /** Fits the axis to these values; gives what turns a series into a path. */
     const fit = (low, high) => {
       const y = (v) => HIGH - BOTTOM - ((HIGH - TOP - BOTTOM) * (v - low)) / (high - low || 1);
@@ -94,11 +70,11 @@ function render({ model, el }) {
         marks[i].setAttribute("y", y(v));
         marks[i].textContent = v.toFixed(high - low < 0.5 ? 3 : 2);
       });
-      for (const end of ["y1", "y2"]) zero.setAttribute(end, y(0));
+      attr(zero, { y1: y(0), y2: y(0) });
       const path = (series) => `M${series.map((v, s) => `${across(s).toFixed(1)} ${y(v).toFixed(1)}`).join("L")}`;
       return { y, path };
     };
-    const point = (step) => { for (const end of ["x1", "x2"]) now.setAttribute(end, across(step)); };
+    const point = (step) => attr(now, { x1: across(step), x2: across(step) });
     return { svg, fit, point };
   }
   const violation = chart("MaxVio over the steps"), biases = chart("Bias of each expert over the steps");
@@ -111,10 +87,8 @@ function render({ model, el }) {
   // --- one step
   const heading = h("h2"), said = h("p.said", { role: "status" });
   const rows = colors.map((color, e) => {
-    const fill = h("i"), share = h("u"), value = h("span.value");
-    fill.style.background = color;
-    const chip = h("span.chip", {}, h("span.unseen", {}, "expert "), String(e));
-    return { fill, share, value, row: h("li.row", {}, chip, h("span.track", {}, fill, share), value) };
+    const fill = h("i", { style: `background: ${color}` }), share = h("u"), value = h("span.value");
+    return { fill, share, value, row: h("li.row", {}, chip(e), h("span.track", {}, fill, share), value) };
   });
   const root = h("div.bias-controller", {}, controls, h("div.two", {},
     h("section", {},
@@ -125,13 +99,11 @@ function render({ model, el }) {
     h("section", {}, heading,
       h("p.quiet", {}, "Bar: pairs that came. Dashed line: an equal share. b: the bias that chose them."),
       h("ul", {}, ...rows.map((r) => r.row)), said)));
-  el.append(root);
 
   // --- painting
   let run, ran = "";
-  const signed = (v) => `${v < 0 ? "−" : "+"}${Math.abs(v).toFixed(3)}`;
   function paint() {
-    const u = model.get("u"), how = model.get("rule"), step = model.get("step");
+    const u = get("u"), how = get("rule"), step = get("step");
     if (ran !== `${u} ${how}`) {
       ran = `${u} ${how}`;
       run = control(scores, k, u, how, steps, batch);
@@ -141,7 +113,7 @@ function render({ model, el }) {
       const all = run.bias.flat(), scale = biases.fit(Math.min(-1e-3, ...all), Math.max(1e-3, ...all));
       lines.forEach((line, e) => line.setAttribute("d", scale.path(run.bias.map((b) => b[e]))));
       // The numbers at the end, pushed apart where lines end close together.
-      const last = run.bias[steps - 1], order = names.map((_, e) => e).sort((a, b) => last[b] - last[a]);
+      const last = run.bias[steps - 1], order = best(last, E);
       let above = -Infinity;
       order.forEach((e, n) => {
         above = Math.min(Math.max(scale.y(last[e]), above + 11), HIGH - BOTTOM - 11 * (E - 1 - n));
@@ -153,9 +125,6 @@ function render({ model, el }) {
     rate.value = near;
     rateShown.textContent = String(u);
     rate.setAttribute("aria-valuetext", String(u));
-    rule.value = how;
-    at.value = step;
-    atShown.textContent = String(step);
     violation.point(step);
     biases.point(step);
     heading.textContent = `Load at step ${step}`;
@@ -163,29 +132,15 @@ function render({ model, el }) {
     rows.forEach(({ fill, share, value }, e) => {
       fill.style.width = `${(100 * load[e]) / most}%`;
       share.style.left = `${(100 * mean) / most}%`;
-      value.textContent = `${load[e]}, b ${signed(run.bias[step][e])}`;
+      value.textContent = `${load[e]}, b ${signed(run.bias[step][e], 3)}`;
     });
     said.textContent = `Step ${step}: MaxVio ${run.batch[step].toFixed(2)} in this batch, ` +
       `${run.whole[step].toFixed(2)} over all tokens. In the last 100 steps on average ` +
       `${average(run.batch).toFixed(2)} and ${average(run.whole).toFixed(2)}.`;
   }
-  const average = (series) => { const end = series.slice(-100); return end.reduce((a, b) => a + b, 0) / end.length; };
-  let frame = 0;
-  const soon = () => { frame ||= requestAnimationFrame(() => { frame = 0; paint(); }); };
-  const watched = ["u", "rule", "step"].map((key) => `change:${key}`);
-  for (const event of watched) model.on(event, soon);
-  // Keys pressed here are not for the notebook around it; Shift+Enter still runs the cell.
-  root.addEventListener("keydown", (event) => {
-    if (!event.ctrlKey && !event.metaKey && !event.altKey && !(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
-  }, listen);
-  paint();
+  const average = (series) => { const end = series.slice(-100); return sum(end) / end.length; };
 
-  return () => {
-    stop.abort();
-    cancelAnimationFrame(frame);
-    for (const event of watched) model.off(event, soon);
-    root.remove();
-  };
+  return show(el, root, ["u", "rule", "step"], paint);
 }
 
 export default { render };

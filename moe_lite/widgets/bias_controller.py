@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import traitlets as t
 
-from ..viz import expert_colors
-from .portable import HERE, PortableWidget
+from ..viz import QUIET, expert_colors
+from .portable import HERE, PortableWidget, bounded, panels, scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,19 +101,13 @@ class BiasController(PortableWidget):
         steps: int = 300,
         batch: int = 64,
     ):
-        scores = scores_TE.detach().cpu().double().numpy()
-        T, E = scores.shape
-        if not (8 <= T <= 512 and 2 <= E <= 16 and np.isfinite(scores).all()):
-            raise ValueError(
-                f"the bias controller takes 8 to 512 tokens and 2 to 16 experts with finite "
-                f"scores, not scores of shape {(T, E)}"
-                + ("" if np.isfinite(scores).all() else " with some that are not finite")
-            )
+        # Rounded once, here, so that page and Python compute on the same numbers.
+        self._scores_TE = scores(scores_TE, "bias controller", 8, 512).numpy().round(4)
+        T, E = self._scores_TE.shape
         for name, value, high in (("k", k, E), ("batch", batch, T), ("steps", steps, 1000)):
             if not 1 <= value <= high:
                 raise ValueError(f"{name} must be from 1 to {high}, not {value}")
-        # Rounded once, here, so that page and Python compute on the same numbers.
-        self._scores_TE, self._steps = scores.round(4), steps
+        self._steps = steps
         super().__init__(
             scores=self._scores_TE.tolist(),
             colors=expert_colors(E),
@@ -127,11 +121,7 @@ class BiasController(PortableWidget):
 
     @t.validate("u", "step")
     def _possible(self, proposal: Any) -> float:
-        name, value = proposal["trait"].name, proposal["value"]
-        low, high = {"u": (0, 1), "step": (0, self._steps - 1)}[name]
-        if not low <= value <= high:
-            raise t.TraitError(f"{name} must be from {low} to {high}, not {value:g}")
-        return value
+        return bounded(proposal, u=(0, 1), step=(0, self._steps - 1))
 
     @property
     def title(self) -> str:
@@ -147,11 +137,8 @@ class BiasController(PortableWidget):
 
     def figure(self) -> Figure:
         """Draw MaxVio and the biases over the steps, and the loads at the step shown."""
-        from matplotlib.figure import Figure
-
         run, E = self.run, len(self.colors)
-        figure = Figure(figsize=(11, 3.4), layout="constrained")
-        violation, biases, loads = figure.subplots(1, 3, width_ratios=[3, 3, 2])
+        figure, (violation, biases, loads) = panels(11, 3.4, 3, width_ratios=[3, 3, 2])
         violation.plot(run.batch_S, color="#9aa3ac", lw=0.9, label="this batch")
         violation.plot(run.whole_S, color="#0B62B8", lw=2, label=f"all {len(self.scores)} tokens")
         violation.set(xlabel="step", ylabel="MaxVio", ylim=(0, None))
@@ -163,12 +150,10 @@ class BiasController(PortableWidget):
             )
         biases.set(xlabel="step", ylabel="bias")
         loads.barh([str(e) for e in range(E)], run.load_SE[self.step], color=self.colors)
-        loads.axvline(self.batch * self.k / E, color="#59636e", ls="--", lw=1)
+        loads.axvline(self.batch * self.k / E, color=QUIET, ls="--", lw=1)
         loads.invert_yaxis()
         loads.set(xlabel=f"pairs at step {self.step}", ylabel="expert")
         for axes in (violation, biases):
-            axes.axvline(self.step, color="#59636e", lw=1, ls=":")
-        for axes in (violation, biases, loads):
-            axes.spines[["top", "right"]].set_visible(False)
+            axes.axvline(self.step, color=QUIET, lw=1, ls=":")
         figure.suptitle(self.title, fontsize=10)
         return figure

@@ -5,47 +5,19 @@
 const WIDE = 640, HIGH = 460, LEFT = 46, RIGHT = 12, TOP = 10, BOTTOM = 38; // of the picture
 const COLUMNS = 104, ROWS = 76; // cells in which the gate's regions are painted
 
-function h(tag, props = {}, ...children) {
-  const [name, ...classes] = tag.split(".");
-  const element = document.createElement(name);
-  if (classes.length) element.className = classes.join(" ");
-  for (const [key, value] of Object.entries(props)) {
-    if (key in element && !key.startsWith("aria")) element[key] = value;
-    else element.setAttribute(key, value);
-  }
-  element.append(...children);
-  return element;
-}
-
-const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
-const rgb = (color) => [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
-const floats = (view) => new Float32Array(new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice().buffer);
-
-/** Gives black or white, whichever is read better on a colour. */
-const on = (color) => {
-  const [r, g, b] = rgb(color).map((c) => (c / 255 <= 0.04045 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
-};
-
-function softmax(logits) {
-  const top = Math.max(...logits), weights = logits.map((x) => Math.exp(x - top));
-  const sum = weights.reduce((a, b) => a + b, 0);
-  return weights.map((w) => w / sum);
-}
-
 function render({ model, el }) {
-  const labels = model.get("labels"), target = model.get("target"), epochs = model.get("epochs");
-  const colors = model.get("colors"), E = colors.length, T = labels.length;
-  const point = floats(model.get("points")), weights = floats(model.get("weights"));
-  const experts = [...Array(E).keys()];
+  const { get, set, on, soon, onTheme, slider, button, show } = tie(model);
+  const labels = get("labels"), target = get("target"), epochs = get("epochs");
+  const colors = get("colors"), E = colors.length, T = labels.length, experts = range(E);
+  const [point, weights] = ["points", "weights"].map((key) => new Float32Array(cut(get(key))));
   const x = (t) => point[2 * t], y = (t) => point[2 * t + 1];
 
   // ------------------------------------------------------------------------------ the mixture
 
   const score = ([a, b, c], u, v) => a * u + b * v + c;
-  const gate = (e) => weights.subarray((model.get("moment") * E + e) * 6 + 3, (model.get("moment") * E + e) * 6 + 6);
-  const trained = (e) => [...weights.subarray((model.get("moment") * E + e) * 6, (model.get("moment") * E + e) * 6 + 3)];
-  const line = (e) => (model.get("lines").length ? model.get("lines").slice(3 * e, 3 * e + 3) : trained(e));
+  const gate = (e) => weights.subarray((get("moment") * E + e) * 6 + 3, (get("moment") * E + e) * 6 + 6);
+  const trained = (e) => [...weights.subarray((get("moment") * E + e) * 6, (get("moment") * E + e) * 6 + 3)];
+  const line = (e) => (get("lines").length ? get("lines").slice(3 * e, 3 * e + 3) : trained(e));
 
   /** Gives a case's prior p, posterior h and the blended answer: what the library computes. */
   function weigh(t, lines, gates) {
@@ -53,7 +25,7 @@ function render({ model, el }) {
     const out = lines.map((w) => 1 / (1 + Math.exp(-score(w, x(t), y(t)))));
     const p = softmax(logits);
     const h_ = softmax(logits.map((l, e) => l - (target[t] - out[e]) ** 2 / 2));
-    return { p, h: h_, out, answer: p.reduce((sum, share, e) => sum + share * out[e], 0) };
+    return { p, h: h_, out, answer: sum(p.map((share, e) => share * out[e])) };
   }
 
   // ------------------------------------------------------------------------------ the geometry
@@ -83,33 +55,30 @@ function render({ model, el }) {
 
   // ------------------------------------------------------------------------------ the page
 
-  const stop = new AbortController(), listen = { signal: stop.signal };
-  const moment = h("input", { type: "range", min: 0, max: epochs.length - 1, step: 1, "aria-label": "Moment of the training" });
-  const epoch = h("output");
-  const one = h("input", { type: "range", min: -1, max: T - 1, step: 1, "aria-label": "One vowel, or all" });
-  const which = h("output");
-  const steep = h("input", { type: "range", min: -3, max: 7, step: 0.1 });
-  const steepness = h("output");
-  const reset = h("button", { type: "button", textContent: "Lines as trained" });
+  const called = (t) => (t < 0 ? "all" : `[${labels[t]}]`);
+  const moment = slider("moment", "Training", { min: 0, max: epochs.length - 1, "aria-label": "Moment of the training" }, (n) => `epoch ${epochs[n]}`);
+  const one = slider("selected", "Vowel", { min: -1, max: T - 1, "aria-label": "One vowel, or all" }, called);
+  const steep = h("input", { type: "range", min: -3, max: 7, step: 0.1 }), steepness = h("output");
+  const restore = () => { anchors.clear(); set({ lines: [] }); };
+  const reset = button("Lines as trained", restore);
   const canvas = h("canvas", { role: "img" });
   const tints = h("canvas", { width: COLUMNS, height: ROWS }); // one pixel a cell, then stretched
   const cells = new ImageData(COLUMNS, ROWS);
   const turn = h("button.turn", { type: "button", textContent: "⟳" });
-  const handles = experts.map((e) => h("button.handle", { type: "button", textContent: e, style: `background:${colors[e]};color:${on(colors[e])}` }));
+  const handles = experts.map((e) => h("button.handle", { type: "button", textContent: e, style: `background:${colors[e]};color:${inkOn(colors[e])}` }));
   const plot = h("div.plot", {}, canvas, ...handles, turn);
   const bars = experts.map((e) => {
     const parts = { p: h("i.prior"), h: h("i"), np: h("span.value"), nh: h("span.value"), cases: h("span.cases") };
     parts.p.style.borderColor = parts.h.style.background = colors[e];
     parts.row = h("li", {},
-      h("span.chip", { textContent: e, style: `background:${colors[e]};color:${on(colors[e])}` }),
+      h("span.chip", { textContent: e, style: `background:${colors[e]};color:${inkOn(colors[e])}` }),
       h("span.pair", {}, h("span.track", {}, parts.p), parts.np, h("span.track", {}, parts.h), parts.nh), parts.cases);
     return parts;
   });
   const heading = h("h2"), said = h("p.said", { "aria-live": "polite" });
   const root = h("div.competition", {},
-    h("div.controls", {},
-      h("label", {}, "Training ", moment, epoch), h("label", {}, "Vowel ", one, which), reset),
-    h("div.columns", {}, plot,
+    h("div.controls", {}, moment, one, reset),
+    h("div.two", {}, plot,
       h("div.side", {}, heading,
         h("p.quiet", { textContent: "Upper bar, hollow: p, what the gate believes. Lower bar, full: h, who answers for it." }),
         h("ul", {}, ...bars.map((bar) => bar.row)),
@@ -117,26 +86,20 @@ function render({ model, el }) {
     h("p.quiet.help", { textContent:
       "Drag a number to move its expert's line, ⟳ to turn it; there it changes from 0 to 1. By keyboard: Tab to a number, arrow keys move " +
       "the line, Shift with left or right turns it. Click a vowel to see who answers for it, beside the plane for all." }));
-  el.append(root);
 
   // ------------------------------------------------------------------------------ painting
 
   function paint() {
-    const lines = experts.map(line), gates = experts.map(gate), chosen = model.get("selected");
+    const lines = experts.map(line), gates = experts.map(gate), chosen = get("selected");
     const style = getComputedStyle(root), ink = style.color, ground = style.getPropertyValue("--ground").trim() || "#fff";
     const cases = labels.map((_, t) => weigh(t, lines, gates));
     const winner = cases.map(({ h: h_ }) => h_.indexOf(Math.max(...h_)));
 
     // Letters in the expert's hue, drawn towards the ink so that they stand out from its region.
-    const black = ink.match(/[\d.]+/g).slice(0, 3).map(Number);
+    const black = (ink.match(/[\d.]+/g) ?? [0, 0, 0]).slice(0, 3).map(Number);
     const letter = colors.map((c) => `rgb(${rgb(c).map((part, i) => Math.round(0.6 * part + 0.4 * black[i])).join(" ")})`);
 
-    const ratio = Math.max(1, devicePixelRatio || 1);
-    if (canvas.width !== WIDE * ratio) { canvas.width = WIDE * ratio; canvas.height = HIGH * ratio; }
-    const g = canvas.getContext("2d");
-    g.setTransform(ratio, 0, 0, ratio, 0, 0);
-    g.clearRect(0, 0, WIDE, HIGH);
-
+    const g = sheet(canvas, WIDE, HIGH);
     const dx = (WIDE - LEFT - RIGHT) / COLUMNS, dy = (HIGH - TOP - BOTTOM) / ROWS;
     const sums = experts.map(() => [0, 0, 0]);
     for (let j = 0, k = 0; j < ROWS; j++)
@@ -154,7 +117,7 @@ function render({ model, el }) {
     g.save();
     g.beginPath(); g.rect(LEFT, TOP, WIDE - LEFT - RIGHT, HIGH - TOP - BOTTOM); g.clip();
     for (const e of experts) {
-      const n = normal(lines[e]), [cx, cy] = handle(e), mine = e === model.get("expert");
+      const n = normal(lines[e]), [cx, cy] = handle(e), mine = e === get("expert");
       g.setLineDash(idle.includes(e) ? [3, 6] : []);
       for (const [width, color] of [[mine ? 7 : 4.5, ground], [mine ? 4 : idle.includes(e) ? 1.5 : 2.5, colors[e]]]) {
         g.lineWidth = width; g.strokeStyle = color;
@@ -170,7 +133,7 @@ function render({ model, el }) {
       g.fillStyle = letter[winner[t]]; g.fillText(labels[t], px, py);
       if (mine) { g.lineWidth = 2; g.strokeStyle = ink; g.strokeRect(px - 12, py - 12, 24, 24); }
     });
-    const e = model.get("expert"), n = normal(lines[e]), [cx, cy] = handle(e);
+    const e = get("expert"), n = normal(lines[e]), [cx, cy] = handle(e);
     g.font = "bold 15px system-ui, sans-serif";
     for (const [text, way] of [["1", 1], ["0", -1]]) { // on which side it says what
       const at = [cx + way * 26 * n[0], cy + way * 26 * n[1]];
@@ -189,8 +152,7 @@ function render({ model, el }) {
     const place = (element, [px, py]) => { element.style.left = `${(100 * px) / WIDE}%`; element.style.top = `${(100 * py) / HIGH}%`; };
     handles.forEach((button, f) => {
       place(button, handle(f));
-      button.setAttribute("aria-pressed", f === e);
-      button.setAttribute("aria-label", `${f}, line of expert ${f}${idle.includes(f) ? ", idle" : ""}`);
+      attr(button, { "aria-pressed": f === e, "aria-label": `${f}, line of expert ${f}${idle.includes(f) ? ", idle" : ""}` });
     });
     const way = cx + 60 * n[1] < WIDE - RIGHT - 14 && cx + 60 * n[1] > LEFT + 14 && cy - 60 * n[0] > TOP + 14 && cy - 60 * n[0] < HIGH - BOTTOM - 14 ? 1 : -1;
     place(turn, inside(cx + way * 60 * n[1], cy - way * 60 * n[0]));
@@ -198,7 +160,7 @@ function render({ model, el }) {
 
     // The bars: one case, or the mean over all.
     const shown = chosen < 0 ? cases : [cases[chosen]];
-    const mean = (name, f) => shown.reduce((sum, c) => sum + c[name][f], 0) / shown.length;
+    const mean = (name, f) => sum(shown.map((c) => c[name][f])) / shown.length;
     const counts = experts.map((f) => winner.filter((w) => w === f).length);
     bars.forEach((bar, f) => {
       for (const name of ["p", "h"]) {
@@ -210,29 +172,22 @@ function render({ model, el }) {
       bar.row.classList.toggle("mine", f === e);
     });
     const right = cases.filter((c, t) => (c.answer > 0.5) === (target[t] > 0.5)).length;
-    const squared = cases.reduce((sum, c, t) => sum + (c.answer - target[t]) ** 2, 0) / T;
-    moment.value = model.get("moment"); one.value = chosen;
-    epoch.textContent = `epoch ${epochs[model.get("moment")]}`;
-    moment.setAttribute("aria-valuetext", epoch.textContent);
-    which.textContent = chosen < 0 ? "all" : `[${labels[chosen]}]`;
-    one.setAttribute("aria-valuetext", which.textContent);
-    heading.textContent = chosen < 0 ? `All ${T} vowels` : `[${labels[chosen]}] at ${x(chosen).toFixed(2)}, ${y(chosen).toFixed(2)} kHz; the answer is ${target[chosen]}`;
+    const squared = sum(cases.map((c, t) => (c.answer - target[t]) ** 2)) / T;
+    heading.textContent = chosen < 0 ? `All ${T} vowels` : `${called(chosen)} at ${x(chosen).toFixed(2)}, ${y(chosen).toFixed(2)} kHz; the answer is ${target[chosen]}`;
     const slope = Math.hypot(lines[e][0], lines[e][1]);
     steep.value = Math.log2(slope);
-    steep.setAttribute("aria-label", `Steepness of expert ${e}'s answer`);
-    steep.setAttribute("aria-valuetext", slope.toFixed(1));
+    attr(steep, { "aria-label": `Steepness of expert ${e}'s answer`, "aria-valuetext": slope.toFixed(1) });
     steepness.textContent = `${slope.toFixed(1)} per kHz (expert ${e})`;
-    const dragged = model.get("lines").length > 0;
-    said.textContent = `${dragged ? "Lines moved by you" : "As trained"}: ${((100 * right) / T).toFixed(1)}% right, average squared error ${squared.toFixed(3)}.`;
+    const dragged = get("lines").length > 0;
+    said.textContent = `${dragged ? "Lines moved by you" : "As trained"}: ${percent(right / T)} right, average squared error ${squared.toFixed(3)}.`;
     reset.disabled = !dragged;
     canvas.setAttribute("aria-label",
-      `The plane of the first two formants at epoch ${epochs[model.get("moment")]}. ` +
+      `The plane of the first two formants at epoch ${epochs[get("moment")]}. ` +
       experts.map((f) => `Expert ${f} ${idle.includes(f) ? "has no region" : "has a region"} and answers for ${counts[f]} vowels`).join(". ") + ".");
   }
 
   // ------------------------------------------------------------------------------ the gestures
 
-  const set = (changes) => { for (const [key, v] of Object.entries(changes)) model.set(key, v); model.save_changes(); };
   function shift(e, px, py) { // move the line, parallel, to go through a pixel
     [px, py] = inside(px, py);
     const lines = experts.flatMap(line), [u, v] = value(px, py);
@@ -256,64 +211,43 @@ function render({ model, el }) {
     for (let i = 0; i < 3; i++) lines[3 * e + i] *= times;
     set({ lines });
   }
-  const where = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return [((event.clientX - box.left) * WIDE) / box.width, ((event.clientY - box.top) * HIGH) / box.height];
-  };
+  const where = (event) => within(canvas, WIDE, HIGH, event);
   function drag(button, begin, move) {
-    button.addEventListener("pointerdown", (event) => { begin(event); button.setPointerCapture(event.pointerId); }, listen);
-    button.addEventListener("pointermove", (event) => { if (button.hasPointerCapture(event.pointerId)) move(event); }, listen);
+    on(button, "pointerdown", (event) => { begin(event); button.setPointerCapture(event.pointerId); });
+    on(button, "pointermove", (event) => { if (button.hasPointerCapture(event.pointerId)) move(event); });
   }
   handles.forEach((button, e) => {
     drag(button, () => set({ expert: e }), (event) => shift(e, ...where(event)));
-    button.addEventListener("focus", () => set({ expert: e }), listen);
-    button.addEventListener("keydown", (event) => {
+    on(button, "focus", () => set({ expert: e }));
+    on(button, "keydown", (event) => {
       const [dx, dy] = { ArrowLeft: [-6, 0], ArrowRight: [6, 0], ArrowUp: [0, -6], ArrowDown: [0, 6] }[event.key] ?? [];
       if (dx === undefined) return;
       event.preventDefault();
       if (event.shiftKey) rotate(e, (dx || dy) / 60);
       else { const at = handle(e); shift(e, at[0] + dx, at[1] + dy); }
-    }, listen);
+    });
   });
   let before = 0;
-  const bearing = (event) => { const [px, py] = where(event), at = handle(model.get("expert")); return Math.atan2(py - at[1], px - at[0]); };
-  drag(turn, (event) => { before = bearing(event); }, (event) => { const now = bearing(event); rotate(model.get("expert"), now - before); before = now; });
-  turn.addEventListener("keydown", (event) => {
+  const bearing = (event) => { const [px, py] = where(event), at = handle(get("expert")); return Math.atan2(py - at[1], px - at[0]); };
+  drag(turn, (event) => { before = bearing(event); }, (event) => { const now = bearing(event); rotate(get("expert"), now - before); before = now; });
+  on(turn, "keydown", (event) => {
     const way = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
-    if (way) { event.preventDefault(); rotate(model.get("expert"), way / 10); }
-  }, listen);
-  canvas.addEventListener("click", (event) => {
+    if (way) { event.preventDefault(); rotate(get("expert"), way / 10); }
+  });
+  on(canvas, "click", (event) => {
     const [px, py] = where(event);
-    let best = -1, least = 14 ** 2;
+    let near = -1, least = 14 ** 2;
     for (let t = 0; t < T; t++) {
       const [qx, qy] = pixel(x(t), y(t)), far = (px - qx) ** 2 + (py - qy) ** 2;
-      if (far < least) [best, least] = [t, far];
+      if (far < least) [near, least] = [t, far];
     }
-    set({ selected: best });
-  }, listen);
-  moment.addEventListener("input", () => { anchors.clear(); set({ lines: [], moment: +moment.value }); }, listen);
-  one.addEventListener("input", () => set({ selected: +one.value }), listen);
-  steep.addEventListener("input", () => sharpen(model.get("expert"), 2 ** +steep.value), listen);
-  reset.addEventListener("click", () => { anchors.clear(); set({ lines: [] }); }, listen);
+    set({ selected: near });
+  });
+  on(moment, "input", restore);
+  on(steep, "input", () => sharpen(get("expert"), 2 ** +steep.value));
+  onTheme(root, () => soon(paint));
 
-  // ------------------------------------------------------------------------------ life
-
-  let frame = 0;
-  const repaint = () => { frame ||= requestAnimationFrame(() => { frame = 0; paint(); }); };
-  const watched = ["moment", "expert", "selected", "lines"].map((name) => `change:${name}`);
-  for (const name of watched) model.on(name, repaint);
-  const themed = new MutationObserver(repaint);
-  for (const element of [document.documentElement, document.body])
-    themed.observe(element, { attributes: true, attributeFilter: ["class", "data-theme", "data-jp-theme-light"] });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint, listen);
-  paint();
-  return () => {
-    stop.abort();
-    themed.disconnect();
-    cancelAnimationFrame(frame);
-    for (const name of watched) model.off(name, repaint);
-    root.remove();
-  };
+  return show(el, root, ["moment", "expert", "selected", "lines"], paint);
 }
 
 export default { render };

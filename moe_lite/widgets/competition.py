@@ -9,7 +9,7 @@ import numpy as np
 import traitlets as t
 
 from ..viz import expert_colors, plane
-from .portable import HERE, PortableWidget
+from .portable import HERE, PortableWidget, bounded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,14 +86,9 @@ class CompetitionExplorer(PortableWidget):
 
     @t.validate("moment", "expert", "selected")
     def _exists(self, proposal: Any) -> int:
-        name, value = proposal["trait"].name, proposal["value"]
         N, E, _ = self._weights.shape
-        least, size = {"moment": (0, N), "expert": (0, E), "selected": (-1, len(self._points))}[
-            name
-        ]
-        if not least <= value < size:
-            raise t.TraitError(f"{name} must be from {least} to {size - 1}, not {value}")
-        return value
+        last = len(self._points) - 1
+        return bounded(proposal, moment=(0, N - 1), expert=(0, E - 1), selected=(-1, last))
 
     @t.validate("lines")
     def _three_each(self, proposal: Any) -> list[float]:

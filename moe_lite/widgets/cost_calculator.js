@@ -3,18 +3,6 @@
 
 const SHAPE = ["width", "expert_width", "experts", "top_k", "layers"];
 
-function h(tag, props = {}, ...children) {
-  const [name, ...classes] = tag.split(".");
-  const element = document.createElement(name);
-  if (classes.length) element.className = classes.join(" ");
-  for (const [key, value] of Object.entries(props)) {
-    if (key in element && !key.startsWith("aria")) element[key] = value;
-    else element.setAttribute(key, value);
-  }
-  element.append(...children);
-  return element;
-}
-
 /** Parameters by part, and what one layer keeps of one token. */
 function count(a) {
   const D = a.width, L = a.layers, M = Math.floor((L - a.dense_first) / a.every);
@@ -61,37 +49,30 @@ function short(value, unit) {
 const time = (s) => (s >= 1 ? `${s.toPrecision(3)} s` : s >= 1e-3 ? `${(s * 1e3).toPrecision(3)} ms` : `${(s * 1e6).toPrecision(3)} µs`);
 
 function render({ model, el }) {
-  const stop = new AbortController(), limits = model.get("limits"), presets = model.get("presets");
-  const listen = { signal: stop.signal };
-  const set = (changes) => { for (const [key, value] of Object.entries(changes)) model.set(key, value); model.save_changes(); };
+  const { get, set, on, labelled, menu, show } = tie(model);
+  const limits = get("limits"), presets = get("presets"), devices = get("devices");
 
   // --- controls
   const fields = {};
   const field = (key, label) => {
     const input = h("input", { type: "number", min: 1, max: limits[key], step: 1, "aria-label": label });
-    input.addEventListener("change", () => {
+    on(input, "change", () => {
       const value = Math.round(Number(input.value));
-      if (Number.isFinite(value)) set({ [key]: Math.min(limits[key], Math.max(1, value)) });
-      soon(); // what was clamped is shown
-    }, listen);
+      if (Number.isFinite(value)) set({ [key]: clamp(value, 1, limits[key]) });
+      input.value = get(key); // what was clamped is shown
+    });
     fields[key] = input;
-    return h("label", {}, h("span", {}, label), input);
+    return labelled(label, input);
   };
-  const menu = (key, label, options, choose) => {
-    const select = h("select", { "aria-label": label }, ...options.map(([value, text]) => h("option", { value }, text)));
-    select.addEventListener("change", () => choose(select.value), listen);
-    fields[key] = select;
-    return h("label", {}, h("span", {}, label), select);
-  };
-  const names = (key) => Object.keys(model.get(key)).map((name) => [name, name]);
+  const names = (dict) => Object.keys(dict).map((name) => [name, name]);
   const controls = h("div.controls", {},
-    menu("preset", "Model", names("presets"), (name) => set({ preset: name, ...Object.fromEntries(SHAPE.map((key) => [key, presets[name][key]])) })),
+    menu("preset", "Model", names(presets), (name) => set({ preset: name, ...Object.fromEntries(SHAPE.map((key) => [key, presets[name][key]])) })),
     field("width", "Width d"), field("expert_width", "Expert width ff"), field("experts", "Experts E"),
     field("top_k", "Per token k"), field("layers", "Layers"));
   const machine = h("div.controls", {},
-    menu("device", "Device", names("devices"), (name) => set({ device: name })),
+    menu("device", "Device", names(devices)),
     field("ranks", "Devices"), field("batch", "Texts in the batch"), field("context", "Tokens in each"),
-    menu("bytes_per_weight", "Weights in", [["4", "float32"], ["2", "bf16"], ["1", "int8"], ["0.5", "int4"]], (v) => set({ bytes_per_weight: Number(v) })));
+    menu("bytes_per_weight", "Weights in", [[4, "float32"], [2, "bf16"], [1, "int8"], [0.5, "int4"]]));
 
   // --- answers
   const said = h("p.said", { role: "status" });
@@ -107,22 +88,21 @@ function render({ model, el }) {
   const root = h("div.cost-calculator", {}, controls, machine, said,
     h("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Costs" }, table),
     h("p.quiet", {}, "Decode: one new token for each text. Prefill: all tokens at once. Train: forward, backward and AdamW. Each time is what that part would take alone at the device's full speed; the longest (outlined) is the bound, and no real step is faster."));
-  el.append(root);
 
   // --- painting
   function paint() {
     for (const [key, input] of Object.entries(fields)) {
-      const value = String(model.get(key));
+      const value = String(get(key));
       if (input.value !== value) input.value = value;
     }
-    const base = presets[model.get("preset")], a = { ...base };
-    for (const key of SHAPE) a[key] = model.get(key);
+    const base = presets[get("preset")], a = { ...base };
+    for (const key of SHAPE) a[key] = get(key);
     a.top_k = Math.min(a.top_k, a.experts);
     a.dense_first = Math.min(base.dense_first, a.layers);
     a.cross = Math.min(base.cross, a.layers);
-    const device = model.get("devices")[model.get("device")], c = count(a), bytes = model.get("bytes_per_weight");
+    const device = devices[get("device")], c = count(a), bytes = get("bytes_per_weight");
     for (const phase of phases) {
-      const cost = step(a, device, phase, model.get("batch"), model.get("context"), model.get("ranks"), bytes, model.get("constants"));
+      const cost = step(a, device, phase, get("batch"), get("context"), get("ranks"), bytes, get("constants"));
       const cells = rows[phase];
       cells.held.textContent = short(cost.held, "B");
       cells.flops.textContent = short(cost.flops, "");
@@ -137,22 +117,8 @@ function render({ model, el }) {
     said.textContent = `${c.total.toLocaleString("en")} parameters, ${c.active.toLocaleString("en")} active for a token; ` +
       `${short(c.total * bytes, "B")} of weights, and ${short(c.cached * a.layers * 2, "B")} of cache for each token of each text.`;
   }
-  let frame = 0;
-  const soon = () => { frame ||= requestAnimationFrame(() => { frame = 0; paint(); }); };
-  const watched = Object.keys(fields).map((key) => `change:${key}`);
-  for (const event of watched) model.on(event, soon);
-  // Keys pressed here are not for the notebook around it; Shift+Enter still runs the cell.
-  root.addEventListener("keydown", (event) => {
-    if (!event.ctrlKey && !event.metaKey && !event.altKey && !(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
-  }, { signal: stop.signal });
-  paint();
 
-  return () => {
-    stop.abort();
-    cancelAnimationFrame(frame);
-    for (const event of watched) model.off(event, soon);
-    root.remove();
-  };
+  return show(el, root, [...Object.keys(fields), "preset", "device", "bytes_per_weight"], paint);
 }
 
 export default { render };

@@ -18,7 +18,7 @@ from ..cost import (
     count_parameters,
     step,
 )
-from .portable import HERE, PortableWidget
+from .portable import HERE, PortableWidget, bounded, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,10 +87,7 @@ class CostCalculator(PortableWidget):
 
     @t.validate(*MOST)
     def _possible(self, proposal: Any) -> int:
-        name, value = proposal["trait"].name, proposal["value"]
-        if not 1 <= value <= MOST[name]:
-            raise t.TraitError(f"{name} must be from 1 to {MOST[name]:,}, not {value:,}")
-        return value
+        return bounded(proposal, **{name: (1, most) for name, most in MOST.items()})
 
     @t.validate("preset", "device", "bytes_per_weight")
     def _known(self, proposal: Any) -> Any:
@@ -131,11 +128,9 @@ class CostCalculator(PortableWidget):
 
     def figure(self) -> Figure:
         """Draw what compute, memory and network would each take, for the three phases."""
-        from matplotlib.figure import Figure
-
         count = count_parameters(self.architecture)
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        axes, looks = figure.subplots(), (("#0072B2", ""), ("#D55E00", "//"), ("#009E73", ".."))
+        figure, axes = panels(9, 3.6)
+        looks = (("#0072B2", ""), ("#D55E00", "//"), ("#009E73", ".."))
         for i, (colour, hatch) in enumerate(looks):
             parts = [list(cost.parts.items())[i] for cost in self.costs.values()]
             places = [phase + (i - 1) * 0.27 for phase in range(3)]
@@ -153,5 +148,4 @@ class CostCalculator(PortableWidget):
         )  # fmt: skip
         axes.title.set_fontsize(10)
         axes.legend(frameon=False, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
         return figure

@@ -5,23 +5,8 @@
 const PRIORITIES = { position: "by position: token after token", choice: "by choice: all first choices, then all second", gate: "by gate: the largest gate first" };
 const NTH = ["1st", "2nd", "3rd", "4th"], BEAT_MS = 260;
 
-function h(tag, props = {}, ...children) {
-  const [name, ...classes] = tag.split(".");
-  const element = document.createElement(name);
-  if (classes.length) element.className = classes.join(" ");
-  for (const [key, value] of Object.entries(props)) {
-    if (key in element && !key.startsWith("aria")) element[key] = value;
-    else element.setAttribute(key, value);
-  }
-  element.append(...children);
-  return element;
-}
-
-/** Makes what cannot be seen visible. */
-const seen = (text) => text.replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "∅";
-
-/** The same in a narrow place: what is written, unless it is all white. */
-const brief = (text) => seen(text.trim() || text);
+/** Spells a token in a narrow place: what is written, unless it is all white. */
+const brief = (text) => spell(text.trim() || text);
 
 /** Lists the pairs in the order in which they come to their queues, each with its rank there. */
 function queue(experts, gates, sent, order, priority, E) {
@@ -39,81 +24,47 @@ function queue(experts, gates, sent, order, priority, E) {
 }
 
 function render({ model, el }) {
-  const tokens = model.get("tokens"), experts = model.get("experts"), gates = model.get("gates");
-  const sent = model.get("sent"), orders = model.get("orders"), colors = model.get("colors");
-  const T = tokens.length, K = experts[0].length, E = colors.length;
-  const N = sent.flat().filter(Boolean).length, most = model.get("most");
-  const stop = new AbortController(), signal = { signal: stop.signal };
-  const set = (key, value) => { model.set(key, value); model.save_changes(); };
+  const { get, set, on, slider, menu, button, player, show } = tie(model);
+  const tokens = get("tokens"), experts = get("experts"), gates = get("gates"), sent = get("sent");
+  const orders = get("orders"), colors = get("colors"), most = get("most");
+  const T = tokens.length, K = experts[0].length, E = colors.length, N = sum(sent.flat());
 
   // --- controls
-  const sliders = {};
-  const slider = (key, label, props) => {
-    const input = h("input", { type: "range", step: 1, ...props, "aria-label": label }), output = h("output");
-    input.addEventListener("input", () => set(key, Number(input.value)), signal);
-    sliders[key] = { input, output };
-    return h("label", {}, h("span", {}, label), input, output);
-  };
-  const button = (text, act) => {
-    const element = h("button", { type: "button" }, text);
-    element.addEventListener("click", act, signal);
-    return element;
-  };
-  const menu = h("select", { "aria-label": "Who comes first" },
-    ...Object.entries(PRIORITIES).map(([value, text]) => h("option", { value }, text)));
-  menu.addEventListener("change", () => set("priority", menu.value), signal);
-
-  let playing = 0;
-  const halt = () => { clearInterval(playing); playing = 0; play.textContent = "Play"; };
-  const step = () => {
-    const next = Math.min(N, model.get("arrived") + 1);
-    set("arrived", next);
-    if (next === N) halt();
-  };
-  const play = button("Play", () => {
-    if (playing) return halt();
-    if (model.get("arrived") === N) set("arrived", 0);
-    play.textContent = "Pause";
-    playing = setInterval(step, BEAT_MS);
-  });
-  const shuffle = button("Shuffle the batch", () => set("shuffle", (model.get("shuffle") + 1) % orders.length));
+  const arrivals = slider("arrived", "Arrived", { min: 0, max: N }, (n) => `${n} of ${N}`, (n) => `${n} of ${N} choices`);
   const controls = h("div.controls", {},
-    slider("capacity", "Capacity", { min: 1, max: most }),
-    h("label", {}, h("span", {}, "Who comes first"), menu),
-    slider("arrived", "Arrived", { min: 0, max: N }),
-    h("span.buttons", {}, play, button("Step", () => { halt(); step(); }), shuffle));
+    slider("capacity", "Capacity", { min: 1, max: most }, (C) => `${C} (factor ${((C * E) / (T * K)).toFixed(2)})`, (C) => `${C} places for each expert`),
+    menu("priority", "Who comes first", Object.entries(PRIORITIES)), arrivals,
+    h("span.buttons", {}, ...player("arrived", N, BEAT_MS, arrivals),
+      button("Shuffle the batch", () => set({ shuffle: (get("shuffle") + 1) % orders.length }))));
   const said = h("p.said", { role: "status" });
 
   // --- the tokens
   const options = tokens.map((text, t) => {
     const marks = experts[t].map(() => h("i"));
-    const option = h("span.tok", { role: "option", tabIndex: -1, "aria-selected": "false" }, h("b", {}, seen(text)), h("span.marks", {}, ...marks));
-    option.addEventListener("click", () => choose(t), signal);
+    const option = h("span.tok", { role: "option", tabIndex: -1, "aria-selected": "false" }, h("b", {}, spell(text)), h("span.marks", {}, ...marks));
+    on(option, "click", () => choose(t));
     return { option, marks };
   });
   const batch = h("div.batch", { role: "listbox", "aria-label": "Tokens in the order of the batch", "aria-orientation": "horizontal" });
-  const choose = (t) => { set("token", t); options[t].option.focus({ preventScroll: true }); };
-  batch.addEventListener("keydown", (event) => {
-    const order = orders[model.get("shuffle")], at = order.indexOf(model.get("token"));
-    const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: T - 1 }[event.key];
-    if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    choose(order[Math.min(T - 1, Math.max(0, to))]);
-  }, signal);
+  const choose = (t) => { set({ token: t }); options[t].option.focus({ preventScroll: true }); };
+  on(batch, "keydown", (event) => {
+    const order = orders[get("shuffle")], to = arrow(event, order.indexOf(get("token")), T - 1);
+    if (to !== undefined) choose(order[to]);
+  });
 
   // --- the queues
   const lanes = colors.map((color, e) => {
-    const places = Array.from({ length: most }, () => h("li"));
+    const places = range(most).map(() => h("li"));
     const late = experts.flat().filter((other) => other === e).map(() => h("li"));
     const count = h("span.count"), stand = h("div.stand", {},
       h("ol.places", { "aria-label": `Places of expert ${e}` }, ...places),
       h("ol.late", { "aria-label": `Dropped by expert ${e}` }, ...late));
     stand.style.setProperty("--expert", color);
-    stand.addEventListener("click", (event) => {
+    on(stand, "click", (event) => {
       const slot = event.target.closest("li.full");
       if (slot) choose(Number(slot.dataset.token));
-    }, signal);
-    return { places, late, count, stand, row: h("div.lane", {}, h("span.chip", {}, h("span.unseen", {}, "expert "), String(e)), stand, count) };
+    });
+    return { places, late, count, stand, row: h("div.lane", {}, chip(e), stand, count) };
   });
 
   // --- one token
@@ -126,23 +77,14 @@ function render({ model, el }) {
       h("section", {}, h("h2", {}, "The batch"),
         h("p.quiet", {}, "Below each token the experts it chose, best first. Slanted: still to come."),
         batch, heading, story, end)));
-  el.append(root);
 
   // --- painting
   let laid = -1;
   function paint() {
-    const C = model.get("capacity"), priority = model.get("priority"), arrived = model.get("arrived"), chosen = model.get("token");
-    const order = orders[model.get("shuffle")];
-    const { pairs, length } = queue(experts, gates, sent, order, priority, E);
-    for (const [key, { input, output }] of Object.entries(sliders)) {
-      const value = model.get(key);
-      if (Number(input.value) !== value) input.value = value;
-      output.textContent = key === "capacity" ? `${C} (factor ${((C * E) / (T * K)).toFixed(2)})` : `${value} of ${N}`;
-      input.setAttribute("aria-valuetext", key === "capacity" ? `${C} places for each expert` : `${value} of ${N} choices`);
-    }
-    menu.value = priority;
-    if (laid !== model.get("shuffle")) {
-      laid = model.get("shuffle");
+    const C = get("capacity"), arrived = get("arrived"), chosen = get("token"), order = orders[get("shuffle")];
+    const { pairs, length } = queue(experts, gates, sent, order, get("priority"), E);
+    if (laid !== get("shuffle")) {
+      laid = get("shuffle");
       const focus = document.activeElement;
       batch.replaceChildren(...order.map((t) => options[t].option));
       if (batch.contains(focus)) focus.focus({ preventScroll: true });
@@ -159,7 +101,7 @@ function render({ model, el }) {
       slot.textContent = brief(tokens[t]) + (rank < C ? "" : " ✗");
       slot.dataset.token = t;
       slot.className = `full ${fate[t][k]}${t === chosen ? " chosen" : ""}${n === arrived - 1 && arrived < N ? " last" : ""}`;
-      slot.title = `token ${t}, ${seen(tokens[t])}, ${NTH[k]} choice, rank ${rank}: ${fate[t][k]}`;
+      slot.title = `token ${t}, ${spell(tokens[t])}, ${NTH[k]} choice, rank ${rank}: ${fate[t][k]}`;
     });
     lanes.forEach(({ places, late, count, stand }, e) => {
       stand.style.setProperty("--places", C);
@@ -179,7 +121,7 @@ function render({ model, el }) {
         mark.className = fates[k];
         mark.style.setProperty("--expert", colors[experts[t][k]]);
       });
-      option.setAttribute("aria-label", `token ${t}, ${seen(tokens[t])}: ${fates.map((f, k) => (f === "unsent" ? "second choice not sent" : `expert ${experts[t][k]} ${f}`)).join(", ")}`);
+      option.setAttribute("aria-label", `token ${t}, ${spell(tokens[t])}: ${fates.map((f, k) => (f === "unsent" ? "second choice not sent" : `expert ${experts[t][k]} ${f}`)).join(", ")}`);
       option.setAttribute("aria-selected", String(t === chosen));
       option.tabIndex = t === (chosen < 0 ? order[0] : chosen) ? 0 : -1;
     });
@@ -196,7 +138,7 @@ function render({ model, el }) {
       end.textContent = "Click one, here or in a queue, to see what becomes of its choices.";
       return;
     }
-    heading.textContent = `Token ${chosen}: ${seen(tokens[chosen])}`;
+    heading.textContent = `Token ${chosen}: ${spell(tokens[chosen])}`;
     story.replaceChildren(...experts[chosen].map((e, k) => {
       const at = pairs.findIndex((pair) => pair.t === chosen && pair.k === k);
       const gate = `${NTH[k]} choice: expert ${e}, gate ${gates[chosen][k].toFixed(2)}`;
@@ -210,23 +152,8 @@ function render({ model, el }) {
       : fates.includes("kept") ? (fates.includes("dropped") ? "The layer gives it the kept expert's answer only, with the gate it had." : "")
       : "No expert sees it: the layer gives it 0, and it goes on as it came, along the residual.";
   }
-  let frame = 0;
-  const soon = () => { frame ||= requestAnimationFrame(() => { frame = 0; paint(); }); };
-  const watched = ["capacity", "priority", "shuffle", "arrived", "token"].map((key) => `change:${key}`);
-  for (const event of watched) model.on(event, soon);
-  // Keys pressed here are not for the notebook around it; Shift+Enter still runs the cell.
-  root.addEventListener("keydown", (event) => {
-    if (!event.ctrlKey && !event.metaKey && !event.altKey && !(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
-  }, signal);
-  paint();
 
-  return () => {
-    stop.abort();
-    clearInterval(playing);
-    cancelAnimationFrame(frame);
-    for (const event of watched) model.off(event, soon);
-    root.remove();
-  };
+  return show(el, root, ["capacity", "priority", "shuffle", "arrived", "token"], paint);
 }
 
 export default { render };

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..contracts import Routing
 from ..routers import Priority, queue_rank
 from ..viz import INK, QUIET, expert_colors
-from .portable import HERE, PortableWidget
+from .portable import HERE, PortableWidget, bounded, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,14 +107,11 @@ class ExpertQueues(PortableWidget):
 
     @t.validate("capacity", "shuffle", "arrived", "token")
     def _possible(self, proposal: Any) -> int:
-        name, value = proposal["trait"].name, proposal["value"]
-        low, high = {
-            "capacity": (1, self.most), "shuffle": (0, SHUFFLES),
-            "arrived": (0, sum(map(sum, self.sent))), "token": (-1, len(self.tokens) - 1),
-        }[name]  # fmt: skip
-        if not low <= value <= high:
-            raise t.TraitError(f"{name} must be from {low} to {high}, not {value}")
-        return value
+        sent, T = sum(map(sum, self.sent)), len(self.tokens)
+        return bounded(
+            proposal, capacity=(1, self.most), shuffle=(0, SHUFFLES), arrived=(0, sent),
+            token=(-1, T - 1),
+        )  # fmt: skip
 
     @property
     def title(self) -> str:
@@ -145,7 +142,6 @@ class ExpertQueues(PortableWidget):
 
     def figure(self) -> Figure:
         """Draw the queues, all choices come, with the line behind the last place."""
-        from matplotlib.figure import Figure
         from matplotlib.patches import FancyBboxPatch
 
         E, K, rank_N = len(self.colors), len(self.experts[0]), self.rank_N.tolist()
@@ -153,8 +149,7 @@ class ExpertQueues(PortableWidget):
             "fc": "none", "ec": QUIET, "ls": ":", "boxstyle": "round,pad=0,rounding_size=0.08"
         }  # fmt: skip
         longest = max(self.capacity, *(rank + 1 for rank in rank_N))
-        figure = Figure(figsize=(10, 0.9 + 0.42 * E), layout="constrained")
-        ax = figure.subplots()
+        figure, ax = panels(10, 0.9 + 0.42 * E)
         for e in range(E):
             for place in range(self.capacity):
                 ax.add_patch(FancyBboxPatch((place + 0.1, e - 0.33), 0.8, 0.66, lw=0.8, **box))
@@ -172,5 +167,4 @@ class ExpertQueues(PortableWidget):
                xlabel="place in the queue (right of the line, ✗: dropped)")  # fmt: skip
         ax.set_xticks(range(0, longest + 1, 1 + longest // 20))
         ax.set_title(f"{self.title}, by {self.priority}", fontsize=10, loc="left")
-        ax.spines[["top", "right"]].set_visible(False)
         return figure

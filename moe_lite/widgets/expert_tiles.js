@@ -7,21 +7,6 @@ const PATHS = { loop: "loop: one expert after another", padded: "padded: as many
 const ROUTINGS = ["balanced", "random", "zipf", "one-hot", "half empty"];
 const EXPERTS = [2, 4, 8, 16], HEIGHTS = [1, 2, 4, 8, 16], BEAT_MS = 120;
 
-function h(tag, props = {}, ...children) {
-  const [name, ...classes] = tag.split(".");
-  const element = document.createElement(name);
-  if (classes.length) element.className = classes.join(" ");
-  for (const [key, value] of Object.entries(props)) {
-    if (key in element && !key.startsWith("aria")) element[key] = value;
-    else element.setAttribute(key, value);
-  }
-  element.append(...children);
-  return element;
-}
-
-const range = (n) => Array.from({ length: n }, (_, i) => i);
-const best = (xs, n) => range(xs.length).sort((a, b) => xs[b] - xs[a] || a - b).slice(0, n);
-
 /** The expert of each pair, in token order. */
 function route(gumbel, routing, E) {
   const row = (t) => gumbel.slice(t * MOST_EXPERTS, t * MOST_EXPERTS + E);
@@ -42,7 +27,7 @@ function route(gumbel, routing, E) {
 /** Sorts the pairs, cuts the tiles and deals them to the processors. */
 function lay({ path, experts: E, height: BM, expert }) {
   const load = range(E).map((e) => expert.filter((other) => other === e).length);
-  const offsets = range(E + 1).map((e) => load.slice(0, e).reduce((a, b) => a + b, 0));
+  const offsets = range(E + 1).map((e) => sum(load.slice(0, e)));
   const next = [...offsets], rows = expert.map((e) => next[e]++); // each pair's row: stable
   const most = Math.max(...load);
   const own = load.map((n, e) => range(Math.ceil((path === "padded" ? most : n) / BM))
@@ -55,48 +40,20 @@ function lay({ path, experts: E, height: BM, expert }) {
 }
 
 function render({ model, el }) {
-  const gumbel = model.get("gumbel"), colors = model.get("colors"), stop = new AbortController(), signal = { signal: stop.signal };
-  const set = (key, value) => { model.set(key, value); model.save_changes(); };
+  const { get, slider, menu, player, show } = tie(model), gumbel = get("gumbel"), colors = get("colors");
 
   // --- controls
-  const menus = {};
-  const menu = (key, label, options) => {
-    const select = h("select", { "aria-label": label }, ...options.map(([value, text]) => h("option", { value: String(value) }, text)));
-    select.addEventListener("change", () => set(key, typeof options[0][0] === "number" ? Number(select.value) : select.value), signal);
-    menus[key] = select;
-    return h("label", {}, h("span", {}, label), select);
-  };
   const plain = (values) => values.map((value) => [value, String(value)]);
-  const slider = h("input", { type: "range", min: 0, max: N, step: 1, "aria-label": "Moved" }), output = h("output");
-  slider.addEventListener("input", () => { halt(); set("moved", Number(slider.value)); }, signal);
-  const button = (text, act) => {
-    const element = h("button", { type: "button" }, text);
-    element.addEventListener("click", act, signal);
-    return element;
-  };
-  let playing = 0;
-  const halt = () => { clearInterval(playing); playing = 0; play.textContent = "Play"; };
-  const step = () => {
-    const to = Math.min(N, model.get("moved") + 1);
-    set("moved", to);
-    if (to === N) halt();
-  };
-  const play = button("Play", () => {
-    if (playing) return halt();
-    if (model.get("moved") === N) set("moved", 0);
-    play.textContent = "Pause";
-    playing = setInterval(step, BEAT_MS);
-  });
+  const moves = slider("moved", "Moved", { min: 0, max: N }, (n) => `${n} of ${N}`, (n) => `${n} of ${N} pairs moved`);
   const controls = h("div.controls", {},
     menu("path", "Path", Object.entries(PATHS)), menu("routing", "Routing", plain(ROUTINGS)),
     menu("experts", "Experts", plain(EXPERTS)), menu("height", "Tile height", plain(HEIGHTS)),
-    h("label", {}, h("span", {}, "Moved"), slider, output),
-    h("span.buttons", {}, play, button("Step", () => { halt(); step(); })));
+    moves, h("span.buttons", {}, ...player("moved", N, BEAT_MS, moves)));
 
   // --- the three places
   const said = h("p.said", { role: "status" });
-  const chips = range(N).map((n) => h("li", {}, h("b"), h("i")));
-  const before = h("ol.pairs", { "aria-label": "Pairs in token order" }, ...chips);
+  const pairs = range(N).map((n) => h("li", {}, h("b"), h("i")));
+  const before = h("ol.pairs", { "aria-label": "Pairs in token order" }, ...pairs);
   const lanes = h("div.lanes"), grid = h("tbody"), heads = h("tr");
   const work = h("table", {}, h("caption.unseen", {}, "Tiles by processor and wave"), h("thead", {}, heads), grid);
   const root = h("div.expert-tiles", {}, controls, said,
@@ -109,7 +66,6 @@ function render({ model, el }) {
     h("h2", {}, `On ${PROCESSORS} processors`),
     h("p.quiet", {}, "A column for each wave, in it the expert of each processor's tile. Hatched: the share of the tile that is padding. A dash: nothing to do."),
     h("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Processors" }, work));
-  el.append(root);
 
   // --- painting
   const filled = (element, e, share) => {
@@ -118,19 +74,15 @@ function render({ model, el }) {
   };
   let drawn = "", slots = [];
   function paint() {
-    const [path, routing, E, BM, moved] = ["path", "routing", "experts", "height", "moved"].map((key) => model.get(key));
-    for (const [key, select] of Object.entries(menus)) select.value = String(model.get(key));
-    if (Number(slider.value) !== moved) slider.value = moved;
-    output.textContent = `${moved} of ${N}`;
-    slider.setAttribute("aria-valuetext", `${moved} of ${N} pairs moved`);
+    const [path, routing, E, BM, moved] = ["path", "routing", "experts", "height", "moved"].map(get);
     const expert = route(gumbel, routing, E), found = lay({ path, experts: E, height: BM, expert });
     const key = [path, routing, E, BM].join();
     if (key !== drawn) {
       drawn = key;
-      chips.forEach((chip, n) => {
-        chip.firstChild.textContent = Math.floor(n / K);
-        chip.lastChild.textContent = expert[n];
-        filled(chip, expert[n], 1);
+      pairs.forEach((pair, n) => {
+        pair.firstChild.textContent = Math.floor(n / K);
+        pair.lastChild.textContent = expert[n];
+        filled(pair, expert[n], 1);
       });
       slots = [];
       lanes.replaceChildren(...found.own.map((own, e) => {
@@ -139,7 +91,7 @@ function render({ model, el }) {
           if (i < tile.used) { slots[tile.first + i] = slot; filled(slot, e, 1); }
           return slot;
         })));
-        return h("div.lane", {}, h("span.chip", {}, h("span.unseen", {}, "expert "), String(e)), h("span.tiles", {}, ...boxes),
+        return h("div.lane", {}, chip(e), h("span.tiles", {}, ...boxes),
           h("span.count", {}, `${found.load[e]} of ${own.length * BM}`));
       }));
       heads.replaceChildren(h("td"), ...found.waves.map((_, w) => h("th", { scope: "col" }, String(w + 1))));
@@ -154,29 +106,14 @@ function render({ model, el }) {
       said.textContent = `${N} of ${computed} computed rows hold a pair; ${found.tiles.length} tiles in ${found.waves.length} waves, ` +
         `${places - found.tiles.length} processors' turns idle. Useful: ${Math.floor((100 * N) / (places * BM) + 0.5)}% of the processors' time.`;
     }
-    chips.forEach((chip, n) => { chip.className = n < moved ? "gone" : n === moved ? "next" : ""; });
+    pairs.forEach((pair, n) => { pair.className = n < moved ? "gone" : n === moved ? "next" : ""; });
     found.rows.forEach((row, n) => {
       slots[row].textContent = n < moved ? Math.floor(n / K) : "";
       slots[row].className = `slot${n < moved ? " full" : ""}${n === moved - 1 && moved < N ? " last" : ""}`;
     });
   }
-  let frame = 0;
-  const soon = () => { frame ||= requestAnimationFrame(() => { frame = 0; paint(); }); };
-  const watched = ["path", "routing", "experts", "height", "moved"].map((key) => `change:${key}`);
-  for (const event of watched) model.on(event, soon);
-  // Keys pressed here are not for the notebook around it; Shift+Enter still runs the cell.
-  root.addEventListener("keydown", (event) => {
-    if (!event.ctrlKey && !event.metaKey && !event.altKey && !(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
-  }, signal);
-  paint();
 
-  return () => {
-    stop.abort();
-    clearInterval(playing);
-    cancelAnimationFrame(frame);
-    for (const event of watched) model.off(event, soon);
-    root.remove();
-  };
+  return show(el, root, ["path", "routing", "experts", "height", "moved"], paint);
 }
 
 export default { render };

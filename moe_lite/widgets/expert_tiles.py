@@ -9,7 +9,7 @@ import torch
 import traitlets as t
 
 from ..viz import INK, QUIET, expert_colors
-from .portable import HERE, PortableWidget
+from .portable import HERE, PortableWidget, bounded, gumbel, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,18 +81,13 @@ class ExpertTiles(PortableWidget):
     moved = t.Int(TOKENS * K).tag(sync=True)
 
     def __init__(self, **values: Any):
-        generator = torch.Generator().manual_seed(0)
-        uniform_N = torch.rand(TOKENS * MOST_EXPERTS, generator=generator, dtype=torch.float64)
-        # Rounded once, here, so that page and Python compare the same numbers.
-        gumbel_N = (-(-uniform_N.clamp(1e-9, 1 - 1e-9).log()).log()).round(decimals=6)
+        gumbel_N = gumbel(TOKENS * MOST_EXPERTS)
         self._gumbel_TE = gumbel_N.view(TOKENS, MOST_EXPERTS)
         super().__init__(gumbel=gumbel_N.tolist(), colors=expert_colors(MOST_EXPERTS), **values)
 
     @t.validate("moved")
     def _possible(self, proposal: Any) -> int:
-        if not 0 <= proposal["value"] <= TOKENS * K:
-            raise t.TraitError(f"moved must be from 0 to {TOKENS * K}, not {proposal['value']}")
-        return proposal["value"]
+        return bounded(proposal, moved=(0, TOKENS * K))
 
     @property
     def title(self) -> str:
@@ -150,11 +145,9 @@ class ExpertTiles(PortableWidget):
 
     def figure(self) -> Figure:
         """Draw token order, expert tiles and processors, all pairs moved."""
-        from matplotlib.figure import Figure
-
         found, E, BM, expert_N = self.layout, self.experts, self.height, self.expert_N
-        figure = Figure(figsize=(11, 1.6 + 0.27 * max(8, E)), layout="constrained")
-        before, after, work = figure.subplots(1, 3, width_ratios=(1.1, 3, 2.2))
+        height, widths = 1.6 + 0.27 * max(8, E), (1.1, 3, 2.2)
+        figure, (before, after, work) = panels(11, height, 3, width_ratios=widths)
         for n, e in enumerate(expert_N):
             self._cell(before, n % 8, n // 8, e, 1.0, str(n // K))
         before.set(xlim=(0, 8), ylim=(8, 0), title="token order", ylabel="each cell: its token")

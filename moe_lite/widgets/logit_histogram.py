@@ -10,8 +10,8 @@ import traitlets as t
 from torch import Tensor
 
 from ..contracts import Routing
-from ..viz import expert_colors
-from .portable import HERE, PortableWidget
+from ..viz import INK, expert_colors
+from .portable import HERE, PortableWidget, bounded, panels, scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,20 +63,13 @@ class LogitHistogram(PortableWidget):
         shift: float = 0.0,
         token: int = 0,
     ):
-        logits_TE = logits_TE.detach().cpu().float()
-        T, E = logits_TE.shape
-        if not (1 <= T <= 500 and 2 <= E <= 16 and logits_TE.isfinite().all()):
-            raise ValueError(
-                f"the logit histogram shows 1 to 500 tokens and 2 to 16 experts with finite "
-                f"logits, not logits of shape {tuple(logits_TE.shape)}"
-                + ("" if logits_TE.isfinite().all() else " with some that are not finite")
-            )
+        self._logits_TE = scores(logits_TE, "logit histogram", 1, 500).float().double()
+        T, E = self._logits_TE.shape
         names = [str(n) for n in range(T)] if tokens is None else list(tokens)
         if len(names) != T:
             raise ValueError(f"there are {T} tokens, but {len(names)} texts")
         if not 1 <= k <= E:
             raise ValueError(f"k must be between 1 and {E} experts, not {k}")
-        self._logits_TE = logits_TE.double()
         super().__init__(
             logits=self._logits_TE.tolist(),
             tokens=names,
@@ -90,11 +83,10 @@ class LogitHistogram(PortableWidget):
 
     @t.validate("doublings", "shift", "token")
     def _possible(self, proposal: Any) -> float:
-        name, value = proposal["trait"].name, proposal["value"]
-        high = {"doublings": MOST_DOUBLINGS, "shift": MOST_SHIFT, "token": len(self._logits_TE) - 1}
-        if not 0 <= value <= high[name]:
-            raise t.TraitError(f"{name} must be from 0 to {high[name]}, not {value:g}")
-        return value
+        T = len(self._logits_TE)
+        return bounded(
+            proposal, doublings=(0, MOST_DOUBLINGS), shift=(0, MOST_SHIFT), token=(0, T - 1)
+        )
 
     def logits_in(self, precision: str) -> Tensor:
         """Give the logits as they stand after both sliders, in float32 or through bfloat16."""
@@ -146,13 +138,10 @@ class LogitHistogram(PortableWidget):
 
     def figure(self) -> Figure:
         """Draw the histogram, and the contest for one token before and after rounding."""
-        from matplotlib.figure import Figure
-
         exact_TE, rounded_TE = self.logits_in("float32"), self.logits_in("bfloat16")
         low, high = exact_TE.min().item(), exact_TE.max().item()
         pad = (high - low or 1.0) * 0.02 + (self.spacing if self.precision == "bfloat16" else 0.0)
-        figure = Figure(figsize=(10, 3.6), layout="constrained")
-        bars, contest = figure.subplots(1, 2)
+        figure, (bars, contest) = panels(10, 3.6, 2)
         bins = torch.linspace(low - pad, high + pad, BINS + 1).tolist()
         bars.hist(exact_TE.flatten().tolist(), bins, color="#9aa3ac", label="float32")
         if self.precision == "bfloat16":
@@ -168,7 +157,7 @@ class LogitHistogram(PortableWidget):
         bars.legend(fontsize=8, frameon=False, loc="upper right")
         for e, color in enumerate(self.colors):
             exact, rounded = exact_TE[self.token, e].item(), rounded_TE[self.token, e].item()
-            contest.scatter(exact, e, s=60, facecolor="none", edgecolor="#1b1f24")
+            contest.scatter(exact, e, s=60, facecolor="none", edgecolor=INK)
             if self.precision == "bfloat16":
                 contest.scatter(rounded, e, s=40, color=color, marker="s")
         contest.set(
@@ -177,6 +166,5 @@ class LogitHistogram(PortableWidget):
         )  # fmt: skip
         contest.invert_yaxis()
         for axes in (bars, contest):
-            axes.spines[["top", "right"]].set_visible(False)
             axes.title.set_fontsize(10)
         return figure

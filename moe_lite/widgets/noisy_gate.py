@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..contracts import Routing
 from ..routers import kth_excluding, prob_in_top_k
-from ..viz import expert_colors
-from .portable import HERE, PortableWidget
+from ..viz import INK, QUIET, expert_colors
+from .portable import HERE, PortableWidget, bounded, panels, scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,14 +55,8 @@ class NoisyGate(PortableWidget):
     def __init__(
         self, logits_TE: Tensor, *, k: int = 2, noise: float = 1.0, token: int = 0, draw: int = 0
     ):
-        logits_TE = logits_TE.detach().cpu().double()
+        logits_TE = scores(logits_TE, "noisy gate", 1, 1000)
         T, E = logits_TE.shape
-        if not (1 <= T <= 1000 and 2 <= E <= 16 and logits_TE.isfinite().all()):
-            raise ValueError(
-                f"the noisy gate shows 1 to 1,000 tokens and 2 to 16 experts with finite scores, "
-                f"not scores of shape {tuple(logits_TE.shape)}"
-                + ("" if logits_TE.isfinite().all() else " with some that are not finite")
-            )
         generator = torch.Generator().manual_seed(0)
         normal_N = torch.randn(T * E, generator=generator, dtype=torch.float64)
         # Rounded once, here, so that page and Python compute on the same numbers.
@@ -79,14 +73,8 @@ class NoisyGate(PortableWidget):
 
     @t.validate("k", "noise", "token", "draw")
     def _possible(self, proposal: Any) -> float:
-        name, value = proposal["trait"].name, proposal["value"]
         T, E = self._clean_TE.shape
-        low, high = {
-            "k": (1, E), "noise": (0, MOST_NOISE), "token": (0, T - 1), "draw": (0, 10**6),
-        }[name]  # fmt: skip
-        if not low <= value <= high:
-            raise t.TraitError(f"{name} must be from {low:g} to {high:g}, not {value:g}")
-        return value
+        return bounded(proposal, k=(1, E), noise=(0, MOST_NOISE), token=(0, T - 1), draw=(0, 10**6))
 
     @property
     def title(self) -> str:
@@ -111,18 +99,15 @@ class NoisyGate(PortableWidget):
 
     def figure(self) -> Figure:
         """Draw the load of each expert, and the contest for one token."""
-        from matplotlib.figure import Figure
-
         routing, (T, E) = self.routing, self._clean_TE.shape
         came = smooth = routing.load_E().tolist()
         if routing.smooth_load_TE is not None:
             smooth = routing.smooth_load_TE.sum(0).tolist()
-        figure = Figure(figsize=(10, 3.6), layout="constrained")
-        loads, contest = figure.subplots(1, 2)
+        figure, (loads, contest) = panels(10, 3.6, 2)
         names = [str(e) for e in range(E)]
         loads.barh(names, came, color=self.colors, label="tokens that came")
-        loads.plot(smooth, names, "D", color="#1b1f24", ms=5, label="smooth load")
-        loads.axvline(T * self.k / E, color="#59636e", ls="--", lw=1, label="equal share")
+        loads.plot(smooth, names, "D", color=INK, ms=5, label="smooth load")
+        loads.axvline(T * self.k / E, color=QUIET, ls="--", lw=1, label="equal share")
         loads.set(xlabel="tokens", ylabel="expert", title=self.title)
         clean, noisy = (x_TE[self.token].tolist() for x_TE in (self._clean_TE, routing.logits_TE))
         chosen = set(routing.expert_N.view(T, self.k)[self.token].tolist())
@@ -131,17 +116,16 @@ class NoisyGate(PortableWidget):
             contest.scatter(
                 noisy[e], e, s=70, color=self.colors[e], marker="*" if e in chosen else "o"
             )
-            contest.scatter(clean[e], e, s=22, color="none", edgecolor="#1b1f24")
+            contest.scatter(clean[e], e, s=22, color="none", edgecolor=INK)
         if self.k < E:
             bars = kth_excluding(routing.logits_TE, self.k)[self.token].tolist()
-            contest.plot(bars, range(E), "|", color="#1b1f24", ms=15, mew=2)
+            contest.plot(bars, range(E), "|", color=INK, ms=15, mew=2)
         contest.set(
             yticks=range(E), xlabel="score (○ clean, ★ chosen, | the bar to clear)",
             title=f"Token {self.token}",
         )  # fmt: skip
         for axes in (loads, contest):
             axes.invert_yaxis()
-            axes.spines[["top", "right"]].set_visible(False)
             axes.title.set_fontsize(10)
         loads.legend(fontsize=8, frameon=False, loc="lower right")
         return figure

@@ -8,10 +8,15 @@ import html
 import io
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anywidget
+import numpy as np
+import torch
+import traitlets as t
+from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,8 +29,21 @@ class PortableWidget(anywidget.AnyWidget):
     """Show one ES module live in a notebook, in an HTML file without a kernel, and as a PNG.
 
     A subclass names its ``_esm`` and ``_css`` files, keeps all it shows in synced traits whose
-    names do not begin with an underscore, and overrides :meth:`figure` and :attr:`title`.
+    names do not begin with an underscore, and overrides :meth:`figure` and :attr:`title`. In
+    front of its two files come ``common.js`` and ``common.css``, what all widgets share; in the
+    style, ``.widget`` is the class that is named as the file is (``noisy_gate.css``:
+    ``.noisy-gate``), so two widgets in one notebook leave each other alone.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        for key in ("_esm", "_css"):
+            if isinstance(own := cls.__dict__.get(key), Path):
+                parts = (HERE / f"common{own.suffix}", own)
+                shared, text = (part.read_text(encoding="utf-8") for part in parts)
+                if key == "_css":
+                    shared = shared.replace(".widget", f".{own.stem.replace('_', '-')}")
+                setattr(cls, key, shared + text)
+        super().__init_subclass__(**kwargs)
 
     @property
     def title(self) -> str:
@@ -103,8 +121,54 @@ script-src 'sha256-{digest}'; style-src 'unsafe-inline'">
         return {**data, "image/png": still, "text/plain": self.title}, metadata
 
 
+def bounded(proposal: Any, **bounds: tuple[float, float]) -> Any:
+    """Give the value that is proposed for a trait, if it lies within the trait's bounds.
+
+    Raises: traitlets.TraitError if it does not.
+    """
+    name, value = proposal["trait"].name, proposal["value"]
+    low, high = bounds[name]
+    if low <= value <= high:
+        return value
+    said = (f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (low, high, value))
+    raise t.TraitError("{} must be from {} to {}, not {}".format(name, *said))
+
+
+def scores(x_TE: Tensor, widget: str, least: int, most: int) -> Tensor:
+    """Take a widget's scores as float64 on the CPU.
+
+    Raises: ValueError unless they are finite, of ``least`` to ``most`` tokens and 2 to 16 experts.
+    """
+    x_TE, finite = x_TE.detach().cpu().double(), bool(x_TE.isfinite().all())
+    if x_TE.dim() == 2 and least <= len(x_TE) <= most and 2 <= x_TE.shape[1] <= 16 and finite:
+        return x_TE
+    raise ValueError(
+        f"the {widget} shows {least} to {most:,} tokens and 2 to 16 experts with finite scores, "
+        f"not scores of shape {tuple(x_TE.shape)}"
+        + ("" if finite else " with some that are not finite")
+    )
+
+
+def gumbel(count: int) -> Tensor:
+    """Draw the same Gumbel numbers each time, rounded: page and Python compare equal ones."""
+    generator = torch.Generator().manual_seed(0)
+    uniform_N = torch.rand(count, generator=generator, dtype=torch.float64)
+    return (-(-uniform_N.clamp(1e-9, 1 - 1e-9).log()).log()).round(decimals=6)
+
+
+def panels(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """Make an empty figure, in inches, and its axes side by side, open at the top and right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns, **options)
+    for ax in np.ravel(axes):
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
 def _binary(value: Any) -> dict[str, str]:
-    return {"base64": base64.b64encode(value).decode()}
+    return {"deflated": base64.b64encode(zlib.compress(value, 9)).decode()}
 
 
 def _write(path: str | os.PathLike[str], content: bytes) -> Path:

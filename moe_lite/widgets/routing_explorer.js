@@ -8,19 +8,6 @@ const ARRAYS = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i2: Int16Arra
 const LEFT = 30; // pixels for the layer numbers beside the map
 const MANY = 16; // above this number of experts, bars stand in columns
 
-/** Makes an element; text goes in as text nodes, so no token is ever read as markup. */
-function h(tag, props = {}, ...children) {
-  const [name, ...classes] = tag.split(".");
-  const element = document.createElement(name);
-  if (classes.length) element.className = classes.join(" ");
-  for (const [key, value] of Object.entries(props)) {
-    if (key in element && !key.startsWith("aria")) element[key] = value;
-    else element.setAttribute(key, value);
-  }
-  element.append(...children);
-  return element;
-}
-
 /** Changes a text or an attribute only if it differs: the browser then has nothing to redo. */
 function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -29,24 +16,13 @@ function put(element, name, value) {
   if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 }
 
-const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
-const signed = (x, digits) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(digits)}`;
 const nth = (n) => `${n}${n % 100 > 10 && n % 100 < 14 ? "th" : ["th", "st", "nd", "rd"][n % 10] ?? "th"}`;
-const percent = (share) => `${(100 * share).toFixed(1)}%`;
-
-/** Spells a token on one line, its white space visible. */
-const spell = (text) =>
-  text.replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "∅";
 
 /** Spells a token for a voice. */
 const voice = (text) =>
   text.trim() || (text.includes("\n") ? "line break" : text.includes("\t") ? "tab" : text ? "space" : "empty");
 
 // ------------------------------------------------------------------------------------ the data
-
-/** Copies a part of a DataView, which may lie at any offset, so that typed arrays align. */
-const cut = (block, begin = 0, end = block.byteLength) =>
-  new Uint8Array(block.buffer, block.byteOffset + begin, end - begin).slice().buffer;
 
 function arraysOf(model) {
   const film = model.get("film");
@@ -120,7 +96,7 @@ function unpack(model) {
       depth[row] = n > 1 && sum > 0 ? Math.round(4 * clamp((top / sum - 1 / n) / (1 - 1 / n), 0, 1)) : 4;
     }
   }
-  const before = sizes.map((_, l) => sizes.slice(0, l).reduce((a, b) => a + b, 0)), base = before.map((n) => n * T);
+  const before = sizes.map((_, l) => sum(sizes.slice(0, l))), base = before.map((n) => n * T);
   const queues = model.get("queues");
   const share = (l, e) => load[l][e] / Math.max(1, kept[l]);
   return {
@@ -184,22 +160,14 @@ function describe(data, l, t, name, most) {
 
 // ---------------------------------------------------------------------------------- the colours
 
-const rgb = (color) => [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
-
-/** Black or white, whichever can be read on a colour: one of them always has contrast 4.5. */
-function ink(color) {
-  const [r, g, b] = rgb(color).map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
-}
-
 /** The rules of each expert: e5 gives bars and chips its colour, t5 a token its tint. A token's
  *  rules set only what moves nothing and no child inherits: recolouring a text is then cheap. */
 const rules = (colors) =>
   colors.map((color, e) => {
     const c = rgb(color).join(" ");
-    return `.moe .e${e}{--c:${c};--on:${ink(color)}}.moe .tok>.t${e}{border-color:rgb(${c})}` +
+    return `.moe .e${e}{--c:${c};--on:${inkOn(color)}}.moe .tok>.t${e}{border-color:rgb(${c})}` +
       [0, 1, 2, 3, 4].map((w) => `.moe .t${e}.w${w}{background-color:rgb(${c}/var(--w${w}))}`).join("") +
-      `.moe [aria-selected="true"]>.t${e}{background-color:rgb(${c});color:${ink(color)}}`;
+      `.moe [aria-selected="true"]>.t${e}{background-color:rgb(${c});color:${inkOn(color)}}`;
   }).join("\n");
 
 // ----------------------------------------------------------------------------------- the tokens
@@ -233,12 +201,7 @@ function option(text, t) {
 
 function build(model, el, which = "") {
   const data = unpack(model), { T, L, E } = data;
-  const stop = new AbortController(), { signal } = stop;
-  const get = (key) => model.get(key);
-  const set = (changes) => {
-    for (const [key, value] of Object.entries(changes)) model.set(key, value);
-    model.save_changes();
-  };
+  const tied = tie(model), { get, set, on, atEnd, soon, onTheme, live } = tied;
   const id = `moe-${Math.random().toString(36).slice(2)}`;
   let hover = -1, hits = null;
 
@@ -274,12 +237,12 @@ function build(model, el, which = "") {
   const bars = h("ul.bars"), gateRows = [], strip = h("div.strip", { role: "group", "aria-label": "The token's experts, layer by layer" });
   for (let e = 0; e < E; e++) {
     const fill = h("i"), score = h("span.logit"), value = h("span.value"), weight = h("span.weight");
-    gateRows.push({ fill, score, value, weight, row: h(`li.bar.e${e}`, {}, h("span.chip", {}, h("span.unseen", {}, "expert "), String(e)), score, h("span.track", {}, fill), value, weight) });
+    gateRows.push({ fill, score, value, weight, row: h(`li.bar.e${e}`, {}, chip(e), score, h("span.track", {}, fill), value, weight) });
   }
   bars.append(...gateRows.map((r) => r.row));
   const steps = data.names.map((_, l) => {
     const chips = h("span.chips"), button = h("button", { type: "button", tabIndex: -1 }, h("span.quiet", {}, String(l)), chips);
-    button.addEventListener("click", () => set({ layer: l }), { signal });
+    on(button, "click", () => set({ layer: l }));
     return { button, chips };
   });
   strip.append(...steps.map((s) => s.button));
@@ -294,8 +257,8 @@ function build(model, el, which = "") {
   for (let e = 0; e < E; e++) {
     const fill = h("i"), equal = h("u"), value = h("span.value"), count = h("span.count");
     const row = h(`button.bar.e${e}`, { type: "button", "aria-pressed": "false", tabIndex: e ? -1 : 0 },
-      h("span.chip", {}, h("span.unseen", {}, "expert "), String(e)), h("span.track", {}, fill, equal), value, count);
-    row.addEventListener("click", () => set({ expert: get("expert") === e ? -1 : e }), { signal });
+      chip(e), h("span.track", {}, fill, equal), value, count);
+    on(row, "click", () => set({ expert: get("expert") === e ? -1 : e }));
     loadRows.push({ row, fill, equal, value, count });
   }
   loads.append(...loadRows.map((r) => r.row));
@@ -314,9 +277,9 @@ function build(model, el, which = "") {
   for (const [keys, does] of [["← →", "token"], ["↑ ↓", "line"], ["Shift ↑ ↓", "layer"], ["Home End", "first, last"], [E > 10 ? "0–9 0–9" : E > 1 ? `0–${E - 1}` : "0", "one expert’s tokens"], ["Esc", "clear"]])
     help.append(h("kbd", {}, keys), ` ${does}  `);
 
-  const root = h(`div.moe${E > MANY ? ".many" : ""}${E > 10 ? ".tens" : ""}`, {}, h("style", {}, rules(data.colors)), h("div.grid", {}, controls, text, one, map, load, help));
+  const root = h(`div.routing-explorer.moe${E > MANY ? ".many" : ""}${E > 10 ? ".tens" : ""}`, {}, h("style", {}, rules(data.colors)), h("div.grid", {}, controls, text, one, map, load, help));
   el.append(root);
-  const asked = get("answers")?.["[]"] ? asking(model, data, { get, set, signal, root, soon }) : null;
+  const asked = get("answers")?.["[]"] ? asking(data, root, tied) : null;
   if (asked) map.before(asked.panel);
 
   // --- painting ---------------------------------------------------------------------------------
@@ -355,17 +318,14 @@ function build(model, el, which = "") {
   /** Writes the experts' numbers into the leading: on a canvas, because as text they would make
    *  the browser set the whole text again at every step. Only around what is in view. */
   function drawNumbers() {
-    const width = listbox.clientWidth, room = listbox.clientHeight, scale = window.devicePixelRatio || 1;
+    const width = listbox.clientWidth, room = listbox.clientHeight;
     const top = Math.max(0, listbox.scrollTop - room / 2), height = Math.min(2 * room, listbox.scrollHeight - top);
     digits.hidden = !numbers.checked;
     if (!width || !room || digits.hidden) return;
     digits.style.top = `${top}px`;
     digits.style.width = `${width}px`;
     digits.style.height = `${height}px`;
-    digits.width = Math.round(width * scale); // which also clears it
-    digits.height = Math.round(height * scale);
-    const style = getComputedStyle(root), ctx = digits.getContext("2d"), filter = get("expert"), l = get("layer");
-    ctx.scale(scale, scale);
+    const style = getComputedStyle(root), ctx = sheet(digits, width, height), filter = get("expert"), l = get("layer");
     ctx.font = `10.5px ${style.fontFamily}`;
     ctx.textAlign = "center";
     ctx.textBaseline = "top";
@@ -511,7 +471,7 @@ function build(model, el, which = "") {
   }
 
   function drawMap() {
-    const width = frame.clientWidth, scale = window.devicePixelRatio || 1;
+    const width = frame.clientWidth;
     if (!width) return;
     const room = width - LEFT - 1;
     cell.width = clamp(room / T, 2, 24);
@@ -520,21 +480,15 @@ function build(model, el, which = "") {
     spacer.style.width = cell.width * T > room + 1 ? `${LEFT + cell.width * T + 1}px` : "100%";
     const scrolls = frame.scrollWidth > frame.clientWidth;
     if (scrolls) frame.tabIndex = 0; else frame.removeAttribute("tabindex");
-    if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
-      canvas.width = Math.round(width * scale);
-      canvas.height = Math.round(height * scale);
-      canvas.style.width = `${width}px`;
-      canvas.style.height = `${height}px`;
-    }
-    const style = getComputedStyle(root), ctx = canvas.getContext("2d");
+    canvas.style.width = `${width}px`;
+    canvas.style.height = `${height}px`;
+    const style = getComputedStyle(root), ctx = sheet(canvas, width, height);
     const strong = style.color, quiet = style.getPropertyValue("--quiet");
     const x = (t) => LEFT + t * cell.width - frame.scrollLeft, y = (l) => top + l * cell.height;
     const from = Math.max(0, Math.floor(frame.scrollLeft / cell.width));
     const to = Math.min(T, Math.ceil((frame.scrollLeft + room) / cell.width));
     const l0 = get("layer"), t0 = get("selected"), gap = cell.height > 9 ? 1 : 0, split = cell.width > 5 ? 1 : 0;
     const print = cell.width >= 13 && cell.height >= 12;
-    ctx.setTransform(scale, 0, 0, scale, 0, 0);
-    ctx.clearRect(0, 0, width, height);
     ctx.font = `11px ${style.fontFamily}`;
     ctx.textBaseline = "middle";
     ctx.textAlign = "center";
@@ -587,13 +541,7 @@ function build(model, el, which = "") {
       ctx.fillText(l, LEFT - 6, y(l) + cell.height / 2);
     }
   }
-  const inks = data.colors.map(ink);
-
-  // Several changes in one frame cost one drawing.
-  const frames = new Map();
-  function soon(paint) {
-    if (!frames.has(paint)) frames.set(paint, requestAnimationFrame(() => { frames.delete(paint); paint(); }));
-  }
+  const inks = data.colors.map(inkOn);
 
   // Dark is what the host says it is: read from the ink that its theme gives.
   function theme() {
@@ -613,9 +561,7 @@ function build(model, el, which = "") {
     problem: () => say(problem, get("problem") ?? ""),
   };
   for (const key of ["question", "answer", "answers"]) changed[key] = () => asked?.paint();
-  for (const [key, paint] of Object.entries(changed)) model.on(`change:${key}`, paint);
 
-  const on = (target, type, act, more = {}) => target.addEventListener(type, act, { signal, ...more });
   const point = (t) => { if (t !== hover) { hover = t; soon(paintToken); soon(drawMap); } };
   const under = (event) => { const tok = event.target.closest?.(".tok"); return tok ? Number(tok.dataset.t) : -1; };
   on(slider, "input", () => set({ layer: Number(slider.value) }));
@@ -698,21 +644,15 @@ function build(model, el, which = "") {
     }
     return false;
   }
-  on(root, "keydown", (event) => {
-    if (press(event)) event.preventDefault();
-    // What is typed here is not for the notebook around it, whose `d d` deletes a cell; but
-    // Shift+Enter still runs the cell, and whatever is held with Ctrl, Alt or Cmd passes.
-    if (!event.ctrlKey && !event.metaKey && !event.altKey && !(event.key === "Enter" && event.shiftKey)) event.stopPropagation();
-  });
+  on(root, "keydown", (event) => { if (press(event)) event.preventDefault(); });
 
   // The first report comes when the page has been laid out, and so has its colours: a host may
   // call render before that.
   const resized = new ResizeObserver(() => { theme(); look(); });
   resized.observe(frame);
   resized.observe(listbox);
-  // Whatever turns the theme, in whatever host, turns the ink; and that is a (brief) transition.
-  for (const type of ["transitionend", "transitioncancel"])
-    on(root, type, (event) => { if (event.target === root) theme(); });
+  atEnd(() => resized.disconnect());
+  onTheme(root, theme);
 
   paintStep();
   changed.layer();
@@ -721,13 +661,7 @@ function build(model, el, which = "") {
   asked?.paint();
   theme();
 
-  return () => {
-    stop.abort();
-    resized.disconnect();
-    frames.forEach((frame) => cancelAnimationFrame(frame));
-    for (const [key, paint] of Object.entries(changed)) model.off(`change:${key}`, paint);
-    root.remove();
-  };
+  return live(root, changed);
 }
 
 // ------------------------------------------------------------------------------------- what if
@@ -747,7 +681,7 @@ function wording([kind, layer, expert, other, k, tokens], data) {
 }
 
 /** The panel that asks: what the model says next, and what would be different. */
-function asking(model, data, { get, set, signal, root, soon }) {
+function asking(data, root, { get, set, on, soon }) {
   const { T } = data, live = get("live"), base = get("answers")["[]"], top = base.top;
   const read = (answer) => new Uint16Array(cut(answer.data));
   const plain = read(base);
@@ -777,7 +711,6 @@ function asking(model, data, { get, set, signal, root, soon }) {
   const panel = h("section.panel.ask", { "aria-label": "What if" }, h("h2", {}, "What if …"),
     h("div.form", {}, ...(live ? [kind.label, expert.label, other.label, k.label, where.label, whom.label, ask, also] : [stored.label]), undo),
     note, asked, h("div.answers", {}, h("div", {}, title, legend, rows), losses, goesOn));
-  const on = (target, type, act) => target.addEventListener(type, act, { signal });
   const now = () => (get("selected") >= 0 ? get("selected") : T - 1);
 
   /** The question that the form spells; its layer is the one that is shown. */
@@ -856,7 +789,7 @@ function asking(model, data, { get, set, signal, root, soon }) {
       const before = was.loss(u) / 1000, after = value ? value.loss(u) / 1000 : before;
       list.push({ u, before, after, rise: after - before });
     }
-    const after = list.filter(({ u }) => u > t), mean = (rows, name) => rows.reduce((sum, row) => sum + row[name], 0) / rows.length;
+    const after = list.filter(({ u }) => u > t), mean = (rows, name) => sum(rows.map((row) => row[name])) / rows.length;
     const figures = (rows) => (value ? `${mean(rows, "before").toFixed(3)} → ${mean(rows, "after").toFixed(3)} nats (${signed(mean(rows, "after") - mean(rows, "before"), 3)})` : `${mean(rows, "before").toFixed(3)} nats`);
     say(lossTitle, after.length ? `Loss of the ${after.length === 1 ? "token" : `${after.length} tokens`} after it` : "Loss");
     const named = [...after].sort((a, b) => Math.abs(b.rise) - Math.abs(a.rise)).slice(0, 3).filter(({ rise }) => Math.abs(rise) >= 0.001);
@@ -872,15 +805,12 @@ function asking(model, data, { get, set, signal, root, soon }) {
   let drawn;
   function drawLoss() {
     const { after, most } = drawn;
-    const width = losses.clientWidth || 300, height = 64, scale = window.devicePixelRatio || 1, style = getComputedStyle(root), ctx = canvas.getContext("2d");
+    const width = losses.clientWidth || 300, height = 64, style = getComputedStyle(root), ctx = sheet(canvas, width, height);
     const step = Math.max(width / after.length, 1), wide = clamp(step - 1, 1, 14);
-    canvas.width = width * scale;
-    canvas.height = height * scale;
     canvas.style.width = `${width}px`;
     canvas.style.height = `${height}px`;
     put(canvas, "aria-label", `By how much the loss of each following token changed, at most ${most.toFixed(3)} nats: up and filled is a rise, down and hollow a fall.`);
     canvas.title = canvas.getAttribute("aria-label");
-    ctx.scale(scale, scale);
     ctx.fillStyle = ctx.strokeStyle = style.color;
     ctx.fillRect(0, height / 2, width, 1);
     after.forEach(({ rise }, i) => {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..contracts import Routing
 from ..viz import expert_colors
-from .portable import HERE, PortableWidget
+from .portable import HERE, PortableWidget, bounded, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,12 +76,8 @@ class RowsOrColumns(PortableWidget):
 
     @t.validate("c", "seen")
     def _possible(self, proposal: Any) -> int:
-        name, value = proposal["trait"].name, proposal["value"]
         T, E = self._shape
-        most = {"c": E, "seen": T}[name]
-        if not 1 <= value <= most:
-            raise t.TraitError(f"{name} must be from 1 to {most}, not {value}")
-        return int(value)
+        return bounded(proposal, c=(1, E), seen=(1, T))
 
     @t.validate("scores")
     def _same_shape(self, proposal: Any) -> list[list[float]]:
@@ -121,13 +117,10 @@ class RowsOrColumns(PortableWidget):
 
     def figure(self) -> Figure:
         """Draw the matrix with what is chosen, and the counts of its rows and columns."""
-        from matplotlib.figure import Figure
-
         (T, E), routing, seen = self._shape, self.routing, self.seen
         chosen_TE = _chosen(routing)
         changed = {(n, e): now for n, e, now in self.changed}
-        figure = Figure(figsize=(2.2 + 0.78 * E, 1.6 + 0.31 * T), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = panels(2.2 + 0.78 * E, 1.6 + 0.31 * T)
         axes.imshow(routing.probs_TE.numpy(), cmap="Blues", vmin=0, vmax=1.8, aspect="auto",
                     extent=(-0.5, E - 0.5, seen - 0.5, -0.5))  # fmt: skip
         for n in range(seen):

@@ -9,7 +9,8 @@ import torch
 import traitlets as t
 from torch import Tensor
 
-from .portable import HERE, PortableWidget
+from ..viz import INK
+from .portable import HERE, PortableWidget, bounded, gumbel, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,12 +81,7 @@ class TrafficMatrix(PortableWidget):
             raise ValueError(f"2 to 12 ranks share at most 64 experts: not {experts} on {ranks}")
         if not 1 <= k <= experts:
             raise ValueError(f"k must be from 1 to {experts}, not {k}")
-        generator = torch.Generator().manual_seed(0)
-        uniform_N = torch.rand(
-            ranks * MOST_TOKENS * experts, generator=generator, dtype=torch.float64
-        )
-        # Rounded once, here, so that page and Python compute on the same numbers.
-        gumbel_N = (-(-uniform_N.clamp(1e-9, 1 - 1e-9).log()).log()).round(decimals=6)
+        gumbel_N = gumbel(ranks * MOST_TOKENS * experts)
         self._gumbel_TE = gumbel_N.view(-1, experts)
         self._fewest = -(-k * ranks // experts)  # ranks that have k experts
         super().__init__(
@@ -95,14 +91,10 @@ class TrafficMatrix(PortableWidget):
 
     @t.validate("tokens", "skew", "visit", "capacity")
     def _possible(self, proposal: Any) -> float:
-        name, value = proposal["trait"].name, proposal["value"]
-        low, high = {
-            "tokens": (1, MOST_TOKENS), "skew": (0, 2), "visit": (self._fewest, self.ranks),
-            "capacity": (0, 4),
-        }[name]  # fmt: skip
-        if not low <= value <= high:
-            raise t.TraitError(f"{name} must be from {low:g} to {high:g}, not {value:g}")
-        return value
+        return bounded(
+            proposal, tokens=(1, MOST_TOKENS), skew=(0, 2), visit=(self._fewest, self.ranks),
+            capacity=(0, 4),
+        )  # fmt: skip
 
     @property
     def title(self) -> str:
@@ -134,11 +126,9 @@ class TrafficMatrix(PortableWidget):
 
     def figure(self) -> Figure:
         """Draw the matrix and the work of each rank."""
-        from matplotlib.figure import Figure
-
         traffic, R = self.traffic, self.ranks
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        matrix, work = figure.subplots(1, 2)
+        figure, (matrix, work) = panels(10, 4, 2)
+        matrix.spines[:].set_visible(True)
         image = matrix.imshow(traffic.pairs_RR.numpy(), cmap="cividis", vmin=0)
         figure.colorbar(image, ax=matrix, label="pairs")
         matrix.set(
@@ -147,13 +137,12 @@ class TrafficMatrix(PortableWidget):
         )  # fmt: skip
         work_R = traffic.pairs_RR.sum(0).numpy()
         work.bar(range(R), work_R, color="#0072B2")
-        work.axhline(work_R.mean(), color="#1b1f24", ls="--", label="mean")
+        work.axhline(work_R.mean(), color=INK, ls="--", label="mean")
         work.set(
             xlabel="rank", ylabel="pairs to compute", xticks=range(R),
             title=f"busiest / mean {traffic.busiest:.2f}, dropped {traffic.dropped}",
         )  # fmt: skip
         work.legend(frameon=False, fontsize=8)
-        work.spines[["top", "right"]].set_visible(False)
         for axes in (matrix, work):
             axes.title.set_fontsize(10)
         return figure

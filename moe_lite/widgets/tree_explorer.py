@@ -10,7 +10,7 @@ import traitlets as t
 
 from ..hierarchy import HME, affine
 from ..viz import INK, QUIET, expert_colors
-from .portable import HERE, PortableWidget
+from .portable import HERE, PortableWidget, bounded, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,15 +66,8 @@ class TreeExplorer(PortableWidget):
 
     @t.validate("step", "node", "token")
     def _exists(self, proposal: Any) -> int:
-        name, value = proposal["trait"].name, proposal["value"]
-        least, size = {
-            "step": (0, len(self.likelihood)),
-            "node": (0, 2 ** (self.depth + 1) - 1),
-            "token": (-1, len(self.x)),
-        }[name]
-        if not least <= value < size:
-            raise t.TraitError(f"{name} must be from {least} to {size - 1}, not {value}")
-        return value
+        nodes, last = 2 ** (self.depth + 1) - 1, len(self.likelihood) - 1
+        return bounded(proposal, step=(0, last), node=(0, nodes - 1), token=(-1, len(self.x) - 1))
 
     @property
     def title(self) -> str:
@@ -85,8 +78,6 @@ class TreeExplorer(PortableWidget):
 
     def figure(self) -> Figure:
         """Draw the points, the experts' lines, the tree and the likelihood at the step shown."""
-        from matplotlib.figure import Figure
-
         E, N = 2**self.depth, 2 ** (self.depth + 1) - 1
         shape = len(self.likelihood), len(self.x), N
         prior, posterior = (
@@ -95,8 +86,7 @@ class TreeExplorer(PortableWidget):
         )
         line_E2 = np.frombuffer(self.lines, "<f4").reshape(-1, E, 2)[self.step]
         x, y, colors = np.array(self.x), np.array(self.y), np.array(self.colors)
-        fig = Figure(figsize=(11, 4.8), layout="constrained", facecolor="white")
-        left, right = fig.subplots(1, 2, width_ratios=[3, 2])
+        figure, (left, right) = panels(11, 4.8, 2, width_ratios=[3, 2])
         leaf = posterior[:, -E:].argmax(axis=1)
         left.scatter(x, y, c=colors[leaf], s=16, alpha=0.15 + 0.85 * posterior[:, self.node])
         for e, (slope, intercept) in enumerate(line_E2):
@@ -129,8 +119,7 @@ class TreeExplorer(PortableWidget):
             f"Share of all points at each node; log-likelihood {self.likelihood[self.step]:.1f}",
             loc="left", fontsize=10.5, color=INK,
         )  # fmt: skip
-        left.spines[["top", "right"]].set_visible(False)
-        return fig
+        return figure
 
     def name(self, node: int) -> str:
         """Name a node as the page does.

@@ -62,7 +62,7 @@ def test_arrow_keys_move_a_token_and_all_tokens(open_page):
     page.wait_for_timeout(60)
     after = page.locator(".row .value").all_inner_texts()
     assert float(after[5]) < float(before[5]) - 0.05 and after[::2] == before[::2]
-    page.get_by_label("What moves").focus()
+    page.get_by_label("Moves").focus()
     page.keyboard.press("End")
     page.get_by_text("token 11").wait_for()
     triangle.focus()

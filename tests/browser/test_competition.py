@@ -213,6 +213,6 @@ def test_it_is_drawn_anew_in_another_theme_and_fits_a_phone(open_widget):
     page = open_widget(width=380)
     before = pixels(page)
     page.locator("#theme").click()
-    settle(page)
-    assert pixels(page) != before
+    drawn = "before => document.querySelector('.competition canvas').toDataURL() !== before"
+    page.wait_for_function(drawn, arg=before)
     assert page.evaluate("document.documentElement.scrollWidth") <= 380

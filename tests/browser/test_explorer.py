@@ -11,7 +11,6 @@ import torch
 from moe_lite import viz
 from moe_lite.contracts import Routing, RoutingTrace
 from moe_lite.widgets import RoutingExplorer
-from moe_lite.widgets.portable import HERE
 
 TOKENS = ["HAM", "LET", ".", " To", " be", ",", " or", " not", " to", " be", "\n", "def", " f",
           "(", "x", "):", "\n\n", "    ", "return", " x", "はじめ", "😀", " שלום", " ", "e",
@@ -395,7 +394,7 @@ def test_two_views_of_one_model_and_no_trace_left(new_page, make_trace):
     """Views share the state, a new trace redraws both, and render's clean-up leaves nothing."""
     page = new_page()
     page.set_content("<body><div id=a></div><div id=b></div></body>")
-    module = base64.b64encode((HERE / "routing_explorer.js").read_bytes()).decode()
+    module = base64.b64encode(RoutingExplorer._esm.encode()).decode()
     first, second = RoutingExplorer(make_trace(TOKENS)), RoutingExplorer(make_trace("xyz", L=2))
     states = [
         {

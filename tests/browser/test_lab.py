@@ -54,6 +54,19 @@ print(*(f"{100 * run.log_probs_BSV[0, 3, i].exp():.1f}" for i in top
         for run in (found.base, found.changed)))""",
     'print(repr("".join(widget.tokens)), widget.question, widget.problem)',
 ]
+CELLS["two"] = [
+    """\
+import torch
+from moe_lite.mixtures import Mixture, descend
+from moe_lite.widgets import CompetitionExplorer, TrafficMatrix
+
+x_T2, target_T1 = torch.rand(20, 2).double(), torch.arange(20)[:, None] % 2
+kept = descend(Mixture(2, 3, seeds=[0]), x_T2, target_T1.double(), step=1.0, keep=[0, 5]).kept
+plane = CompetitionExplorer(x_T2, "abcdefghijklmnopqrst", target_T1, kept)
+plane""",
+    "traffic = TrafficMatrix()\ntraffic",
+    "print(plane.moment, len(plane.lines), traffic.tokens)",
+]
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +249,31 @@ def test_a_question_is_answered_by_the_kernel(notebook):
     view.get_by_role("button", name="Run this text").click()
     view.get_by_text("more than the model's context of 64").wait_for()
     assert page.locator(".jp-Notebook .jp-Cell").count() == len(CELLS["ask"])
+
+
+@pytest.mark.parametrize("notebook", ["two"], indirect=True)
+def test_two_widgets_share_a_notebook(notebook):
+    """One draws on a canvas, with the theme's colours; neither lends the other its style."""
+    page = notebook
+    run_cell(page, 0)
+    view, canvas = page.locator(".competition"), page.locator(".competition canvas")
+    view.get_by_text("epoch 0").wait_for()
+    alone = view.locator("label").first.bounding_box()
+    run_cell(page, 1)
+    traffic = page.locator(".traffic-matrix")
+    traffic.get_by_text("dropped").wait_for()
+    assert view.locator("label").first.bounding_box()["height"] == alone["height"]
+    view.get_by_label("Moment of the training").press("End")
+    view.get_by_text("epoch 5").wait_for()
+    view.locator(".handle").first.press("ArrowUp")
+    traffic.get_by_label("Tokens per rank").press("Home")
+    assert run_cell(page, 2) == "1 9 1"
+
+    drawn = canvas.evaluate("c => c.toDataURL()")
+    page.evaluate(
+        "jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })"
+    )
+    other = "drawn => document.querySelector('.competition canvas').toDataURL() !== drawn"
+    page.wait_for_function(other, arg=drawn)
+    command(page, "notebook:clear-all-cell-outputs")
+    view.wait_for(state="detached")

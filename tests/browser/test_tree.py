@@ -28,7 +28,7 @@ def open_widget(new_page, history, tmp_path):
         path = TreeExplorer(history, X_T1, Y_T1, **state).to_html(tmp_path / "tree.html")
         page = new_page(theme=theme, width=width)
         page.goto(path.as_uri())
-        page.locator(".tree .nodes").wait_for()
+        page.locator(".tree-explorer .nodes").wait_for()
         opened.append((page, path.as_uri()))
         return page
 
@@ -37,15 +37,20 @@ def open_widget(new_page, history, tmp_path):
         assert page.requests == [address]
 
 
+def settle(page):
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+
 def shares(page):
     """Read each node's posterior as printed, root first."""
+    settle(page)
     printed = page.locator(".nodes button > span:nth-child(2)").all_inner_texts()
     return torch.tensor([float(text.rstrip("%")) for text in printed]) / 100
 
 
 def test_the_slider_shows_each_steps_shares(open_widget, history):
     page = open_widget()
-    slider = page.get_by_label("step of EM")
+    slider = page.get_by_label("EM step")
     for step in (0, 4, 6):
         slider.fill(str(step))
         mean_N = history[step].posterior(affine(X_T1), Y_T1)[0].mean(dim=0)
@@ -59,6 +64,7 @@ def test_a_clicked_point_goes_down_the_tree(open_widget, history):
     circle = page.locator(".plot circle:not(.ring)").nth(11)
     box = circle.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    settle(page)
     assert page.locator(".controls output").nth(1).inner_text() == "11"
     posterior_N = history[3].posterior(affine(X_T1), Y_T1)[0, 11]
     torch.testing.assert_close(shares(page).double(), posterior_N, atol=0.008, rtol=0)
@@ -69,6 +75,7 @@ def test_a_clicked_point_goes_down_the_tree(open_widget, history):
 def test_a_node_dims_the_points_that_did_not_pass_it(open_widget, history):
     page = open_widget(step=5)
     page.locator(".nodes button").nth(2).click()
+    settle(page)
     posterior_T = history[5].posterior(affine(X_T1), Y_T1)[0, :, 2]
     seen = page.locator(".plot circle:not(.ring)").evaluate_all(
         "dots => dots.map(dot => Number(dot.getAttribute('opacity')))"
@@ -81,15 +88,18 @@ def test_a_node_dims_the_points_that_did_not_pass_it(open_widget, history):
 
 def test_all_of_it_by_keyboard(open_widget):
     page = open_widget()
-    page.get_by_label("step of EM").focus()
+    page.get_by_label("EM step").focus()
     page.keyboard.press("ArrowRight")
+    settle(page)
     assert page.locator(".controls output").first.inner_text() == "1"
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
+    settle(page)
     assert page.locator(".controls output").nth(1).inner_text() == "0"
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
+    settle(page)
     assert page.locator('.nodes [aria-pressed="true"] b').inner_text() == "gate 1"
 
 
