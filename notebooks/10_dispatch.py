@@ -1041,9 +1041,9 @@ _ = panels[1].legend(frameon=False)
 # plain `F.linear`: what the faster product is worth by itself. On "stored", one core of the
 # processor named above, that is nearly a factor of two, and loop and padded, written with plain
 # products, owe as much of their distance to it. What dispatch costs is the grouped bar: next to
-# nothing at 8 experts, a third or somewhat more at 64, where each has 128 rows. The eager loop
-# (stored: transformers'; yours: `by_slices`) shows section 10: harmless at 8 experts, ruinous at
-# 64.
+# nothing at 8 experts, and a third of the dense network's time ("stored") at 64, where each has 128
+# rows. The eager loop (stored: transformers'; yours: `by_slices`) shows section 10: harmless at 8
+# experts, ruinous at 64.
 #
 # The rows that were not timed say why: mostly something that was not installed there. What there is
 # of GPU results is printed as it is; *not measured* means that nobody has run it there yet, and
