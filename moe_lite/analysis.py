@@ -94,11 +94,7 @@ def vocabulary_specialization(
 
 
 def mutual_information(
-    trace: RoutingTrace,
-    label_T: Labels,
-    *,
-    choice: Choice = "all",
-    given_T: Labels | None = None,
+    trace: RoutingTrace, label_T: Labels, *, choice: Choice = "all", given_T: Labels | None = None
 ) -> Tensor:
     """Measure how much a token's expert tells about its label: (L,), in bits.
 
@@ -153,7 +149,6 @@ def permuted_information(
     seeds: Iterable[int],
     *,
     choice: Choice = "all",
-    given_T: Labels | None = None,
     block: int = 1,
     within_T: Labels | None = None,
 ) -> Tensor:
@@ -162,8 +157,7 @@ def permuted_information(
     Raises: ValueError as :func:`permuted` and :func:`mutual_information` do.
     """
     shuffles = (permuted(label_T, seed, block=block, within_T=within_T) for seed in seeds)
-    bits = [mutual_information(trace, x_T, choice=choice, given_T=given_T) for x_T in shuffles]
-    return torch.stack(bits)
+    return torch.stack([mutual_information(trace, x_T, choice=choice) for x_T in shuffles])
 
 
 def coactivation(trace: RoutingTrace) -> Tensor:

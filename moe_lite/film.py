@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .contracts import Routing, RoutingTrace
 from .data import Corpus, pieces
+from .files import write
 from .model import Mixtral
 from .routers import TopKRouter
 
@@ -120,13 +121,11 @@ class Film:
         """Write the film as one safetensors file, whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(path.name + ".tmp")
         words = {name: getattr(self, name) for name in ("domains", "tokens", "wanted", "top_k")}
         tensors = {"ids_BS": self.ids_BS, "domain_BS": self.domain_BS}
         tensors |= {f"logits.{step}": self.logits[step] for step in self.steps}
         about = {name: json.dumps(value) for name, value in words.items()}
-        aside.write_bytes(save(tensors, about))
-        aside.replace(path)
+        write(path, save(tensors, about))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], until: int | None = None) -> Film:

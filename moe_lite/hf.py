@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .contracts import MixtralConfig
+from .files import flush
 from .model import Mixtral
 from .routers import TopKRouter
 
@@ -34,12 +35,7 @@ if not PRETRAINED.is_dir():  # installed from a wheel
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # Sizes have no default worth guessing; the other fields have the one transformers gives them.
 REQUIRED = (
@@ -80,8 +76,7 @@ def load_config(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) -
              value if it is unknown, malformed, or asks for another forward pass.
     """
     file = _folder(path) / CONFIG
-    fields = _read_json(file)
-    fields = {name: value for name, value in fields.items() if name not in ignore}
+    fields = {name: value for name, value in _read_json(file).items() if name not in ignore}
     if fields.get("model_type") != "mixtral":
         raise ValueError(f"{file}: model_type is {fields.get('model_type')!r}, not 'mixtral'")
     _read_rope(fields, file)
@@ -101,8 +96,7 @@ def load_config(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) -
             )
     if fields.get("num_key_value_heads") is None:
         fields["num_key_value_heads"] = fields.get("num_attention_heads")
-    missing = [name for name in REQUIRED if name not in fields]
-    if missing:
+    if missing := [name for name in REQUIRED if name not in fields]:
         raise ValueError(f"{file}: {', '.join(missing)} missing")
     used = {name: fields[name] for name in hints if name in fields}
     for name, value in used.items():
@@ -161,44 +155,28 @@ def _config_json(config: MixtralConfig, dtype: torch.dtype) -> str:
 # --------------------------------------------------------------------------- names
 
 
-def _published(model: Mixtral) -> dict[str, tuple[Tensor, ...]]:
-    """Give each tensor of the published layout the piece of the parameter that holds it."""
+def _layout(model: Mixtral, stored: Iterable[str] = ()) -> dict[str, tuple[Tensor, ...]]:
+    """Give each tensor of a checkpoint the pieces of the parameters that it holds.
+
+    In the published layout every expert has its own tensors. In transformers 5's own names
+    (``save_original_format=False``), taken if ``stored`` has one of them, the experts are stacked,
+    and w1 and w3 are the two halves of one tensor's second dimension.
+    """
+    stacked = any(name.endswith(".mlp.experts.gate_up_proj") for name in stored)
     names: dict[str, tuple[Tensor, ...]] = {}
     for name, parameter in model.named_parameters():  # a tied lm_head is not listed twice
-        layer, _, weight = name.rpartition(".experts.")
-        if layer:
-            for e, expert in enumerate(parameter.detach()):
-                names[f"model.{layer}.experts.{e}.{weight}.weight"] = (expert,)
+        tensor, (layer, _, weight) = parameter.detach(), name.rpartition(".experts.")
+        if not layer:
+            names[name if name.startswith("lm_head.") else f"model.{name}"] = (tensor,)
+        elif stacked:
+            key = f"model.{layer}.experts.{'down_proj' if weight == 'w2' else 'gate_up_proj'}"
+            names[key] = (*names.get(key, ()), tensor)  # w1 comes before w3
         else:
-            key = name if name.startswith("lm_head.") else f"model.{name}"
-            names[key] = (parameter.detach(),)
+            for e, expert in enumerate(tensor):
+                names[f"model.{layer}.experts.{e}.{weight}.weight"] = (expert,)
+    if stacked:
+        return {name.replace(".block_sparse_moe.", ".mlp."): names[name] for name in names}
     return names
-
-
-def _stacked(model: Mixtral) -> dict[str, tuple[Tensor, ...]]:
-    """The same for transformers 5's own names (``save_original_format=False``).
-
-    There the experts are stacked, and w1 and w3 are rows of one tensor: several pieces stand
-    for their concatenation along the second dimension.
-    """
-    names: dict[str, tuple[Tensor, ...]] = {}
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    for name, parameter in parameters.items():
-        layer, _, weight = name.rpartition(".experts.")
-        if weight == "w1" and layer:
-            new = layer.replace(".block_sparse_moe", ".mlp")
-            both = parameter, parameters[f"{layer}.experts.w3"]
-            names[f"model.{new}.experts.gate_up_proj"] = both
-            names[f"model.{new}.experts.down_proj"] = (parameters[f"{layer}.experts.w2"],)
-        elif not layer:
-            new = name.replace(".block_sparse_moe.", ".mlp.")
-            names[name if name.startswith("lm_head.") else f"model.{new}"] = (parameter,)
-    return names
-
-
-def _layout(model: Mixtral, stored: Iterable[str]) -> dict[str, tuple[Tensor, ...]]:
-    stacked = any(name.endswith(".mlp.experts.gate_up_proj") for name in stored)
-    return _stacked(model) if stacked else _published(model)
 
 
 class _Undrawn(TorchFunctionMode):
@@ -239,8 +217,7 @@ def load(
     """
     folder = _folder(path)
     _check_dtype(dtype)
-    config = load_config(folder, ignore=ignore)
-    model = _outline(config)
+    model = _outline(load_config(folder, ignore=ignore))
     shards = _shards(folder)
     stored_dtype = _verify(model, shards)
     if dtype is None and len(stored_dtype) > 1:
@@ -254,10 +231,7 @@ def load(
         with _open(file) as shard:
             for name in names:
                 stored, pieces = shard.get_tensor(name), layout[name]
-                if len(pieces) > 1:
-                    parts = stored.split([piece.shape[1] for piece in pieces], dim=1)
-                else:
-                    parts = (stored,)
+                parts = stored.chunk(len(pieces), dim=1) if len(pieces) > 1 else (stored,)
                 for piece, part in zip(pieces, parts, strict=True):
                     piece.copy_(part)
     return model
@@ -282,7 +256,7 @@ def load_pretrained(
 
 def _allocate(model: Mixtral, device: torch.device, dtype: torch.dtype) -> None:
     """Give an outline memory, not yet filled."""
-    for module in model.modules():
+    for module in model.modules():  # to_empty would first import a second's worth of torch
         for name, outline in module.named_parameters(recurse=False):
             empty = torch.empty(outline.shape, dtype=dtype, device=device)
             setattr(module, name, torch.nn.Parameter(empty))
@@ -390,14 +364,10 @@ def _few(names: list[str]) -> str:
 
 def _verify(model: Mixtral, shards: dict[Path, list[str]]) -> set[torch.dtype]:
     """Compare the stored names, shapes and types with the model's; return the types."""
-    at = {}
-    for file, names in shards.items():
-        for name in names:
-            at[name] = file
-    layout = _layout(model, at)
+    there = {name for names in shards.values() for name in names}
+    layout = _layout(model, there)
     folder = next(iter(shards)).parent
-    missing = [name for name in layout if name not in at]
-    if missing:
+    if missing := [name for name in layout if name not in there]:
         raise ValueError(f"{folder}: the checkpoint lacks {_few(missing)}")
     dtypes = set()
     for file, names in shards.items():
@@ -408,7 +378,7 @@ def _verify(model: Mixtral, shards: dict[Path, list[str]]) -> set[torch.dtype]:
                 pieces, stored = layout[name], shard.get_slice(name)
                 shape = list(pieces[0].shape)
                 if len(pieces) > 1:
-                    shape[1] = sum(piece.shape[1] for piece in pieces)
+                    shape[1] *= len(pieces)
                 if stored.get_shape() != shape:
                     raise ValueError(
                         f"{file}: {name} has shape {tuple(stored.get_shape())}, "
@@ -509,11 +479,11 @@ def save(
                 target, part, symlinks=True, copy_function=_link, dirs_exist_ok=True,
                 ignore=lambda folder, names: _ours(names) if Path(folder) == target else set(),
             )  # fmt: skip
-        _sync(part)
+        flush(part)
         if target.exists():
             target.rename(replaced)
         part.rename(target)
-        _sync(target.parent)
+        flush(target.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"cannot save the checkpoint to {target}: {reason}") from error
@@ -545,7 +515,7 @@ def _check_expressible(model: Mixtral) -> None:
 
 def _write(model: Mixtral, folder: Path, max_bytes: int, dtype: torch.dtype | None) -> None:
     shards: list[list[str]] = [[]]
-    tensors = {name: pieces[0] for name, pieces in _published(model).items()}
+    tensors = {name: tensor for name, (tensor,) in _layout(model).items()}
     room, total = max_bytes, 0
     for name, tensor in tensors.items():
         size = tensor.numel() * (dtype or tensor.dtype).itemsize
@@ -563,18 +533,17 @@ def _write(model: Mixtral, folder: Path, max_bytes: int, dtype: torch.dtype | No
     for i, names in enumerate(shards, 1):
         one = len(shards) == 1
         file = folder / (WEIGHTS if one else f"model-{i:05}-of-{len(shards):05}.safetensors")
-        shard = {name: tensors[name].to("cpu", dtype or tensors[name].dtype) for name in names}
-        shard = {name: tensor.contiguous() for name, tensor in shard.items()}
+        shard = {name: tensors[name].to("cpu", dtype).contiguous() for name in names}
         save_file(shard, file, metadata={"format": "pt"})
         shutil.copymode(config, file)  # safetensors makes it private to its owner
-        _sync(file)
+        flush(file)
         weight_map.update(dict.fromkeys(names, file.name))
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / INDEX).write_text(text, encoding="utf-8", newline="\n")
-        _sync(folder / INDEX)
-    _sync(config)
+        flush(folder / INDEX)
+    flush(config)
 
 
 def _ours(names: list[str]) -> set[str]:
@@ -588,14 +557,3 @@ def _link(source: str, copy: str) -> None:
         os.link(source, copy)
     except OSError:
         shutil.copy2(source, copy)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or on POSIX a folder's list of files, is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

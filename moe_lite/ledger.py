@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import __version__
+from .files import write
 
 ROOT = Path(__file__).resolve().parent.parent
 Measures = dict[str, list[float | None]]
@@ -409,30 +410,17 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     }
 
 
-def write(path: Path, text: str) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one, never half."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Run an experiment and keep its result, or write the ledger from what is kept."""
     parser = argparse.ArgumentParser(
         prog="python -m moe_lite reproduce",
         description="Reproduce a paper's table and judge it, or write the ledger of all.",
     )
-    parser.add_argument("name", nargs="?", help="an experiment; without one, they are listed")
-    parser.add_argument("--seeds", type=int, metavar="N", help="how many (default: the ledger's)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to keep the result (default: the ledger's)"
-    )
-    parser.add_argument(
-        "--table", action="store_true", help="write LEDGER.md and README's column from the results"
-    )
+    add = parser.add_argument
+    add("name", nargs="?", help="an experiment; without one, they are listed")
+    add("--seeds", type=int, metavar="N", help="how many (default: the ledger's)")
+    add("--out", type=Path, metavar="FILE", help="where to keep the result (default: the ledger's)")
+    add("--table", action="store_true", help="write LEDGER.md and README's column from the results")
     args = parser.parse_args(argv)
     if args.name:
         reproduce(args.name, args.seeds, args.out, root)

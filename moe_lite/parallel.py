@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -35,11 +35,7 @@ from .dispatch import plan
 from .dispatch.grouped import Combine, Permute
 from .experts import Experts
 from .layer import MoELayer
-
-if TYPE_CHECKING:
-    from .train import Alone
-else:
-    Alone = object
+from .runs import Alone
 
 Over = Literal["global", "local"]
 
@@ -76,8 +72,6 @@ def launched(
         try:
             mesh = _meet(kind, expert_parallel, timedelta(seconds=timeout))
         except (RuntimeError, ValueError) as error:
-            if local:
-                raise SystemExit(1) from None
             raise ConnectionError(
                 f"{seats} processes cannot meet at {where} within {timeout:g} s; is the port "
                 f"taken? (torchrun --standalone finds a free one): {_first_line(error)}"

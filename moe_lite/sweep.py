@@ -14,7 +14,6 @@ language model on the course's five domains, so that an experiment is a table of
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import nn
 from .contracts import MixtralConfig, NotFinite
 from .data import Corpus, load_corpus
 from .experts import Experts
+from .files import write
 from .losses import drop_rate, load_balance, max_violation, mixtral_aux_loss
 from .model import Mixtral
 from .routers import (
@@ -234,9 +234,7 @@ def sweep(
                 done[key] = _one(setting, corpus, seed, routers, balances, measure)
                 print(key, {k: v and round(v, 4) for k, v in done[key].items()}, flush=True)
                 if part is not None:
-                    aside = part.with_suffix(".aside")
-                    aside.write_text(json.dumps({"mark": mark, "done": done}), encoding="utf-8")
-                    os.replace(aside, part)
+                    write(part, json.dumps({"mark": mark, "done": done}))
     finally:
         torch.set_num_threads(threads)
     if part is not None:

@@ -95,10 +95,7 @@ def routing_map(trace: RoutingTrace, *, ax: Axes | None = None) -> Figure:
             ax.text(token, layer, text, ha="center", va="center", fontsize=7,
                     color=INK if e < 0 else _on(colors[e]))  # fmt: skip
     ax.set_yticks(range(0, L, 1 + L // 25))
-    ax.set_xlabel("token")
-    ax.set_ylabel("layer")
-    ax.set_title("First expert of each token, layer by layer", loc="left")
-    return _finish(ax)
+    return _finish(ax, "First expert of each token, layer by layer", "token", "layer")
 
 
 def token_routing(
@@ -140,8 +137,7 @@ def token_routing(
     ax.set(xlim=(0, columns), ylim=(rows - 0.3, -0.6))
     ax.set_axis_off()
     more = f"; {left_out} more tokens not shown" if left_out else ""
-    ax.set_title(f"Tint and number: each token's first expert in layer {layer}{more}", loc="left")
-    return _finish(ax)
+    return _finish(ax, f"Tint and number: each token's first expert in layer {layer}{more}")
 
 
 def load_bars(routing: Routing | RoutingTrace, layer: int = 0, *, ax: Axes | None = None) -> Figure:
@@ -149,7 +145,7 @@ def load_bars(routing: Routing | RoutingTrace, layer: int = 0, *, ax: Axes | Non
 
     Raises: ValueError if a trace is empty or has no such layer.
     """
-    where = ""
+    where = " of the experts"
     if isinstance(routing, RoutingTrace):
         _check(routing, layer)
         where = f" of layer {layer}"
@@ -167,12 +163,8 @@ def load_bars(routing: Routing | RoutingTrace, layer: int = 0, *, ax: Axes | Non
     ax.set_xticks(range(E), [str(e) for e in range(E)], fontsize=9 if E <= 32 else 5.5)
     ax.set_xlim(-0.6, E - 0.4)
     ax.set_ylim(0, 100 * max(share.max(), 1 / E) * 1.25)
-    ax.set_xlabel("expert")
-    ax.set_ylabel("share of pairs (%)")
-    ax.set_title(
-        f"Load{where or ' of the experts'} (dashed: equal share, {100 / E:.1f}%)", loc="left"
-    )
-    return _finish(ax)
+    title = f"Load{where} (dashed: equal share, {100 / E:.1f}%)"
+    return _finish(ax, title, "expert", "share of pairs (%)")
 
 
 def overview(trace: RoutingTrace, layer: int = 0) -> Figure:
@@ -222,12 +214,9 @@ def curves(
     colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7F7F7F")
     for i, (name, (x, y)) in enumerate(runs.items()):
         ax.plot(x, y, label=name, color=colors[i % len(colors)], ls=dashes[i % len(dashes)], lw=1.8)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    ax.set_title(title, loc="left")
     ax.grid(color="#D8DEE4", lw=0.6)
     ax.legend(frameon=False)
-    return _finish(ax)
+    return _finish(ax, title, xlabel, ylabel)
 
 
 def strips(
@@ -295,16 +284,8 @@ def plane(
               extent=(low[0], high[0], low[1], high[1]))  # fmt: skip
     for marker, label in zip("o^sD*vXP<>", dict.fromkeys(labels), strict=False):
         mine = [i for i, other in enumerate(labels) if other == label]
-        ax.scatter(
-            x[mine, 0],
-            x[mine, 1],
-            s=13,
-            marker=marker,
-            color=INK,
-            alpha=0.65,
-            lw=0,
-            label=f"[{label}]",
-        )
+        ax.scatter(x[mine, 0], x[mine, 1], s=13, marker=marker, color=INK, alpha=0.65, lw=0,
+                   label=f"[{label}]")  # fmt: skip
     for e, color in enumerate(colors):
         if not (mine := winner == e).any():
             continue
@@ -319,11 +300,9 @@ def plane(
         ax.text(u, v, str(e), color=_on(color), ha="center", va="center", fontsize=9, bbox=box)
     idle = [str(e) for e in range(len(gate)) if not (winner == e).any()]
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-    ax.set_xlabel("F1, kHz" + (f"    (idle: expert {', '.join(idle)})" if idle else ""))
-    ax.set_ylabel("F2, kHz")
-    ax.set_title(title, loc="left")
+    below = f"    (idle: expert {', '.join(idle)})" if idle else ""
     ax.legend(frameon=False, loc="upper right", handletextpad=0.1)
-    return _finish(ax)
+    return _finish(ax, title, f"F1, kHz{below}", "F2, kHz")
 
 
 # ---------------------------------------------------------------------------------- helpers
@@ -361,9 +340,10 @@ def _picture(width: float, height: float) -> Figure:
     return Picture(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _finish(ax: Axes) -> Figure:
+def _finish(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> Figure:
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_title(title, loc="left")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.title.set(color=INK, fontsize=10.5)
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
@@ -430,9 +410,3 @@ def _printable(text: str) -> str:
     """Put a box for each character that no installed font can draw, and disarm mathtext."""
     boxed = (c if c.isspace() or _has_glyph(c) else "□" * min(_cells(c), 1) for c in text)
     return "".join(boxed).replace("$", r"\$")
-
-
-__all__ = [
-    "curves", "expert_colors", "first_experts", "load_bars", "ordered_pairs", "overview",
-    "routing_map", "token_routing",
-]  # fmt: skip

@@ -12,10 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "moe_lite"
 
 FLOORS = {
-    0: {"contracts", "linear"},
+    0: {"contracts", "linear", "files"},
     1: {"mixtures", "hierarchy", "routers", "experts", "losses", "dispatch"},
     2: {"layer"},
     2.5: {"model"},  # a mezzanine: a model is made of layers
+    2.75: {"runs", "texts"},  # another: what the loop and parallel keep, what data is made of
     3: {
         "hf",
         "data",
@@ -31,7 +32,7 @@ FLOORS = {
     },
     3.5: {"film"},  # its text is data's, its rolls are cut by recipes
     4: {"viz", "build", "recipes", "ledger", "sweep"},
-    # another: a widget's still is one of viz's, a bench runs a recipe, languages are swept
+    # one more: a widget's still is one of viz's, a bench runs a recipe, languages are swept
     4.5: {"widgets", "bench", "languages"},
     5: {"__main__"},  # the door: it opens every room
 }

@@ -1,6 +1,6 @@
 """Our Mixtral against transformers' ``MixtralForCausalLM``: the same numbers from the same weights.
 
-The weights travel through the names in memory (``_published``), except where a test says it
+The weights travel through the names in memory (``their_view``), except where a test says it
 goes through the disk. They are drawn far larger than a model is born with, so that the router
 is opinionated and a wrong position, window or expert shows in the logits.
 """

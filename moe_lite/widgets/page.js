@@ -1,11 +1,21 @@
 
 // What the kernel is to a notebook, this is to a page without one: it holds the state and tells
-// who listens. Typed arrays arrive as base64 and leave as the DataView that Jupyter would give.
-const state = JSON.parse(document.getElementById("state").textContent, (key, value) =>
-  typeof value?.base64 === "string"
-    ? new DataView(Uint8Array.from(atob(value.base64), (c) => c.charCodeAt(0)).buffer)
-    : value,
-);
+// who listens. Bytes arrive deflated, in base64, and leave as the DataView that Jupyter would give.
+const state = JSON.parse(document.getElementById("state").textContent), main = document.getElementById("widget");
+if (!globalThis.DecompressionStream) main.textContent = "This page needs a browser of 2023 or newer.";
+await inflate(state);
+
+/** Puts what was packed back in its place. */
+async function inflate(holder) {
+  for (const [key, value] of Object.entries(holder)) {
+    if (typeof value?.deflated === "string") {
+      const packed = Uint8Array.from(atob(value.deflated), (c) => c.charCodeAt(0));
+      const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+      holder[key] = new DataView(await new Response(stream).arrayBuffer());
+    } else if (value && typeof value === "object") await inflate(value);
+  }
+}
+
 const listeners = {};
 const model = {
   get: (key) => state[key],
@@ -29,4 +39,4 @@ button.addEventListener("click", () => {
 });
 system.addEventListener("change", relabel);
 relabel();
-render({ model, el: document.getElementById("widget") });
+render({ model, el: main });

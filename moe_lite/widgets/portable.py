@@ -8,6 +8,7 @@ import html
 import io
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +168,7 @@ def panels(width: float, height: float, columns: int = 1, **options: Any) -> tup
 
 
 def _binary(value: Any) -> dict[str, str]:
-    return {"base64": base64.b64encode(value).decode()}
+    return {"deflated": base64.b64encode(zlib.compress(value, 9)).decode()}
 
 
 def _write(path: str | os.PathLike[str], content: bytes) -> Path:
