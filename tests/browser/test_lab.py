@@ -270,8 +270,9 @@ def test_two_widgets_share_a_notebook(notebook):
     assert run_cell(page, 2) == "1 9 1"
 
     drawn = canvas.evaluate("c => c.toDataURL()")
-    page.evaluate(
-        "jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })"
+    page.evaluate(  # to the other theme: an earlier test may have left this one dark
+        """() => jupyterapp.commands.execute("apputils:change-theme", { theme:
+          `JupyterLab ${document.body.dataset.jpThemeLight === "true" ? "Dark" : "Light"}` })"""
     )
     other = "drawn => document.querySelector('.competition canvas').toDataURL() !== drawn"
     page.wait_for_function(other, arg=drawn)
