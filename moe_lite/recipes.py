@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.distributed.device_mesh import DeviceMesh
 
-from . import hf, parallel
+from . import files, hf, parallel
 from .contracts import MixtralConfig
 from .cost import count_parameters
 from .data import DOMAINS, END_OF_TEXT, load_corpus
@@ -144,9 +144,7 @@ def export(
         ),
     }
     for name, text in texts.items():
-        aside = folder / f"{name}.tmp"
-        aside.write_text(text + "\n", encoding="utf-8", newline="\n")
-        aside.replace(folder / name)
+        files.write(folder / name, text + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -104,7 +104,7 @@ def test_train_command_from_start_to_a_folder_transformers_reads(config, tmp_pat
     assert tokenizer.eos_token_id == theirs.generation_config.eos_token_id == 0
     with torch.no_grad():
         torch.testing.assert_close(ours(ids).logits_BSV, theirs(ids).logits, atol=1e-4, rtol=1e-4)
-    assert not list((out / "model").glob("*.tmp"))
+    assert not list((out / "model").glob("*.part"))
 
     with pytest.raises(ValueError, match="already holds a run"):
         main(["--config", config, "--out", str(out)])

@@ -24,6 +24,7 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import files
 from .measure import Row
 
 FORMAT = 1
@@ -62,10 +63,7 @@ def write(result: Row, path: Path) -> None:
             rows = ",\n".join(f"  {json.dumps(short(row))}" for row in value)
             text = f"[\n{rows}\n ]"
         parts.append(f' "{name}": {text}')
-    text = "{\n" + ",\n".join(parts) + "\n}\n"
-    part = path.with_name(f"{path.name}.part")  # whatever happens now, the last one stays whole
-    part.write_text(text, encoding="utf-8", newline="\n")
-    part.replace(path)
+    files.write(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def find(result: Row, path: str, **where: object) -> Row | None:

@@ -18,6 +18,8 @@ import torch
 import traitlets as t
 from torch import Tensor
 
+from .. import files
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -172,17 +174,11 @@ def _binary(value: Any) -> dict[str, str]:
 
 
 def _write(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write aside, then rename: a reader sees the old file or the new one, never half."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
-        try:
-            aside.write_bytes(content)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        files.write(path, content)
     except OSError as error:
         raise type(error)(f"cannot write {path}: {error.strerror or error}") from error
     return path
