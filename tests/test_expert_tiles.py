@@ -81,8 +81,9 @@ def test_what_cannot_be_is_refused(name, value):
 def test_it_has_a_still_face_and_a_page(tmp_path):
     widget = ExpertTiles(path="padded", routing="one-hot", experts=16, height=1)
     assert widget.png(dpi=40)[1:4] == b"PNG"
-    figure = ExpertTiles(path="loop", routing="zipf").figure()
-    useful = f"{ExpertTiles(path='loop', routing='zipf').layout.useful:.0%}"
-    assert useful in figure.axes[2].get_title()
+    half = ExpertTiles(experts=8, routing="random", path="loop", height=8)
+    for tiles in (ExpertTiles(path="loop", routing="zipf"), half):
+        assert f" {tiles.layout.percent} of" in tiles.said()
+        assert tiles.figure().axes[2].get_title().startswith(tiles.layout.percent)
     page = widget.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
     assert widget.title in page and page.count("://") == 1  # SVG's name

@@ -51,6 +51,11 @@ class Layout:
         """Give the share of the processors' time that goes into rows that hold a pair."""
         return len(self.row_N) / (PROCESSORS * len(self.waves) * self.height)
 
+    @property
+    def percent(self) -> str:
+        """Write that share in whole percent, a half upward as a page's script rounds it."""
+        return f"{int(100 * self.useful + 0.5)}%"
+
 
 class ExpertTiles(PortableWidget):
     """Move 32 tokens' pairs from token order into the experts' tiles, and set 8 processors to work.
@@ -140,7 +145,7 @@ class ExpertTiles(PortableWidget):
         return (
             f"{len(found.row_N)} of {found.computed} computed rows hold a pair; "
             f"{len(found.tiles)} tiles in {len(found.waves)} waves, {found.idle} processors' turns "
-            f"idle. Useful: {int(100 * found.useful + 0.5)}% of the processors' time."
+            f"idle. Useful: {found.percent} of the processors' time."
         )
 
     def figure(self) -> Figure:
@@ -173,7 +178,7 @@ class ExpertTiles(PortableWidget):
                 else:
                     work.text(w + 0.5, p + 0.5, "–", ha="center", va="center", color=QUIET)
         work.set(xlim=(0, max(len(found.waves), 4)), ylim=(PROCESSORS, 0), xlabel="time, in waves",
-                 title=f"{found.useful:.0%} of their time useful", ylabel="processor")  # fmt: skip
+                 title=f"{found.percent} of their time useful", ylabel="processor")  # fmt: skip
         for ax in (before, after, work):
             ax.title.set_fontsize(10)
             ax.set(xticks=[], yticks=[])
