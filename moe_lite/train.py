@@ -296,9 +296,9 @@ def autocast_dtype(model: nn.Module, autocast: Autocast = "auto") -> torch.dtype
     """Choose bfloat16 where the machine multiplies it faster, else None: the weights' own type.
 
     That is a CUDA device with bfloat16 in hardware, or a CPU that multiplies it (AMX or
-    AVX512-BF16), there from a width of 256 on. Measured with AVX512-BF16 on two cores, three
-    layers of 8 experts, F = 1.75 D, a step in bfloat16 took 0.94 of float32's time at
-    width 128, 0.67 at 256 and 0.50 at 512. "on" forces it.
+    AVX512-BF16), there from a width of 256 on. Measured with AVX512-BF16 on one core, three
+    layers of 8 experts, F = 1.75 D, a step in bfloat16 took 0.97 of float32's time at
+    width 128, 0.84 at 256 and 0.73 at 512. "on" forces it.
     """
     weight = next(model.parameters())
     if autocast == "off" or weight.dtype != torch.float32:

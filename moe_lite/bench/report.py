@@ -317,7 +317,7 @@ would show that did nothing but the products, at that rate: a goal above it cann
 transformers' eager path makes, in each backward pass, one block of the whole stack's size for every
 expert. Whether the system hands out fresh pages for them or used ones decides its time, and that
 depends on what ran before: at 64 experts in float32 we saw 0.9 to 3.7 s for the same work, so its
-ratio moves between 6 and 23 from run to run.
+ratio moves between 5.8 and 23 from run to run.
 
 ## Targets
 """

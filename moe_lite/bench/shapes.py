@@ -68,7 +68,7 @@ CPU_SHAPES = {
     "course-e64": Shape(4096, 256, 512, 64, 2, BOTH),
     "mini": Shape(4096, 192, 256, 8, 2, BOTH),  # a layer of mixtral-mini and its batch
     **{f"mini-decode-{T}": Shape(T, 192, 256, 8, 2, ("float32",), decode=True)
-       for T in (1, 4, 8, 64)},
+       for T in (1, 4, 16, 64)},
 }  # fmt: skip
 SHAPES = GPU_SHAPES | CPU_SHAPES
 
