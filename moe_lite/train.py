@@ -345,7 +345,8 @@ def evaluate(
             if share:
                 nats += cross_entropy(logits_BSV, targets_BS, reduction="sum").item()
         size = int(corpus.bytes_V[windows.targets_BS].sum())
-        bits[domain] = ranks.total(nats.to(device)).item() / (math.log(2) * max(size, 1))
+        total = ranks.total(nats.float().to(device)).item()  # Apple's GPUs have no float64
+        bits[domain] = total / (math.log(2) * max(size, 1))
     model.train(training)
     return bits
 
