@@ -24,13 +24,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moe_lite.contracts import Routing
-from moe_lite.data import Corpus, load_corpus
-from moe_lite.ledger import Claim, Experiment, Measures
+from moe_lite.course.data import Corpus, load_corpus
+from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.sweep import MAX_BYTES, Outcome, Setting, sweep
+from moe_lite.course.sweep import run as train_one
 from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
-from moe_lite.sweep import MAX_BYTES, Outcome, Setting, sweep
-from moe_lite.sweep import run as train_one
+from moe_lite.routing import Routing
 from moe_lite.train import cross_entropy
 
 STEPS, EARLY, BATCHES = 200, 20, 4
@@ -162,7 +162,7 @@ BARS = "scores read off the bars, mean of six; ours is perplexity: direction onl
 EXPERIMENT = Experiment(
     title="Experts split in two and in four, one of them shared, at equal size and equal work",
     source="Dai et al. 2024, DeepSeekMoE, arXiv:2401.06066",
-    chapter="08",
+    chapter="09",
     seeds=3,
     config={
         "settings": {

@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moe_lite.contracts import Routing
-from moe_lite.data import Corpus, load_corpus
-from moe_lite.ledger import Claim, Experiment, Measures
+from moe_lite.course.data import Corpus, load_corpus
+from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.sweep import MAX_BYTES, ROUTERS, Outcome, Routers, Setting, sweep
+from moe_lite.course.sweep import run as train_one
 from moe_lite.routers import SigmoidBiasRouter
-from moe_lite.sweep import MAX_BYTES, ROUTERS, Outcome, Routers, Setting, sweep
-from moe_lite.sweep import run as train_one
+from moe_lite.routing import Routing
 
 STEPS, EARLY, SPANS = 200, 20, 10
 MODEL = {"num_local_experts": 31, "num_experts_per_tok": 3, "intermediate_size": 64}
@@ -125,7 +125,7 @@ TABLE = "Table 2"
 EXPERIMENT = Experiment(
     title="A sigmoid gate balanced by a loss, or by a bias that only selects",
     source="Wang et al. 2024, arXiv:2408.15664",
-    chapter="08",
+    chapter="09",
     seeds=3,
     config={
         "settings": {

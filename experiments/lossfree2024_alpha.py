@@ -3,9 +3,9 @@
 The paper's figure sets MaxVio against perplexity for models of a billion parameters trained with
 alpha = 0, 0.0001, 0.001 and 0.01, and prints no numbers beside its points; section 2.2 says in
 words what they show. So those claims are directions, judged seed by seed: +1 where a seed goes the
-paper's way, -1 where it goes the other. Ours is the small model of ``moe_lite.sweep``, with two
-larger alphas besides, in case "large" begins elsewhere. MaxVio cannot exceed E/K - 1: that is 9.7
-for theirs (64 experts, 6 of them at work) and 3 for ours.
+paper's way, -1 where it goes the other. Ours is the small model of ``moe_lite.course.sweep``, with
+two larger alphas besides, in case "large" begins elsewhere. MaxVio cannot exceed E/K - 1: that is
+9.7 for theirs (64 experts, 6 of them at work) and 3 for ours.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_lite.ledger import Claim, Experiment, Measures
-from moe_lite.sweep import MAX_BYTES, Setting, sweep
+from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.sweep import MAX_BYTES, Setting, sweep
 
 ALPHAS = (0.0, 0.0001, 0.001, 0.01, 0.1, 1.0)
 STEPS, FEW = 250, 20
@@ -62,7 +62,7 @@ WORDS = "a direction: the figure prints no number"
 EXPERIMENT = Experiment(
     title="Quality against balance: six weights of the balancing loss",
     source="Wang et al. 2024, arXiv:2408.15664",
-    chapter="05",
+    chapter="06",
     seeds=5,
     config=CONFIG,
     claims=(

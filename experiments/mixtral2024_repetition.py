@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from moe_lite import analysis
-from moe_lite.contracts import RoutingTrace
-from moe_lite.data import Corpus, load_corpus
+from moe_lite.course.data import Corpus, load_corpus
+from moe_lite.course.ledger import Claim, Experiment, Measures
 from moe_lite.hf import load_pretrained
-from moe_lite.ledger import Claim, Experiment, Measures
 from moe_lite.model import Mixtral
+from moe_lite.routing import RoutingTrace
 from moe_lite.trace import record
 
 CONFIG: dict[str, Any] = {
@@ -162,7 +162,7 @@ def claims() -> list[Claim]:
 EXPERIMENT = Experiment(
     title="Repetition of experts by consecutive tokens, Mixtral's table beside the course's model",
     source="Jiang et al. 2024 (Mixtral), arXiv:2401.04088",
-    chapter="12",
+    chapter="17",
     seeds=CONFIG["sets"],
     config=CONFIG,
     claims=tuple(claims()),

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from moe_lite import analysis
-from moe_lite.contracts import Routing, RoutingTrace
-from moe_lite.film import Film
+from moe_lite.course.film import Film
+from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.recipes import FILM
 from moe_lite.hf import PRETRAINED
-from moe_lite.ledger import Claim, Experiment, Measures
-from moe_lite.recipes import FILM
+from moe_lite.routing import Routing, RoutingTrace
 
 CONFIG: dict[str, Any] = {
     "model": "mixtral-mini", "texts": 10, "stages": [0.01, 0.1, 0.2, 0.4],
@@ -121,7 +121,7 @@ SIGN: dict[str, Any] = dict(paper=1, within=0, void=0, note="no number printed")
 EXPERIMENT = Experiment(
     title="Router saturation over training, OLMoE's finding in the film of the course's model",
     source="Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060",
-    chapter="12",
+    chapter="17",
     seeds=CONFIG["texts"],
     config=CONFIG,
     claims=(

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from moe_lite import analysis
-from moe_lite.contracts import RoutingTrace
-from moe_lite.data import Corpus, load_corpus
+from moe_lite.course.data import Corpus, load_corpus
+from moe_lite.course.ledger import Claim, Experiment, Measures
 from moe_lite.hf import load_pretrained
-from moe_lite.ledger import Claim, Experiment, Measures
 from moe_lite.model import Mixtral
+from moe_lite.routing import RoutingTrace
 from moe_lite.trace import record
 
 CONFIG: dict[str, Any] = {
@@ -125,7 +125,7 @@ SIGN: dict[str, Any] = dict(paper=1, within=0, void=0, note="no number printed")
 EXPERIMENT = Experiment(
     title="Specialisation of experts in domains and in words, in the course's model",
     source="Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060",
-    chapter="12",
+    chapter="17",
     seeds=CONFIG["sets"],
     config=CONFIG,
     claims=(

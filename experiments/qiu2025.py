@@ -3,10 +3,10 @@
 A batch is several texts. f can be counted over all of it, or over each text by itself, which is
 what a machine does that holds one text and does not ask the others. The paper (3.4 billion
 parameters, 120 billion tokens, weight 0.008) finds the second worse, and shows by counting f over
-as few tokens drawn from all texts that the reason is their sameness, not their number. Ours is
-the small model of ``moe_lite.sweep``: a batch of 16 windows from five domains, 64 tokens each, each
-window from one domain. At the paper's weight, and at a ten times larger one, since ours trains for
-hundreds of steps and theirs for tens of thousands.
+as few tokens drawn from all texts that the reason is their sameness, not their number. Ours is the
+small model of ``moe_lite.course.sweep``: a batch of 16 windows from five domains, 64 tokens each,
+each window from one domain. At the paper's weight, and at a ten times larger one, since ours trains
+for hundreds of steps and theirs for tens of thousands.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_lite.contracts import Routing
-from moe_lite.data import Corpus
-from moe_lite.ledger import Claim, Experiment, Measures
-from moe_lite.sweep import MAX_BYTES, TRAINING, Outcome, Setting, sweep
+from moe_lite.course.data import Corpus
+from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.sweep import MAX_BYTES, TRAINING, Outcome, Setting, sweep
+from moe_lite.routing import Routing
 
 SCOPES = ("text", "mixed", "batch")
 STEPS, FEW, WINDOWS = 250, 20, 24
@@ -134,7 +134,7 @@ def spot() -> Measures:
 EXPERIMENT = Experiment(
     title="Balanced within a text or over the batch",
     source="Qiu et al. 2025, arXiv:2501.11873",
-    chapter="05",
+    chapter="06",
     seeds=4,
     config=CONFIG,
     claims=(
@@ -161,7 +161,7 @@ EXPERIMENT = Experiment(
     spot=spot,
     caveat=(
         "the paper does not say whether its loss divides f by K or sums over the layers, so equal "
-        "weights need not push equally (chapter 05, section 6). The minutes are those of a machine "
+        "weights need not push equally (chapter 06, section 6). The minutes are those of a machine "
         "that was busy with other work."
     ),
 )  # fmt: skip

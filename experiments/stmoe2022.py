@@ -33,11 +33,11 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from moe_lite import ledger
-from moe_lite.data import Corpus, load_corpus
-from moe_lite.ledger import Claim, Experiment, Measures
-from moe_lite.sweep import MAX_BYTES, Outcome, Setting, sweep
-from moe_lite.sweep import run as train_one
+from moe_lite.course import ledger
+from moe_lite.course.data import Corpus, load_corpus
+from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.sweep import MAX_BYTES, Outcome, Setting, sweep
+from moe_lite.course.sweep import run as train_one
 
 ledger.load("switch2021_stability")  # a sibling is loaded by its file, as this module is
 from experiments.switch2021_stability import MINE, Scaled  # noqa: E402
@@ -180,7 +180,7 @@ def spot() -> Measures:
 EXPERIMENT = Experiment(
     title="What keeps a sparse model stable",
     source="Zoph et al. 2022, arXiv:2202.08906",
-    chapter="06",
+    chapter="07",
     seeds=3,
     config=CONFIG,
     claims=(

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from moe_lite.contracts import MixtralConfig
-from moe_lite.data import Corpus, load_corpus
+from moe_lite.config import MixtralConfig
+from moe_lite.course.data import Corpus, load_corpus
+from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.sweep import MAX_BYTES, SMALL, TRAINING
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
-from moe_lite.ledger import Claim, Experiment, Measures
 from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
-from moe_lite.sweep import MAX_BYTES, SMALL, TRAINING
 from moe_lite.train import Row, evaluate, train
 
 CONFIG: dict[str, Any] = {
@@ -210,7 +210,7 @@ WHERE = "section 4.2"
 EXPERIMENT = Experiment(
     title="Fine-tuning only some of the parameters, on little text",
     source="Zoph et al. 2022 (ST-MoE), arXiv:2202.08906",
-    chapter="11",
+    chapter="14",
     seeds=3,
     config=CONFIG,
     claims=(

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
-from moe_lite.data import Corpus, load_corpus
-from moe_lite.ledger import Claim, Experiment, Measures
-from moe_lite.sweep import BALANCES, MAX_BYTES, TRAINING, Outcome, Setting, sweep
+from moe_lite.course.data import Corpus, load_corpus
+from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.sweep import BALANCES, MAX_BYTES, TRAINING, Outcome, Setting, sweep
 from moe_lite.train import Row, train
 
 FACTORS = (2.0, 1.25, 1.0)
@@ -173,7 +173,7 @@ TABLE = "Table 1"
 EXPERIMENT = Experiment(
     title="Top-1 and top-2 at three capacities, and dense twins, on the course's text",
     source="Fedus, Zoph, Shazeer 2021, arXiv:2101.03961",
-    chapter="04",
+    chapter="05",
     seeds=4,
     config={
         "settings": {name: vars(setting) for name, setting in SETTINGS.items()},

@@ -34,14 +34,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_lite.contracts import Routing
-from moe_lite.data import Corpus, load_corpus
-from moe_lite.ledger import Claim, Experiment, Measures
+from moe_lite.config import TrainConfig
+from moe_lite.course.data import Corpus, load_corpus
+from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.sweep import MAX_BYTES, ROUTERS, Outcome, Routers, Setting, sweep
+from moe_lite.course.sweep import run as train_one
 from moe_lite.model import Mixtral
 from moe_lite.routers import SwitchRouter
-from moe_lite.sweep import MAX_BYTES, ROUTERS, Outcome, Routers, Setting, sweep
-from moe_lite.sweep import run as train_one
-from moe_lite.train import TrainConfig
+from moe_lite.routing import Routing
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -211,7 +211,7 @@ MEAN_APART = 2 / math.sqrt(math.pi)  # of two normal numbers, in deviations
 EXPERIMENT = Experiment(
     title="The router in float32, and smaller first weights",
     source="Fedus, Zoph, Shazeer 2021, arXiv:2101.03961",
-    chapter="06",
+    chapter="07",
     seeds=3,
     config=CONFIG,
     claims=(

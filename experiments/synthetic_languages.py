@@ -1,6 +1,6 @@
 """Specialisation where the truth is known: does a measure find the cause, and only the cause?
 
-Two worlds (moe_lite/languages.py) with the same words, equally frequent: in one the language
+Two worlds (moe_lite/course/languages.py) with the same words, equally frequent: in one the language
 decides which permutation of the nouns is at work, in the other the verb does, and languages prefer
 some verbs. So the best router is known, and so is a decoy that goes together with it. A small
 model's learned routing of the verbs is scored against both, and so is what the chapter asks of
@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 
 from moe_lite import analysis, causal
-from moe_lite.languages import Cause, Languages
-from moe_lite.ledger import Claim, Experiment, Measures
+from moe_lite.course.languages import Cause, Languages
+from moe_lite.course.ledger import Claim, Experiment, Measures
 from moe_lite.model import Mixtral
 
 SENTENCES, NULLS = 4096, 20
@@ -158,7 +158,7 @@ def claims() -> tuple[Claim, ...]:
 EXPERIMENT = Experiment(
     title="Specialisation with a ground truth: languages whose best router is known",
     source="No paper: the truth is built in",
-    chapter="12",
+    chapter="17",
     seeds=5,
     config=CONFIG,
     claims=claims(),

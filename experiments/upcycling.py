@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from moe_lite.data import Corpus, load_corpus
+from moe_lite.course.data import Corpus, load_corpus
+from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.sweep import MAX_BYTES, SMALL, TRAINING
 from moe_lite.hf import upcycle
-from moe_lite.ledger import Claim, Experiment, Measures
 from moe_lite.model import Mixtral
-from moe_lite.sweep import MAX_BYTES, SMALL, TRAINING
 from moe_lite.train import train
 
 CONFIG: dict[str, Any] = {
@@ -127,7 +127,7 @@ WHERE = "section 4.1.5"
 EXPERIMENT = Experiment(
     title="Upcycling against training from scratch, at equal extra steps",
     source="Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060",
-    chapter="11",
+    chapter="14",
     seeds=3,
     config=CONFIG,
     claims=(

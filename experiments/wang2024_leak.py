@@ -29,13 +29,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_lite import sweep
-from moe_lite.contracts import MixtralConfig, Routing
-from moe_lite.data import Corpus
-from moe_lite.ledger import Claim, Experiment, Measures
+from moe_lite.config import MixtralConfig
+from moe_lite.course import sweep
+from moe_lite.course.data import Corpus
+from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.sweep import ROUTERS, Outcome, Setting
 from moe_lite.model import Mixtral
 from moe_lite.routers import ExpertChoiceRouter, TopKRouter
-from moe_lite.sweep import ROUTERS, Outcome, Setting
+from moe_lite.routing import Routing
 from moe_lite.train import cross_entropy
 
 TRAINING = {"steps": 250}
@@ -274,7 +275,7 @@ WHERE = "section 5.2"
 EXPERIMENT = Experiment(
     title="What experts that choose tokens tell of the future, by the chunk they choose within",
     source="Wang et al. 2024, arXiv:2408.15664",
-    chapter="07",
+    chapter="08",
     seeds=3,
     config=CONFIG,
     claims=(

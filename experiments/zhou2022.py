@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from moe_lite import sweep
-from moe_lite.contracts import Routing
-from moe_lite.data import Corpus
-from moe_lite.ledger import Claim, Experiment, Measures
-from moe_lite.sweep import Outcome, Setting
+from moe_lite.course import sweep
+from moe_lite.course.data import Corpus
+from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.sweep import Outcome, Setting
+from moe_lite.routing import Routing
 
 STEPS, EVERY, MANY = 250, 10, 64
 TRAINING = {"steps": STEPS, "min_lr_ratio": 1.0}
@@ -135,7 +135,7 @@ FIGURE = "Figure 3 as section 4.5 reads it"
 EXPERIMENT = Experiment(
     title="How many experts a token gets where 64 experts choose, and how soon it pays",
     source="Zhou et al. 2022, arXiv:2202.09368",
-    chapter="07",
+    chapter="08",
     seeds=3,
     config=CONFIG,
     claims=(

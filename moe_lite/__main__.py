@@ -47,14 +47,14 @@ def test(argv: Sequence[str]) -> int:
 
 def build(argv: Sequence[str]) -> int:
     """Build notebooks and exercises from their sources, or --check them."""
-    from .build import main
+    from .course.build import main
 
     return main(argv)
 
 
 def train(argv: Sequence[str]) -> int:
     """Train a small Mixtral on the course's five domains."""
-    from .recipes import main
+    from .course.recipes import main
 
     return main(argv)
 
@@ -87,9 +87,9 @@ def explore(argv: Sequence[str]) -> int:
     for text in texts:
         text.encode()  # raises ValueError for what the shell could not decode
 
-    from .film import Film
+    from .course.film import Film
+    from .course.widgets import RoutingExplorer
     from .hf import PRETRAINED
-    from .widgets import RoutingExplorer
 
     folder = args.model or PRETRAINED / "mixtral-mini"
     if args.film:
@@ -123,7 +123,7 @@ def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
     import torch
 
     from . import hf
-    from .data import load_tokenizer, pieces
+    from .course.data import load_tokenizer, pieces
     from .trace import record
 
     own = _folder(folder) / "tokenizer.json"
@@ -143,14 +143,14 @@ def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
 
 def bench(argv: Sequence[str]) -> int:
     """Time the layer beside its peers, and the model beside transformers'."""
-    from .bench import main
+    from experiments.bench import main
 
     return main(argv)
 
 
 def reproduce(argv: Sequence[str]) -> int:
     """Reproduce a paper's table and judge it, or write the ledger of all."""
-    from .ledger import main
+    from .course.ledger import main
 
     return main(argv)
 

@@ -1,4 +1,4 @@
-"""Measures of what experts do: pure functions of a :class:`~moe_lite.contracts.RoutingTrace`.
+"""Measures of what experts do: pure functions of a :class:`~moe_lite.routing.RoutingTrace`.
 
 Every measure counts the kept choices of the trace; which expert has which number changes none of
 them. A large value alone says nothing: :func:`permuted` labels and a :func:`shuffled` trace show
@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .contracts import Routing, RoutingTrace
+from .routing import Routing, RoutingTrace
 
 Choice = Literal["all", "first"]
 Labels = Tensor | Sequence[int]

@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .contracts import Routing
 from .layer import MoELayer
 from .model import Mixtral
 from .routers import (
@@ -25,6 +24,7 @@ from .routers import (
     TopKRouter,
     limit,
 )
+from .routing import Routing
 
 Kind = Literal["force", "ablate", "ban", "swap", "top_k"]
 Tokens = int | Iterable[int] | Tensor | None
@@ -351,7 +351,7 @@ class Effect:
 def effect(model: Mixtral, ids_BS: Tensor, *interventions: Intervention) -> Effect:
     """Run a text as it is and with interventions.
 
-    >>> from moe_lite.contracts import MixtralConfig
+    >>> from moe_lite import MixtralConfig
     >>> model = Mixtral(MixtralConfig(vocab_size=64, hidden_size=32, intermediate_size=48,
     ...     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2))
     >>> found = effect(model, torch.arange(10).view(1, 10), ablate(1, 3), ban(0, 2, tokens=4))

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .contracts import MixtralConfig
+from .config import MixtralConfig
 from .files import flush
 from .model import Mixtral
 from .routers import TopKRouter

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .contracts import Routing
 from .dispatch import BACKENDS, carry
 from .experts import Experts
 from .linear import prefers_onednn
+from .routing import Routing
 
 if TYPE_CHECKING:
     from .parallel import Across

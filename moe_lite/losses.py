@@ -1,4 +1,4 @@
-"""Losses and measures of balance: pure functions of a :class:`~moe_lite.contracts.Routing`.
+"""Losses and measures of balance: pure functions of a :class:`~moe_lite.routing.Routing`.
 
 Padding counts in none of them: a routing that was made with a mask brings it along
 (``routing.mask_T``), for others ``mask_T`` can be given here.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .contracts import Routing
+from .routing import Routing
 
 
 def _token_weights(routing: Routing, mask_T: Tensor | None) -> Tensor:
@@ -55,7 +55,7 @@ def cv_squared(amount_E: Tensor) -> Tensor:
     return amount_E.var(correction=0) / amount_E.mean().square().clamp(min=1e-10)
 
 
-def importance(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
+def importance_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
     """Penalise unequal importance, an expert's sum of gates over the batch: CV squared.
 
     Of several layers, the mean.
@@ -63,7 +63,7 @@ def importance(routing: Routing | Sequence[Routing], mask_T: Tensor | None = Non
     >>> gate_TK = torch.tensor([[0.75, 0.25], [0.75, 0.25]])
     >>> r = Routing.from_choices(
     ...     torch.zeros(2, 2), torch.full((2, 2), 0.5), torch.tensor([[0, 1], [0, 1]]), gate_TK)
-    >>> importance(r).item()  # importance 1.5 and 0.5
+    >>> importance_loss(r).item()  # importance 1.5 and 0.5
     0.25
 
     Returns: scalar, dimensionless, without the weight w_importance.
@@ -71,14 +71,14 @@ def importance(routing: Routing | Sequence[Routing], mask_T: Tensor | None = Non
     Source:  Shazeer et al. 2017 (arXiv:1701.06538), eqs. 6-7.
     """
     if not isinstance(routing, Routing):
-        return torch.stack([importance(r, mask_T) for r in routing]).mean()
+        return torch.stack([importance_loss(r, mask_T) for r in routing]).mean()
     weight_N = _token_weights(routing, mask_T).index_select(0, routing.token_N)
     gates_E = weight_N.new_zeros(routing.num_experts)
     gates_E = gates_E.index_add(0, routing.expert_N, routing.gate_N * weight_N)
     return cv_squared(routing.total(gates_E))
 
 
-def load(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
+def load_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
     """Penalise unequal load, the number of tokens an expert is to expect: CV squared.
 
     The number that came is a count and has no gradient, so a router with noise gives a smooth
@@ -88,7 +88,7 @@ def load(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> 
     >>> r = Routing.from_choices(
     ...     torch.zeros(4, 2), torch.full((4, 2), 0.5),
     ...     torch.tensor([[0], [0], [0], [1]]), torch.ones(4, 1))
-    >>> load(r).item()  # loads 3 and 1
+    >>> load_loss(r).item()  # loads 3 and 1
     0.25
 
     Returns: scalar, dimensionless, without the weight w_load.
@@ -96,13 +96,13 @@ def load(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> 
     Source:  Shazeer et al. 2017 (arXiv:1701.06538), eqs. 10-11.
     """
     if not isinstance(routing, Routing):
-        return torch.stack([load(r, mask_T) for r in routing]).mean()
+        return torch.stack([load_loss(r, mask_T) for r in routing]).mean()
     if routing.smooth_load_TE is None:
         return cv_squared(_sums(routing, mask_T)[0])
     return cv_squared(routing.total(_token_weights(routing, mask_T) @ routing.smooth_load_TE))
 
 
-def load_balance(
+def load_balancing_loss(
     routing: Routing | Sequence[Routing],
     mask_T: Tensor | None = None,
     *,
@@ -117,7 +117,7 @@ def load_balance(
     >>> uniform = Routing.from_choices(
     ...     torch.zeros(8, 4), torch.full((8, 4), 0.25),
     ...     torch.arange(8).view(8, 1) % 4, torch.ones(8, 1))
-    >>> load_balance(uniform).item()
+    >>> load_balancing_loss(uniform).item()
     1.0
 
     Args:    mask_T: True (or 1) for real tokens; padding then counts neither in f nor in P.
@@ -130,7 +130,9 @@ def load_balance(
              choices=1: Lepikhin et al. 2020 (arXiv:2006.16668), algorithm 1, times E squared.
     """
     if not isinstance(routing, Routing):
-        return torch.stack([load_balance(r, mask_T, choices=choices) for r in routing]).mean()
+        return torch.stack(
+            [load_balancing_loss(r, mask_T, choices=choices) for r in routing]
+        ).mean()
     pairs_E, probs_E, tokens = _sums(routing, mask_T, choices)
     f_E = pairs_E / pairs_E.sum().clamp(min=1)
     return routing.num_experts * (f_E * probs_E / tokens.clamp(min=1)).sum()
@@ -139,7 +141,7 @@ def load_balance(
 def mixtral_aux_loss(routings: Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
     """Compute the balance loss as the published Mixtral code does.
 
-    It differs from :func:`load_balance` twice: the layers' tokens are pooled *before* f and
+    It differs from :func:`load_balancing_loss` twice: the layers' tokens are pooled *before* f and
     P are multiplied, so one layer's imbalance can hide another's, and f is not divided by
     K, so its value at balance is K.
 
@@ -155,7 +157,7 @@ def mixtral_aux_loss(routings: Sequence[Routing], mask_T: Tensor | None = None) 
     return routings[0].num_experts * (pairs_E / tokens * probs_E / tokens).sum()
 
 
-def z_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
+def router_z_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
     """Penalise large router logits: the mean of (log sum_e exp logits)^2.
 
     Of several layers, the mean.
@@ -163,7 +165,7 @@ def z_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -
     >>> r = Routing.from_choices(
     ...     torch.zeros(3, 4), torch.full((3, 4), 0.25),
     ...     torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1))
-    >>> round(z_loss(r).item(), 4)  # log(4)^2
+    >>> round(router_z_loss(r).item(), 4)  # log(4)^2
     1.9218
 
     Returns: scalar, dimensionless.
@@ -171,7 +173,7 @@ def z_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -
     Source:  Zoph et al. 2022 (arXiv:2202.08906), eq. 5; the square is theirs.
     """
     if not isinstance(routing, Routing):
-        return torch.stack([z_loss(r, mask_T) for r in routing]).mean()
+        return torch.stack([router_z_loss(r, mask_T) for r in routing]).mean()
     weight_T = _token_weights(routing, mask_T)
     z_T = routing.logits_TE.logsumexp(dim=-1).square()
     return routing.total((weight_T * z_T).sum()) / routing.total(weight_T.sum()).clamp(min=1)
@@ -180,8 +182,8 @@ def z_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -
 def max_violation(routing: Routing) -> Tensor:
     """Measure imbalance: (largest load - mean load) / mean load; 0 is perfect balance.
 
-    Pairs are counted before any are dropped, as in :func:`load_balance`: it is what the router
-    asks for. :func:`drop_rate` says how much of it was not done.
+    Pairs are counted before any are dropped, as in :func:`load_balancing_loss`: it is what the
+    router asks for. :func:`drop_rate` says how much of it was not done.
 
     Returns: scalar, dimensionless, without gradient.
     Source:  Wang et al. 2024 (arXiv:2408.15664), eq. 4 (MaxVio of one batch).

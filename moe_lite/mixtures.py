@@ -1,6 +1,6 @@
 """Mixtures as they began: experts that compete for each case, and a gate that learns who won.
 
-Letters beside those of ``contracts.py``: Q runs side by side (one per seed; nothing passes from
+Letters beside those of ``routing.py``: Q runs side by side (one per seed; nothing passes from
 one to another), O outputs. Leading dimensions before T are carried along everywhere.
 """
 

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .contracts import MixtralConfig, ModelOutput, Routing
+from .config import MixtralConfig
 from .experts import Experts
 from .layer import MoELayer
 from .linear import Projection
 from .routers import TopKRouter
+from .routing import ModelOutput, Routing
 
 
 class KVCache:

@@ -30,11 +30,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from .contracts import Dispatch, DispatchPlan, NotFinite, Routing
 from .dispatch import plan
 from .dispatch.grouped import Combine, Permute
 from .experts import Experts
 from .layer import MoELayer
+from .routing import Dispatch, DispatchPlan, NotFinite, Routing
 from .runs import Alone
 
 Over = Literal["global", "local"]

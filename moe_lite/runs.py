@@ -21,14 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .contracts import Routing
 from .files import check_writable, flush
+from .routing import Routing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .data import Corpus
-    from .train import TrainConfig
+    from .config import TrainConfig
+    from .course.data import Corpus
 
 Row = dict[str, Any]
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")

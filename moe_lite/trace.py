@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .contracts import Routing, RoutingTrace
 from .layer import MoELayer
+from .routing import Routing, RoutingTrace
 
 
 class Recorder:
@@ -88,7 +88,7 @@ def record(model: nn.Module, tokenizer: Any = None) -> Iterator[Recorder]:
     nothing stays attached to it afterwards.
 
     Args:    tokenizer: how tokens are shown: a function from a list of ids to as many strings
-             (``functools.partial(moe_lite.data.pieces, tokenizer)``), or a tokenizer with
+             (``functools.partial(moe_lite.course.data.pieces, tokenizer)``), or a tokenizer with
              ``decode``; None shows the ids.
     Raises:  ValueError if the model has no MoE layer, is not called with token ids, or has a
              gate that answers otherwise, or logits that are not finite (naming the layer).

@@ -14,102 +14,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .contracts import NotFinite, Routing
+from .config import Autocast, TrainConfig
 from .files import check_writable as check_writable
-from .losses import drop_rate, load_balance, max_violation, z_loss
+from .losses import drop_rate, load_balancing_loss, max_violation, router_z_loss
 from .model import Mixtral
+from .routing import NotFinite, Routing
 from .runs import ALONE, Alone, History, Row, find_checkpoint, load_checkpoint, save_checkpoint
 from .runs import checkpoints as checkpoints
 
 if TYPE_CHECKING:
-    from .data import Corpus
+    from .course.data import Corpus
 
-Autocast = Literal["auto", "on", "off"]
 Balance = Callable[[Sequence[Routing]], Tensor]
 Probe = Callable[[Sequence[Routing]], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Describe a training run.
-
-    Args:
-        steps:            optimizer steps.
-        batch_size:       windows per step; seq_len: tokens per window.
-        lr:               peak learning rate, reached after ``warmup`` steps, from which a cosine
-                          falls to ``lr * min_lr_ratio`` at the last step.
-        weight_decay:     AdamW's, on matrices only; betas: AdamW's.
-        grad_clip:        largest norm of the whole gradient.
-        aux_coef, z_coef: weights of the load-balancing loss and of the router z-loss, each a
-                          mean over the layers.
-        seed:             of the batches and of whatever a router draws.
-        autocast:         compute in bfloat16: "auto" where that pays, "on" or "off" anywhere.
-        eval_every:       steps between evaluations (0: none), each on ``eval_windows`` windows
-                          of every domain.
-        checkpoint_every: steps between checkpoints (0: only at the end), of which the last
-                          ``keep`` stay.
-    Raises:  ValueError naming the field and the value that cannot be.
-    """
-
-    steps: int = 300
-    batch_size: int = 16
-    seq_len: int = 128
-    lr: float = 3e-3
-    warmup: int = 20
-    min_lr_ratio: float = 0.1
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float = 1.0
-    aux_coef: float = 0.01
-    z_coef: float = 0.001
-    seed: int = 0
-    autocast: Autocast = "auto"
-    eval_every: int = 0
-    eval_windows: int = 8
-    checkpoint_every: int = 100
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        whole = {"steps": 1, "batch_size": 1, "seq_len": 1, "eval_windows": 1, "keep": 1}
-        whole |= {"warmup": 0, "seed": 0, "eval_every": 0, "checkpoint_every": 0}
-        for name, low in whole.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
-        for name in ("lr", "min_lr_ratio", "weight_decay", "grad_clip", "aux_coef", "z_coef"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be two numbers from 0 to below 1, not {self.betas}")
-        if self.autocast not in get_args(Autocast):
-            raise ValueError(f"autocast must be one of {get_args(Autocast)}, not {self.autocast!r}")
-
-    def lr_at(self, step: int) -> float:
-        """Give the learning rate of a step, counted from 0.
-
-        >>> config = TrainConfig(steps=101, lr=1.0, warmup=1, min_lr_ratio=0.1)
-        >>> [round(config.lr_at(step), 3) for step in (0, 50, 100)]
-        [1.0, 0.55, 0.1]
-
-        Source: Loshchilov, Hutter 2017 (arXiv:1608.03983), eq. 5, without restarts.
-        """
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        begin = max(self.warmup - 1, 0)
-        done = (step - begin) / max(self.steps - 1 - begin, 1)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1)))
-        return self.lr * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)
 
 
 class Objective(nn.Module):
@@ -133,7 +58,7 @@ def train(
     out: str | Path | None = None,
     *,
     resume: bool = False,
-    balance: Balance = load_balance,
+    balance: Balance = load_balancing_loss,
     probe: Probe | None = None,
     callback: Callable[[Row], None] | None = None,
     progress: bool = True,
@@ -263,7 +188,7 @@ def _router_terms(routings: tuple[Routing, ...], balance: Balance) -> dict[str, 
         return {"balance": zero, "z": zero, "load": zero + 1, "dropped": zero}
     return {
         "balance": balance(routed),
-        "z": z_loss(routed),
+        "z": router_z_loss(routed),
         "load": 1 + torch.stack([max_violation(routing) for routing in routed]).mean(),
         "dropped": torch.stack([drop_rate(routing) for routing in routed]).mean(),
     }

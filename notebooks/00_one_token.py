@@ -28,9 +28,10 @@ from functools import partial
 
 import torch
 
-from moe_lite import checks, data, hf, trace, viz
+from moe_lite import hf, trace
 from moe_lite.cost import count_parameters
-from moe_lite.widgets import RoutingExplorer
+from moe_lite.course import checks, data, viz
+from moe_lite.course.widgets import RoutingExplorer
 
 ready = checks.check_environment()
 

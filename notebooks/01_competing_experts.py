@@ -33,13 +33,14 @@
 import matplotlib.pyplot as plt
 import torch
 
-from moe_lite import ledger, mixtures, viz
+from moe_lite import mixtures
+from moe_lite.course import ledger, viz
+from moe_lite.course.vowels import IPA, load_vowels
+from moe_lite.course.widgets import CompetitionExplorer
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
 from moe_lite.mixtures import Backprop, Mixture, descend
 from moe_lite.routers import TopKRouter
-from moe_lite.vowels import IPA, load_vowels
-from moe_lite.widgets import CompetitionExplorer
 
 torch.manual_seed(0)
 torch.set_printoptions(precision=3, sci_mode=False)
@@ -417,8 +418,8 @@ for name in ("4-way, smooth step", "4-way"):
 # Look at what the smooth runs mean. The gate did what it was built for. The experts were too able
 # for the problem. In 1991 the remedy was to make experts small. In every later chapter experts are
 # large, one could do everything, and the tendency you just saw, *the rich get richer*, has to be
-# held back by force: with noise (chapter 03), with capacity (chapter 04), with a balancing loss
-# (chapter 05), or with a bias (chapter 08). Half of this course is about that row of ones.
+# held back by force: with noise (chapter 04), with capacity (chapter 05), with a balancing loss
+# (chapter 06), or with a bias (chapter 09). Half of this course is about that row of ones.
 #
 # ## 8. Take hold of it
 #
@@ -444,7 +445,7 @@ explorer
 # ## 9. It is the same layer
 #
 # A mixture of 1991 asks every expert. In today's words: top-k with $K = E$. The layer that you meet
-# in chapter 09, with that setting, *is* the dense mixture, $y = \sum_i p_i E_i(x)$:
+# in chapter 10, with that setting, *is* the dense mixture, $y = \sum_i p_i E_i(x)$:
 
 # %%
 D, E = 6, 4

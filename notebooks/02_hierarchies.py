@@ -43,7 +43,8 @@ import torch.nn.functional as F
 from matplotlib.ft2font import FT2Font
 from torch import nn
 
-from moe_lite import arm, ledger, viz
+from moe_lite.course import arm, ledger, viz
+from moe_lite.course.widgets import TreeExplorer
 from moe_lite.hierarchy import (
     HME,
     affine,
@@ -54,7 +55,6 @@ from moe_lite.hierarchy import (
     random_tree,
     sum_upwards,
 )
-from moe_lite.widgets import TreeExplorer
 
 torch.set_printoptions(precision=3, sci_mode=False)
 
@@ -278,7 +278,7 @@ TreeExplorer(one, x_T1, y_T1, step=6)
 # The paper's test: an arm with four joints. From the joints' angles, velocities and torques (12
 # numbers) predict their accelerations (4 numbers); 15,000 states to learn from, 5,000 to be tested
 # on. We do not have the authors' arm, so we built one and simulate it: a shoulder with two joints,
-# an elbow, a wrist, three rods, gravity. Physics in a few lines, in `moe_lite/arm.py`.
+# an elbow, a wrist, three rods, gravity. Physics in a few lines, in `moe_lite/course/arm.py`.
 
 # %%
 data = arm.draw()
@@ -507,7 +507,7 @@ for number, panel in enumerate(panels):
 # scarce. The paper's own Table 1 has that in it, if one looks: with four experts of 100 units in
 # each layer the deep mixture's error is 1.42%, a *single* expert's 1.33%, and that of one large
 # network with all units 1.30%. A balanced load is no end in itself. It is what you need if you
-# want capacity that is not paid for by each input, and that is chapter 03.
+# want capacity that is not paid for by each input, and that is chapter 04.
 #
 # What did the experts divide among themselves? The paper's most beautiful finding was that the
 # first layer's gates care *where* the digit stands and the second layer's *which* digit it is,
@@ -607,4 +607,4 @@ print("in logarithms: ", (prior_E.log() - distance_E.square() / 2).softmax(dim=-
 # | $G_i$, $m$ | `total_E`, `margin` in `constrain` | Eigen's constraint |
 #
 # **Read on:** the 1994 paper's section on EM is the clearest there is; `moe_lite/hierarchy.py` is
-# what you have now built. Chapter 03 stops computing the experts that nobody asked.
+# what you have now built. Chapter 04 stops computing the experts that nobody asked.

@@ -32,8 +32,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from moe_lite import checks, data, hf, trace
-from moe_lite.contracts import Routing, RoutingTrace
+from moe_lite import hf, trace
+from moe_lite.course import checks, data
+from moe_lite.routing import Routing, RoutingTrace
 
 # %% [markdown]
 # A trace to try things on: six layers, each with its `Routing`.
@@ -216,7 +217,7 @@ for first in (1, 2, 4, 8, 16):
 
 # %% [markdown]
 # That last table is why a mixture of experts is cheap for *one* reader and less so for a crowd:
-# each token wakes a few networks, but a batch of them soon wakes all. Chapter 11 puts numbers to
+# each token wakes a few networks, but a batch of them soon wakes all. Chapter 14 puts numbers to
 # it.
 #
 # ## What you can now say

@@ -33,7 +33,7 @@
 import torch
 from torch import Tensor
 
-from moe_lite import checks
+from moe_lite.course import checks
 from moe_lite.hierarchy import HME, affine, random_tree
 
 torch.set_printoptions(precision=3, sci_mode=False)

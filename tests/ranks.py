@@ -23,12 +23,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from moe_lite import __main__ as cli
 from moe_lite import parallel
-from moe_lite.contracts import MixtralConfig, Routing
-from moe_lite.data import Corpus, load_corpus
+from moe_lite.config import MixtralConfig, TrainConfig
+from moe_lite.course.data import Corpus, load_corpus
 from moe_lite.dispatch import BACKENDS
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
-from moe_lite.losses import importance, load_balance
+from moe_lite.losses import importance_loss, load_balancing_loss
 from moe_lite.model import Mixtral
 from moe_lite.routers import (
     Capacity,
@@ -36,7 +36,8 @@ from moe_lite.routers import (
     SigmoidBiasRouter,
     TopKRouter,
 )
-from moe_lite.train import Objective, TrainConfig, checkpoints, train
+from moe_lite.routing import Routing
+from moe_lite.train import Objective, checkpoints, train
 
 D, E, S = 16, 4, 16
 SMALL = MixtralConfig(
@@ -198,7 +199,7 @@ def local(mesh: DeviceMesh, corpus: Corpus) -> dict[str, float]:
     config = replace(CONFIG, batch_size=3, steps=2, eval_every=0)
     found = {}
     for over in ("local", "global"):
-        for balance in (load_balance, importance):
+        for balance in (load_balancing_loss, importance_loss):
             model = fresh("sigmoid_bias")
             parallel.shard_experts(model, mesh)
             history = train(model, corpus, config, progress=False, balance=balance,
@@ -207,7 +208,7 @@ def local(mesh: DeviceMesh, corpus: Corpus) -> dict[str, float]:
             found[f"{over} spread"] = max_over_ranks(
                 spread(nn.ModuleList(layer.gate for layer in model.moe_layers))
             )
-    for balance in (load_balance, importance):
+    for balance in (load_balancing_loss, importance_loss):
         one, two = (balance(routings).item() for routings in parts)
         found[f"by hand local {balance.__name__}"] = (one + 2 * two) / 3
         found[f"by hand global {balance.__name__}"] = balance(whole).item()

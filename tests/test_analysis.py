@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 
 from moe_lite import analysis
-from moe_lite.contracts import Routing, RoutingTrace
+from moe_lite.routing import Routing, RoutingTrace
 from moe_lite.trace import record
 
 

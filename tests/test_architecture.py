@@ -1,62 +1,29 @@
-"""The house stands: imports run downward only, and nothing unsafe or far away is used."""
+"""The house stands: two wings, no import circle, and nothing unsafe or far away is used."""
 
 import ast
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "moe_lite"
-
-FLOORS = {
-    0: {"contracts", "linear", "files"},
-    1: {"mixtures", "hierarchy", "routers", "experts", "losses", "dispatch"},
-    2: {"layer"},
-    2.5: {"model"},  # a mezzanine: a model is made of layers
-    2.75: {"runs", "texts"},  # another: what the loop and parallel keep, what data is made of
-    3: {
-        "hf",
-        "data",
-        "vowels",
-        "arm",
-        "train",
-        "parallel",
-        "trace",
-        "analysis",
-        "causal",
-        "cost",
-        "checks",
-    },
-    3.5: {"film"},  # its text is data's, its rolls are cut by recipes
-    4: {"viz", "build", "recipes", "ledger", "sweep"},
-    # one more: a widget's still is one of viz's, a bench runs a recipe, languages are swept
-    4.5: {"widgets", "bench", "languages"},
-    5: {"__main__"},  # the door: it opens every room
-}
-FLOOR = {name: number for number, floor in FLOORS.items() for name in floor}
+DOORS = {"__init__", "__main__"}  # they open every room, and no room imports them
 UNPICKLES = {
     "pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal",
     "torch.load", "torch.save", "numpy.load", "np.load",
 }  # fmt: skip
-HEAVY = ("IPython", "ipywidgets", "anywidget", "matplotlib", "plotly", "jupyterlab", "transformers")
-
-
-def for_types_only(tree: ast.AST) -> set[ast.AST]:
-    """Collect what stands under `if TYPE_CHECKING:`, which never runs."""
-    return {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
+HEAVY = (
+    "IPython", "ipywidgets", "anywidget", "matplotlib", "plotly", "jupyterlab", "transformers",
+    "tokenizers", "scipy",
+)  # fmt: skip
 
 
 def imports(tree: ast.AST, package: tuple[str, ...]) -> list[tuple[int, str]]:
-    """List (line, full dotted name) of everything imported, relative names resolved."""
+    """List (line, full dotted name) of everything imported anywhere, relative names resolved."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -68,36 +35,44 @@ def imports(tree: ast.AST, package: tuple[str, ...]) -> list[tuple[int, str]]:
     return found
 
 
+def room_of(parts: tuple[str, ...] | list[str]) -> str:
+    """Name the room of a dotted name or path: "layer", or in the other wing "course.checks"."""
+    wing = 2 if parts[0] == "course" and len(parts) > 1 else 1
+    return ".".join(parts[:wing])
+
+
+def uses(source: str, path: str) -> list[tuple[int, str]]:
+    """List (line, room) of the rooms that a module imports; what is for types only counts too."""
+    package = ("moe_lite", *Path(path).parts[:-1])
+    found = []
+    for line, name in imports(ast.parse(source), package):
+        parts = name.split(".")
+        if parts[0] == "moe_lite" and len(parts) > 1 and parts[1] != "__version__":
+            found.append((line, room_of(parts[1:])))
+    return found
+
+
 def violations(source: str, path: str) -> list[str]:
     """Name every line of a module of the package that breaks a rule; path is relative to it."""
-    room = Path(path).parts[0].removesuffix(".py")
-    tree = ast.parse(source)
+    room = room_of(Path(path).with_suffix("").parts)
+    tree, found = ast.parse(source), []
     if room == "__init__":
         # In a function it may: a name of the package's own that is fetched when asked for.
-        at_once = ast.Module([n for n in tree.body if not isinstance(n, ast.FunctionDef)], [])
-        imported = [
-            name for _, name in imports(at_once, ("moe_lite",)) if name.startswith("moe_lite")
-        ]
-        return [f"{path}: the package must import nothing of its own"] if imported else []
-    if room not in FLOOR:
-        return [f"{path}: {room} has no floor; give it one here and in the house's plan"]
-    package = ("moe_lite", *Path(path).parts[:-1])
-    skipped = for_types_only(tree)
-    running = ast.Module(
-        [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)
-         and node not in skipped], type_ignores=[],
-    )  # fmt: skip
-    found = []
-    for line, name in imports(running, package):
+        kept = (ast.FunctionDef, ast.If)
+        at_once = ast.Module([n for n in tree.body if not isinstance(n, kept)], [])
+        own = [name for _, name in imports(at_once, ("moe_lite",)) if name.startswith("moe_lite")]
+        return [f"{path}: the package must import nothing of its own at once"] if own else []
+    for line, there in uses(source, path):
+        if there in DOORS:
+            found.append(f"{path}:{line}: {room} imports {there}")
+        elif there.startswith("course") and not room.startswith(("course", "__main__")):
+            found.append(f"{path}:{line}: {room}, of the library, imports {there}, of the course")
+    for line, name in imports(tree, ("moe_lite", *Path(path).parts[:-1])):
         parts = name.split(".")
-        if parts[0] == "moe_lite" and len(parts) > 1 and parts[1] not in (room, "__version__"):
-            here, there = FLOOR[room], FLOOR.get(parts[1])
-            if there is None or there >= here:
-                found.append(
-                    f"{path}:{line}: {room} (floor {here}) imports {parts[1]} (floor {there})"
-                )
         if parts[0] in UNPICKLES or ".".join(parts[:2]) in UNPICKLES:
             found.append(f"{path}:{line}: imports {name}, which unpickles")
+        if parts[0] in ("experiments", "tests") and room not in ("__main__", "course.ledger"):
+            found.append(f"{path}:{line}: the package imports {parts[0]}")
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and ast.unparse(node) in UNPICKLES:
             found.append(f"{path}:{node.lineno}: uses {ast.unparse(node)}, which unpickles")
@@ -108,28 +83,52 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 
 @pytest.mark.parametrize("path", MODULES)
-def test_module_keeps_to_its_floor(path):
+def test_module_keeps_the_rules(path):
     assert violations((PACKAGE / path).read_text(encoding="utf-8"), path) == []
+
+
+def circle(sources: dict[str, str]) -> list[str]:
+    """Name the rooms of an import circle, if there is one."""
+    graph: dict[str, set[str]] = {}
+    for path, source in sources.items():
+        room = room_of(Path(path).with_suffix("").parts)
+        if room not in DOORS:
+            graph.setdefault(room, set()).update(
+                there for _, there in uses(source, path) if there not in (room, *DOORS)
+            )
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_import_circle():
+    assert circle({path: (PACKAGE / path).read_text(encoding="utf-8") for path in MODULES}) == []
+
+
+def test_a_circle_is_seen():
+    types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .layer import MoELayer"
+    rooms = {"parallel.py": types, "layer.py": "def f():\n    from .parallel import Across"}
+    assert set(circle(rooms)) == {"layer", "parallel"}
+    assert circle({"parallel.py": types, "layer.py": "from .experts import Experts"}) == []
 
 
 @pytest.mark.parametrize(
     ("path", "source", "complaint"),
     [
-        ("losses.py", "from .layer import MoELayer", "losses.py:1: losses (floor 1) imports layer"),
-        ("losses.py", "from moe_lite.layer import MoELayer", "imports layer (floor 2)"),
-        ("losses.py", "from . import layer", "imports layer (floor 2)"),
-        ("losses.py", "import moe_lite.layer", "imports layer (floor 2)"),
-        ("losses.py", "def f():\n    from .model import M", "losses.py:2: losses"),
-        ("losses.py", "from .routers import TopKRouter", "imports routers (floor 1)"),
-        ("trace.py", "from .data import pieces", "imports data (floor 3)"),
-        ("dispatch/grouped.py", "from ..layer import MoELayer", "dispatch (floor 1) imports layer"),
-        ("dispatch/__init__.py", "from ..routers import R", "imports routers (floor 1)"),
-        ("layer.py", "from .attic import chest", "imports attic (floor None)"),
-        ("attic.py", "", "attic has no floor"),
+        ("losses.py", "from .course import viz", "losses, of the library, imports course.viz"),
+        ("losses.py", "from moe_lite.course.data import X", "imports course.data, of the course"),
+        ("losses.py", "import moe_lite.course.data", "imports course.data, of the course"),
+        ("dispatch/grouped.py", "from ..course.viz import X", "imports course.viz, of the course"),
+        ("losses.py", "def f():\n    from .course.data import M", "losses.py:2: losses"),
+        ("losses.py", "if TYPE_CHECKING:\n    from .course.data import M", "losses.py:2: losses"),
+        ("course/viz.py", "from ..__main__ import main", "course.viz imports __main__"),
+        ("course/viz.py", "from experiments import bench", "the package imports experiments"),
         ("hf.py", "import torch\ntorch.load('x')", "hf.py:2: uses torch.load"),
         ("hf.py", "from torch import save", "hf.py:1: imports torch.save"),
         ("hf.py", "import pickle as p", "imports pickle"),
-        ("data.py", "from pickle import loads", "imports pickle.loads"),
+        ("course/data.py", "from pickle import loads", "imports pickle.loads"),
         ("__init__.py", "from .model import Mixtral", "must import nothing"),
     ],
 )
@@ -141,10 +140,10 @@ def test_a_breach_is_named(path, source, complaint):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("layer.py", "from .dispatch import plan\nfrom .contracts import Routing"),
-        ("dispatch/__init__.py", "from .grouped import grouped\nfrom ..contracts import Routing"),
-        ("contracts.py", "if TYPE_CHECKING:\n    from .experts import Experts"),
-        ("__main__.py", "from . import __version__, hf\nfrom .widgets import RoutingExplorer"),
+        ("layer.py", "from .dispatch import plan\nfrom .routing import Routing"),
+        ("dispatch/__init__.py", "from .grouped import grouped\nfrom ..routing import Routing"),
+        ("course/viz.py", "from ..routing import Routing\nfrom .data import pieces"),
+        ("__main__.py", "from . import __version__, hf\nfrom .course.widgets import X"),
         ("hf.py", "from safetensors.torch import load_file, save_file\nimport torch"),
     ],
 )
@@ -162,7 +161,9 @@ def addresses(text: str) -> list[str]:
 
 def test_widgets_name_no_network_address():
     files = [
-        p for p in (PACKAGE / "widgets").rglob("*") if p.suffix in (".js", ".css", ".py", ".html")
+        p
+        for p in (PACKAGE / "course" / "widgets").rglob("*")
+        if p.suffix in (".js", ".css", ".py", ".html")
     ]
     assert files
     for file in files:
@@ -174,18 +175,18 @@ def test_addresses_are_seen():
     assert addresses(text) == ["https://esm.sh/d3", "//cdn.example.com/a.css"]
 
 
-def test_library_imports_without_jupyter():
-    library = sorted({path.split("/")[0].removesuffix(".py") for path in MODULES} & set(FLOOR))
-    below = [name for name in library if FLOOR[name] < FLOOR["viz"]]
+def test_the_library_imports_without_the_course():
+    rooms = {room_of(Path(path).with_suffix("").parts) for path in MODULES}
+    library = sorted(room for room in rooms - DOORS if not room.startswith("course"))
     code = f"""
 import importlib, sys
-for name in {below}:
+for name in {library}:
     importlib.import_module("moe_lite." + name)
     print(*(f"{{name}} loads {{heavy}}" for heavy in {HEAVY} if heavy in sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == len(below) >= 8
+    assert len(done.stdout.splitlines()) == len(library) >= 8
     assert not done.stdout.strip()
 
 

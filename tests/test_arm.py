@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import jvp
 
-from moe_lite import arm
+from moe_lite.course import arm
 
 STATE = [torch.tensor(v).double() for v in ([0.3, 0.5, -0.7, 0.2], [1.0, -2.0, 0.5, 1.0])]
 

@@ -9,13 +9,14 @@ import torch
 from traitlets import TraitError
 
 from moe_lite.causal import ablate, ban, effect, force, intervene, swap, top_k
-from moe_lite.contracts import MixtralConfig, RoutingTrace
-from moe_lite.data import load_tokenizer, pieces
-from moe_lite.film import Film
+from moe_lite.config import MixtralConfig
+from moe_lite.course.data import load_tokenizer, pieces
+from moe_lite.course.film import Film
+from moe_lite.course.widgets import RoutingExplorer, routing_explorer
+from moe_lite.course.widgets.routing_explorer import NO_LOSS, TOP, pack
 from moe_lite.model import Mixtral
 from moe_lite.routers import NoisyTopKRouter, SigmoidBiasRouter, TopKRouter
-from moe_lite.widgets import RoutingExplorer, routing_explorer
-from moe_lite.widgets.routing_explorer import NO_LOSS, TOP, pack
+from moe_lite.routing import RoutingTrace
 
 TEXT = "To be, or not to be: that is the question."
 

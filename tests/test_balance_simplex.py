@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from traitlets import TraitError
 
-from moe_lite.losses import load_balance
-from moe_lite.widgets import BalanceSimplex
-from moe_lite.widgets.balance_simplex import STEP
+from moe_lite.course.widgets import BalanceSimplex
+from moe_lite.course.widgets.balance_simplex import STEP
+from moe_lite.losses import load_balancing_loss
 
 logits = arrays("float64", st.tuples(st.integers(1, 9), st.just(3)), elements=st.floats(-8, 8))
 
@@ -55,7 +55,7 @@ def test_the_starts_are_what_they_are_called(start, value, loads):
     widget = BalanceSimplex(start)
     assert widget.value == pytest.approx(value, abs=1e-3)
     assert widget.routing.load_E().tolist() == loads
-    assert load_balance(widget.routing).item() == widget.value
+    assert load_balancing_loss(widget.routing).item() == widget.value
     assert sorted(widget.state()) == ["colors", "logits", "selected", "starts"]
 
 

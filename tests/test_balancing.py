@@ -1,4 +1,4 @@
-"""What chapter 05 says of the balancing loss, and the two experiments that it draws."""
+"""What chapter 06 says of the balancing loss, and the two experiments that it draws."""
 
 import math
 import sys
@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lite import ledger, losses
-from moe_lite.contracts import Routing
-from moe_lite.sweep import Outcome, Setting
+from moe_lite import losses
+from moe_lite.course import ledger
+from moe_lite.course.sweep import Outcome, Setting
+from moe_lite.routing import Routing
 from moe_lite.train import History
 
 
@@ -30,7 +31,7 @@ def test_the_loss_can_be_as_low_as_said(E):
     logits_TE = torch.zeros(busy, E)
     logits_TE[:, :busy] = -30.0
     logits_TE += 30.0001 * torch.eye(busy, E)
-    assert losses.load_balance(route(logits_TE)).item() == pytest.approx(least(E), abs=1e-4)
+    assert losses.load_balancing_loss(route(logits_TE)).item() == pytest.approx(least(E), abs=1e-4)
 
 
 @settings(deadline=None)
@@ -45,7 +46,7 @@ def test_and_no_lower(E, T, data):
     for t, (own, others) in enumerate(zip(chosen, also, strict=True)):
         logits_TE[t, list(others)] = 0.0
         logits_TE[t, own] = 1e-4
-    assert losses.load_balance(route(logits_TE)).item() >= least(E) - 1e-3
+    assert losses.load_balancing_loss(route(logits_TE)).item() >= least(E) - 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,12 @@ def qiu():
 def test_over_the_batch_is_the_loss_of_the_library(qiu, seed):
     generator = torch.Generator().manual_seed(seed)
     routings = [route(torch.randn(192, 8, generator=generator), 2) for _ in range(2)]
-    torch.testing.assert_close(qiu.scoped(routings, "batch"), losses.load_balance(routings))
+    torch.testing.assert_close(qiu.scoped(routings, "batch"), losses.load_balancing_loss(routings))
 
 
 def test_within_each_text_is_the_mean_over_the_texts(qiu):
     logits_TE = torch.randn(192, 8, generator=torch.Generator().manual_seed(0))
-    each = [losses.load_balance(route(part_TE, 2)) for part_TE in logits_TE.split(64)]
+    each = [losses.load_balancing_loss(route(part_TE, 2)) for part_TE in logits_TE.split(64)]
     routing = route(logits_TE, 2)
     torch.testing.assert_close(qiu.scoped([routing], "text"), torch.stack(each).mean())
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moe_lite import bench
-from moe_lite.bench import gpu, measure, models, paths, report
-from moe_lite.bench.paths import CONTENDERS, Case, Contender
-from moe_lite.bench.shapes import ALL, CPU_SHAPES, GPU_SHAPES, SHAPES, Shape, choices, logits
+from experiments import bench
+from experiments.bench import gpu, measure, models, paths, report
+from experiments.bench.paths import CONTENDERS, Case, Contender
+from experiments.bench.shapes import ALL, CPU_SHAPES, GPU_SHAPES, SHAPES, Shape, choices, logits
 
 TINY = Shape(24, 16, 8, 4, 2, ("float32", "bfloat16"))
 NAMES = {c.name: c for c in CONTENDERS}

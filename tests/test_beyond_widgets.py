@@ -1,4 +1,4 @@
-"""Chapter 11's widgets without a browser: what they show is counted another way, what cannot be
+"""Chapter 14's widgets without a browser: what they show is counted another way, what cannot be
 is refused.
 """
 
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from traitlets import TraitError
 
 from moe_lite import cost
-from moe_lite.checks.beyond_one_machine import _parameters
-from moe_lite.contracts import MixtralConfig
-from moe_lite.widgets import CostCalculator, TrafficMatrix
+from moe_lite.config import MixtralConfig
+from moe_lite.course.checks.beyond_one_machine import _parameters
+from moe_lite.course.widgets import CostCalculator, TrafficMatrix
 
 
 @settings(deadline=None, max_examples=25)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traitlets import TraitError
 
-from moe_lite.widgets import BiasController
-from moe_lite.widgets.bias_controller import STRIDE
+from moe_lite.course.widgets import BiasController
+from moe_lite.course.widgets.bias_controller import STRIDE
 
 LEAN = torch.linspace(0.8, -0.8, 6)
 SCORES_TE = (torch.randn(90, 6, generator=torch.Generator().manual_seed(3)) + LEAN).sigmoid()

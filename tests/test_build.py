@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lite import __main__ as command_line
-from moe_lite import build
+from moe_lite.course import build
 
 CHAPTER = """\
 # %% [markdown]
@@ -351,7 +351,7 @@ def test_a_missing_tool_is_one_line(monkeypatch, capsys):
 
 def test_the_kernel_is_this_interpreter_in_the_notebooks_folder(tmp_path):
     notebook = cells(
-        "import sys, os, hashlib, moe_lite.build",
+        "import sys, os, hashlib, moe_lite.course.build",
         "hashlib.sha256(sys.executable.encode()).hexdigest()",
         "os.path.basename(os.getcwd())",
     )
@@ -405,7 +405,7 @@ def test_an_expected_exception_is_shown_without_its_frames(tmp_path):
 
 
 def test_a_verdict_is_all_a_learner_sees(tmp_path):
-    notebook = cells("from moe_lite import checks", "checks.check_top_k(lambda logits, k: None)")
+    notebook = cells("from moe_lite.course import checks", "checks.check_top_k(lambda logits, k: None)")
     build.execute(notebook, tmp_path, "n.ipynb", allow_errors=True)
     (output,) = notebook.cells[1].outputs
     assert output.traceback == ["✗ top_k: return two tensors, (gate_TK, expert_TK), not None"]

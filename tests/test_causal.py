@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite.causal import ablate, ban, effect, force, intervene, swap, top_k
-from moe_lite.contracts import MixtralConfig
+from moe_lite.config import MixtralConfig
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
 from moe_lite.routers import (

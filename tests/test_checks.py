@@ -1,7 +1,7 @@
 """The checks are checked: every mutant is refused with its message, every right answer passes.
 
-mutants/check_x.py holds answers to moe_lite.checks.check_x. One whose name begins with "right"
-must pass; any other must fail, and its docstring is a phrase that the verdict must hold.
+mutants/check_x.py holds answers to moe_lite.course.checks.check_x. One whose name begins with
+"right" must pass; any other must fail, and its docstring is a phrase that the verdict must hold.
 """
 
 import importlib.util
@@ -13,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_lite import checks
-from moe_lite.checks.small_mixtral import _count, _count_mistakes
-from moe_lite.checks.verdict import same
-from moe_lite.contracts import MixtralConfig
+from moe_lite.config import MixtralConfig
 from moe_lite.cost import count_parameters
+from moe_lite.course import checks
+from moe_lite.course.checks.small_mixtral import _count, _count_mistakes
+from moe_lite.course.checks.verdict import same
 
 CHECKS = [
     name
@@ -176,7 +176,7 @@ def test_same(a, b, equal):
 
 
 def test_the_environment_is_told_what_it_lacks(monkeypatch, capsys):
-    from moe_lite.checks import one_token
+    from moe_lite.course.checks import one_token
 
     monkeypatch.setattr(
         one_token, "requires", lambda name: ["torch>=2.10", "pytest ; extra == 't'"]

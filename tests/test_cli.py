@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from moe_lite import __main__ as cli
 from moe_lite import __version__, hf
-from moe_lite.contracts import MixtralConfig
-from moe_lite.data import load_tokenizer
-from moe_lite.film import Film
+from moe_lite.config import MixtralConfig
+from moe_lite.course.data import load_tokenizer
+from moe_lite.course.film import Film
 from moe_lite.model import Mixtral
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -187,7 +187,7 @@ def test_missing_package_names_the_way_to_it(monkeypatch, fails):
 
 
 def test_a_module_of_our_own_missing_is_a_bug_and_looks_like_one(monkeypatch):
-    monkeypatch.setitem(sys.modules, "moe_lite.build", None)
+    monkeypatch.setitem(sys.modules, "moe_lite.course.build", None)
     with pytest.raises(ModuleNotFoundError):
         cli.main(["build"])
 
@@ -253,11 +253,11 @@ def test_lab_opens_the_first_notebook(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     assert cli.main(["lab"]) == 1 and not seen
     (tmp_path / "notebooks").mkdir()
-    for name in ("09_small_mixtral.ipynb", "04_capacity.ipynb", "Untitled.ipynb"):
+    for name in ("10_small_mixtral.ipynb", "05_capacity.ipynb", "Untitled.ipynb"):
         (tmp_path / "notebooks" / name).touch()
     assert cli.main(["lab", "--no-browser"]) == 0
     assert "--no-browser" in seen and f"--ServerApp.root_dir={tmp_path}" in seen
-    assert seen[-1] == str(tmp_path / "notebooks" / "04_capacity.ipynb")
+    assert seen[-1] == str(tmp_path / "notebooks" / "05_capacity.ipynb")
 
 
 def test_lab_starts_and_answers(tmp_path):

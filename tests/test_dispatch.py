@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_lite import losses
-from moe_lite.contracts import Routing
 from moe_lite.dispatch import BACKENDS, carry, plan
 from moe_lite.dispatch.grouped import _blocks as grouped_blocks
 from moe_lite.dispatch.grouped import grouped
@@ -26,6 +25,7 @@ from moe_lite.routers import (
     SwitchRouter,
     TopKRouter,
 )
+from moe_lite.routing import Routing
 
 D, F = 8, 12
 EVERYWHERE = [name for name in BACKENDS if name != "triton"]  # that one has tests/gpu
@@ -144,7 +144,7 @@ def test_a_layer_gives_its_gate_the_same_gradient(gate: str, backend: str, paddi
         x_TD, ids_T = torch.randn(30, D, dtype=torch.float64), torch.arange(30) % 9
         mask_T = torch.arange(30) % 10 < 7 if padding else None
         out_TD, routing = layer(x_TD, mask_T, ids_T)
-        loss = out_TD.square().sum() + losses.importance(routing) + losses.load(routing)
+        loss = out_TD.square().sum() + losses.importance_loss(routing) + losses.load_loss(routing)
         return [out_TD, *torch.autograd.grad(loss, list(layer.parameters()))]
 
     for a, b in zip(gradients("loop"), gradients(backend), strict=True):
@@ -230,7 +230,7 @@ def test_grouped_gives_the_same_bits_twice() -> None:
 
 
 def test_every_router_of_the_sweeps_goes_through_every_backend() -> None:
-    from moe_lite.sweep import ROUTERS, SMALL
+    from moe_lite.course.sweep import ROUTERS, SMALL
 
     tried = {type(make()) for make in GATES.values()}
     assert {type(make(SMALL)) for make in ROUTERS.values()} <= tried

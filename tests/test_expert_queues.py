@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traitlets import TraitError
 
-from moe_lite.contracts import Routing
+from moe_lite.course.widgets import ExpertQueues
+from moe_lite.course.widgets.expert_queues import PRIORITIES, SHUFFLES
 from moe_lite.routers import ExpertChoiceRouter, GShardRouter, TopKRouter, limit, queue_rank
-from moe_lite.widgets import ExpertQueues
-from moe_lite.widgets.expert_queues import PRIORITIES, SHUFFLES
+from moe_lite.routing import Routing
 
 T, E = 24, 4
 WORDS = [f"w{n}" for n in range(T)]

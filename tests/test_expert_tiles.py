@@ -6,10 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traitlets import TraitError
 
-from moe_lite.contracts import Routing
+from moe_lite.course.widgets import ExpertTiles
+from moe_lite.course.widgets.expert_tiles import (
+    EXPERTS,
+    HEIGHTS,
+    PATHS,
+    PROCESSORS,
+    ROUTINGS,
+    TOKENS,
+    K,
+)
 from moe_lite.dispatch import plan
-from moe_lite.widgets import ExpertTiles
-from moe_lite.widgets.expert_tiles import EXPERTS, HEIGHTS, PATHS, PROCESSORS, ROUTINGS, TOKENS, K
+from moe_lite.routing import Routing
 
 N = TOKENS * K
 

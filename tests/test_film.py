@@ -5,13 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from moe_lite import recipes
-from moe_lite.contracts import MixtralConfig
-from moe_lite.data import load_corpus
-from moe_lite.film import Film, filmed, log_steps
+from moe_lite.config import MixtralConfig, TrainConfig
+from moe_lite.course import recipes
+from moe_lite.course.data import load_corpus
+from moe_lite.course.film import Film, filmed, log_steps
 from moe_lite.model import Mixtral
 from moe_lite.routers import SwitchRouter
-from moe_lite.train import TrainConfig, train
+from moe_lite.train import train
 
 CONFIG = MixtralConfig(
     vocab_size=4096, hidden_size=16, intermediate_size=16, num_hidden_layers=2,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from moe_lite import hf
-from moe_lite.contracts import MixtralConfig
+from moe_lite.config import MixtralConfig
 from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lite import analysis
-from moe_lite.languages import Languages
+from moe_lite.course.languages import Languages
 
 WORLDS = [Languages("language"), Languages("verb")]
 

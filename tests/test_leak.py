@@ -1,13 +1,13 @@
-"""What chapter 07's experiments measure with: none of it may leak itself, or miss a leak."""
+"""What chapter 08's experiments measure with: none of it may leak itself, or miss a leak."""
 
 import sys
 
 import pytest
 import torch
 
-from moe_lite import ledger
-from moe_lite.contracts import MixtralConfig
-from moe_lite.data import Corpus
+from moe_lite.config import MixtralConfig
+from moe_lite.course import ledger
+from moe_lite.course.data import Corpus
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
 from moe_lite.routers import ExpertChoiceRouter, HashRouter, SwitchRouter, TopKRouter

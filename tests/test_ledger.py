@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lite import __main__ as cli
-from moe_lite import ledger
-from moe_lite.ledger import Claim, Estimate
+from moe_lite.course import ledger
+from moe_lite.course.ledger import Claim, Estimate
 
 FAKE = """
 import random
-from moe_lite.ledger import Claim, Experiment
+from moe_lite.course.ledger import Claim, Experiment
 
 def run(seeds):
     speed = [2 + 0.01 * random.Random(seed).random() for seed in seeds]

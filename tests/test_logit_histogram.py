@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traitlets import TraitError
 
-from moe_lite.widgets import LogitHistogram
+from moe_lite.course.widgets import LogitHistogram
 
 LOGITS_TE = torch.randn(40, 5, generator=torch.Generator().manual_seed(3))
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lite import losses
-from moe_lite.contracts import Routing
+from moe_lite.routing import Routing
 
 
 def route(logits: list[list[float]], experts: list[list[int]]) -> Routing:
@@ -25,48 +25,50 @@ def random_routing(T: int, E: int, K: int, seed: int) -> Routing:
 
 ln = math.log
 MEASURES = (
-    losses.load_balance, losses.z_loss, losses.importance, losses.load, losses.max_violation
+    losses.load_balancing_loss, losses.router_z_loss, losses.importance_loss, losses.load_loss,
+    losses.max_violation,
 )  # fmt: skip
 
 
 def test_load_balance_by_hand() -> None:
     # probabilities (3/4, 1/4) and (1/2, 1/2), both to expert 0: f = (1, 0), P = (5/8, 3/8).
     routing = route([[ln(3.0), 0.0], [0.0, 0.0]], [[0], [0]])
-    assert losses.load_balance(routing).item() == pytest.approx(2 * 5 / 8)
+    assert losses.load_balancing_loss(routing).item() == pytest.approx(2 * 5 / 8)
 
 
 def test_load_balance_at_collapse_is_E() -> None:
     routing = route([[50.0, 0, 0, 0]] * 6, [[0]] * 6)
-    assert losses.load_balance(routing).item() == pytest.approx(4)
+    assert losses.load_balancing_loss(routing).item() == pytest.approx(4)
 
 
 def test_load_balance_can_fall_below_one_when_f_and_P_part() -> None:
     # The choice of the second-best expert: f = (0, 1), P = (0.9, 0.1).
     routing = route([[ln(9.0), 0.0]] * 3, [[1]] * 3)
-    assert losses.load_balance(routing).item() == pytest.approx(0.2)
+    assert losses.load_balancing_loss(routing).item() == pytest.approx(0.2)
 
 
 def test_k_does_not_change_the_value_at_balance_but_the_published_one_is_k() -> None:
     for K in (1, 2, 3):
         experts = [[(t + k) % 4 for k in range(K)] for t in range(4)]
         routing = route([[0.0] * 4] * 4, experts)
-        assert losses.load_balance(routing).item() == pytest.approx(1)
+        assert losses.load_balancing_loss(routing).item() == pytest.approx(1)
         assert losses.mixtral_aux_loss([routing]).item() == pytest.approx(K)
 
 
 def test_pooling_the_layers_hides_an_imbalance_that_the_mean_shows() -> None:
     left, right = route([[9.0, 0.0]] * 4, [[0]] * 4), route([[0.0, 9.0]] * 4, [[1]] * 4)
-    assert losses.load_balance([left, right]).item() == pytest.approx(2, abs=1e-3)
+    assert losses.load_balancing_loss([left, right]).item() == pytest.approx(2, abs=1e-3)
     assert losses.mixtral_aux_loss([left, right]).item() == pytest.approx(1, abs=1e-3)
 
 
 def test_z_loss_is_squared() -> None:
     routing = route([[ln(2.0), ln(6.0)], [0.0, 0.0]], [[0], [0]])  # sums 8 and 2
-    assert losses.z_loss(routing).item() == pytest.approx((ln(8) ** 2 + ln(2) ** 2) / 2)
+    assert losses.router_z_loss(routing).item() == pytest.approx((ln(8) ** 2 + ln(2) ** 2) / 2)
 
 
 @pytest.mark.parametrize(
-    "loss", [losses.load_balance, losses.z_loss, losses.importance, losses.load]
+    "loss",
+    [losses.load_balancing_loss, losses.router_z_loss, losses.importance_loss, losses.load_loss],
 )
 @given(T=st.integers(2, 12), seed=st.integers(0, 99), data=st.data())
 def test_a_mask_is_the_same_as_leaving_the_tokens_out(loss, T, seed, data) -> None:
@@ -97,7 +99,7 @@ def test_gradient_lowers_the_busy_expert() -> None:
     probs_TE = logits_TE.softmax(-1)
     expert_TK = torch.zeros(4, 1, dtype=torch.long)
     routing = Routing.from_choices(logits_TE, probs_TE, expert_TK, probs_TE.gather(1, expert_TK))
-    losses.load_balance(routing).backward()
+    losses.load_balancing_loss(routing).backward()
     assert (logits_TE.grad[:, 0] > 0).all() and (logits_TE.grad[:, 1] < 0).all()
 
 
@@ -109,32 +111,32 @@ def test_max_violation_by_hand() -> None:
 
 def test_a_mask_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="mask covers 3 tokens, but 4"):
-        losses.load_balance(random_routing(4, 3, 1, 0), torch.ones(3))
+        losses.load_balancing_loss(random_routing(4, 3, 1, 0), torch.ones(3))
 
 
 def test_importance_and_load_by_hand_can_disagree() -> None:
     # Gates 9/10 and 1/10: as many tokens each, but not as much weight.
     routing = route([[ln(9.0), 0.0]] * 4, [[0, 1]] * 4)
-    assert losses.load(routing) == 0
-    assert losses.importance(routing).item() == pytest.approx(0.8**2)
+    assert losses.load_loss(routing) == 0
+    assert losses.importance_loss(routing).item() == pytest.approx(0.8**2)
 
 
 @given(E=st.integers(1, 9), T=st.integers(1, 9))
 def test_the_worst_is_E_minus_1(E: int, T: int) -> None:
     routing = route([[0.0] * E] * T, [[E - 1]] * T)
-    for loss in (losses.importance, losses.load):
+    for loss in (losses.importance_loss, losses.load_loss):
         assert loss(routing).item() == pytest.approx(E - 1, abs=1e-4)
 
 
 def test_a_smooth_load_goes_before_the_count_and_is_masked() -> None:
     routing = route([[0.0, 0.0]] * 2, [[0], [0]])
     smooth = replace(routing, smooth_load_TE=torch.tensor([[0.75, 0.25], [0.5, 0.5]]))
-    assert losses.load(routing) == 1
-    assert losses.load(smooth).item() == pytest.approx(0.25**2)
-    assert losses.load(smooth, torch.tensor([False, True])) == 0
+    assert losses.load_loss(routing) == 1
+    assert losses.load_loss(smooth).item() == pytest.approx(0.25**2)
+    assert losses.load_loss(smooth, torch.tensor([False, True])) == 0
 
 
 def test_of_several_layers_the_mean() -> None:
     both = [random_routing(9, 4, 2, seed) for seed in (1, 2)]
-    for loss in (losses.importance, losses.load):
+    for loss in (losses.importance_loss, losses.load_loss):
         assert loss(both) == sum(map(loss, both)) / 2

@@ -8,10 +8,10 @@ import torch
 
 import moe_lite
 from moe_lite import hf
-from moe_lite.data import DOMAINS, load_corpus, load_tokenizer
-from moe_lite.film import Film
+from moe_lite.course.data import DOMAINS, load_corpus, load_tokenizer
+from moe_lite.course.film import Film
+from moe_lite.course.recipes import FILM, RECIPES
 from moe_lite.model import Mixtral
-from moe_lite.recipes import FILM, RECIPES
 from moe_lite.train import History, evaluate, train
 
 FOLDER = hf.PRETRAINED / "mixtral-mini"

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite import mixtures
+from moe_lite.course.vowels import load_vowels
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
 from moe_lite.mixtures import Backprop, Mixture, descend
 from moe_lite.routers import TopKRouter
-from moe_lite.vowels import load_vowels
 
 ERRORS = (mixtures.blend_error, mixtures.expected_error, mixtures.mixture_error)
 

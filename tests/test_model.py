@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lite.contracts import MixtralConfig, Routing, RoutingTrace
+from moe_lite.config import MixtralConfig
 from moe_lite.dispatch import BACKENDS
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
 from moe_lite.model import KVCache, Mixtral, sample
 from moe_lite.routers import TopKRouter
+from moe_lite.routing import Routing, RoutingTrace
 
 CONFIG = MixtralConfig(
     vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,

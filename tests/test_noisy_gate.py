@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traitlets import TraitError
 
+from moe_lite.course.widgets import NoisyGate
 from moe_lite.routers import kth_excluding
-from moe_lite.widgets import NoisyGate
 
 SCORES_TE = torch.randn(20, 5, generator=torch.Generator().manual_seed(3))
 

@@ -11,7 +11,7 @@ import shutil
 import nbformat
 import pytest
 
-from moe_lite import build
+from moe_lite.course import build
 
 pytestmark = pytest.mark.notebooks
 TARGETS = build.targets()

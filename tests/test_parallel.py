@@ -16,10 +16,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from moe_lite import hf, parallel, recipes
-from moe_lite.contracts import MixtralConfig, Routing
-from moe_lite.losses import drop_rate, importance, load, load_balance, max_violation, z_loss
+from moe_lite import hf, parallel
+from moe_lite.config import MixtralConfig
+from moe_lite.course import recipes
+from moe_lite.losses import (
+    drop_rate,
+    importance_loss,
+    load_balancing_loss,
+    load_loss,
+    max_violation,
+    router_z_loss,
+)
 from moe_lite.model import Mixtral
+from moe_lite.routing import Routing
 from moe_lite.train import History, checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,7 +163,7 @@ def test_any_number_of_ranks_goes_on_from_any_other(found, seats, source):
 @gloo
 def test_balance_over_the_ranks_or_over_each(found):
     over = found["2"]["over"]
-    for name in ("load_balance", "importance"):
+    for name in ("load_balancing_loss", "importance_loss"):
         for which in ("local", "global"):
             by_hand = over[f"by hand {which} {name}"]
             assert over[f"{which} {name}"] == pytest.approx(by_hand, rel=1e-5)
@@ -316,7 +325,15 @@ def test_a_pool_makes_every_measure_the_whole_batchs():
         return Routing(**{**vars(made), "pool": pool})
 
     whole = routing(slice(None))
-    measures = load_balance, importance, load, z_loss, max_violation, drop_rate, Routing.load_E
+    measures = (
+        load_balancing_loss,
+        importance_loss,
+        load_loss,
+        router_z_loss,
+        max_violation,
+        drop_rate,
+        Routing.load_E,
+    )
     for measure in measures:
         sums: list[torch.Tensor] = []
         measure(routing(slice(0, 5), pool=partial(note, sums)))  # what the other part has to give

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite import hf
-from moe_lite.contracts import MixtralConfig
+from moe_lite.config import MixtralConfig
 from moe_lite.losses import mixtral_aux_loss
 from moe_lite.model import KVCache, Mixtral
 

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite import losses
-from moe_lite.contracts import Routing
 from moe_lite.routers import (
     Capacity,
     ExpertChoiceRouter,
@@ -19,6 +18,7 @@ from moe_lite.routers import (
     limit,
     queue_rank,
 )
+from moe_lite.routing import Routing
 
 
 def ranks_by_walking(routing: Routing, priority: str, group_size: int | None) -> list[int]:

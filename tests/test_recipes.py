@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_lite import hf, recipes
+from moe_lite import hf
 from moe_lite.cost import count_parameters
-from moe_lite.data import load_tokenizer
+from moe_lite.course import recipes
+from moe_lite.course.data import load_tokenizer
+from moe_lite.course.recipes import RECIPES, main, read_recipe
 from moe_lite.model import Mixtral
-from moe_lite.recipes import RECIPES, main, read_recipe
 from moe_lite.train import History, checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent

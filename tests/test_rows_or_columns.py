@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traitlets import TraitError
 
-from moe_lite.widgets import RowsOrColumns
-from moe_lite.widgets.rows_or_columns import capacity
+from moe_lite.course.widgets import RowsOrColumns
+from moe_lite.course.widgets.rows_or_columns import capacity
 
 SCORES_TE = 2 * torch.randn(9, 4, generator=torch.Generator().manual_seed(5))
 

@@ -1,4 +1,4 @@
-"""What chapter 06's experiments stand on: the rounded router, first weights, the clip, the rule."""
+"""What chapter 07's experiments stand on: the rounded router, first weights, the clip, the rule."""
 
 import math
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from moe_lite import ledger
+from moe_lite.course import ledger
 
 ledger.load("stmoe2022")
 switch = sys.modules["experiments.switch2021_stability"]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from moe_lite import losses
-from moe_lite.data import load_corpus
+from moe_lite.course.data import load_corpus
+from moe_lite.course.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run, sweep
 from moe_lite.routers import SigmoidBiasRouter, SwitchRouter
-from moe_lite.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run, sweep
 
 SHORT = {"steps": 2, "batch_size": 2, "seq_len": 16, "warmup": 1}
 
@@ -57,7 +57,7 @@ def test_the_controller_is_told_after_each_step(corpus):
 
 
 def test_a_balance_and_a_probe_are_ours_to_choose(corpus):
-    balances = {"ours": lambda routings: 0 * losses.z_loss(routings) + 7}
+    balances = {"ours": lambda routings: 0 * losses.router_z_loss(routings) + 7}
     outcome = run(
         Setting(balance="ours", training=SHORT), corpus, balances=balances,
         probe=lambda routings: {"layers": len(routings), "grad": routings[0].gate_N.requires_grad},

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from moe_lite import trace
-from moe_lite.contracts import MixtralConfig, Routing, RoutingTrace
+from moe_lite.config import MixtralConfig
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
 from moe_lite.routers import NoisyTopKRouter
+from moe_lite.routing import Routing, RoutingTrace
 
 SMALL = MixtralConfig(
     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3,

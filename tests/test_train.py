@@ -18,14 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite import runs
-from moe_lite.contracts import MixtralConfig
-from moe_lite.data import load_corpus
-from moe_lite.losses import load_balance, z_loss
+from moe_lite.config import MixtralConfig, TrainConfig
+from moe_lite.course.data import load_corpus
+from moe_lite.losses import load_balancing_loss, router_z_loss
 from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
 from moe_lite.train import (
     History,
-    TrainConfig,
     autocast_dtype,
     checkpoints,
     cross_entropy,
@@ -94,8 +93,8 @@ def test_gradient_is_that_of_the_whole_loss(corpus, aux, z):
     row = run(model, corpus, config).rows[0]
     batch = corpus.batch("train", 4, 16, seed=0, step=0)
     out = by_hand(batch.ids_BS)
-    balance = torch.stack([load_balance(r) for r in out.routings]).mean()
-    z_mean = torch.stack([z_loss(r) for r in out.routings]).mean()
+    balance = torch.stack([load_balancing_loss(r) for r in out.routings]).mean()
+    z_mean = torch.stack([router_z_loss(r) for r in out.routings]).mean()
     (cross_entropy(out.logits_BSV, batch.targets_BS) + aux * balance + z * z_mean).backward()
     for (name, got), want in zip(model.named_parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(got.grad, want.grad, msg=name)
@@ -571,8 +570,8 @@ CHILD = """
 import sys
 import torch
 torch.set_num_threads(1)
-from moe_lite.contracts import MixtralConfig
-from moe_lite.data import load_corpus
+from moe_lite.routing import MixtralConfig
+from moe_lite.course.data import load_corpus
 from moe_lite.model import Mixtral
 from moe_lite.train import TrainConfig, train
 model_config, config, out = eval(sys.argv[1])

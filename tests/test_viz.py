@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_lite import viz
-from moe_lite.contracts import Routing, RoutingTrace
+from moe_lite.course import viz
 from moe_lite.routers import TopKRouter
+from moe_lite.routing import Routing, RoutingTrace
 
 
 def make_trace(tokens, L=3, E=8, K=2):
@@ -164,7 +164,7 @@ def test_what_cannot_be_drawn_is_said(draw, complaint):
 def test_no_global_state():
     code = """
 import sys, torch
-from moe_lite import viz
+from moe_lite.course import viz
 assert "matplotlib" not in sys.modules
 viz.curves({"a": ([1], [1])}, "x", "y")
 print("matplotlib.pyplot" in sys.modules)

@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 
-from moe_lite.vowels import IPA, PATH, load_vowels
+from moe_lite.course.vowels import IPA, PATH, load_vowels
 
 
 def test_everybody_said_everything_twice():

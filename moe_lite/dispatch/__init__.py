@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..contracts import Dispatch, DispatchPlan, Routing
+from ..routing import Dispatch, DispatchPlan, Routing
 from .grouped import grouped, single
 from .reference import loop, padded
 

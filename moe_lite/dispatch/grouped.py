@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..contracts import DispatchPlan, Routing
 from ..linear import linear, product
+from ..routing import DispatchPlan, Routing
 
 if TYPE_CHECKING:
     from ..experts import Experts

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..contracts import DispatchPlan
+from ..routing import DispatchPlan
 
 if TYPE_CHECKING:
     from ..experts import Experts

@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..contracts import DispatchPlan
+from ..routing import DispatchPlan
 
 if TYPE_CHECKING:
     from ..experts import Experts

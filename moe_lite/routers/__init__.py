@@ -1,6 +1,6 @@
 """Routers: from a token's vector to its experts and their weights.
 
-A router is a module that maps x_TD to a :class:`~moe_lite.contracts.Routing`. One that must know
+A router is a module that maps x_TD to a :class:`~moe_lite.routing.Routing`. One that must know
 more than the vectors names it in ``reads``, and the layer hands it over: ``mask_T``, False for
 padding, if padding must not take anyone's place; ``ids_T``, the tokens' ids.
 """

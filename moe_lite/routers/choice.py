@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..contracts import Routing
+from ..routing import Routing
 from .queues import capacity, count_groups
 from .top_k import check_top_k, scores
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..contracts import Routing
+from ..routing import Routing
 from .top_k import TopKRouter
 
 Priority = Literal["position", "choice", "gate"]
@@ -195,7 +195,7 @@ class GShardRouter(TopKRouter):
              differs.
     Source:  Lepikhin et al. 2020 (arXiv:2006.16668), algorithm 1; a second choice that is not
              asked does not stand in the queue, as in the authors' code. Its loss is
-             :func:`moe_lite.losses.load_balance` with choices=1.
+             :func:`moe_lite.losses.load_balancing_loss` with choices=1.
     """
 
     reads = ("mask_T",)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contracts import Routing
+from ..routing import Routing
 
 SoftmaxOrder = Literal["softmax_topk", "topk_softmax"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..contracts import Routing
+from ..routing import Routing
 
 
 class HierarchicalRouter(nn.Module):

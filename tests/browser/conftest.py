@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_lite.contracts import RoutingTrace
 from moe_lite.routers import TopKRouter
+from moe_lite.routing import RoutingTrace
 
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

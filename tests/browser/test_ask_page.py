@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from moe_lite.causal import ablate, effect, top_k
-from moe_lite.contracts import MixtralConfig, Routing, RoutingTrace
-from moe_lite.data import load_tokenizer, pieces
-from moe_lite.film import Film
+from moe_lite.config import MixtralConfig
+from moe_lite.course.data import load_tokenizer, pieces
+from moe_lite.course.film import Film
+from moe_lite.course.widgets import RoutingExplorer
 from moe_lite.model import Mixtral
 from moe_lite.routers import Capacity, GShardRouter, NoisyTopKRouter, SigmoidBiasRouter, TopKRouter
 from moe_lite.routers.queues import queue_rank
-from moe_lite.widgets import RoutingExplorer
+from moe_lite.routing import Routing, RoutingTrace
 
 TOKENS = ["HAM", "LET", ".", " To", " be", ",", " or", " not", " to", " be", "\n", "def", " f",
           "(", "x", "):", "\n\n", "    ", "return", " x", "はじめ", "😀", " שלום", " ",

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
+from moe_lite.course.widgets import BalanceSimplex
 from moe_lite.losses import max_violation
-from moe_lite.widgets import BalanceSimplex
 
 STARTS = sorted(BalanceSimplex.STARTS)
 

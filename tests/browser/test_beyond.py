@@ -1,11 +1,11 @@
-"""Chapter 11's widgets as a learner meets them: by mouse, by keyboard, in both themes."""
+"""Chapter 14's widgets as a learner meets them: by mouse, by keyboard, in both themes."""
 
 import re
 
 import pytest
 
 from moe_lite import cost
-from moe_lite.widgets import CostCalculator, TrafficMatrix
+from moe_lite.course.widgets import CostCalculator, TrafficMatrix
 
 UNITS = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1, "B": 1}
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from moe_lite.widgets import BiasController
+from moe_lite.course.widgets import BiasController
 
 LEAN = torch.linspace(1.0, -1.0, 8)
 SCORES_TE = (torch.randn(256, 8, generator=torch.Generator().manual_seed(0)) + LEAN).sigmoid()

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from moe_lite import mixtures
+from moe_lite.course.vowels import IPA, load_vowels
+from moe_lite.course.widgets import CompetitionExplorer
 from moe_lite.mixtures import Mixture, descend
-from moe_lite.vowels import IPA, load_vowels
-from moe_lite.widgets import CompetitionExplorer
 
 VOWELS = load_vowels()
 TARGET_T1 = VOWELS.is_one_of(("iy", "aa"))

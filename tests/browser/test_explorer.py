@@ -8,9 +8,9 @@ import time
 import pytest
 import torch
 
-from moe_lite import viz
-from moe_lite.contracts import Routing, RoutingTrace
-from moe_lite.widgets import RoutingExplorer
+from moe_lite.course import viz
+from moe_lite.course.widgets import RoutingExplorer
+from moe_lite.routing import Routing, RoutingTrace
 
 TOKENS = ["HAM", "LET", ".", " To", " be", ",", " or", " not", " to", " be", "\n", "def", " f",
           "(", "x", "):", "\n\n", "    ", "return", " x", "はじめ", "😀", " שלום", " ", "e",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_lite import losses
-from moe_lite.widgets import NoisyGate
+from moe_lite.course.widgets import NoisyGate
 
 LEAN_TE = 0.6 * torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) + torch.linspace(
     1.2, -1.2, 8

@@ -18,9 +18,9 @@ CELLS = {}
 CELLS["click"] = [
     """\
 import torch
-from moe_lite.contracts import RoutingTrace
+from moe_lite.routing import RoutingTrace
 from moe_lite.routers import TopKRouter
-from moe_lite.widgets import RoutingExplorer
+from moe_lite.course.widgets import RoutingExplorer
 
 torch.manual_seed(0)
 tokens = ["To", " be", ",", " or", " not", " to", " be", "\\n", "that", " is"]
@@ -33,9 +33,9 @@ widget""",
 CELLS["ask"] = [
     """\
 import torch
-from moe_lite.contracts import MixtralConfig
+from moe_lite.routing import MixtralConfig
 from moe_lite.model import Mixtral
-from moe_lite.widgets import RoutingExplorer
+from moe_lite.course.widgets import RoutingExplorer
 
 torch.manual_seed(0)
 model = Mixtral(MixtralConfig(
@@ -58,7 +58,7 @@ CELLS["two"] = [
     """\
 import torch
 from moe_lite.mixtures import Mixture, descend
-from moe_lite.widgets import CompetitionExplorer, TrafficMatrix
+from moe_lite.course.widgets import CompetitionExplorer, TrafficMatrix
 
 x_T2, target_T1 = torch.rand(20, 2).double(), torch.arange(20)[:, None] % 2
 kept = descend(Mixture(2, 3, seeds=[0]), x_T2, target_T1.double(), step=1.0, keep=[0, 5]).kept

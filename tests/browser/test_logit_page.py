@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from moe_lite.widgets import LogitHistogram
+from moe_lite.course.widgets import LogitHistogram
 
 LOGITS_TE = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
 NAMES = ["<b>", " the", "\n", "日本", *map(str, range(56))]

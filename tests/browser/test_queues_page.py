@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
+from moe_lite.course.widgets import ExpertQueues
 from moe_lite.routers import GShardRouter, TopKRouter
-from moe_lite.widgets import ExpertQueues
 
 WORDS = [f"w{n}" for n in range(20)]
 T, E, K = 20, 4, 2

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from moe_lite.widgets import RowsOrColumns
+from moe_lite.course.widgets import RowsOrColumns
 
 TEXT = ["To", " be", ",", " or", " not", " to", " be", "\n", "that", " is"]
 SCORES_TE = 1.5 * torch.randn(10, 4, generator=torch.Generator().manual_seed(7))

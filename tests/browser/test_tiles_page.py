@@ -2,8 +2,8 @@
 
 import pytest
 
-from moe_lite.widgets import ExpertTiles
-from moe_lite.widgets.expert_tiles import PROCESSORS, K
+from moe_lite.course.widgets import ExpertTiles
+from moe_lite.course.widgets.expert_tiles import PROCESSORS, K
 
 
 def agrees(page, widget):

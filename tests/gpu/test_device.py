@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from moe_lite.bench import measure
-from moe_lite.bench.paths import CONTENDERS, Case
-from moe_lite.bench.shapes import ALL, Shape
+from experiments.bench import measure
+from experiments.bench.paths import CONTENDERS, Case
+from experiments.bench.shapes import ALL, Shape
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_lite.contracts import Routing
 from moe_lite.dispatch import BACKENDS, plan
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
 from moe_lite.routers import Capacity, ExpertChoiceRouter, TopKRouter
+from moe_lite.routing import Routing
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (INTERPRETED or torch.cuda.is_available()):

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from moe_lite.contracts import Routing
-from moe_lite.losses import load_balance
+from moe_lite.losses import load_balancing_loss
+from moe_lite.routing import Routing
 
 
 def _parts(logits, expert):
@@ -21,7 +21,7 @@ def right_by_one_hot(logits, expert):
 
 def right_by_the_library(logits, expert):
     p = logits.softmax(-1)
-    return load_balance(Routing.from_choices(logits, p, expert, p.gather(1, expert)))
+    return load_balancing_loss(Routing.from_choices(logits, p, expert, p.gather(1, expert)))
 
 
 def right_as_a_loop(logits, expert):

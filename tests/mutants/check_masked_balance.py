@@ -2,8 +2,8 @@
 
 import torch
 
-from moe_lite.contracts import Routing
-from moe_lite.losses import load_balance
+from moe_lite.losses import load_balancing_loss
+from moe_lite.routing import Routing
 
 
 def right_by_leaving_out(logits, expert, mask):
@@ -21,7 +21,7 @@ def right_by_weights(logits, expert, mask):
 
 def right_by_the_library(logits, expert, mask):
     p = logits.softmax(-1)
-    return load_balance(Routing.from_choices(logits, p, expert, p.gather(1, expert)), mask)
+    return load_balancing_loss(Routing.from_choices(logits, p, expert, p.gather(1, expert)), mask)
 
 
 def not_used(logits, expert, mask):

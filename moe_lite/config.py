@@ -1,0 +1,159 @@
+"""What a model and a training run are made from: every size and rate, checked when it is set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+Autocast = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True)
+class MixtralConfig:
+    """Describe a Mixtral, in the field names of the published ``config.json``.
+
+    The defaults are those of Mixtral 8x7B (Jiang et al. 2024, arXiv:2401.04088, Table 1).
+    With ``num_local_experts=1`` the model is dense: the same code, one expert, a gate of 1.
+
+    Raises: ValueError naming the field and the value that cannot be.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int | None = None
+    num_local_experts: int = 8
+    num_experts_per_tok: int = 2
+    max_position_embeddings: int = 32768
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-5
+    sliding_window: int | None = None
+    tie_word_embeddings: bool = False
+    router_aux_loss_coef: float = 0.001
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.head_dim is None:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+            "num_attention_heads", "num_key_value_heads", "head_dim", "num_local_experts",
+            "num_experts_per_tok", "max_position_embeddings",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if self.num_experts_per_tok > self.num_local_experts:
+            raise ValueError(
+                f"num_experts_per_tok (K) is {self.num_experts_per_tok}, but there are only "
+                f"{self.num_local_experts} experts (num_local_experts, E): K cannot exceed E"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+        if self.head_dim % 2:  # type: ignore[operator]
+            raise ValueError(f"head_dim must be even for rotary embeddings, not {self.head_dim}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(
+                f"sliding_window must be None or at least 1, not {self.sliding_window}"
+            )
+
+    def dense(self, match: str = "active") -> MixtralConfig:
+        """Give the dense twin: one expert as wide as the active ("active") or all ("total") ones.
+
+        >>> MixtralConfig().dense("active").intermediate_size
+        28672
+        >>> MixtralConfig().dense("total").intermediate_size
+        114688
+        """
+        if match not in ("active", "total"):
+            raise ValueError(f'match must be "active" or "total", not {match!r}')
+        times = self.num_experts_per_tok if match == "active" else self.num_local_experts
+        return replace(
+            self,
+            intermediate_size=self.intermediate_size * times,
+            num_local_experts=1,
+            num_experts_per_tok=1,
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Describe a training run.
+
+    Args:
+        steps:            optimizer steps.
+        batch_size:       windows per step; seq_len: tokens per window.
+        lr:               peak learning rate, reached after ``warmup`` steps, from which a cosine
+                          falls to ``lr * min_lr_ratio`` at the last step.
+        weight_decay:     AdamW's, on matrices only; betas: AdamW's.
+        grad_clip:        largest norm of the whole gradient.
+        aux_coef, z_coef: weights of the load-balancing loss and of the router z-loss, each a
+                          mean over the layers.
+        seed:             of the batches and of whatever a router draws.
+        autocast:         compute in bfloat16: "auto" where that pays, "on" or "off" anywhere.
+        eval_every:       steps between evaluations (0: none), each on ``eval_windows`` windows
+                          of every domain.
+        checkpoint_every: steps between checkpoints (0: only at the end), of which the last
+                          ``keep`` stay.
+    Raises:  ValueError naming the field and the value that cannot be.
+    """
+
+    steps: int = 300
+    batch_size: int = 16
+    seq_len: int = 128
+    lr: float = 3e-3
+    warmup: int = 20
+    min_lr_ratio: float = 0.1
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 1.0
+    aux_coef: float = 0.01
+    z_coef: float = 0.001
+    seed: int = 0
+    autocast: Autocast = "auto"
+    eval_every: int = 0
+    eval_windows: int = 8
+    checkpoint_every: int = 100
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        whole = {"steps": 1, "batch_size": 1, "seq_len": 1, "eval_windows": 1, "keep": 1}
+        whole |= {"warmup": 0, "seed": 0, "eval_every": 0, "checkpoint_every": 0}
+        for name, low in whole.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
+        for name in ("lr", "min_lr_ratio", "weight_decay", "grad_clip", "aux_coef", "z_coef"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers from 0 to below 1, not {self.betas}")
+        if self.autocast not in get_args(Autocast):
+            raise ValueError(f"autocast must be one of {get_args(Autocast)}, not {self.autocast!r}")
+
+    def lr_at(self, step: int) -> float:
+        """Give the learning rate of a step, counted from 0.
+
+        >>> config = TrainConfig(steps=101, lr=1.0, warmup=1, min_lr_ratio=0.1)
+        >>> [round(config.lr_at(step), 3) for step in (0, 50, 100)]
+        [1.0, 0.55, 0.1]
+
+        Source: Loshchilov, Hutter 2017 (arXiv:1608.03983), eq. 5, without restarts.
+        """
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        begin = max(self.warmup - 1, 0)
+        done = (step - begin) / max(self.steps - 1 - begin, 1)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1)))
+        return self.lr * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)

@@ -1,0 +1,1 @@
+"""The course's machinery: what only the notebooks, their checks and their widgets need."""

@@ -1,0 +1,406 @@
+"""Build the notebooks: ``python -m moe_lite build [NN ...] [--check] [--force]``.
+
+notebooks/NN.py -> notebooks/NN.ipynb, executed; solutions/NN.py -> solutions/NN.ipynb, executed,
+and exercises/NN.ipynb, cut at nbgrader's marks and not executed. The sources are jupytext's
+py:percent. A built notebook records the digest of its cells, so that one look tells whether it
+is up to date, out of date, or holds somebody's edits, which a build never overwrites unasked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import write
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 120.0  # wall time for a whole notebook, not for each cell
+MAX_BYTES = 1_000_000  # GitHub stops showing notebooks that are much larger
+MARK = re.compile(r"([ \t]*)#{2,}[ \t]*(BEGIN|END)\b[ \t]*(.*)")
+KINDS = ("SOLUTION", "HIDDEN TESTS")
+CUT = "# YOUR CODE HERE", "raise NotImplementedError"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+EDITED, BROKEN = "edited since it was built", "not a readable notebook"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Name one notebook to be built, and the source it is built from."""
+
+    source: Path
+    built: Path
+
+    @property
+    def name(self) -> str:
+        """The notebook as it is spoken of: ``exercises/10_small_mixtral.ipynb``."""
+        return f"{self.built.parent.name}/{self.built.name}"
+
+    @property
+    def is_exercise(self) -> bool:
+        return self.built.parent != self.source.parent
+
+
+def targets(root: Path = ROOT, chapters: Sequence[str] = ()) -> list[Target]:
+    """List what can be built under root, for the chapters named ("10" or "10_small_mixtral").
+
+    Raises: ValueError if there is no source at all, or none of a chapter named.
+    """
+    found = []
+    made = {"notebooks": ["notebooks"], "solutions": ["solutions", "exercises"]}
+    for folder, outputs in made.items():
+        for source in sorted((root / folder).glob("*.py")):
+            found += [Target(source, root / out / f"{source.stem}.ipynb") for out in outputs]
+    if not found:
+        raise ValueError(
+            f"no notebooks/*.py or solutions/*.py in {root}: build from a clone of the repository"
+        )
+    stems = sorted({target.source.stem for target in found})
+    for chapter in chapters:
+        if not any(chapter in (stem, stem.split("_")[0]) for stem in stems):
+            raise ValueError(f"there is no chapter {chapter!r}; there are: {', '.join(stems)}")
+    return [
+        target
+        for target in found
+        if not chapters or {target.source.stem, target.source.stem.split("_")[0]} & set(chapters)
+    ]
+
+
+# --- from source to cells ------------------------------------------------------------------------
+
+
+def count_regions(text: str, name: str) -> int:
+    """Count the solution regions of a py:percent source.
+
+    Raises: ValueError with the line of the first mark that is misspelt, nested or unbalanced.
+    """
+    opened, regions = None, 0
+    for number, line in enumerate([*text.splitlines(), "# %%"], 1):
+        if opened and re.match(r"# %%", line):
+            kind, begin = opened
+            raise ValueError(f"{name}, line {begin}: ### BEGIN {kind} has no END in its cell")
+        if not (mark := MARK.match(line)):
+            continue
+        at, (_, edge, kind) = f"{name}, line {number}", mark.groups()
+        if kind not in KINDS or line.strip() != f"### {edge} {kind}":
+            raise ValueError(
+                f"{at}: {line.strip()!r} is not a mark; the marks are ### BEGIN and ### END, "
+                f"then {' or '.join(KINDS)}"
+            )
+        if edge == "BEGIN":
+            if opened:
+                raise ValueError(
+                    f"{at}: ### BEGIN {kind} inside the {opened[0]} begun on line {opened[1]}; "
+                    f"regions cannot be nested"
+                )
+            opened, regions = (kind, number), regions + (kind == "SOLUTION")
+        elif opened is None or opened[0] != kind:
+            raise ValueError(f"{at}: ### END {kind} without its ### BEGIN {kind}")
+        else:
+            opened = None
+    return regions
+
+
+def cut(code: str, solved: bool) -> str:
+    """Take the marks out of a cell; unless solved, each region's contents too.
+
+    >>> print(cut('''def half(x):
+    ...     ### BEGIN SOLUTION
+    ...     return x / 2
+    ...     ### END SOLUTION''', solved=False))
+    def half(x):
+        # YOUR CODE HERE
+        raise NotImplementedError
+    """
+    lines, inside = [], False
+    for line in code.splitlines():
+        if mark := MARK.match(line):
+            indent, edge, kind = mark.groups()
+            inside = edge == "BEGIN"
+            if inside and not solved and kind == "SOLUTION":
+                lines += [indent + text for text in CUT]
+        elif solved or not inside:
+            lines.append(line)
+    return "\n".join(lines).strip("\n")
+
+
+def draft(target: Target) -> Any:
+    """Make the notebook of a target, not yet executed.
+
+    Raises: ValueError if a mark is malformed, or an exercise leaves nothing to do.
+    """
+    import jupytext
+    import nbformat
+
+    text = target.source.read_text(encoding="utf-8")
+    source = f"{target.source.parent.name}/{target.source.name}"
+    regions = count_regions(text, source)
+    if target.is_exercise and not regions:
+        raise ValueError(f"{source} has no ### BEGIN SOLUTION: its exercise would ask nothing")
+    cells = jupytext.reads(text, fmt="py:percent").cells
+    for cell in cells:
+        if cell.cell_type == "code":
+            cell.source = cut(cell.source, solved=not target.is_exercise)
+    cells = [cell for cell in cells if cell.source]
+    if target.is_exercise:
+        # Behind the title, so that the title stays the first thing on the page.
+        note = (
+            f"*Work in this notebook: a rebuild never overwrites your answers. It was generated "
+            f"from `{source}`; the answers are in "
+            f"[{target.source.stem}](../solutions/{target.built.name}).*"
+        )
+        cells.insert(1, nbformat.v4.new_markdown_cell(note))
+    seen: Counter[str] = Counter()
+    for cell in cells:
+        id_ = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
+        seen[id_] += 1
+        cell.id = id_ if seen[id_] == 1 else f"{id_}-{seen[id_]}"
+    return nbformat.v4.new_notebook(cells=cells, metadata=metadata(source, digest(cells)))
+
+
+def metadata(source: str, sha256: str) -> dict[str, Any]:
+    """Give the notebook metadata: nothing in it depends on the machine."""
+    return {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {
+            "file_extension": ".py",
+            "mimetype": "text/x-python",
+            "name": "python",
+            "pygments_lexer": "ipython3",
+        },
+        "moe_lite": {"sha256": sha256, "source": source},
+    }
+
+
+def digest(cells: Sequence[Any]) -> str:
+    """Hash what an author wrote in the cells (kind, source, tags), not what running them gave."""
+    written = [[c.cell_type, c.source, c.metadata.get("tags", [])] for c in cells]
+    return hashlib.sha256(json.dumps(written).encode()).hexdigest()
+
+
+# --- execution -----------------------------------------------------------------------------------
+
+
+def execute(
+    notebook: Any, folder: Path, name: str, *, limit_s: float = LIMIT_S, allow_errors: bool = False
+) -> float:
+    """Run the cells in a fresh kernel of this very interpreter, and tidy what they print.
+
+    Args:    folder: the working directory; limit_s: seconds of wall time for all cells together;
+             allow_errors: go on after a cell that raises, its exception in its outputs.
+    Returns: the seconds it took, the kernel's start included.
+    Raises:  ValueError with the notebook, the cell and the exception, or the cell in which the
+             time ran out, or the cell that prints a path of this machine.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError
+
+    class ThisInterpreter(KernelSpecManager):
+        """A kernel installed as "python3" may be any Python; the course's is the one running."""
+
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            return KernelSpec(**get_kernel_dict())
+
+    started, position = time.monotonic(), 0
+
+    def at(cell: Any, cell_index: int) -> None:
+        nonlocal position
+        position = cell_index
+
+    client = NotebookClient(
+        notebook,
+        km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisInterpreter()),
+        resources={"metadata": {"path": str(folder)}},
+        timeout_func=lambda cell: max(0.1, started + limit_s - time.monotonic()),
+        startup_timeout=60,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        allow_errors=allow_errors,
+        coalesce_streams=True,
+        record_timing=False,
+        store_widget_state=False,
+        shutdown_kernel="immediate",
+        on_cell_start=at,
+    )
+    with tempfile.TemporaryDirectory(prefix="ipython-", ignore_cleanup_errors=True) as ipython:
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "PYTHONHASHSEED": "0",  # sets print in the same order each time
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # quiet at the kernel's start
+            "IPYTHONDIR": ipython,  # nobody's own profile
+            "PLOTLY_RENDERER": "plotly_mimetype",  # the default stores 5 MB of plotly.js
+        }
+        try:
+            client.execute(env=env, cleanup_kc=True)
+        except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
+            if isinstance(error, CellExecutionError):
+                what = f"{error.ename}: {' '.join(error.evalue.split())[:400]}"
+            elif isinstance(error, CellTimeoutError):
+                what = f"still running when the notebook's {limit_s:g} s were up"
+            else:
+                what = f"the kernel failed: {error}"
+            raise ValueError(f"{where(notebook, position, name)}: {what}") from None
+    tidy(notebook, name)
+    return time.monotonic() - started
+
+
+def where(notebook: Any, index: int, name: str) -> str:
+    """Say which cell is meant: ``notebooks/09.ipynb, cell 3 of 41 ("x = 1")``."""
+    first = next(iter(notebook.cells[index].source.splitlines()), "")
+    return f'{name}, cell {index + 1} of {len(notebook.cells)} ("{first}")'
+
+
+def tidy(notebook: Any, name: str) -> None:
+    """Keep of the outputs what a reader without a kernel can see, and nothing of this machine.
+
+    Raises: ValueError if an output shows the path of the clone, the home or the temporary folder.
+    """
+    private = {str(ROOT), str(Path.home()), tempfile.gettempdir()} - {"/", ""}
+    for index, cell in enumerate(notebook.cells):
+        cell.metadata.pop("execution", None)
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [kept for output in cell.outputs if (kept := tidy_output(output))]
+        shown = repr([texts(output) for output in cell.outputs])
+        if found := next((path for path in private if repr(path)[1:-1] in shown), None):
+            raise ValueError(
+                f"{where(notebook, index, name)}: its output shows this machine's path {found!r}"
+            )
+
+
+def texts(output: Any) -> list[Any]:
+    """List what an output says in words: a picture's base64 can spell a path by chance."""
+    data = output.get("data", {})
+    said = [value for kind, value in data.items() if not kind.startswith("image/")]
+    return [output.get("text"), output.get("evalue"), *said]
+
+
+def tidy_output(output: Any) -> Any:
+    """Give an output without what does not last; None if nothing is left."""
+    if output.output_type == "stream":
+        return output if output.name == "stdout" else None
+    if output.output_type == "error":
+        # The last entry is the exception itself; those before it are frames, with their paths.
+        output.traceback = output.traceback[-1:]
+        return output
+    data = output.data
+    if data.pop(WIDGET, None) is not None and "image/png" not in data:
+        return None  # without a kernel a widget's text is its repr
+    if "<script" in data.get("text/html", "") or "image/png" in data:
+        data.pop("text/html", None)  # shown blank wherever scripts are not run, before the picture
+    return output if data else None
+
+
+# --- building and checking -----------------------------------------------------------------------
+
+
+def problem(target: Target) -> str | None:
+    """Say why a built notebook is not what its source gives, or None."""
+    import nbformat
+
+    wanted = draft(target).metadata.moe_lite.sha256
+    if not target.built.exists():
+        return "missing"
+    try:
+        built = nbformat.reads(target.built.read_text(encoding="utf-8"), as_version=4)
+        recorded, now = built.metadata.get("moe_lite", {}).get("sha256"), digest(built.cells)
+    except Exception:  # whatever a broken file can raise
+        return BROKEN
+    if now != recorded:
+        return EDITED
+    if now != wanted:
+        return "stale"
+    code = [cell for cell in built.cells if cell.cell_type == "code"]
+    if not target.is_exercise and not all(cell.execution_count for cell in code):
+        return "not executed"
+    return None
+
+
+def orphans(root: Path = ROOT) -> list[Path]:
+    """List the chapter-named notebooks (NN_topic.ipynb) that no source makes."""
+    made = {target.built for target in targets(root)}
+    return [
+        path
+        for folder in ("notebooks", "solutions", "exercises")
+        for path in sorted((root / folder).glob("*.ipynb"))
+        if path not in made and re.fullmatch(r"\d\d_\w+", path.stem)
+    ]
+
+
+def build(target: Target) -> float:
+    """Make one notebook and put it in place whole; gives the seconds its cells took.
+
+    Raises: ValueError as :func:`draft` and :func:`execute` do, or if it is over a megabyte.
+    """
+    import nbformat
+
+    notebook, seconds = draft(target), 0.0
+    if not target.is_exercise:
+        head = dict(notebook.metadata)
+        seconds = execute(notebook, target.source.parent, target.name)
+        notebook.metadata = nbformat.from_dict(head)  # the kernel wrote its own versions there
+    nbformat.validate(notebook)
+    data = (nbformat.writes(notebook) + "\n").encode()
+    if len(data) > MAX_BYTES:
+        raise ValueError(
+            f"{target.name} would be {len(data) / 1e6:.1f} MB; the limit is {MAX_BYTES / 1e6:.0f} "
+            f"MB: draw fewer or smaller figures"
+        )
+    target.built.parent.mkdir(parents=True, exist_ok=True)
+    write(target.built, data)
+    return seconds
+
+
+def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Build what is out of date, or with --check only name it; gives the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m moe_lite build",
+        description="Execute the notebooks and cut the exercises from the solutions.",
+    )
+    add = parser.add_argument
+    add("chapters", nargs="*", metavar="NN", help="chapters; without any, all")
+    add("--check", action="store_true", help="build nothing; name what is out of date")
+    add("--force", action="store_true",
+        help="build what is up to date too, and replace what was edited")  # fmt: skip
+    args = parser.parse_args(argv)
+    todo = targets(root, args.chapters)
+    found = {target.name: reason for target in todo if (reason := problem(target))}
+    lost = [] if args.chapters else [f"{path.parent.name}/{path.name}" for path in orphans(root)]
+
+    if args.check:
+        found |= dict.fromkeys(lost, "orphan: no source makes it")
+        for name, reason in found.items():
+            print(f"{name}: {reason}")
+        if not found:
+            print("Nothing to build: every notebook is up to date.")
+        return 1 if found else 0
+
+    for target in todo:
+        reason = found.get(target.name)
+        if reason is None and not args.force:
+            print(f"{target.name}: up to date")
+        elif reason in (EDITED, BROKEN) and not args.force:
+            raise ValueError(
+                f"{target.name} is {reason}; to keep what it holds, save it under another name; "
+                f"to replace it, build with --force"
+            )
+        else:
+            seconds = build(target)
+            print(
+                f"{target.name}: " + ("cut" if target.is_exercise else f"built in {seconds:.0f} s")
+            )
+    for name in lost:
+        print(f"{name}: orphan, no source makes it")
+    return 0

@@ -1,0 +1,474 @@
+"""The checks of chapter 10: how do you build a small Mixtral?"""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...config import MixtralConfig
+from ...losses import load_balancing_loss
+from ...routing import Routing
+from .verdict import CheckFailed, Mistakes, call, expect, passed, randn, same, show
+
+Gates = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""(logits_TE, k) -> (gate_TK, expert_TK), best first."""
+
+Loss = Callable[[Tensor, Tensor, float], Tensor]
+"""(lm_loss, logits_TE, coef) -> the loss to be minimised."""
+
+
+# --- the gate, in both orders --------------------------------------------------------------------
+
+
+def check_top_k(top_k: Gates) -> None:
+    """Check softmax → top-k → renormalise: (logits_TE, k) -> (gate_TK, expert_TK), best first.
+
+    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
+    """
+    _check_gates("top_k", top_k)
+    passed("top_k", "the right experts, gates that add up to 1, and a gradient for the router.")
+
+
+def check_softmax_order(topk_softmax: Gates) -> None:
+    """Check top-k → softmax: (logits_TE, k) -> (gate_TK, expert_TK), best first.
+
+    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
+    """
+    _check_gates("topk_softmax", topk_softmax)
+    logits_TE = randn(0, 1000, 8)
+    far = (topk_softmax(logits_TE, 2)[0] - _gates(logits_TE, 2)[0]).abs().max()
+    passed(
+        "topk_softmax",
+        f"over 1,000 random tokens within {far:.0e} of softmax → top-k → renormalise.",
+    )
+
+
+def check_orders_agree(orders_agree: Callable[[bool, int, int], bool]) -> None:
+    """Check the claim (renormalize, k, num_experts) -> bool: do both orders give equal gates?
+
+    Each case is put to both computations; a false claim gets the case that refutes it.
+
+    Raises: CheckFailed with that case; NotImplementedError if not yet written.
+    """
+    exercise = "orders_agree"
+    cases = [(n, k, E) for E in (4, 2, 3, 8) for k in range(E, 0, -1) for n in (True, False)]
+    for renormalize, k, E in cases:
+        given = f"renormalize={renormalize}, k={k}, num_experts={E}"
+        claim = call(exercise, orders_agree, renormalize, k, E, on=given)
+        if not isinstance(claim, bool):
+            raise CheckFailed(f"{exercise}: return True or False, not {claim!r}")
+        logits_TE = randn(E, 1, E)
+        first_TK = logits_TE.softmax(dim=-1).topk(k).values
+        if renormalize:
+            first_TK = first_TK / first_TK.sum(dim=-1, keepdim=True)
+        second_TK = logits_TE.topk(k).values.softmax(dim=-1)
+        if claim == same(first_TK, second_TK):
+            continue
+        if renormalize:
+            why = "dividing by the sum cancels the softmax's denominator: they are always equal"
+        elif k == E:
+            why = "with k = E nothing is left out, so the gates add up to 1 by themselves"
+        elif k == 1:
+            why = "with k = 1, top-k → softmax gives a constant 1, but softmax → top-k the best p"
+        else:
+            why = "without renormalising, softmax → top-k gives gates that add up to less than 1"
+        raise CheckFailed(
+            f"{exercise}: {why}\n  given    {given}\n  yours    {claim}\n"
+            f"  softmax → top-k gives {show(first_TK)}, top-k → softmax {show(second_TK)}"
+        )
+    passed(exercise, f"true in all {len(cases)} cases, each tried on numbers.")
+
+
+def _gates(logits_TE: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Give the right answer to both gate exercises."""
+    gate_TK, expert_TK = logits_TE.softmax(dim=-1).topk(k, dim=-1)
+    return gate_TK / gate_TK.sum(dim=-1, keepdim=True), expert_TK
+
+
+def _gate_mistakes(logits_TE: Tensor, k: int) -> Mistakes:
+    def normed(gate_TK: Tensor) -> Tensor:
+        return gate_TK / gate_TK.sum(dim=-1, keepdim=True)
+
+    gate_TK, expert_TK = _gates(logits_TE, k)
+    probs_TE, top_TK = logits_TE.softmax(dim=-1), logits_TE.gather(-1, expert_TK)
+    column_TK, column_expert_TK = logits_TE.softmax(dim=0).topk(k, dim=-1)
+    least_TK, least_expert_TK = probs_TE.topk(k, dim=-1, largest=False)
+    chosen_TE = torch.zeros_like(logits_TE, dtype=torch.bool).scatter(-1, expert_TK, True)
+    zeroed_TE = logits_TE.where(chosen_TE, 0.0).softmax(dim=-1)
+    over_tokens = "the softmax runs over the tokens (dim 0), not over a token's experts (dim -1)"
+    least = "these are the least likely experts; top-k keeps the largest"
+    return [
+        ("the gates of a token do not add up to 1; divide them by their sum",
+         (probs_TE.gather(-1, expert_TK), expert_TK)),
+        (over_tokens, (column_TK, column_expert_TK)),
+        (over_tokens, (normed(column_TK), column_expert_TK)),
+        (over_tokens, (top_TK.softmax(dim=0), expert_TK)),
+        (least, (least_TK, least_expert_TK)),
+        (least, (normed(least_TK), least_expert_TK)),
+        ("the right experts, but worst first; put the best first",
+         (gate_TK.flip(-1), expert_TK.flip(-1))),
+        ("the other logits were set to 0, and exp(0) is 1: they still take a share; use -inf",
+         (zeroed_TE.gather(-1, expert_TK), expert_TK)),
+        ("these are the logits themselves; a gate is their softmax", (top_TK, expert_TK)),
+        ("each gate is a sigmoid of its own logit; in a softmax the experts compete",
+         (normed(top_TK.sigmoid()), expert_TK)),
+    ]  # fmt: skip
+
+
+def _check_gates(exercise: str, answer: Gates) -> None:
+    def run(given: str, logits_TE: Tensor, k: int, otherwise: str = "") -> None:
+        yours = call(exercise, answer, logits_TE, k, on=given)
+        _check_pair(exercise, yours, logits_TE, k)
+        right = _gates(logits_TE, k)
+        part = "gates" if same(yours[1], right[1]) else "experts"
+        otherwise = otherwise or f"the {part} are not the right ones"
+        if yours[0].isnan().any():
+            otherwise = "exp overflows, and inf / inf is not a number; a softmax takes care of that"
+        expect(exercise, given, yours, right, _gate_mistakes(logits_TE, k), otherwise)
+
+    # The softmax of log p is p, so these gates can be found by hand.
+    probs_TE = [[0.1, 0.2, 0.3, 0.4], [0.5, 0.3, 0.15, 0.05], [0.05, 0.6, 0.1, 0.25]]
+    by_hand_TE = torch.tensor(probs_TE).log()
+    run(f"the logarithms of {probs_TE}, k = 2", by_hand_TE, 2)
+    run("logits [[1000, 999, 0]], k = 2", torch.tensor([[1000.0, 999.0, 0.0]]), 2)
+    for k in (1, 3, 5):
+        otherwise = f"right for k = 2, wrong for k = {k}: is the 2 written into the code?"
+        run(f"six tokens, five experts, k = {k}", randn(k, 6, 5), k, otherwise)
+
+    def gradient(gates: Gates) -> Tensor | None:
+        logits_TE = by_hand_TE.clone().requires_grad_()
+        gate_TK = call(exercise, gates, logits_TE, 2, on="the first logits, for their gradient")[0]
+        weighed = gate_TK * torch.tensor([[1.0, 2.0], [3.0, 5.0], [7.0, 4.0]])
+        return torch.autograd.grad(weighed.sum(), logits_TE)[0] if gate_TK.requires_grad else None
+
+    def half_detached(logits_TE: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        gate_TK, expert_TK = logits_TE.softmax(dim=-1).topk(k)
+        return gate_TK / gate_TK.sum(dim=-1, keepdim=True).detach(), expert_TK
+
+    yours, right, half = gradient(answer), gradient(_gates), gradient(half_detached)
+    if yours is None:
+        raise CheckFailed(
+            f"{exercise}: no gradient reaches the logits, so the router could never learn; "
+            f"look for detach(), no_grad(), or a tensor made anew from numbers"
+        )
+    mistakes = [("the sum you divide by is detached; it depends on the logits as well", half)]
+    given = "the gradient of a weighted sum of the gates"
+    expect(exercise, given, yours, right, mistakes, "right gates, but not their gradient")
+
+
+def _check_pair(exercise: str, result: Any, logits_TE: Tensor, k: int) -> None:
+    T, E = logits_TE.shape
+    pair = isinstance(result, tuple) and len(result) == 2
+    if not pair or not all(isinstance(part, Tensor) for part in result):
+        raise CheckFailed(
+            f"{exercise}: return two tensors, (gate_TK, expert_TK), not {show(result)}"
+        )
+    gate, expert = result
+    if gate.shape == expert.shape == (k, E) != (T, k):
+        raise CheckFailed(
+            f"{exercise}: each expert chose {k} tokens (top-k over dim 0); "
+            f"here each token chooses {k} experts (dim -1)"
+        )
+    if expert.is_floating_point() and not gate.is_floating_point():
+        raise CheckFailed(f"{exercise}: the two are swapped; return (gate_TK, expert_TK)")
+    if not gate.shape == expert.shape == (T, k):
+        raise CheckFailed(
+            f"{exercise}: for {T} tokens and k = {k} both should have the shape {(T, k)}, "
+            f"not {tuple(gate.shape)} and {tuple(expert.shape)}"
+        )
+
+
+# --- the layer -----------------------------------------------------------------------------------
+
+
+def check_moe_layer(moe_layer: Callable[..., Tensor]) -> None:
+    """Check the loop over experts: (x_TD, gate_TK, expert_TK, w1, w3, w2) -> out_TD.
+
+    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
+    """
+    exercise = "moe_layer"
+
+    def run(given: str, *args: Tensor) -> Tensor:
+        yours, right = call(exercise, moe_layer, *args, on=given), _moe(*args)
+        if not isinstance(yours, Tensor) or yours.shape != right.shape:
+            got = tuple(yours.shape) if isinstance(yours, Tensor) else repr(yours)
+            raise CheckFailed(f"{exercise}: return out_TD of shape {tuple(right.shape)}, not {got}")
+        otherwise = "not the sum, over a token's experts, of gate × SwiGLU(x)"
+        expect(exercise, given, yours, right, _moe_mistakes(*args), otherwise)
+        return yours
+
+    # silu(20 x) is 20 x up to rounding, so with these weights expert e maps x to 10^e x².
+    x_TD = torch.tensor([[1.0], [2.0], [3.0]])
+    gate_TK = torch.tensor([[0.75, 0.25], [0.6, 0.4], [0.5, 0.5]])
+    expert_TK = torch.tensor([[0, 1], [1, 2], [2, 0]])
+    for E, idle in ((3, ""), (4, "; expert 3 gets no token")):
+        w1, w3 = torch.full((E, 1, 1), 20.0), torch.full((E, 1, 1), 0.05)
+        w2 = torch.tensor([1.0, 10.0, 100.0, 1000.0])[:E].view(E, 1, 1)
+        given = (
+            f"x {show(x_TD)}, gates {show(gate_TK)}, experts {show(expert_TK)}, "
+            f"where expert e maps x to 10^e x²{idle}"
+        )
+        run(given, x_TD, gate_TK, expert_TK, w1, w3, w2)
+
+    T, E, K, D, F_ = 7, 5, 3, 4, 6
+    logits_TE = randn(0, T, E)
+    logits_TE[:, 2] = -torch.inf
+    gate_TK, expert_TK = _gates(logits_TE, K)
+    x_TD, w1, w3, w2 = randn(1, T, D), randn(2, E, F_, D), randn(3, E, F_, D), randn(4, E, D, F_)
+    given = f"random numbers: T={T}, E={E}, K={K}, D={D}, F={F_}; expert 2 gets no token"
+    inputs = {"x_TD": x_TD, "gate_TK": gate_TK, "w1": w1, "w3": w3, "w2": w2}
+    args = [tensor.requires_grad_() for tensor in inputs.values()]
+    args.insert(2, expert_TK)
+    yours, right = (
+        torch.autograd.grad(out.square().sum(), list(inputs.values()), allow_unused=True)
+        if out.requires_grad
+        else [None] * len(inputs)
+        for out in (run(given, *args), _moe(*args))
+    )
+    for name, gradient, expected in zip(inputs, yours, right, strict=True):
+        if gradient is None:
+            raise CheckFailed(
+                f"{exercise}: right values, but no gradient reaches {name}, so it or what is "
+                f"behind it could never learn; look for detach(), no_grad() or .item()"
+            )
+        otherwise = f"right values, but not the right gradient for {name}"
+        expect(exercise, given, gradient, expected, [], otherwise)
+    passed(exercise, "every choice of every token weighed and added, idle experts and all.")
+
+
+def _every_pair(
+    x_TD: Tensor, expert_TK: Tensor, w1: Tensor, w3: Tensor, w2: Tensor, act: Any = F.silu
+) -> Tensor:
+    """Run every expert on every token, then pick: (T, K, D). Wasteful, and hard to get wrong."""
+    up_TEF = act(torch.einsum("td,efd->tef", x_TD, w1)) * torch.einsum("td,efd->tef", x_TD, w3)
+    return torch.einsum("tef,edf->ted", up_TEF, w2)[torch.arange(len(x_TD))[:, None], expert_TK]
+
+
+def _moe(
+    x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, w1: Tensor, w3: Tensor, w2: Tensor
+) -> Tensor:
+    return (gate_TK[..., None] * _every_pair(x_TD, expert_TK, w1, w3, w2)).sum(dim=1)
+
+
+def _moe_mistakes(
+    x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, w1: Tensor, w3: Tensor, w2: Tensor
+) -> Mistakes:
+    T, K = gate_TK.shape
+    gate_TK1 = gate_TK[..., None]
+    out_TKD = _every_pair(x_TD, expert_TK, w1, w3, w2)
+    weighed_TKD = gate_TK1 * out_TKD
+    linear_TKD = _every_pair(x_TD, expert_TK, w1, w3, w2, act=lambda up: up)
+    scaled_TD = sum(
+        _every_pair(gate_TK[:, k : k + 1] * x_TD, expert_TK[:, k : k + 1], w1, w3, w2)[:, 0]
+        for k in range(K)
+    )
+    position_TK = torch.arange(K).expand(T, K)
+    overwritten = "one of a token's experts overwrites another; add to the output (+=)"
+    return [
+        ("the gates are forgotten; weigh each expert's output by its gate", out_TKD.sum(1)),
+        ("a plain mean over the experts; the gates are the weights", out_TKD.mean(1)),
+        ("only the first choice is used; each token has K of them", weighed_TKD[:, 0]),
+        (overwritten, weighed_TKD[torch.arange(T), expert_TK.argmax(dim=1)]),
+        (overwritten, weighed_TKD[:, -1]),
+        ("every expert is weighed by the gate of the first choice; each has its own",
+         gate_TK1[:, 0] * out_TKD.sum(1)),
+        ("w1 and w3 are swapped; it is w1's projection that goes through silu",
+         _moe(x_TD, gate_TK, expert_TK, w3, w1, w2)),
+        ("the silu is missing; SwiGLU is w2 (silu(w1 x) * w3 x)", (gate_TK1 * linear_TKD).sum(1)),
+        ("x itself is added; the residual connection belongs to the block around this layer",
+         x_TD + weighed_TKD.sum(1)),
+        ("the gate weighs the expert's input; an expert is not linear: weigh its output",
+         scaled_TD),
+        ("a choice's position is taken for its expert's number; that stands in expert_TK",
+         _moe(x_TD, gate_TK, position_TK, w1, w3, w2)),
+    ]  # fmt: skip
+
+
+# --- a real bug ----------------------------------------------------------------------------------
+
+
+def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
+    """Check the mended router: Router(hidden_size, num_experts, top_k)(x_TD) -> gates, experts.
+
+    It is built anew and run on batches, of two sizes, that exist nowhere else.
+
+    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
+    """
+    exercise = "router"
+    with torch.random.fork_rng(devices=[]):
+        router = call(exercise, Router, 4, 3, 2, on="hidden_size=4, num_experts=3, top_k=2")
+    if not isinstance(getattr(router, "gate", None), nn.Linear):
+        raise CheckFailed(f"{exercise}: keep the scores' nn.Linear as self.gate; mend only forward")
+    forward = type(router).forward
+    before = {k: v for k, v in forward.__globals__.items() if isinstance(v, Tensor)}
+    batches = [randn(1, 5, 4), randn(2, 5, 4), randn(3, 3, 4)]
+    given = [f"a fresh batch of shape {tuple(x_TD.shape)}: {show(x_TD)}" for x_TD in batches]
+    yours = [call(exercise, router, x, on=on) for x, on in zip(batches, given, strict=True)]
+    right = [_gates(x_TD @ router.gate.weight.T, 2) for x_TD in batches]
+    for name, value in forward.__globals__.items():
+        if isinstance(value, Tensor) and before.get(name) is not value:
+            raise CheckFailed(
+                f"{exercise}: forward writes the global `{name}`, and whoever reads that name next "
+                f"gets this batch; let it read its argument only, and leave nothing but its result"
+            )
+    defaults = [*(forward.__defaults__ or ()), *(forward.__kwdefaults__ or {}).values()]
+    loaded = [step.argval for step in dis.get_instructions(forward) if step.opname == "LOAD_GLOBAL"]
+    read = [name for name in loaded if name in before]
+    why = "not softmax → top-k → renormalise of gate(x)"
+    if any(isinstance(value, Tensor) for value in defaults):
+        why = "a default argument is made once, when `def` runs: each call sees that old batch"
+    elif read:
+        why = f"forward reads the global `{read[0]}` instead of its argument"
+    elif same(yours[0], right[0]) and same(yours[1], yours[0]):
+        why = "right on the first batch, then the same again: something is kept between calls"
+    elif same(yours[0], yours[1]):
+        why = "two different batches get the same answer: it does not depend on the argument"
+    for on, answer, expected in zip(given, yours, right, strict=True):
+        expect(exercise, on, answer, expected, [], why)
+    passed(exercise, "the answer follows the argument, whatever else the notebook holds.")
+
+
+# --- Mixtral's arithmetic ------------------------------------------------------------------------
+
+
+def check_parameter_count(parameter_count: Callable[[MixtralConfig], tuple[int, int]]) -> None:
+    """Check (config) -> (total, active): all parameters, and those that one token touches.
+
+    Active leaves out only the experts that the token does not use; the embedding counts whole.
+
+    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
+    """
+    exercise = "parameter_count"
+    small = MixtralConfig(
+        vocab_size=10, hidden_size=4, intermediate_size=6, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=3, num_experts_per_tok=2,
+    )  # fmt: skip
+    other = replace(small, head_dim=6, num_local_experts=5)
+    for given, config in (
+        ("V=10, D=4, F=6, 2 layers, 2 heads (1 for keys and values), 3 experts of which 2", small),
+        ("the same with 5 experts, and head_dim=6 where D / heads is 2", other),
+        ("the same with tie_word_embeddings=True", replace(other, tie_word_embeddings=True)),
+        ("Mixtral 8x7B", MixtralConfig()),
+    ):
+        result = call(exercise, parameter_count, config, on=given)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise CheckFailed(f"{exercise}: return (total, active), not {show(result)}")
+        right, mistakes = _count(config), _count_mistakes(config)
+        for part, yours, expected, named in zip(
+            ("total", "active"), result, right, mistakes, strict=True
+        ):
+            otherwise = f"the {part} is off by {yours - expected:+,}"
+            expect(exercise, f"{given}; the {part}", yours, expected, named, otherwise)
+    passed(exercise, f"Mixtral 8x7B has {right[0]:,} parameters, and a token uses {right[1]:,}.")
+
+
+def _sizes(c: MixtralConfig) -> tuple[int, int, int, int, int, int]:
+    """Count embedding, head, attention, routers, norms, and one expert of every layer."""
+    assert c.head_dim is not None
+    D, L, embedding = c.hidden_size, c.num_hidden_layers, c.vocab_size * c.hidden_size
+    attention = L * 2 * D * c.head_dim * (c.num_attention_heads + c.num_key_value_heads)
+    head = 0 if c.tie_word_embeddings else embedding
+    norms, expert = (2 * L + 1) * D, L * 3 * D * c.intermediate_size
+    return embedding, head, attention, L * c.num_local_experts * D, norms, expert
+
+
+def _count(c: MixtralConfig) -> tuple[int, int]:
+    *shared, expert = _sizes(c)
+    return sum(shared) + c.num_local_experts * expert, sum(shared) + c.num_experts_per_tok * expert
+
+
+def _count_mistakes(c: MixtralConfig) -> tuple[Mistakes, Mistakes]:
+    embedding, head, attention, router, norms, expert = _sizes(c)
+    total, active = _count(c)
+    D, H, E, K = (
+        c.hidden_size, c.num_attention_heads, c.num_local_experts, c.num_experts_per_tok
+    )  # fmt: skip
+    dense = embedding + head + attention + norms + expert
+    eight = f"that multiplies more than the experts by {E}; attention and embeddings are shared"
+    totals = [
+        (eight, E * dense),
+        (eight, E * dense + router),
+        (eight, total + (E - 1) * attention),
+        ("the routers are missing; each layer has a gate of E × D", total - router),
+        ("the norms are missing; two of D in each layer, and one of D at the end", total - norms),
+        ("the last norm is missing; it comes after the layers and has D weights", total - D),
+        ("keys and values are counted for every query head; they have num_key_value_heads",
+         _count(replace(c, num_key_value_heads=H))[0]),
+        ("each expert has three matrices, w1, w2 and w3; here are two", total - E * expert // 3),
+        ("each layer has num_local_experts experts; here is one", total - (E - 1) * expert),
+        ("the heads' size is taken to be D / heads; config.head_dim may differ",
+         _count(replace(c, head_dim=D // H))[0]),
+        ("tied embeddings are one matrix; here they are counted twice", total + embedding),
+        ("the output head is missing; untied, it is a V × D matrix of its own", total - head),
+    ]  # fmt: skip
+    actives = [
+        ("every expert is counted as active; a token uses num_experts_per_tok", total),
+        ("one expert is counted as active; a token uses num_experts_per_tok",
+         active - (K - 1) * expert),
+        ("that is K/E of everything; but attention, norms and embeddings are always active",
+         total * K // E),
+        ("the routers are missing from the active ones; each scores every token", active - router),
+        ("only K rows of each router are counted; to choose, it scores all E",
+         active - router // E * (E - K)),
+        ("the input embedding is missing from the active ones; here it counts whole",
+         active - embedding),
+    ]  # fmt: skip
+    return totals, actives
+
+
+# --- a loss that is computed and never used ------------------------------------------------------
+
+
+def check_balance_is_used(balance_is_used: Callable[[Loss], bool]) -> None:
+    """Check the learner's own test: (loss) -> does its balance term teach the router?
+
+    A loss is (lm_loss, logits_TE, coef) -> scalar. The test is tried on two sound ones, and on
+    five in which the term is computed and teaches nothing.
+
+    Raises: CheckFailed with the loss that was misjudged; NotImplementedError if not yet written.
+    """
+    exercise = "balance_is_used"
+
+    def balance(logits_TE: Tensor) -> Tensor:
+        probs_TE = logits_TE.softmax(dim=-1)
+        gate_TK, expert_TK = probs_TE.topk(1)
+        return load_balancing_loss(Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK))
+
+    def of_counts(logits_TE: Tensor) -> Tensor:
+        share_E = F.one_hot(logits_TE.argmax(dim=-1), logits_TE.shape[1]).float().mean(dim=0)
+        return logits_TE.shape[1] * share_E.square().sum()
+
+    cases: list[tuple[str, Loss, bool, str]] = [
+        ("lm_loss + coef * balance", lambda lm, x, c: lm + c * balance(x), True,
+         "a sound loss is called broken; where the load is even the balance has no slope: "
+         "take uneven logits, and a coef above 0"),
+        ("lm_loss + coef * (balance - 1)", lambda lm, x, c: lm + c * (balance(x) - 1), True,
+         "a sound loss is called broken; a constant moves the value, never the gradient"),
+        ("lm_loss alone", lambda lm, x, c: lm, False,
+         "the balance is never added, and that goes unnoticed"),
+        ("lm_loss + coef * balance.item()", lambda lm, x, c: lm + c * balance(x).item(), False,
+         "the balance is added as a plain number: the value moves, but there is no gradient"),
+        ("lm_loss + coef * balance.detach()", lambda lm, x, c: lm + c * balance(x).detach(), False,
+         "the balance is detached: the value moves, but there is no gradient"),
+        ("lm_loss + coef * E * sum(f²)", lambda lm, x, c: lm + c * of_counts(x), False,
+         "f is made of counts, which have no gradient; only P can teach the router"),
+        ("lm_loss + 0 * coef * balance", lambda lm, x, c: lm + 0 * c * balance(x), False,
+         "a gradient that is there but 0 teaches nothing; look at its size"),
+    ]  # fmt: skip
+    said = []
+    for name, loss, _, _ in cases:
+        claim = call(exercise, balance_is_used, loss, on=f"the loss {name}")
+        if not isinstance(claim, bool):
+            raise CheckFailed(f"{exercise}: return True or False, not {show(claim)}")
+        said.append(claim)
+    for (name, _, right, why), claim in zip(cases, said, strict=True):
+        if all(said):
+            why = f"it calls all {len(cases)} losses sound, whatever they do with the balance"
+        expect(exercise, f"the loss {name}", claim, right, [], why)
+    passed(exercise, "two sound losses accepted, five that teach the router nothing caught.")

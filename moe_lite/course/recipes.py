@@ -1,0 +1,243 @@
+"""Recipes: a model, its training and its text under one name; ``python -m moe_lite train``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from tokenizers import Tokenizer
+from torch.distributed.device_mesh import DeviceMesh
+
+from .. import files, hf, parallel
+from ..config import MixtralConfig, TrainConfig
+from ..cost import count_parameters
+from ..model import Mixtral
+from ..train import ALONE, Alone, check_writable, evaluate, find_checkpoint, train
+from .data import DOMAINS, END_OF_TEXT, load_corpus
+from .film import Film, filmed, log_steps
+
+FILM = "film.safetensors"
+SHARD = 15 * 2**20  # bytes: what most places that host code take as one file
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Say all that a run depends on, besides the machine."""
+
+    model: MixtralConfig
+    training: TrainConfig
+    domains: tuple[str, ...] = DOMAINS
+    max_bytes: int | None = None
+    frames: int = 0  # of the film of its training
+
+
+MINI = MixtralConfig(
+    vocab_size=4096, hidden_size=192, intermediate_size=256, num_hidden_layers=6,
+    num_attention_heads=6, num_key_value_heads=3, num_local_experts=8,
+    max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=0,
+)  # fmt: skip
+LONG = TrainConfig(
+    steps=4000, batch_size=16, seq_len=256, lr=3e-3, warmup=100, eval_every=250,
+    checkpoint_every=200, autocast="on",
+)  # fmt: skip
+RECIPES = {
+    # 0.46 M parameters; for the first look and for tests.
+    "tiny": Recipe(
+        MixtralConfig(
+            vocab_size=4096, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+            max_position_embeddings=256, tie_word_embeddings=True, eos_token_id=0,
+        ),
+        TrainConfig(steps=300, batch_size=16, seq_len=64, eval_every=100),
+        max_bytes=300_000,
+    ),
+    # 8.5 M parameters, of which a token uses 3.2 M: the trained Mixtral in the box.
+    "mixtral-mini": Recipe(MINI, LONG, frames=24),
+    # Its dense twin: as many parameters for a token, and no choice.
+    "mixtral-mini-dense": Recipe(MINI.dense("active"), LONG),
+}  # fmt: skip
+
+
+def read_recipe(source: str) -> Recipe:
+    """Give the recipe of a name, or read one from a JSON file.
+
+    Such a file holds ``{"model": {...}, "training": {...}, "domains": [...], "max_bytes": n}``,
+    each part optional, in the field names of :class:`MixtralConfig` and :class:`TrainConfig`;
+    what it leaves out is as in "tiny".
+
+    Raises: ValueError if there is neither such a name nor such a file, or for what cannot be.
+    """
+    if source in RECIPES:
+        return RECIPES[source]
+    path, base = Path(source), RECIPES["tiny"]
+    if not path.is_file():
+        raise ValueError(
+            f"there is no recipe {source!r}: name one of {', '.join(RECIPES)}, or a JSON file"
+        )
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    parts = _known(path, "a recipe", parts, Recipe)
+    model = _known(path, "model", parts.get("model", {}), MixtralConfig)
+    if {"hidden_size", "num_attention_heads"} & model.keys():
+        model = {"head_dim": None} | model  # follows from those two, not from "tiny"
+    training = _known(path, "training", parts.get("training", {}), TrainConfig)
+    max_bytes = parts.get("max_bytes", base.max_bytes)
+    if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 1):
+        raise ValueError(f"{path}: max_bytes must be null or at least 1, not {max_bytes!r}")
+    domains = parts.get("domains", base.domains)
+    if not isinstance(domains, list | tuple):
+        raise ValueError(f"{path}: domains must be a list, not {domains!r}")
+    try:
+        return Recipe(
+            replace(base.model, **model),
+            replace(base.training, **training),
+            tuple(domains),
+            max_bytes,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _known(path: Path, what: str, values: Any, kind: type) -> dict[str, Any]:
+    names = [field.name for field in fields(kind)]
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: {what} must be a JSON object, not {values!r}")
+    if unknown := sorted(values.keys() - set(names)):
+        raise ValueError(f"{path}: {what} has no field {unknown[0]!r}; it has {', '.join(names)}")
+    return values
+
+
+def export(
+    model: Mixtral, tokenizer: Tokenizer, folder: str | Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write a folder that ``from_pretrained`` takes: model, tokenizer, generation settings.
+
+    What it replaces there is its own files only. Without a dtype, weights keep theirs.
+
+    Raises: OSError if it cannot be written; ValueError if the layout cannot hold the model.
+    """
+    folder = Path(folder)
+    hf.save(model, folder, dtype=dtype, overwrite=True, max_shard_bytes=SHARD)
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    texts = {
+        "tokenizer.json": tokenizer.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": END_OF_TEXT,
+                "model_max_length": model.config.max_position_embeddings,
+                "clean_up_tokenization_spaces": False,
+            },
+            indent=2,
+        ),
+        "generation_config.json": json.dumps(
+            {"do_sample": True, "eos_token_id": end, "pad_token_id": end}, indent=2
+        ),
+    }
+    for name, text in texts.items():
+        files.write(folder / name, text + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train a recipe, report held-out bits per byte, and export the model; give the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m moe_lite train",
+        description="Train a small Mixtral on real text and export it for Hugging Face.",
+    )
+    add = parser.add_argument
+    add("--config", default="tiny", metavar="NAME|FILE",
+        help=f"a recipe: {', '.join(RECIPES)} (default: tiny), or a JSON file")  # fmt: skip
+    add("--out", type=Path, help="folder for checkpoints and history (default: runs/NAME)")
+    add("--steps", type=int, help="instead of the recipe's")
+    add("--seed", type=int, help="instead of the recipe's")
+    add("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    add("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    add("--export", type=Path, metavar="FOLDER",
+        help="where the finished model goes (default: model/ in --out)")  # fmt: skip
+    add("--bf16", action="store_true", help="export in bfloat16, at half the size")
+    add("--expert-parallel", type=int, metavar="N",
+        help="under torchrun: the experts live on N processes, which share each batch")  # fmt: skip
+    add("--balance-over", choices=get_args(parallel.Over), default="global",
+        help="take balance over all processes' tokens (default), or over each one's")  # fmt: skip
+    add("--timeout", type=float, default=60.0, metavar="SECONDS",
+        help="how long to wait for another process (default: 60)")  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.expert_parallel is not None:
+        with parallel.launched(args.expert_parallel, args.device, args.timeout) as (mesh, device):
+            return _run(args, device, mesh)
+    if (seats := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise ValueError(f"{seats} processes would each train the whole model: add "
+                         "--expert-parallel N, the number that share the experts")  # fmt: skip
+    return _run(args, _device(args.device))
+
+
+def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None = None) -> int:
+    ranks: Alone = ALONE if mesh is None else parallel.Ranks(mesh, args.balance_over)
+    recipe = read_recipe(args.config)
+    given = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
+    config = replace(recipe.training, **given)
+    out = args.out or Path("runs") / Path(args.config).stem
+    target = args.export or out / "model"
+    find_checkpoint(out, args.resume)  # refuse now what would be refused after minutes
+    check_writable(target)
+    corpus = load_corpus(recipe.domains, max_bytes=recipe.max_bytes)
+    if (size := corpus.tokenizer.get_vocab_size()) > recipe.model.vocab_size:
+        raise ValueError(f"the tokenizer has {size} tokens, but vocab_size is smaller: "
+                         f"{recipe.model.vocab_size}")  # fmt: skip
+    count = count_parameters(recipe.model)
+    if not ranks.rank:
+        print(f"{count.total:,} parameters, {count.active:,} active for a token; "
+              f"the text:\n{corpus}")  # fmt: skip
+    torch.manual_seed(config.seed)
+    model = Mixtral(recipe.model).to(device)
+    if mesh is not None:
+        parallel.shard_experts(model, mesh)
+    callback = None
+    if recipe.frames and mesh is None:
+        reel, film = out / FILM, Film.of(corpus, log_steps(config.steps, recipe.frames))
+        last = find_checkpoint(out, args.resume)
+        if last is None:
+            film.take(model, 0)
+        elif reel.is_file():
+            film = Film.load(reel, until=int(last.name.removeprefix("step-")))
+        callback = filmed(film, model, reel)
+    try:
+        history = train(
+            model, corpus, config, out, resume=args.resume, callback=callback, ranks=ranks
+        )
+    except KeyboardInterrupt as stop:
+        if not ranks.rank:
+            print(f"{stop or 'stopped'}; go on with --resume", file=sys.stderr)
+        return 130
+    bits = evaluate(model, corpus, config=replace(config, eval_windows=64), ranks=ranks)
+    if mesh is not None:
+        parallel.gather_experts(model)
+    if ranks.rank:
+        return 0
+    history.save(out / "history.jsonl")
+    history.plot().savefig(out / "history.png", dpi=110)
+    print("held-out bits per byte: " + ", ".join(f"{k} {v:.3f}" for k, v in bits.items()))
+    export(model, corpus.tokenizer, target, torch.bfloat16 if args.bf16 else None)
+    if callback is not None and film.steps:
+        film.save(target / FILM)
+    print(f"{target}: the model, for python -m moe_lite explore --model {target}")
+    return 0
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"there is no device {name!r} here") from error
+    return torch.device(name)

@@ -1,0 +1,151 @@
+"""The cost calculator: from the shape of a model to its parameters, memory and time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, get_args
+
+import traitlets as t
+
+from ...cost import (
+    DEVICES,
+    OPTIMIZER_BYTES,
+    OPTIMIZER_TRAFFIC,
+    PRESETS,
+    Architecture,
+    Cost,
+    Phase,
+    count_parameters,
+    step,
+)
+from .portable import HERE, PortableWidget, bounded, panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHAPE = ("width", "expert_width", "experts", "top_k", "layers")  # what may differ from the preset
+MOST = {
+    "width": 65536, "expert_width": 262144, "experts": 4096, "top_k": 64, "layers": 512,
+    "batch": 65536, "context": 2**20, "ranks": 4096,
+}  # fmt: skip
+
+
+class CostCalculator(PortableWidget):
+    """Estimate a model's parameters, memory and time for each phase, on a device, as you type.
+
+    It starts from a preset of :mod:`moe_lite.cost`, whose attention, vocabulary and dense layers
+    stay while width, experts and layers change. All of it is computed in the page too, so it
+    answers without a kernel.
+
+    ::
+
+        widget = CostCalculator("Mixtral 8x7B", device="H100 SXM", batch=32)
+        widget.experts = 16                  # and the page follows
+        widget.costs["decode"].bound
+
+    Args:    preset: a key of ``moe_lite.cost.PRESETS``; device: of ``DEVICES``; batch, context,
+             ranks, bytes_per_weight: as in :func:`moe_lite.cost.step`.
+    Raises:  ValueError for a preset that there is not; traitlets.TraitError for a value that
+             cannot be.
+    """
+
+    _esm = HERE / "cost_calculator.js"
+    _css = HERE / "cost_calculator.css"
+
+    presets = t.Dict().tag(sync=True)
+    devices = t.Dict().tag(sync=True)
+    limits = t.Dict().tag(sync=True)
+    constants = t.Dict().tag(sync=True)
+
+    preset = t.Unicode().tag(sync=True)
+    device = t.Unicode().tag(sync=True)
+    width = t.Int().tag(sync=True)
+    expert_width = t.Int().tag(sync=True)
+    experts = t.Int().tag(sync=True)
+    top_k = t.Int().tag(sync=True)
+    layers = t.Int().tag(sync=True)
+    batch = t.Int().tag(sync=True)
+    context = t.Int().tag(sync=True)
+    ranks = t.Int().tag(sync=True)
+    bytes_per_weight = t.Float().tag(sync=True)
+
+    def __init__(
+        self, preset: str = "Mixtral 8x7B", *, device: str = "H100 SXM", batch: int = 1,
+        context: int = 2048, ranks: int = 1, bytes_per_weight: float = 2.0,
+    ):  # fmt: skip
+        if preset not in PRESETS:
+            raise ValueError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
+        shape = {name: getattr(PRESETS[preset], name) for name in SHAPE}
+        super().__init__(
+            presets={name: asdict(a) for name, a in PRESETS.items()},
+            devices={name: asdict(d) for name, d in DEVICES.items()},
+            limits=MOST,
+            constants={"held": OPTIMIZER_BYTES, "traffic": OPTIMIZER_TRAFFIC},
+            preset=preset, device=device, batch=batch, context=context, ranks=ranks,
+            bytes_per_weight=bytes_per_weight, **shape,
+        )  # fmt: skip
+
+    @t.validate(*MOST)
+    def _possible(self, proposal: Any) -> int:
+        return bounded(proposal, **{name: (1, most) for name, most in MOST.items()})
+
+    @t.validate("preset", "device", "bytes_per_weight")
+    def _known(self, proposal: Any) -> Any:
+        name, value = proposal["trait"].name, proposal["value"]
+        there: dict[str, Any] = {
+            "preset": PRESETS,
+            "device": DEVICES,
+            "bytes_per_weight": (0.5, 1.0, 2.0, 4.0),
+        }
+        if value not in there[name]:
+            raise t.TraitError(f"{name} must be one of {', '.join(map(str, there[name]))}")
+        return value
+
+    @property
+    def architecture(self) -> Architecture:
+        """Describe the model as it now stands; no more experts per token than there are."""
+        base = PRESETS[self.preset]
+        shape = {name: getattr(self, name) for name in SHAPE}
+        shape["top_k"] = min(self.top_k, self.experts)
+        first, cross = (min(n, self.layers) for n in (base.dense_first, base.cross))
+        return replace(base, **shape, dense_first=first, cross=cross)
+
+    @property
+    def costs(self) -> dict[Phase, Cost]:
+        """Estimate one step of each phase."""
+        return {
+            phase: step(
+                self.architecture, DEVICES[self.device], phase, self.batch, self.context,
+                ranks=self.ranks, bytes_per_weight=self.bytes_per_weight,
+            )
+            for phase in get_args(Phase)
+        }  # fmt: skip
+
+    @property
+    def title(self) -> str:
+        where = f"{self.ranks} x {self.device}" if self.ranks > 1 else self.device
+        return f"Cost of {self.preset}, batch {self.batch} x {self.context} tokens, on {where}"
+
+    def figure(self) -> Figure:
+        """Draw what compute, memory and network would each take, for the three phases."""
+        count = count_parameters(self.architecture)
+        figure, axes = panels(9, 3.6)
+        looks = (("#0072B2", ""), ("#D55E00", "//"), ("#009E73", ".."))
+        for i, (colour, hatch) in enumerate(looks):
+            parts = [list(cost.parts.items())[i] for cost in self.costs.values()]
+            places = [phase + (i - 1) * 0.27 for phase in range(3)]
+            seconds = [1e3 * value for _, value in parts]
+            axes.bar(places, seconds, 0.25, color=colour, hatch=hatch, label=parts[0][0])
+        axes.set_yscale("log")
+        axes.set(
+            ylabel="ms per step, at full speed", xticks=range(3),
+            xticklabels=[
+                f"{phase}\n{cost.bound}-bound, {'fits' if cost.fits else 'does not fit'}"
+                for phase, cost in self.costs.items()
+            ],
+            title=f"{self.title}\n{count.total / 1e9:,.1f} billion parameters, "
+            f"{count.active / 1e9:,.1f} active",
+        )  # fmt: skip
+        axes.title.set_fontsize(10)
+        axes.legend(frameon=False, fontsize=9)
+        return figure

@@ -1,0 +1,131 @@
+"""The noisy gate: turn up the noise, change k, and watch the load answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import traitlets as t
+from torch import Tensor
+
+from ...routers import kth_excluding, prob_in_top_k
+from ...routing import Routing
+from ..viz import INK, QUIET, expert_colors
+from .portable import HERE, PortableWidget, bounded, panels, scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_NOISE = 3.0
+STRIDE = 131  # how far a new draw moves along the list of normal numbers
+
+
+class NoisyGate(PortableWidget):
+    """Route a batch by noisy top-k with the noise and k as sliders.
+
+    Shows for each expert the tokens that came and the smooth load (what eq. 10 expects), and
+    for one token the contest itself: clean scores, noisy scores, the bar each has to clear, and
+    the probability of clearing it. All of it is computed in the page, so it answers without a
+    kernel; here in Python are the same numbers, as ``routing``.
+
+    ::
+
+        widget = NoisyGate(logits_TE, k=2)
+        widget.noise = 0.5        # and the page follows
+        widget.routing.load_E()
+
+    Args:    logits_TE: clean scores; k: experts per token; noise: the standard deviation, one
+             for all; token: the one shown; draw: which draw of the noise.
+    Raises:  ValueError unless there are 1 to 1,000 tokens and 2 to 16 experts, all finite;
+             traitlets.TraitError for a value that cannot be.
+    """
+
+    _esm = HERE / "noisy_gate.js"
+    _css = HERE / "noisy_gate.css"
+
+    clean = t.List(t.List(t.Float())).tag(sync=True)
+    normal = t.List(t.Float()).tag(sync=True)
+    colors = t.List(t.Unicode()).tag(sync=True)
+
+    k = t.Int(2).tag(sync=True)
+    noise = t.Float(1.0).tag(sync=True)
+    token = t.Int(0).tag(sync=True)
+    draw = t.Int(0).tag(sync=True)
+
+    def __init__(
+        self, logits_TE: Tensor, *, k: int = 2, noise: float = 1.0, token: int = 0, draw: int = 0
+    ):
+        logits_TE = scores(logits_TE, "noisy gate", 1, 1000)
+        T, E = logits_TE.shape
+        generator = torch.Generator().manual_seed(0)
+        normal_N = torch.randn(T * E, generator=generator, dtype=torch.float64)
+        # Rounded once, here, so that page and Python compute on the same numbers.
+        self._clean_TE, self._normal_N = logits_TE.round(decimals=4), normal_N.round(decimals=4)
+        super().__init__(
+            clean=self._clean_TE.tolist(),
+            normal=self._normal_N.tolist(),
+            colors=expert_colors(E),
+            k=k,
+            noise=noise,
+            token=token,
+            draw=draw,
+        )
+
+    @t.validate("k", "noise", "token", "draw")
+    def _possible(self, proposal: Any) -> float:
+        T, E = self._clean_TE.shape
+        return bounded(proposal, k=(1, E), noise=(0, MOST_NOISE), token=(0, T - 1), draw=(0, 10**6))
+
+    @property
+    def title(self) -> str:
+        T, E = self._clean_TE.shape
+        return f"Noisy top-k: {T} tokens, {E} experts, k = {self.k}, noise {self.noise:.2f}"
+
+    @property
+    def routing(self) -> Routing:
+        """Route the batch with what the sliders now say."""
+        clean_TE = self._clean_TE
+        normal_TE = self._normal_N.roll(-STRIDE * self.draw).view_as(clean_TE)
+        logits_TE = clean_TE + self.noise * normal_TE
+        top_TK, expert_TK = logits_TE.topk(self.k)
+        smooth_TE = None
+        if self.noise > 0:
+            std_TE = torch.full_like(clean_TE, self.noise)
+            smooth_TE = prob_in_top_k(clean_TE, logits_TE, std_TE, self.k)
+        return Routing.from_choices(
+            logits_TE, logits_TE.softmax(-1), expert_TK, top_TK.softmax(-1),
+            smooth_load_TE=smooth_TE,
+        )  # fmt: skip
+
+    def figure(self) -> Figure:
+        """Draw the load of each expert, and the contest for one token."""
+        routing, (T, E) = self.routing, self._clean_TE.shape
+        came = smooth = routing.load_E().tolist()
+        if routing.smooth_load_TE is not None:
+            smooth = routing.smooth_load_TE.sum(0).tolist()
+        figure, (loads, contest) = panels(10, 3.6, 2)
+        names = [str(e) for e in range(E)]
+        loads.barh(names, came, color=self.colors, label="tokens that came")
+        loads.plot(smooth, names, "D", color=INK, ms=5, label="smooth load")
+        loads.axvline(T * self.k / E, color=QUIET, ls="--", lw=1, label="equal share")
+        loads.set(xlabel="tokens", ylabel="expert", title=self.title)
+        clean, noisy = (x_TE[self.token].tolist() for x_TE in (self._clean_TE, routing.logits_TE))
+        chosen = set(routing.expert_N.view(T, self.k)[self.token].tolist())
+        for e in range(E):
+            contest.plot([clean[e], noisy[e]], [e, e], color="#9aa3ac", lw=1.5, zorder=1)
+            contest.scatter(
+                noisy[e], e, s=70, color=self.colors[e], marker="*" if e in chosen else "o"
+            )
+            contest.scatter(clean[e], e, s=22, color="none", edgecolor=INK)
+        if self.k < E:
+            bars = kth_excluding(routing.logits_TE, self.k)[self.token].tolist()
+            contest.plot(bars, range(E), "|", color=INK, ms=15, mew=2)
+        contest.set(
+            yticks=range(E), xlabel="score (○ clean, ★ chosen, | the bar to clear)",
+            title=f"Token {self.token}",
+        )  # fmt: skip
+        for axes in (loads, contest):
+            axes.invert_yaxis()
+            axes.title.set_fontsize(10)
+        loads.legend(fontsize=8, frameon=False, loc="lower right")
+        return figure

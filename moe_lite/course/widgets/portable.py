@@ -1,0 +1,184 @@
+"""One widget, three faces: live beside a kernel, alone in one HTML file, still as a PNG."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import numpy as np
+import torch
+import traitlets as t
+from torch import Tensor
+
+from ... import files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+EXPORT = "export default { render };"  # how each widget's module ends
+
+
+class PortableWidget(anywidget.AnyWidget):
+    """Show one ES module live in a notebook, in an HTML file without a kernel, and as a PNG.
+
+    A subclass names its ``_esm`` and ``_css`` files, keeps all it shows in synced traits whose
+    names do not begin with an underscore, and overrides :meth:`figure` and :attr:`title`. In
+    front of its two files come ``common.js`` and ``common.css``, what all widgets share; in the
+    style, ``.widget`` is the class that is named as the file is (``noisy_gate.css``:
+    ``.noisy-gate``), so two widgets in one notebook leave each other alone.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        for key in ("_esm", "_css"):
+            if isinstance(own := cls.__dict__.get(key), Path):
+                parts = (HERE / f"common{own.suffix}", own)
+                shared, text = (part.read_text(encoding="utf-8") for part in parts)
+                if key == "_css":
+                    shared = shared.replace(".widget", f".{own.stem.replace('_', '-')}")
+                setattr(cls, key, shared + text)
+        super().__init_subclass__(**kwargs)
+
+    @property
+    def title(self) -> str:
+        """Say in one line what is shown."""
+        raise NotImplementedError
+
+    def figure(self) -> Figure:
+        """Draw the widget as it stands: its still face."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """Give the values that the page needs: the synced traits of the subclass."""
+        inherited = PortableWidget.class_trait_names(sync=True)
+        names = set(self.trait_names(sync=True)) - set(inherited)
+        return {name: getattr(self, name) for name in sorted(names) if not name.startswith("_")}
+
+    def html(self) -> str:
+        """Make a whole HTML page that needs neither a kernel nor a network.
+
+        The page forbids itself every fetch (``default-src 'none'``) and runs one script only,
+        the one whose hash it carries. What a token says is data, never markup.
+        """
+        module, page = str(self._esm), (HERE / "page.js").read_text(encoding="utf-8")
+        assert module.count(EXPORT) == 1, f"the module must end with {EXPORT}"
+        script = module.replace(EXPORT, "") + page
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        style = (HERE / "page.css").read_text(encoding="utf-8") + str(self._css)
+        # Pure ASCII without "<": no token can end the element or the line it stands in.
+        state = json.dumps(self.state(), default=_binary).replace("<", "\\u003c")
+        title = html.escape(self.title)
+        return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
+script-src 'sha256-{digest}'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<header><h1>{title}</h1><button type="button" id="theme">Dark theme</button></header>
+<main id="widget"><noscript>This page draws itself with JavaScript; please allow it.</noscript>\
+</main>
+<script type="application/json" id="state">{state}</script>
+<script type="module">{script}</script>
+</body>
+</html>
+"""
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write the page to one file, replacing an older one; returns its path.
+
+        Raises: OSError if the file cannot be written; an older one is then as it was.
+        """
+        return _write(path, self.html().encode())
+
+    def png(self, dpi: float = 110) -> bytes:
+        """Draw the still face as a PNG."""
+        out = io.BytesIO()
+        self.figure().savefig(out, format="png", dpi=dpi)
+        return out.getvalue()
+
+    def to_png(self, path: str | os.PathLike[str], dpi: float = 160) -> Path:
+        """Write the still face to a PNG file, replacing an older one; returns its path.
+
+        Raises: OSError if the file cannot be written; an older one is then as it was.
+        """
+        return _write(path, self.png(dpi))
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Add the still face to the live one, for pages such as GitHub's that run no kernel."""
+        data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
+        still = base64.b64encode(self.png()).decode()
+        return {**data, "image/png": still, "text/plain": self.title}, metadata
+
+
+def bounded(proposal: Any, **bounds: tuple[float, float]) -> Any:
+    """Give the value that is proposed for a trait, if it lies within the trait's bounds.
+
+    Raises: traitlets.TraitError if it does not.
+    """
+    name, value = proposal["trait"].name, proposal["value"]
+    low, high = bounds[name]
+    if low <= value <= high:
+        return value
+    said = (f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (low, high, value))
+    raise t.TraitError("{} must be from {} to {}, not {}".format(name, *said))
+
+
+def scores(x_TE: Tensor, widget: str, least: int, most: int) -> Tensor:
+    """Take a widget's scores as float64 on the CPU.
+
+    Raises: ValueError unless they are finite, of ``least`` to ``most`` tokens and 2 to 16 experts.
+    """
+    x_TE, finite = x_TE.detach().cpu().double(), bool(x_TE.isfinite().all())
+    if x_TE.dim() == 2 and least <= len(x_TE) <= most and 2 <= x_TE.shape[1] <= 16 and finite:
+        return x_TE
+    raise ValueError(
+        f"the {widget} shows {least} to {most:,} tokens and 2 to 16 experts with finite scores, "
+        f"not scores of shape {tuple(x_TE.shape)}"
+        + ("" if finite else " with some that are not finite")
+    )
+
+
+def gumbel(count: int) -> Tensor:
+    """Draw the same Gumbel numbers each time, rounded: page and Python compare equal ones."""
+    generator = torch.Generator().manual_seed(0)
+    uniform_N = torch.rand(count, generator=generator, dtype=torch.float64)
+    return (-(-uniform_N.clamp(1e-9, 1 - 1e-9).log()).log()).round(decimals=6)
+
+
+def panels(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """Make an empty figure, in inches, and its axes side by side, open at the top and right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns, **options)
+    for ax in np.ravel(axes):
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _binary(value: Any) -> dict[str, str]:
+    return {"deflated": base64.b64encode(zlib.compress(value, 9)).decode()}
+
+
+def _write(path: str | os.PathLike[str], content: bytes) -> Path:
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        files.write(path, content)
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror or error}") from error
+    return path

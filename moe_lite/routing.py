@@ -1,0 +1,236 @@
+"""What the parts of a layer say to each other: a routing, a plan, a trace.
+
+Shapes are written behind the name: ``x_TD`` is (tokens, model width).
+
+====== ===================================== ====== ====================================
+letter meaning                               letter meaning
+====== ===================================== ====== ====================================
+B S T  batch, sequence, tokens = B*S         N      proposed (token, expert) pairs
+D F V  model, expert-hidden, vocabulary      R      the same pairs in expert order
+E K C  experts, experts per token, capacity  L H A  layers, heads, head size
+====== ===================================== ====== ====================================
+
+The flat list of (token, expert) pairs is the key choice: a router in which tokens choose
+gives N = T*K pairs, one in which experts choose gives N = E*C, and all that follows
+(plan, dispatch, losses, traces, widgets) is the same code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .experts import Experts
+
+
+class NotFinite(ValueError):
+    """Say that a number became infinite or NaN: a run has diverged, nothing was asked wrongly."""
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """Say which expert each token goes to and with what weight: a router's whole answer.
+
+    Shapes:
+        logits_TE: router scores before any softmax, float32 (float64 for float64 input).
+        probs_TE:  their softmax over all E experts, or their sigmoids divided by their sum;
+                   same type, and each token's sum to 1.
+        token_N:   int64, the token of each pair.
+        expert_N:  int64, its expert.
+        gate_N:    its weight in the combine; carries the router's gradient.
+        keep_N:    bool, False for a pair dropped at capacity; None means dropless.
+        per_token: K if pairs n*K .. n*K+K-1 are token n's choices, best first; None if
+                   tokens may have differing numbers of pairs (experts choose).
+        smooth_load_TE: a stand-in for the counts that has a gradient: summed over the tokens,
+                   the load to be expected of each expert. Only a router whose choice is random
+                   has one; None means that counting is all there is.
+        mask_T:    bool, False for padding, whose pairs are then dropped, and which no loss and
+                   no measure counts; None means that every token is real.
+        noise_TE:  what chance added to the scores; logits_TE has it in it. None: nothing.
+        bias_E:    what is added to the scores for the choice alone, as it stood; None: nothing.
+        pool:      where these tokens are one rank's share of a batch: from a sum over them to
+                   the sum over all, through which gradients flow. Losses, measures and
+                   :meth:`load_E` are then the whole batch's. None: the tokens are all there are.
+    """
+
+    logits_TE: Tensor
+    probs_TE: Tensor
+    token_N: Tensor
+    expert_N: Tensor
+    gate_N: Tensor
+    keep_N: Tensor | None = None
+    per_token: int | None = None
+    smooth_load_TE: Tensor | None = None
+    mask_T: Tensor | None = None
+    noise_TE: Tensor | None = None
+    bias_E: Tensor | None = None
+    pool: Callable[[Tensor], Tensor] | None = None
+
+    @classmethod
+    def from_choices(
+        cls,
+        logits_TE: Tensor,
+        probs_TE: Tensor,
+        expert_TK: Tensor,
+        gate_TK: Tensor,
+        keep_TK: Tensor | None = None,
+        smooth_load_TE: Tensor | None = None,
+    ) -> Routing:
+        """Flatten each token's K choices into pairs, token by token.
+
+        >>> r = Routing.from_choices(
+        ...     torch.zeros(2, 3), torch.full((2, 3), 1 / 3),
+        ...     torch.tensor([[0, 2], [1, 0]]), torch.tensor([[0.6, 0.4], [0.7, 0.3]]))
+        >>> r.token_N.tolist(), r.expert_N.tolist()
+        ([0, 0, 1, 1], [0, 2, 1, 0])
+        """
+        T, K = expert_TK.shape
+        token_N = torch.arange(T, device=expert_TK.device).repeat_interleave(K, output_size=T * K)
+        keep_N = None if keep_TK is None else keep_TK.reshape(-1)
+        expert_N, gate_N = expert_TK.reshape(-1), gate_TK.reshape(-1)
+        return cls(logits_TE, probs_TE, token_N, expert_N, gate_N, keep_N, K, smooth_load_TE)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.logits_TE.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        return self.logits_TE.shape[1]
+
+    def load_E(self) -> Tensor:
+        """Count the kept pairs of each expert: float32 (E,), in pairs."""
+        ones_N = torch.ones_like(self.expert_N, dtype=torch.float32)
+        if self.keep_N is not None:
+            ones_N = self.keep_N.float()
+        return self.total(ones_N.new_zeros(self.num_experts).index_add(0, self.expert_N, ones_N))
+
+    def total(self, amount: Tensor) -> Tensor:
+        """Give the whole batch's sum from the sum over the tokens here: see ``pool``."""
+        return amount if self.pool is None else self.pool(amount)
+
+    def gates_TE(self) -> Tensor:
+        """Spread the gates of the kept pairs into a (T, E) matrix, zero where unused."""
+        gate_N = self.gate_N if self.keep_N is None else self.gate_N * self.keep_N
+        flat = gate_N.new_zeros(self.num_tokens * self.num_experts)
+        index_N = self.token_N * self.num_experts + self.expert_N
+        return flat.index_add(0, index_N, gate_N).view(self.num_tokens, self.num_experts)
+
+    def masked(self, mask_T: Tensor | None) -> Routing:
+        """Drop the pairs of padding, and remember which tokens are padding; None changes nothing.
+
+        Args:   mask_T: True (or 1) for real tokens, any shape of T elements.
+        Raises: ValueError if it covers another number of tokens.
+        """
+        if mask_T is None:
+            return self
+        if mask_T.numel() != self.num_tokens:
+            raise ValueError(
+                f"the mask covers {mask_T.numel()} tokens, but {self.num_tokens} were routed"
+            )
+        mask_T = mask_T.reshape(-1).bool()
+        return replace(self, mask_T=mask_T).kept(mask_T.index_select(0, self.token_N))
+
+    def kept(self, keep_N: Tensor) -> Routing:
+        """Drop the pairs for which this is False, besides those that were dropped before."""
+        return replace(self, keep_N=keep_N if self.keep_N is None else self.keep_N & keep_N)
+
+    def detach(self) -> Routing:
+        """Copy without gradients, on the CPU, of these tokens alone: what a trace keeps."""
+        changed = {k: v.detach().cpu() for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Routing(**{**vars(self), **changed, "pool": None})
+
+    def check_finite(self, where: str) -> None:
+        """Raise NotFinite naming the layer and the first token with router logits that are not.
+
+        Looks at the values, so on a GPU it waits for them.
+        """
+        if math.isfinite(float(self.logits_TE.detach().sum())):
+            return  # as it nearly always is; a sum may overflow, so it only acquits
+        bad_T = ~self.logits_TE.isfinite().all(dim=-1)
+        if bad_T.any():
+            first = int(bad_T.nonzero()[0])
+            raise NotFinite(
+                f"{where}: the router's logits are not finite (NaN or infinity), first at token "
+                f"{first} of {self.num_tokens}; its input or its gate.weight is broken."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class DispatchPlan:
+    """Lay the pairs out in expert order, so that each expert's rows lie side by side.
+
+    Made by :func:`moe_lite.dispatch.plan` without waiting for the device: nothing here
+    depends on the *values* of the routing for its shape. Dropped pairs stay in the list,
+    behind the last offset, with a gate of zero; so R = N.
+
+    Shapes:
+        token_R:    int64, the token of each row.
+        gate_R:     its weight; carries the router's gradient.
+        offsets_E1: int32 (E+1,), expert e owns rows offsets[e] .. offsets[e+1]-1; starts at 0.
+        num_tokens: T.
+        order_R:    int64, the pair that each row came from (row r is pair order_R[r]).
+        row_N:      int64, its inverse: the row that each pair went to.
+        per_token:  K as in :class:`Routing`; lets the combine be a gather and a sum over K,
+                    which is deterministic, instead of a scatter.
+        dropless:   True if no pair can lie behind the last offset.
+    """
+
+    token_R: Tensor
+    gate_R: Tensor
+    offsets_E1: Tensor
+    num_tokens: int
+    order_R: Tensor
+    row_N: Tensor
+    per_token: int | None
+    dropless: bool
+
+
+Dispatch = Callable[[Tensor, "Experts", DispatchPlan], Tensor]
+"""A backend: (x_TD, experts, plan) -> out_TD."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelOutput:
+    """What a forward pass gives: logits_BSV and each MoE layer's :class:`Routing`, in order.
+
+    The routings' tokens run over the flattened batch: token b*S + s.
+    """
+
+    logits_BSV: Tensor
+    routings: tuple[Routing, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingTrace:
+    """Keep a run's routing: what the widgets, the figures and the analyses read; nothing else.
+
+    Args:
+        tokens:      T strings, as they should be shown.
+        layers:      one detached :class:`Routing` on the CPU for each MoE layer.
+        layer_names: as many names.
+        source:      what was run, in words.
+    Raises:
+        ValueError if the lengths do not agree.
+    """
+
+    tokens: list[str]
+    layers: tuple[Routing, ...]
+    layer_names: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if len(self.layers) != len(self.layer_names):
+            raise ValueError(f"{len(self.layers)} layers but {len(self.layer_names)} layer names")
+        for name, layer in zip(self.layer_names, self.layers, strict=True):
+            if layer.num_tokens != len(self.tokens):
+                raise ValueError(
+                    f"layer {name} routed {layer.num_tokens} tokens, "
+                    f"but the trace has {len(self.tokens)}"
+                )

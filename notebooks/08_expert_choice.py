@@ -1,0 +1,678 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What if experts chose the tokens?
+#
+# **The paper:** Zhou et al. 2022, *Mixture-of-Experts with Expert Choice Routing*
+# ([arXiv:2202.09368](https://arxiv.org/abs/2202.09368)). Around it, three other ways to be balanced
+# without a balancing loss: BASE layers (Lewis et al. 2021,
+# [arXiv:2103.16716](https://arxiv.org/abs/2103.16716)), Hash layers (Roller et al. 2021,
+# [arXiv:2106.04426](https://arxiv.org/abs/2106.04426)) and Soft MoE (Puigcerver et al. 2023,
+# [arXiv:2308.00951](https://arxiv.org/abs/2308.00951)).
+#
+# In this chapter you
+#
+# - turn a router on its side with one `.T`, and get perfect balance for nothing;
+# - find out what the price is, by a test that reads the future;
+# - measure in bits how much a model learns of tokens it has not been shown;
+# - learn to ask of every new layer whether it is causal.
+#
+# **You need:** PyTorch, and what top-k routing is (chapter 04 or 10). Chapter 06 on balancing
+# losses helps and is not assumed. **Time:** an hour and a half to read and try; the cells run in
+# about a minute on two CPU cores. No GPU, no network.
+
+# %%
+import itertools
+import math
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+
+from moe_lite.config import MixtralConfig
+from moe_lite.course import data, ledger, sweep, viz
+from moe_lite.course.widgets import RowsOrColumns
+from moe_lite.experts import Experts
+from moe_lite.layer import MoELayer
+from moe_lite.model import KVCache, Mixtral
+from moe_lite.routers import ExpertChoiceRouter, HashRouter, SwitchRouter, TopKRouter
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+torch.set_printoptions(precision=2, sci_mode=False)
+
+# %% [markdown]
+# ## 1. One matrix, two ways to choose
+#
+# Every router of this course begins with a table of scores: a row for each token, a column for each
+# expert. So far **tokens chose**: top-k along each row. That leaves the columns to chance. One
+# expert is asked by half the batch, another by nobody, and a whole literature of losses, capacities
+# and dropped tokens (chapters 04 to 07) is about mending that.
+#
+# The paper turns the question on its side. Let each *expert* choose its best $k$ *tokens*: top-k
+# down each column. With $n$ tokens, $e$ experts and a capacity factor $c$ (equations 1 and 2):
+#
+# $$k = \frac{n \cdot c}{e}, \qquad S = \mathrm{Softmax}(X W_g), \qquad
+# G, I = \mathrm{TopK}(S^\top, k)$$
+#
+# $c$ is how many experts a token has **on average**. The softmax still runs over the experts: each
+# token has 1 to share out. Only the top-k changes its axis. Four tokens, two experts, $c = 1$, so
+# each expert takes two:
+
+# %%
+S_TE = torch.tensor([[4.0, 1.0], [6.0, 2.0], [1.0, 3.0], [9.0, 9.0]]).log().softmax(-1)
+print("what each token gives (a column each):", S_TE.T, sep="\n")
+gate_EC, token_EC = S_TE.T.topk(2)
+for e in range(2):
+    print(f"expert {e} takes tokens {token_EC[e].tolist()} with gates", gate_EC[e])
+
+# %% [markdown]
+# Token 3 had the highest score in the whole table, 9 for both. It gives each expert only a half,
+# so expert 0 prefers the others. That is what the softmax is for: in a row it changes no order, in
+# a column it does.
+#
+# The library's `ExpertChoiceRouter` is these three lines. What comes out is a `Routing` like any
+# other: a flat list of (token, expert) pairs. In the others it has $T \cdot K$ pairs, here it has
+# $E \cdot k$, and the layer, the backends and the losses do not notice.
+
+
+# %%
+def expert_choice(x_TD, weight_ED, c):
+    probs_TE = (x_TD @ weight_ED.T).softmax(dim=-1)
+    (T, E) = probs_TE.shape
+    k = math.ceil(c * T / E)
+    gate_EC, token_EC = probs_TE.T.topk(k)
+    gates_TE = torch.zeros(T, E)
+    return gates_TE.T.scatter(1, token_EC, gate_EC).T
+
+
+x_TD = 2 * torch.randn(32, 16)
+router = ExpertChoiceRouter(16, num_experts=8, capacity_factor=1.0)
+torch.testing.assert_close(expert_choice(x_TD, router.weight, 1.0), router(x_TD).gates_TE())
+
+# %% [markdown]
+# Now what it buys, and what it costs. The same scores, chosen by row and by column:
+
+# %%
+by_row = TopKRouter(16, num_experts=8, top_k=1, renormalize=False)
+by_row.weight = router.weight
+for name, gate in (("tokens choose", by_row), ("experts choose", router)):
+    routing = gate(x_TD)
+    experts_T = routing.token_N.bincount(minlength=32)
+    print(f"{name:15} tokens of each expert  {routing.load_E().int().tolist()}")
+    print(f"{'':15} experts of each token  {experts_T.tolist()}")
+
+# %% [markdown]
+# By row, every token has one expert and the experts have what they get. By column, every expert
+# has exactly 4 tokens: **no loss, no capacity, no dropping, from the first step on**. What varies
+# now is the other count. Some tokens have two experts, and some have none: they pass the layer
+# unchanged, by the residual. The paper sees a virtue in it, that a model may spend more on
+# the tokens that need more.
+#
+# ## 2. Rows or columns
+#
+# Ten tokens, four experts. **Before you touch anything:** which token will lose an expert if the
+# last row's first score goes up, by row and by column?
+
+# %%
+words = ["To", " be", ",", " or", " not", " to", " be", ":", " that", " is"]
+scores_TE = 1.5 * torch.randn(10, 4, generator=torch.Generator().manual_seed(7))
+rows = RowsOrColumns(scores_TE, words, by="column", c=1)
+rows
+
+# %% [markdown]
+# **Try it.** Click into the last row, column 0, a few times (with Shift it goes down again). When
+# experts choose, at some click another token loses its place. When tokens choose, only the row you
+# click in ever changes. Then drag *Tokens seen* to the left, as if the text had not been written so
+# far yet. Dashed cells are choices that the missing words will change. By row there are none,
+# wherever you cut. Keep that in mind for section 5.
+
+# %%
+for by in ("row", "column"):
+    cut = [len(RowsOrColumns(scores_TE, words, by=by, c=1, seen=n).changed) for n in range(2, 11)]
+    print(f"by {by:6} choices that later tokens change, with 2 to 10 tokens seen: {cut}")
+
+# %% [markdown]
+# ## 3. Who gets how many?
+#
+# The paper's Figure 3 counts how many experts a token gets, in a model with 64 experts and $c = 2$.
+# Section 4.5 puts numbers to it: most tokens have one or two, 23% have three or four, and about 3%
+# have more than four. Ours has 64 experts too, small ones, on the course's text. This is the stored
+# result; `python -m moe_lite reproduce zhou2022 --seeds 3` makes it again. Beside it stands
+# **chance**: 64 experts that draw their tokens by lot. Always ask what chance would do.
+
+# %%
+stored = ledger.stored("zhou2022")
+bins = "none", "one or two", "three or four", "more than four"
+print(f"stored result, {len(stored.seeds)} seeds, shares of the tokens, in percent")
+for where, label in (("at 64 experts", "ours"), ("by lot", "by lot")):
+    shares = (stored[f"{b} {where}"] for b in bins)
+    print(f"{label:8}" + "".join(f"{b}: {100 * s.mean:.0f} ± {100 * s.half:.0f}   " for b, s in
+                                 zip(bins, shares, strict=True)))  # fmt: skip
+print("paper   at most two: 74   three or four: 23   more than four: 3")
+
+# %% [markdown]
+# The shape is the paper's: a few tokens with nobody, most with one or two, a quarter with three or
+# four. But look at the row in the middle. **Drawing lots gives the same picture**, in ours and in
+# theirs: where 64 experts take a 32nd of the tokens each, a token's count is nearly a Poisson
+# variable of mean 2, and that has 27% at three or four and 5% above. The paper reads its figure as
+# showing that the model gives more experts to the tokens that need them. It may well; the figure
+# cannot show it, since coins would do as much. (Their stronger evidence is in Table 4: at most two
+# experts for a token costs 0.8 points of accuracy after fine-tuning.)
+#
+# And the headline, that training converges more than twice as fast as with top-2? In the same
+# stored runs, against GShard's top-2 and Switch's top-1 of chapter 05:
+
+# %%
+print(f"stored result, {len(stored.seeds)} seeds")
+for setting in ("top-1", "top-2", "experts choose", "hash"):
+    line = f"held-out loss {stored[f'loss at {setting}']!s:14} dropped"
+    print(f"{setting:15} {line} {100 * stored[f'dropped at {setting}'].mean:.0f}%")
+for ratio in stored.measures["speed-up over top-2"]:
+    print("speed-up over top-2:", "never got there" if ratio is None else f"{ratio:.3f}")
+
+# %% [markdown]
+# No such thing here. In two seeds expert choice reaches the loss that top-2 ends with 1% earlier,
+# and in one it never does. All four are within each other's intervals, and the one with no router
+# at all has the best mean. Our models are tiny and see 256,000 tokens, the paper's have
+# up to 143 billion parameters, and 250 steps are about the time in which *any* model learns which
+# tokens are frequent. So this says nothing against the paper's curve. It says that balance alone
+# does not buy speed: ours is as perfect as theirs. Keep in mind, too, what kind of loss that
+# curve shows; section 5 comes to it.
+#
+# ## 4. Three more ways to be balanced
+#
+# **Hash layers: do not choose at all.** Deal the vocabulary out to the experts once and for all.
+# No router, no gradient, no loss. The expert of a token depends on the token's id alone, not on
+# its neighbours. In the paper's abstract that is competitive with Switch and with BASE, which says
+# as much about learned routers as about hashing. (Zhou et al. found it worse than expert choice,
+# 81.3 against 84.0 on average over eleven fine-tuning tasks, in their Table 4.)
+
+# %%
+hashed = HashRouter(vocab_size=4096, num_experts=8)
+ids_T = torch.tensor([17, 5, 17, 301, 5])
+print("experts", hashed(torch.randn(5, 16), ids_T).expert_N.tolist(), "for ids", ids_T.tolist())
+print("ids of each expert", hashed.expert_V.bincount().tolist())
+
+# %% [markdown]
+# **BASE layers: solve it.** One expert for each token, exactly $T/E$ tokens for each expert, and
+# among all ways to do so the one with the largest sum of scores (equation 2 of Lewis et al.):
+#
+# $$\max_a \sum_t h_t \cdot w_{a_t} \quad \text{so that} \quad \sum_t [a_t = e] = T/E
+# \text{ for every } e$$
+#
+# That is the *assignment problem*, and they solve it by **auction**. Every place with an expert has
+# a price, at first 0. A token without a place bids for the one that is worth most to it after the
+# price, and raises it by what that place is better than its second best, and a little more. Whoever
+# held the place has to look again.
+
+
+# %%
+def auction(scores_TE, step=0.01):
+    T, E = scores_TE.shape
+    worth_TP = scores_TE.repeat_interleave(T // E, dim=1)  # T/E places with each expert
+    price_P, holder_P, waiting = torch.zeros(T), [None] * T, list(range(T))
+    while waiting:
+        t = waiting.pop()
+        (best, second), (place, _) = (worth_TP[t] - price_P).topk(2)
+        price_P[place] += best - second + step
+        if holder_P[place] is not None:
+            waiting.append(holder_P[place])
+        holder_P[place] = t
+    return torch.tensor(holder_P).argsort() // (T // E)
+
+
+# %% [markdown]
+# Does it find the best? With eight tokens and two experts there are $\binom{8}{4} = 70$ ways, and
+# one can try them all. It has to come within $T$ times the little more.
+
+# %%
+small_TE = torch.randn(8, 2)
+found = small_TE.gather(1, auction(small_TE)[:, None]).sum().item()
+every = (small_TE[list(c), 0].sum() + small_TE[[t for t in range(8) if t not in c], 1].sum()
+         for c in itertools.combinations(range(8), 4))  # fmt: skip
+print(f"auction {found:.3f}, best of 70: {max(every).item():.3f}, greedy (no balance): "
+      f"{small_TE.amax(1).sum():.3f}")  # fmt: skip
+loads = [
+    choice.bincount(minlength=2).tolist() for choice in (auction(small_TE), small_TE.argmax(1))
+]
+print("loads by auction {}, by argmax, as in testing, {}".format(*loads))
+
+# %% [markdown]
+# **Soft MoE: do not choose, mix.** Each expert has $p$ *slots*, and a slot is filled with a
+# weighted mean of *all* tokens. Each token gets back a weighted mean of all slots' answers. With
+# $\Phi$ a column of weights for each slot (equations 1 and 2 of Puigcerver et al.):
+#
+# $$D = \mathrm{softmax}_{\text{tokens}}(X\Phi), \quad \tilde X = D^\top X, \quad
+# \tilde Y_i = f_{\lfloor i/p \rfloor}(\tilde X_i), \quad
+# C = \mathrm{softmax}_{\text{slots}}(X\Phi), \quad Y = C\,\tilde Y$$
+#
+# One table of scores, two softmaxes: down the columns to send, along the rows to bring back. Every
+# expert has the same work, every token takes part, and there is no top-k, so everything has a
+# slope.
+
+
+# %%
+def soft_moe(x_TD, phi_DP, experts):
+    scores_TP = x_TD @ phi_DP
+    D_TP, C_TP = scores_TP.softmax(dim=0), scores_TP.softmax(dim=1)
+    slots_PD = D_TP.T @ x_TD
+    runs = experts.each()
+    p = len(slots_PD) // len(runs)
+    answers = [run(slots) for run, slots in zip(runs, slots_PD.split(p), strict=True)]
+    return C_TP @ torch.cat(answers)
+
+
+experts, phi_DP = Experts(8, 16, 32), torch.randn(16, 8)
+y_TD = soft_moe(x_TD, phi_DP, experts)
+print(f"{len(x_TD)} tokens in, 8 slots between, {len(y_TD)} answers out")
+
+# %% [markdown]
+# Balanced, all four of them, if not all equally: a hash deals out the *vocabulary* evenly, and
+# frequent words weigh more (`counts_V` tells it how much). Hashing gets its balance by not looking;
+# the other three by looking at *all tokens at once*. And there is the catch.
+#
+# ## 5. A test that reads the future
+#
+# A language model predicts token $t+1$ from the tokens up to $t$. Attention is masked so that
+# nothing later gets in. Does a layer keep to that? One can ask it: **put other tokens in the place
+# of all from $t$ on, and see whether anything before $t$ moves.** If it does, then what comes out
+# for an early token depends on later ones, and the model has seen what it is to predict.
+
+
+# %%
+def looks_ahead(layer, x_TD):
+    before_TD, most = layer(x_TD), 0.0
+    for t in range(1, len(x_TD)):
+        changed_TD = torch.cat([x_TD[:t], torch.randn_like(x_TD[t:])])
+        most = max(most, (layer(changed_TD)[:t] - before_TD[:t]).abs().max().item())
+    return most
+
+
+# %%
+def base_layer(x_TD):
+    scores_TE = x_TD @ phi_DP
+    expert_T = auction(scores_TE.detach())
+    answers_ETD = torch.stack([run(x_TD) for run in experts.each()])
+    gate_T1 = scores_TE.gather(1, expert_T[:, None]).sigmoid()
+    return gate_T1 * answers_ETD[expert_T, torch.arange(len(x_TD))]
+
+
+def hash_layer(x_TD):
+    ids_T = (1000 * x_TD[:, 0].abs()).long() % 4096  # an id for each vector
+    return MoELayer(hashed, experts)(x_TD, ids_BS=ids_T)[0]
+
+
+# %%
+switch = SwitchRouter(16, num_experts=8)
+layers = {
+    "top-1, tokens choose": lambda x_TD: MoELayer(by_row, experts)(x_TD)[0],
+    "Switch, with capacity": lambda x_TD: MoELayer(switch, experts)(x_TD)[0],
+    "hash": hash_layer,
+    "expert choice": lambda x_TD: MoELayer(router, experts)(x_TD)[0],
+    "BASE, as in training": base_layer,
+    "Soft MoE": lambda x_TD: soft_moe(x_TD, phi_DP, experts),
+}
+for name, layer in layers.items():
+    with torch.no_grad():
+        moved = looks_ahead(layer, x_TD)
+    verdict = "looks ahead" if moved > 1e-3 else "causal"
+    print(f"{name:22} earlier answers move by {moved:5.2f}: {verdict}")
+
+# %% [markdown]
+# Three of six. Nothing in their code says "future". They merely compare tokens with each other, and
+# a later token is one of them. None of the papers hides it: Lewis et al. write that balancing leaks
+# the future context, and use plain *argmax* when testing; Puigcerver et al. call decoders an open
+# problem for Soft MoE; and Zhou et al. name it first among their limitations, section 6.
+#
+# Note who passes. Switch's queue depends on other tokens too, but only on *earlier* ones: first
+# come, first served. Had it let the larger score go first, it would have failed (exercise 4 has
+# that router).
+#
+# One word changed at the end of a text, and a whole language model (untrained) that predicts the
+# token after the *first*:
+
+# %%
+config = MixtralConfig(
+    vocab_size=16, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2,
+    max_position_embeddings=64, rope_theta=1e4,
+)  # fmt: skip
+
+
+def model_with(gate):
+    model = Mixtral(config)
+    for layer in model.moe_layers:
+        layer.gate = gate()
+    return model
+
+
+# %%
+ids = torch.randint(16, (1, 32))
+other = ids.clone()
+other[0, -1] = (ids[0, -1] + 1) % 16  # one token, the very last
+for c in (TopKRouter, ExpertChoiceRouter):
+    model = model_with(lambda c=c: c(32, 8))
+    moved_S = (model(ids).logits_BSV - model(other).logits_BSV).abs().amax(-1)[0]
+    print(f"{c.__name__:20} {int((moved_S[:-1] > 1e-5).sum())} of 31 earlier predictions moved")
+
+# %% [markdown]
+# ## 6. How much can a choice tell?
+#
+# Which tokens an expert takes is a message. An expert that takes $k$ of $T$ tokens picks one of
+# $\binom{T}{k}$ sets, so all experts of a layer together can say at most
+#
+# $$\frac{e}{T} \log_2 \binom{T}{k} \;\text{ bits per token}.$$
+#
+# Wang et al. 2024 ([arXiv:2408.15664](https://arxiv.org/abs/2408.15664), section 5.2, appendix D)
+# bound this from below by $K \log_2 \frac{1-R}{R}$ with $R = K/e$, and conclude that 9 layers of 16
+# experts, two for each token, can leak more than 50 bits per token, "sufficient for each token to
+# determine its successor's identity". By hand: $2 \log_2 7 = 5.6$ bits, times 9.
+
+
+# %%
+def ceiling(T, experts, c):
+    return experts / T * math.log2(math.comb(T, math.ceil(c * T / experts)))
+
+
+print(f"their bound   {9 * 2 * math.log2((1 - 2 / 16) / (2 / 16)):.1f} bits per token")
+print(f"exact         {9 * ceiling(2048, 16, 2):.1f} bits per token, in a chunk of 2,048 tokens")
+for T in (2, 4, 8, 16, 64, 1024):
+    print(f"one layer of 8 experts, c = 2, groups of {T:4}: {ceiling(T, 8, 2):.2f} bits")
+
+# %% [markdown]
+# That is what *could* be told, about anything at all. It says nothing about what a model learns to
+# tell, and to read. Google's code for expert choice, in Flaxformer, warns in a comment that
+# in a decoder "the model will learn to cheat". Asked about it, an author of OLMoE answered
+# that he does not think it very easy for a model to learn
+# ([OLMoE #46](https://github.com/allenai/OLMoE/issues/46)). It is an empirical question.
+#
+# ## 7. A text without a past
+#
+# To measure a leak one needs a text in which everything else is worth nothing. Here is one: **ids
+# drawn by lot**, 16 of them, each as likely as the others whatever came before. Nothing that looks
+# back can predict the next one better than by guessing, with $\log_2 16 = 4$ bits. So if a model
+# comes below 4 bits, every bit of it is leaked.
+#
+# We let the experts choose within groups of four neighbouring tokens (`group_size=4`), and train
+# for 300 steps. Every step gets a fresh text, so there is nothing to memorise either.
+
+
+# %%
+def train_on_lots(gate, steps=300, seed=0):
+    torch.manual_seed(seed)
+    model, bits = model_with(gate), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        ids_BS = torch.randint(16, (32, 33))
+        logits_BSV = model(ids_BS[:, :-1]).logits_BSV
+        loss = F.cross_entropy(logits_BSV.flatten(0, 1), ids_BS[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        bits.append(loss.item() / math.log(2))
+    return bits
+
+
+# %%
+curves = {
+    "tokens choose": train_on_lots(lambda: TopKRouter(32, 8)),
+    "experts choose in groups of 4": train_on_lots(lambda: ExpertChoiceRouter(32, 8, group_size=4)),
+}
+viz.curves({n: (range(1, 301), b) for n, b in curves.items()}, "steps", "bits per token")
+
+# %% [markdown]
+# There is no such thing as learning to predict a fair die, and yet one line falls. Nobody taught
+# the model to send itself messages. It did not even have to *learn* to send: an untrained router
+# already treats tokens differently, so being taken or left says something about who else was
+# there. What training has to find is how to listen.
+#
+# Now with all group sizes, and three seeds each. Stored, from
+# `python -m moe_lite reproduce wang2024_leak --seeds 3`:
+
+# %%
+leak = ledger.stored("wang2024_leak")
+sizes = [2, 4, 8, 16, 32, 1024]
+told = [leak[f"bits leaked, {size}"] for size in sizes]
+fig, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+ax.errorbar(sizes, [b.mean for b in told], [b.half for b in told], fmt="o-", color="#0072B2",
+            capsize=3, label="experts choose in groups of so many neighbours")  # fmt: skip
+ax.axhline(0, color="black", lw=1, ls="--", label="the most that the past can give")
+ax.set_xscale("log", base=2)
+ax.set(xticks=sizes, xticklabels=sizes, xlabel="tokens in a group", ylabel="bits leaked per token")
+ax.legend(frameon=False)
+for name in ("top-2", "by position"):
+    bits = leak[f"bits leaked, {name}"]
+    print(f"{name:12} {bits.mean:6.3f} ± {bits.half:.3f} bits leaked")
+
+# %% [markdown]
+# **Small groups leak, and the whole batch leaks nothing that we can measure.** (The bars are 95%
+# intervals over three seeds; four and eight cannot be told apart.) Two forces
+# pull. In a small group the next token is one of few, so being taken or left says much about it; in
+# a group of 1,024 it is one voice in a thousand. But in a group of two, every second token is the
+# last of its group and hears nothing, and with $k = \lceil 2 \cdot 2 / 8 \rceil = 1$ each expert's
+# choice between the two is all the message there is. Compare the height with what section 6 says
+# *could* be told. The model has found a fraction of it in 400 steps, and the 4 bits that it
+# would take to know the next token are far away. The author and the comment are both right: it does
+# learn to cheat, and it is not very easy.
+#
+# The last row of the print is the way out that Zhou et al. propose: give tokens of one sequence to
+# *different* groups. **By position** means that the experts choose among all sequences' tokens
+# at one and the same position, never among two tokens of one sequence. It is still expert choice,
+# and it leaks nothing. (In that form a token's experts depend on what other people's texts
+# say at the same place. Exercise 5 asks why it has to be the same place.)
+#
+# ## 8. In a language model
+#
+# Text is not a die, and there the leak has to compete with honest ways to predict. How do you tell
+# what a model owes to the future? Not by comparing it with another model: that mixes everything
+# that differs. Ask the *same* model twice:
+#
+# - **as trained**: the whole text at once, so experts choose among later tokens too;
+# - **with a stranger's future**: the text up to the token that is asked, and from there on another
+#   text. The routing has as many tokens as always, of the usual kind, and they tell nothing.
+#
+# What the second loses is what the first owed to the future. One model, live: groups of 16
+# neighbours, 150 steps.
+
+# %%
+corpus = data.load_corpus(max_bytes=sweep.MAX_BYTES)
+setting = sweep.Setting("expert choice", {"group_size": 16}, training={"steps": 150})
+model = sweep.run(setting, corpus, seed=0).model.eval()
+batches = [corpus.batch("validation", batch_size=16, seq_len=64, step=step) for step in range(3)]
+
+
+# %%
+@torch.no_grad()
+def nats(ids_BS, targets_BS):
+    logits_BVS = model(ids_BS).logits_BSV.transpose(1, 2)
+    return F.cross_entropy(logits_BVS, targets_BS, reduction="none").mean(0)
+
+
+def with_a_strangers_future(ids_BS, targets_BS):
+    stranger_BS = ids_BS.roll(1, dims=0)
+    mixed = (torch.cat([ids_BS[:, : t + 1], stranger_BS[:, t + 1 :]], dim=1) for t in range(64))
+    return torch.stack([nats(ids, targets_BS)[t] for t, ids in enumerate(mixed)])
+
+
+own_S, stranger_S = (
+    torch.stack([ask(batch.ids_BS, batch.targets_BS) for batch in batches]).mean(0)
+    for ask in (nats, with_a_strangers_future)
+)
+print(f"as trained {own_S.mean():.3f}, with a stranger's future {stranger_S.mean():.3f} nats")
+last_4 = (stranger_S - own_S).view(4, 16)[:, -1]
+print(f"at the last place of each group, where no future is left: {last_4.abs().max():.6f}")
+
+# %% [markdown]
+# The second line is a check that comes free: the 16th token of a group of 16 has no one after it to
+# compete with, so what follows must not matter to it, and does not.
+#
+# Now the stored result: 250 steps, three seeds, held-out text. A third column asks a practical
+# question. To *write* with such a model, one token after another, there is no later token to
+# choose among. One remedy is a fixed bar for each expert: the score that let in the right share
+# of tokens on training text. Then each token is judged by itself (**with thresholds**).
+
+# %%
+names = "top-2", "chunks of 16", "chunks of 64", "chunks of 256", "16, shuffled", "by position"
+print(f"stored result, {len(leak.seeds)} seeds, nats per token")
+print(f"{'':15}{'as trained':17}{'owed to the future':22}with thresholds")
+for name in names:
+    owed, trained = leak[f"gain from the future at {name}"], leak[f"loss at {name}"]
+    bars = "" if name == "top-2" else str(leak[f"loss with thresholds at {name}"])
+    print(f"{name:15}{trained!s:17}{abs(owed.mean):.3f} ± {owed.half:.3f}         {bars}")
+
+# %% [markdown]
+# Read the middle column first. Within a quarter of a sequence the experts tell most, within a whole
+# one half as much, within four hardly anything. Shuffling all tokens before the groups are cut
+# takes it away too. And the two causal ways, tokens choosing and experts choosing by position,
+# owe exactly nothing. That is the order in which Wang et al. report it, found here *inside* each
+# model.
+#
+# Now the first column, the one that everybody looks at. As trained, groups of 16 look better than
+# top-2 by 0.05 nats on average (in two seeds of three). **All of that lead is the future**: they
+# owe it 0.06. With thresholds, when the model has to do without, the lead has on average turned
+# round. Whoever had compared the first column only, as one compares losses every day, would have
+# reported an improvement.
+#
+# And compare groups of 16 with groups of 256. As trained there is no difference, so by that
+# comparison there is no leak. But 256 gets there honestly and 16 does not: small groups route
+# worse, and the leak happens to make up for it. Differences *between* models mix such things; the
+# stranger's future does not.
+#
+# *By position*, which is safe, has the worst mean of all. It is not the size of its groups, for
+# the shuffled ones are as small. We have not found out what it is. Safety is not free, it seems.
+#
+# Does it grow? The model trained above, for 150 steps, has the same seed as the first of the
+# stored ones with 250, and was asked about the same held-out text:
+
+# %%
+live, later = (stranger_S - own_S).mean(), leak.measures["gain from the future at chunks of 16"][0]
+print(f"owed to the future after 150 steps {live:.3f}, after 250 {later:.3f} nats")
+
+# %% [markdown]
+# In this seed it does. Wang et al. trained a 2-billion-parameter model on 100 billion tokens and
+# saw the loss drop by about 10%. Which tokens profit? The stored gains by place in the group of 16:
+
+# %%
+places = [leak[f"gain at place {place} at chunks of 16"] for place in range(16)]
+fig, ax = plt.subplots(figsize=(6.4, 3), layout="constrained")
+ax.bar(range(1, 17), [g.mean for g in places], yerr=[g.half for g in places], color="#56B4E9",
+       ecolor="#1b1f24", capsize=2)  # fmt: skip
+ax.set(xticks=range(1, 17), xlabel="place in the group of 16", ylabel="nats owed to the future")
+ax.spines[["top", "right"]].set_visible(False)
+# %% [markdown]
+# The bars are uneven, with three seeds and wide 95% intervals, but they fall towards the end of
+# the group, where less is still to come, and at the 16th place there is nothing in any seed. No
+# honest use of context has that shape: what a model knows from the past does not begin anew every
+# 16 tokens.
+#
+# ### The ledger
+#
+# The rules were written before the runs: for each claim the paper's number and how near is near.
+
+# %%
+for name in ("zhou2022", "wang2024_leak"):
+    for claim in ledger.load(name).claims:
+        ours = ledger.stored(name)[claim.measure]
+        print(f"{claim.verdict(ours):15} paper {claim.paper:4.2g}, ours {ours!s:13} {claim.text}")
+
+# %% [markdown]
+# **What held:** the shape of Figure 3, which chance has as well, and the leak, which two
+# independent tests show. **What did not:** that it pays. No speed-up over top-2 in these small
+# models (the ≈ rests on two seeds and one percent), and no loss that drops by a tenth. The last
+# row is ✓ by its rule and still says little: where nothing dropped, there was nothing for the
+# shuffling to undo.
+#
+# What of the other side, does expert choice *lose*? OLMoE compared both with 8 experts and $c =
+# 2$, the experts choosing within the sequence, and found token choice better on every task shown
+# (section 4.1.4). Our groups of 64 come closest to it: as trained they are not worse than top-2,
+# with thresholds they are, and neither difference is larger than what seeds do.
+#
+# ## 9. What goes wrong: a model that is another when it writes
+#
+# Here is a bug that needs no bad intention and raises no error. Somebody trains with expert choice
+# and then generates with a KV cache, as everybody does: the prompt at once, and then **one token at
+# a time**. Look at the router's load and find out what is wrong before you open the fold.
+
+# %%
+writer = ExpertChoiceRouter(16, num_experts=8, capacity_factor=2.0)
+for T in (512, 64, 8, 4, 2, 1):
+    routing = writer(torch.randn(T, 16))
+    mean = len(routing.token_N) / T
+    print(f"{T:3} tokens: each expert takes {len(routing.token_N) // 8:3}, "
+          f"a token has {mean:.0f} experts on average")  # fmt: skip
+
+# %% [markdown]
+# <details>
+# <summary>What is it?</summary>
+#
+# $k = \lceil 1 \cdot 2 / 8 \rceil = 1$: every expert takes its best token, and there is only one.
+# So while it writes, every token goes through *all eight* experts, four times the work, in a
+# company that they never kept in training. Rounding down instead would give $k = 0$: no expert at
+# all. There is no right capacity for one token, because the choice was never the token's own. It
+# also means that a model *evaluated* on whole texts is not the model that writes, and its
+# perplexity says nothing about it.
+#
+# </details>
+#
+# The difference is there in a trained model too. This is the one of section 8: the same 16 tokens,
+# in one go and one after another. (Its groups of 16 would refuse a single token, so its routers are
+# told to take what comes as one group.)
+
+# %%
+for layer in model.moe_layers:
+    layer.gate.group_size = None
+text = batches[0].ids_BS[:1, :16]
+with torch.no_grad():
+    whole_SV = model(text).logits_BSV[0]
+    cache = KVCache(model.config, 1, 16, torch.device("cpu"), torch.float32)
+    steps_SV = torch.cat([model(text[:, t : t + 1], cache=cache).logits_BSV[0] for t in range(16)])
+same = (whole_SV.argmax(-1) == steps_SV.argmax(-1)).sum()
+print(f"greedy next token agrees at {same} of 16 places; logits differ by up to "
+      f"{(whole_SV - steps_SV).abs().max():.1f}")  # fmt: skip
+
+# %% [markdown]
+# That is how to catch it: a causal model gives the same logits in one go and step by step, up to
+# rounding. One `allclose` in a test.
+#
+# ## Exercises
+#
+# [`exercises/08_expert_choice.ipynb`](../exercises/08_expert_choice.ipynb): choose along the other
+# axis, count and carry back, then build a detector of leaks that six routers have to pass, and
+# groups that it cannot fault. Each check tells you *what* you misunderstood. Solutions are in
+# [`solutions/`](../solutions/08_expert_choice.ipynb).
+#
+# ## In five lines
+#
+# 1. Top-k down the columns instead of along the rows: perfect balance, no loss, no dropping.
+# 2. What varies is how many experts a token gets, and for some it is none.
+# 3. Whoever compares tokens with each other compares them with later ones: expert choice, BASE and
+#    Soft MoE are not causal. Hashing, top-k and a first-come queue are.
+# 4. A model learns to use the leak, most where a few neighbours share a group. Groups across
+#    sequences, at one position, close it.
+# 5. A low loss is worth what its routing was allowed to see. Swap the future and measure again.
+#
+# | in the papers | in the code | |
+# |---|---|---|
+# | $n$, $e$, $c$ | `T`, `E`, `capacity_factor` | tokens, experts, experts per token |
+# | $k = nc/e$ | `routers.capacity` | tokens per expert, rounded up |
+# | $S$ | `routing.probs_TE` | softmax over the experts |
+# | $I$, $G$ | `routing.token_N`, `routing.gate_N` | expert by expert |
+# | a group, a chunk | `group_size` | tokens among which an expert chooses |
+# | hash | `routers.HashRouter` | a table of ids |
+# | $D$, $C$ (Soft MoE) | `scores.softmax(0)`, `scores.softmax(1)` | dispatch, combine |
+#
+# **Read on:** Zhou et al., sections 3.2, 4.5 and 6, with section 5 of this chapter in mind; Wang et
+# al., section 5.2 and appendix D; OLMoE, section 4.1.4, which compares both ways of choosing in a
+# language model and stays with the tokens. Chapter 09 meets the router that Wang et al. propose
+# instead: balanced from the past alone.

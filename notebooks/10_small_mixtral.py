@@ -1,0 +1,635 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # How do you build a small Mixtral?
+#
+# **The paper:** Jiang et al. 2024, *Mixtral of Experts*
+# ([arXiv:2401.04088](https://arxiv.org/abs/2401.04088)).
+#
+# In this chapter you
+#
+# - turn a dense transformer block into a mixture-of-experts block, by changing one line;
+# - build every part by hand (router, experts, combine, norm, rotary positions, grouped-query
+#   attention, window) and see that each equals the library's, so that you can trust the
+#   library from then on;
+# - derive Mixtral 8×7B's 46.7 billion parameters, and why a token meets only 12.9 of them;
+# - train a small Mixtral on five kinds of text beside two dense models, and read the result
+#   honestly;
+# - click on a token and see where it went.
+#
+# **You need:** PyTorch, and what attention is. Nothing about mixtures of experts.
+# **Time:** an hour or two to read and try; the cells themselves run in under two minutes on two
+# CPU cores. No GPU, no network.
+
+# %%
+from functools import partial
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moe_lite import trace
+from moe_lite.config import MixtralConfig, TrainConfig
+from moe_lite.cost import count_parameters, kv_cache_bytes
+from moe_lite.course import data, viz
+from moe_lite.course.widgets import RoutingExplorer
+from moe_lite.experts import Experts
+from moe_lite.layer import MoELayer
+from moe_lite.model import Attention, KVCache, Mixtral, rotary, rotate
+from moe_lite.routers import TopKRouter
+from moe_lite.train import evaluate, train
+
+torch.manual_seed(0)
+torch.set_printoptions(precision=3, sci_mode=False)
+
+# %% [markdown]
+# ## 1. The dense block
+#
+# A transformer block does two things to each token's vector $x$. Attention lets the token look
+# at other tokens. Then a feed-forward network works on each token *alone*: every token passes
+# through the same weights, whatever it is. In Mistral's and Mixtral's models that network is a
+# SwiGLU, two projections up, one of them gating the other, and one projection down:
+#
+# $$\mathrm{FFN}(x) = W_2\,\big(\mathrm{silu}(W_1 x) \odot W_3 x\big),
+# \qquad \mathrm{silu}(a) = \frac{a}{1+e^{-a}}$$
+#
+# We write the shapes behind the names: `x_TD` has one row for each of $T$ tokens and $D$
+# columns; $F$ is the width inside the network.
+
+
+# %%
+class DenseFFN(nn.Module):
+    def __init__(self, D, width):
+        super().__init__()
+        self.w1 = nn.Linear(D, width, bias=False)
+        self.w3 = nn.Linear(D, width, bias=False)
+        self.w2 = nn.Linear(width, D, bias=False)
+
+    def forward(self, x_TD):
+        return self.w2(F.silu(self.w1(x_TD)) * self.w3(x_TD))
+
+
+# %% [markdown]
+# Most of a large model's weights are in these networks: 78% of a Mistral 7B, 97% of a Mixtral.
+# And each weight is multiplied with each token. A word about knitting pays for everything the
+# model knows about tax law.
+#
+# The idea of a *sparse mixture of experts* is to have several such networks, the **experts**,
+# and to send each token to only a few of them. What the model holds grows with the number of
+# experts; what a token costs does not.
+#
+# ## 2. The router, by hand
+#
+# Who decides where a token goes? A **router** (or **gate**): one matrix with a row for each
+# expert. The row's inner product with the token is that expert's score, its *logit*. Here are
+# the logits of three tokens for four experts, chosen so that you can check them in your head.
+
+# %%
+logits_TE = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 3.0, 1.0], [-1.0, 2.0, 2.5, 0.0]])
+probs_TE = logits_TE.softmax(dim=-1)
+gate_TK, expert_TK = probs_TE.topk(2, dim=-1)
+print("probabilities over the four experts\n", probs_TE)
+print("the two best experts of each token\n", expert_TK)
+print("their probabilities, which do not sum to 1\n", gate_TK)
+
+# %% [markdown]
+# The first token prefers expert 0 with a probability of 0.644, then expert 1 with 0.237. We keep
+# those two and drop the rest, and divide by what is left so that the weights sum to 1 again:
+#
+# $$p = \mathrm{softmax}(W_g x), \qquad
+# g_i = \frac{p_i}{\sum_{j \in \mathrm{top}K} p_j} \ \text{ for } i \in \mathrm{top}K$$
+
+# %%
+gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
+print(gate_TK)
+
+# %% [markdown]
+# Look at the first row: 0.731 and 0.269. Those are $1/(1+e^{-1})$ and its complement: the two
+# logits differ by 1, and *nothing else matters*. The other experts' scores cancelled when we
+# divided. So we could as well have picked the two largest **logits** first and taken the softmax
+# of only those. The Mixtral paper writes it that way, $\mathrm{Softmax}(\mathrm{TopK}(x W_g))$;
+# the code that most people run, Hugging Face's, does it in the order above. With the dividing
+# they are the same function:
+
+# %%
+top_TK, same_TK = logits_TE.topk(2, dim=-1)
+print(top_TK.softmax(dim=-1))
+assert torch.equal(same_TK, expert_TK)
+torch.testing.assert_close(top_TK.softmax(dim=-1), gate_TK)
+
+# %% [markdown]
+# *Without* the dividing they are not (OLMoE, for one, leaves it out, and its gates sum to less
+# than 1). Which of the two a checkpoint was trained with is not a matter of taste; exercise 2
+# goes after it.
+#
+# The library's router is these lines and a matrix. It answers with a `Routing`, a flat list of
+# (token, expert, gate) pairs, and everything else in the course reads only that.
+
+# %%
+router = TopKRouter(hidden_size=4, num_experts=4, top_k=2)
+with torch.no_grad():
+    router.weight.copy_(torch.eye(4))  # now a token's vector is its logits
+routing = router(logits_TE)
+for token, expert, gate in zip(routing.token_N, routing.expert_N, routing.gate_N, strict=True):
+    print(f"token {token} -> expert {expert} with {gate:.3f}")
+torch.testing.assert_close(routing.gate_N.view(3, 2), gate_TK)
+
+# %% [markdown]
+# ## 3. The experts, and bringing the answers home
+#
+# Each token's output is the sum of its experts' answers, weighted by the gates:
+#
+# $$y = \sum_{i \in \mathrm{top}K} g_i \, E_i(x)$$
+#
+# Read as a loop over *tokens*, that is $T \cdot K$ tiny matrix-vector products: hopeless on any
+# hardware. Read as a loop over *experts*, it is $E$ matrix products, each over the rows that
+# chose that expert: gather them, run the expert once, weigh, and add each answer back onto its
+# token. This turning round, from "where does my token go?" to "which tokens are mine?", is what
+# people call **dispatch** and **combine**.
+
+
+# %%
+def moe(x_TD, gate_TK, expert_TK, experts):
+    out_TD = torch.zeros_like(x_TD)
+    for e, expert in enumerate(experts):
+        token, choice = torch.where(expert_TK == e)  # which tokens are mine?
+        answer = expert(x_TD[token]) * gate_TK[token, choice, None]
+        out_TD.index_add_(0, token, answer)  # a token may get several answers: add
+    return out_TD
+
+
+# %% [markdown]
+# Experts that only scale make it checkable by eye: expert $e$ multiplies by $10^e$. The first
+# token went to experts 0 and 1 with 0.731 and 0.269, so a 1 must come back as
+# $0.731 \cdot 1 + 0.269 \cdot 10 = 3.42$.
+
+# %%
+scalers = [lambda x, e=e: x * 10**e for e in range(4)]
+print(moe(torch.ones(3, 1), gate_TK, expert_TK, scalers))
+
+# %% [markdown]
+# Now real experts: the `DenseFFN` of above, eight times. The library keeps the eight in one
+# stacked parameter, `w1` of shape `(E, F, D)` and so on, because then a fast backend can
+# multiply all of them at once. Same numbers:
+
+# %%
+D, E, K, width = 16, 8, 2, 24
+dense_experts = nn.ModuleList(DenseFFN(D, width) for _ in range(E))
+layer = MoELayer(TopKRouter(D, E, K), Experts(E, D, width))
+with torch.no_grad():
+    for name in ("w1", "w3", "w2"):
+        stacked = torch.stack([getattr(ffn, name).weight for ffn in dense_experts])
+        getattr(layer.experts, name).copy_(stacked)
+
+x_TD = torch.randn(50, D)
+out_TD, routing = layer(x_TD)
+ours_TD = moe(x_TD, routing.gate_N.view(-1, K), routing.expert_N.view(-1, K), dense_experts)
+torch.testing.assert_close(ours_TD, out_TD)
+print("equal; tokens per expert:", routing.load_E().int().tolist())
+
+# %% [markdown]
+# The loads are uneven: fifty tokens, two choices each, 12.5 for each expert if it were fair.
+# Keep that in mind for the training run.
+#
+# ## 4. One line turns a dense block into a sparse one
+#
+# Here is the whole difference between a Mistral block and a Mixtral block. The second returns
+# its routing too, because a loss will want to see it, and so do you.
+#
+# ```python
+# # dense                                      # sparse
+# x = x + self.attention(self.norm1(x))        x = x + self.attention(self.norm1(x))
+# x = x + self.ffn(self.norm2(x))              y, routing = self.moe(self.norm2(x))
+# return x                                     return x + y, routing
+# ```
+#
+# Everything else is the ordinary modern decoder. You may have met its parts under their names
+# without having built them; none takes more than a few lines, so let us do so.
+#
+# **RMSNorm** divides a vector by its root mean square, and scales each coordinate by a learned
+# weight. No mean is subtracted.
+
+# %%
+x = torch.randn(3, 16)
+norm = nn.RMSNorm(16, eps=1e-5)
+by_hand = x * (x.square().mean(dim=-1, keepdim=True) + 1e-5).rsqrt() * norm.weight
+torch.testing.assert_close(by_hand, norm(x))
+
+# %% [markdown]
+# **Rotary positions.** Split a query's coordinates into pairs and read each pair as a complex
+# number. At position $s$, turn pair $a$ by the angle $s\,\theta^{-2a/A}$: the first pair spins
+# fast, the last hardly at all. Do the same to the keys. An inner product of two turned numbers
+# depends only on the difference of their angles, so attention sees how far apart two tokens are
+# and not where they stand.
+
+# %%
+A, theta = 8, 10000.0
+q_SA = torch.randn(6, A)
+pairs = torch.complex(q_SA[:, : A // 2], q_SA[:, A // 2 :])
+angle = torch.arange(6)[:, None] * theta ** (-2 * torch.arange(A // 2) / A)
+turned = pairs * torch.polar(torch.ones_like(angle), angle)
+by_hand = torch.cat([turned.real, turned.imag], dim=-1)
+torch.testing.assert_close(by_hand, rotate(q_SA, *rotary(torch.arange(6), A, theta)))
+
+q, k = torch.randn(2, A)
+for i, j in ((5, 2), (105, 102)):
+    a, b = (rotate(v, *rotary(torch.tensor([s]), A, theta)) for v, s in ((q, i), (k, j)))
+    print(f"query at {i}, key at {j}: {(a @ b.T).item():.4f}")
+
+# %% [markdown]
+# **Grouped-query attention.** Mixtral has 32 query heads but only 8 heads of keys and values, and
+# four query heads share each. When the model generates, it must keep every past token's keys and
+# values in memory (the **KV cache**), and a quarter of the heads is a quarter of that memory.
+#
+# **Sliding window.** A query may be allowed to see only the last $w$ tokens. Stacked layers
+# still carry news further, $w$ tokens a layer. (Mistral 7B has a window of 4,096; Mixtral was
+# released without one. Our class can do both.)
+#
+# Both together, by hand and in the library:
+
+# %%
+config = MixtralConfig(
+    vocab_size=100, hidden_size=32, num_attention_heads=4, num_key_value_heads=2,
+    intermediate_size=48, num_hidden_layers=1, sliding_window=3,
+)  # fmt: skip
+attention, S, A = Attention(config), 7, config.head_dim
+x_BSD = torch.randn(1, S, 32)
+rope = rotary(torch.arange(S), A, config.rope_theta)
+query, key = torch.arange(S)[:, None], torch.arange(S)
+see_SS = (key <= query) & (key > query - config.sliding_window)
+
+q, k, v = (
+    p(x_BSD).view(S, -1, A).transpose(0, 1)
+    for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+)
+q, k = rotate(q, *rope), rotate(k, *rope)
+k, v = k.repeat_interleave(2, dim=0), v.repeat_interleave(2, dim=0)  # two query heads share one
+scores = (q @ k.transpose(1, 2) / A**0.5).masked_fill(~see_SS, -torch.inf)
+by_hand = attention.o_proj((scores.softmax(dim=-1) @ v).transpose(0, 1).reshape(1, S, -1))
+torch.testing.assert_close(by_hand, attention(x_BSD, rope, see_SS[None, None], None, 0))
+print(see_SS.int())
+
+# %% [markdown]
+# Read the last rows of the mask: each token sees itself and the two before it, and never what
+# comes after.
+#
+# **The cache changes nothing but the time.** Running seven tokens at once, or five and then one
+# by one with a cache, gives the same scores:
+
+# %%
+model, ids_BS = Mixtral(config), torch.randint(0, 100, (1, 7))
+cache = KVCache(config, batch_size=1, max_len=7)
+steps = [
+    model(ids_BS[:, :5], cache=cache),
+    *(model(ids_BS[:, s : s + 1], cache=cache) for s in (5, 6)),
+]
+piecewise = torch.cat([step.logits_BSV for step in steps], dim=1)
+torch.testing.assert_close(piecewise, model(ids_BS).logits_BSV)
+
+# %% [markdown]
+# ## 5. Forty-seven billion, thirteen at work
+#
+# "Mixtral 8×7B" sounds like 56 billion parameters. It is 46.7, because only the feed-forward
+# networks come eightfold; attention, embeddings and norms are shared. Let us count, from
+# Table 1 of the paper, which is the default of `MixtralConfig`.
+
+# %%
+c = MixtralConfig()
+D, L, V = c.hidden_size, c.num_hidden_layers, c.vocab_size
+expert = 3 * D * c.intermediate_size
+queries, keys = D * c.num_attention_heads * c.head_dim, D * c.num_key_value_heads * c.head_dim
+parts = {
+    "embedding and output": 2 * V * D,
+    "attention": L * (2 * queries + 2 * keys),  # q and o; k and v
+    "routers": L * c.num_local_experts * D,
+    "norms": (2 * L + 1) * D,
+    "experts, all eight": L * c.num_local_experts * expert,
+}
+total = sum(parts.values())
+idle = L * (c.num_local_experts - c.num_experts_per_tok) * expert
+for name, count in parts.items():
+    print(f"{name:22} {count:>14,}  {count / total:7.2%}")
+print(f"{'total':22} {total:>14,}\n{'active for one token':22} {total - idle:>14,}")
+
+# %% [markdown]
+# The paper prints 47B and 13B. Three ways to count must agree: this cell, the library's formula,
+# and a real model with every tensor in place (on PyTorch's `meta` device, where tensors have
+# shapes but no memory).
+
+# %%
+with torch.device("meta"):
+    skeleton = Mixtral(c)
+built = sum(p.numel() for p in skeleton.parameters())
+count = count_parameters(c)
+assert total == built == count.total == 46_702_792_704
+assert total - idle == count.active == 12_879_925_248
+print(f"in bf16, held in memory: {2 * total / 1e9:.1f} GB")
+print(f"read for one token:      {2 * (total - idle) / 1e9:.1f} GB")
+print(f"cache of 32,768 tokens:  {kv_cache_bytes(c, 32768) / 2**30:.1f} GiB")
+
+# %% [markdown]
+# That pair of numbers, 93.4 GB held and 25.8 GB touched, is the whole bargain of sparse models:
+# **compute like a small model, memory like a large one.** The router, which makes every
+# decision, is 0.002% of the weights.
+
+# %% [markdown]
+# ## 6. Train one, beside two that are dense
+#
+# What does the bargain buy? To find out, a sparse model needs dense company, and there are two
+# fair companions:
+#
+# - **equal active parameters**: one network, as wide as the two experts a token meets. It costs
+#   the same arithmetic for each token. Any advantage over it is what sparsity gives for free.
+# - **equal total parameters**: one network, as wide as all eight experts together. It holds the
+#   same knowledge and uses all of it for every token. It is what sparsity tries to imitate at a
+#   fraction of the cost.
+#
+# Both are the same code with a single expert; its gate is always 1.
+
+# %%
+small = MixtralConfig(
+    vocab_size=4096, hidden_size=128, intermediate_size=192, num_hidden_layers=4,
+    num_attention_heads=4, num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2,
+    max_position_embeddings=512, rope_theta=1e4, tie_word_embeddings=True,
+)  # fmt: skip
+models = {
+    "8 experts, 2 active": small,
+    "dense, equal active": small.dense("active"),
+    "dense, equal total": small.dense("total"),
+}
+for name, c in models.items():
+    count = count_parameters(c)
+    print(f"{name:20} {count.total / 1e6:5.2f}M parameters, {count.active / 1e6:5.2f}M active")
+
+# %% [markdown]
+# The text comes from five places that could hardly differ more: Shakespeare, Python's standard
+# library, classical Japanese, English prose, and sums. Each token remembers where it came from;
+# the models are not told.
+
+# %%
+corpus = data.load_corpus(max_bytes=1_000_000)
+batch = corpus.batch("train", batch_size=5, seq_len=14, seed=3)
+for ids, domain in zip(batch.ids_BS, batch.domain_BS[:, 0], strict=True):
+    print(f"{corpus.domains[domain]:10} {' '.join(map(repr, data.pieces(corpus.tokenizer, ids)))}")
+
+# %% [markdown]
+# (Tokens here are pieces of words learned from bytes. Where one holds only a part of a Japanese
+# character, you see that part's bytes: `⟨E8 AA⟩`.)
+#
+# Each model sees the same batches in the same order. The loss is the cross entropy of the next
+# token, plus 0.01 times the **load-balancing loss**, which pushes the router away from sending
+# everything to its favourite (chapter 06 takes it apart):
+#
+# $$L_{\mathrm{bal}} = E \sum_{e=1}^{E} f_e\, P_e$$
+#
+# with $f_e$ the share of pairs that expert $e$ got and $P_e$ the mean probability it was given.
+# At perfect balance both are $1/E$ and the loss is 1; if one expert takes all, it is $E$.
+# (`train` adds a little z-loss as well; chapter 07 says why.)
+
+# %%
+run = TrainConfig(steps=100, batch_size=16, seq_len=128, lr=4e-3, warmup=10, autocast="off")
+trained, histories = {}, {}
+for name, c in models.items():
+    torch.manual_seed(0)
+    trained[name] = Mixtral(c)
+    histories[name] = train(trained[name], corpus, run, progress=False)
+    losses_of_run = histories[name].column("loss")
+    print(f"{name:20} loss {losses_of_run[0]:.2f} -> {sum(losses_of_run[-10:]) / 10:.2f}")
+histories["8 experts, 2 active"]
+
+# %% [markdown]
+# On the left the loss, falling from $\ln 4096 = 8.32$, a guess among all tokens. On the right the
+# busiest expert's load over the mean load, averaged over the four layers: 1 would be perfect
+# balance, 4 is the worst that eight experts with two choices can do.
+#
+# Now all three, against steps and against the clock. Steps say how much each *learns from a
+# token*; the clock says what that *costs on this machine*.
+
+# %%
+fig, panels = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="constrained")
+for panel, x, label in zip(
+    panels, ("step", "seconds"), ("steps", "seconds on this machine"), strict=True
+):
+    curves = {n: (h.column(x), h.smooth("loss")) for n, h in histories.items()}
+    viz.curves(curves, label, "training loss, nats per token", ax=panel)
+
+# %% [markdown]
+# Numbers are better read aloud by the machine that measured them than by an author who cannot
+# see your run. Held-out text, in bits per byte (what the model would need to compress it), mean
+# over the five domains:
+
+# %%
+bits = {n: sum(evaluate(m, corpus, config=run).values()) / 5 for n, m in trained.items()}
+seconds = {n: h.column("seconds")[-1] for n, h in histories.items()}
+moe, active, whole = models
+for name in models:
+    print(f"{name:20} {bits[name]:.3f} bits per byte after {seconds[name]:5.1f} s")
+better = "better" if bits[moe] < bits[active] else "no better"
+print(f"\nFor equal active parameters, the mixture is {better} ({bits[moe] - bits[active]:+.3f})")
+print(f"and took {seconds[moe] / seconds[active]:.2f} times as long.")
+print(f"Against equal total parameters it stands at {bits[moe] - bits[whole]:+.3f} bits per byte")
+print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
+
+# %% [markdown]
+# Two things to take away.
+#
+# Counted in *steps*, the mixture lies between its twins. The experts that a token does not meet
+# are not wasted, since other tokens met them and shaped them; but they are not worth as much as
+# if every token used them all.
+#
+# Counted in *seconds*, look at the right-hand panel of your own run. The mixture pays for sorting
+# tokens, adding the answers back, and multiplying eight small matrices where its small twin
+# multiplies one large one. Its lead in steps survives that if the price, the factor printed
+# above, is low, and is eaten up if it is high; that depends on the machine, the sizes and the
+# code, and chapter 12 is about exactly that. Many people have measured a mixture that is slower
+# than a dense model, taken it for a mistake of theirs, and made none.
+#
+# One seed, a hundred steps and three million parameters are an illustration and no more.
+#
+# ## 7. Let it speak, and look where the words went
+#
+# After a hundred steps the model has seen two hundred thousand tokens, about as much as you read
+# in two long evenings. Do not expect sense. Do look at whether it knows which *kind* of text it
+# is in.
+
+# %%
+model = trained[moe].eval()
+tokenizer = corpus.tokenizer
+show = partial(data.pieces, tokenizer)  # token ids -> strings
+for prompt in ("My lord, I", "def __init__(self", "And the king said", "ヱホバ", "12 + 7 ="):
+    ids_BS = torch.tensor([tokenizer.encode(prompt).ids])
+    out_BS = model.generate(ids_BS, 24, temperature=0.7, top_p=0.9, seed=1)
+    print(repr("".join(show(out_BS[0]))))
+
+# %% [markdown]
+# And now the question this course keeps coming back to: **where did each token go?** `record`
+# listens while the model runs, here while it generates, and keeps each layer's `Routing`. Every
+# token is tinted by the expert of its first choice, and the small number below says which.
+
+# %%
+prompt = torch.tensor([tokenizer.encode("And the king said").ids])
+with trace.record(model, show) as recorded:
+    model.generate(prompt, 60, temperature=0.7, top_p=0.9, seed=1)
+viz.token_routing(recorded.trace, layer=3)
+
+# %% [markdown]
+# A picture of one layer answers one question; a click answers yours. Here is a text from all five
+# worlds. (`record` works the same on a Mixtral, OLMoE or Qwen3-MoE from transformers, if you
+# have one.)
+
+# %%
+text = (
+    "HAMLET:\nTo be, or not to be, that is the question.\n"
+    "def area(radius):\n    return 3.14 * radius ** 2\n"
+    "神は光あれと言われた。すると光があった。\n"
+    "And God saw that it was good.\n"
+    "27 + 15 = 42\n9 * 8 = 72\n"
+)
+ids_BS = torch.tensor([tokenizer.encode(text).ids])
+with torch.no_grad(), trace.record(model, show) as recorded:
+    model(ids_BS)
+explorer = RoutingExplorer(recorded.trace, layer=3)
+explorer
+
+# %% [markdown]
+# **Try it.** Click on a token: the bars show the probability of each expert and the two that were
+# chosen. Switch layers and watch the colours change. Click on an expert's bar to see only its
+# tokens. Arrow keys work too. What you selected is in Python as well: `explorer.selected`,
+# `explorer.layer`, `explorer.expert`. (Without a running kernel, on GitHub for instance, you see
+# a picture of it.)
+#
+# Do the colours follow the *kind of text*? Eyes are generous with patterns, so count. For each
+# domain, which share of its tokens has each expert as its first choice, in the last layer?
+
+# %%
+shares = {}
+for domain in corpus.domains:
+    windows = corpus.windows(domain, seq_len=128, count=8)
+    with torch.no_grad():
+        last = model(windows.ids_BS).routings[-1]
+    first_T = last.expert_N.view(-1, 2)[:, 0]
+    shares[domain] = first_T.bincount(minlength=8) / len(first_T)
+print("domain     " + "".join(f"  exp {e}" for e in range(8)))
+for domain, share in shares.items():
+    print(f"{domain:10} " + "".join(f"{s:7.0%}" for s in share))
+
+# %% [markdown]
+# With eight experts, 12.5% would be indifference. Rows that differ say that experts and kinds of
+# text have something to do with each other. They do *not* say that there is a "Japanese
+# expert": Japanese is written with tokens that occur nowhere else, and a router that looked only
+# at the token in hand would give such a table too. So separate the two causes. Take the same
+# Japanese sentence once alone and once amid the code and the English above, and count the tokens
+# whose first expert changes. Where it does, the router heeds the neighbours; where it does not,
+# the token.
+
+# %%
+before, sentence, after = text.partition("神は光あれと言われた。すると光があった。\n")
+alone = tokenizer.encode(sentence).ids
+skip = len(tokenizer.encode(before).ids)
+assert tokenizer.encode(text).ids[skip : skip + len(alone)] == alone
+with torch.no_grad():
+    out = model(torch.tensor([alone]))
+for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, strict=True)):
+    amid = there.expert_N.view(-1, 2)[skip : skip + len(alone), 0]
+    changed = (amid != here.expert_N.view(-1, 2)[:, 0]).float().mean()
+    print(f"layer {number}: {changed:4.0%} of {len(alone)} tokens change their first expert")
+
+# %% [markdown]
+# In the run stored here nearly every token changed, already in layer 0: so young a model routes
+# by its surroundings far more than by the token. (A guess at why: attention that has learned
+# little averages over all it may see, and that average is most of what the router gets.) The
+# table alone would have let you believe the opposite.
+#
+# One sentence in one model is an anecdote; chapter 17 does it properly, with baselines. But you
+# have seen the right *kind* of question: change one thing, and see whether the routing follows.
+# The Mixtral authors looked for topics in their own model's routing and found "no obvious
+# pattern" (their section 5).
+#
+# ## 8. What goes wrong: a router that does not listen
+#
+# A much-read teaching implementation has a router that runs without an error, gives plausible
+# gates, sits in a model whose loss falls, and *never looks at its input*. The slip is one letter
+# long. Exercise 4 hands you such a router and lets you find it, so here is only the lesson:
+# nothing failed. Wrong routing is not an error message; the experts make do, and the loss comes
+# out somewhat worse than it would have, which nobody sees because nobody has the other run.
+#
+# So ask a router three questions before you believe it. They take a dozen lines and know nothing
+# of how it works inside.
+
+
+# %%
+def interrogate(router, D=16):
+    one, other = torch.randn(6, D), torch.randn(6, D)
+    changed = torch.cat([one[:5], other[5:]])  # only the last token differs
+    print(
+        "  answers differ for different inputs:",
+        not torch.equal(*map(logits, map(router, (one, other)))),
+    )
+    same = logits(router(one))[:5].equal(logits(router(changed))[:5])
+    print("  a token's answer is its own affair: ", same)
+    weight = next(router.parameters())
+    gradient = torch.autograd.grad(router(one).gate_N.square().sum(), weight)[0]
+    print("  the gates move its weights:         ", bool(gradient.abs().max() > 1e-6))
+
+
+def logits(routing):
+    return routing.logits_TE
+
+
+class DeafRouter(TopKRouter):
+    leftover_TD = torch.randn(6, 16)
+
+    def forward(self, x_TD):
+        return super().forward(self.leftover_TD)
+
+
+for kind in (TopKRouter, DeafRouter):
+    print(kind.__name__)
+    interrogate(kind(16, 8))
+
+# %% [markdown]
+# Look at what the deaf one gets away with: a token's answer is its own affair (nobody's, rather),
+# and even its gradient flows. Only the first question catches it. Try a router that takes its
+# top-k over tokens instead of experts on the second, and one that keeps a single expert and
+# renormalises its gate, which is then always 1, on the third.
+#
+# ## Exercises
+#
+# [`exercises/10_small_mixtral.ipynb`](../exercises/10_small_mixtral.ipynb): write the router, prove
+# when the two softmax orders agree, write the layer, count parameters, and find two bugs that
+# never raise an error. Each check tells you *what* you misunderstood, not just that you did.
+# Solutions are in [`solutions/`](../solutions/10_small_mixtral.ipynb).
+#
+# ## In five lines
+#
+# 1. A mixture-of-experts layer is a feed-forward network in several copies and a matrix that
+#    chooses among them for each token.
+# 2. Gates are a softmax over the chosen logits; the order of softmax and top-k does not matter if
+#    you renormalise, and does if you don't.
+# 3. Dispatch turns "where does my token go?" into "which tokens are mine?": one product per expert.
+# 4. Mixtral 8×7B holds 46.7 billion parameters and uses 12.9 billion for a token.
+# 5. At equal active parameters the mixture learned more from each token; what that is worth by the
+#    clock depends on sizes, code and hardware, so measure it.
+#
+# | in the paper | in the code | |
+# |---|---|---|
+# | $W_g$ | `layer.gate.weight`, `(E, D)` | the router |
+# | $\mathrm{TopK}$, $K=2$ | `num_experts_per_tok` | experts per token |
+# | $E_i$ | `layer.experts.w1[i]`, `.w3[i]`, `.w2[i]` | a SwiGLU network |
+# | $G(x)_i$ | `routing.gate_N` | weight of each (token, expert) pair |
+# | $n$ | `num_local_experts` | number of experts |
+#
+# **Read on:** the paper's sections 2.1 and 5; Shazeer et al. 2017
+# ([arXiv:1701.06538](https://arxiv.org/abs/1701.06538)), where the layer comes from; and this
+# library's own `moe_lite/model.py` and `moe_lite/dispatch/`, which you have now built yourself.
