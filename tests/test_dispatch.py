@@ -1,6 +1,7 @@
 """Every backend gives the same output and the same gradients, for any routing."""
 
 import itertools
+import os
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from moe_lite.routers import (
     TopKRouter,
 )
 from moe_lite.routing import Routing
+from tests.fuzz_dispatch import run as run_fuzz
 
 D, F = 8, 12
 EVERYWHERE = [name for name in BACKENDS if name != "triton"]  # that one has tests/gpu
@@ -150,6 +152,13 @@ def test_a_layer_gives_its_gate_the_same_gradient(gate: str, backend: str, paddi
     for a, b in zip(gradients("loop"), gradients(backend), strict=True):
         assert a.abs().max() > 0
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_nothing_leaks_between_rows(part: int) -> None:
+    """Poison all that must not matter, on every path; FUZZ_CASES=10000 is the whole of it."""
+    cases = int(os.environ.get("FUZZ_CASES", "600"))
+    assert len(run_fuzz(range(part, cases, 4))) == 6 * 4 + 1  # one type in each part
 
 
 @pytest.mark.parametrize("backend", EVERYWHERE)

@@ -73,8 +73,9 @@ class Blocks(torch.autograd.Function):
 
     A block's number of rows is another in every step, and oneDNN compiles a kernel for each
     size it has not seen (0.4 ms, more than many a product takes); so blocks are lengthened
-    to one of few sizes. The rows behind a block's end are its neighbour's: their results are
-    written over by the neighbour's own, and in the gradients their gate is 0.
+    to one of few sizes. The rows behind a block's end are its neighbour's. They count as zeros, in
+    x and in the gradient: what the neighbour holds may be infinite here, and a gate of 0 is no
+    help against that. Their results are written over by the neighbour's own.
     """
 
     @staticmethod
@@ -90,9 +91,10 @@ class Blocks(torch.autograd.Function):
         blocks, token_R = _blocks(plan)
         y_RD = x_TD.new_empty(len(token_R), x_TD.shape[1])
         projections: list[Tensor] = []
-        for expert, start, _, end in blocks:
+        for expert, start, stop, end in blocks:
             w1_FD, w3_FD, w2_DF = (w[expert].to(x_TD.dtype) for w in (w1_EFD, w3_EFD, w2_EDF))
             x_RD = x_TD.index_select(0, token_R[start:end])
+            x_RD[stop - start :] = 0
             up1_RF, up3_RF = product(x_RD, w1_FD), product(x_RD, w3_FD)
             projections += up1_RF, up3_RF
             product(F.silu(up1_RF).mul_(up3_RF), w2_DF, y_RD[start:end])
@@ -118,6 +120,7 @@ class Blocks(torch.autograd.Function):
             x_RD, grad_RD = (
                 all_TD.index_select(0, token_R[start:end]) for all_TD in (x_TD, grad_TD)
             )
+            x_RD[stop - start :], grad_RD[stop - start :] = 0, 0
             gate_R1 = F.pad(gate_R[start:stop].to(dtype), (0, end - stop))[:, None]
             da_RF = product(grad_RD, w2_DF.t())
             silu_RF = F.silu(up1_RF)

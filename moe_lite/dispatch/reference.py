@@ -38,14 +38,16 @@ def padded(x_TD: Tensor, experts: Experts, plan: DispatchPlan) -> Tensor:
     start_E, end_E = plan.offsets_E1[:-1].long(), plan.offsets_E1[1:].long()
     C = int((end_E - start_E).max())
     row_EC = start_E[:, None] + torch.arange(C, device=x_TD.device)
-    used_EC = row_EC < end_E[:, None]
-    row_EC = row_EC.where(used_EC, 0)  # a padding slot computes row 0 and weighs nothing
+    used_EC1 = (row_EC < end_E[:, None])[..., None]
+    row_EC = row_EC.where(used_EC1[..., 0], 0)  # an empty place reads row 0, and forgets it
+
+    def product(x_ECI: Tensor, weight_EOI: Tensor) -> Tensor:
+        """Multiply, and keep empty places empty: 0 times an infinite weight would be NaN."""
+        return torch.bmm(x_ECI.where(used_EC1, 0), weight_EOI.transpose(1, 2)).where(used_EC1, 0)
+
     token_EC = plan.token_R[row_EC]
     x_ECD = x_TD[token_EC]
-    hidden_ECF = experts.activate(
-        torch.bmm(x_ECD, experts.w1.transpose(1, 2)), torch.bmm(x_ECD, experts.w3.transpose(1, 2))
-    )
-    y_ECD = torch.bmm(hidden_ECF, experts.w2.transpose(1, 2))
-    gate_EC = plan.gate_R[row_EC].where(used_EC, 0.0)
-    weighted_ECD = (y_ECD * gate_EC[..., None]).to(x_TD.dtype)
+    hidden_ECF = experts.activate(product(x_ECD, experts.w1), product(x_ECD, experts.w3))
+    y_ECD = product(hidden_ECF, experts.w2)
+    weighted_ECD = (y_ECD * plan.gate_R[row_EC][..., None]).where(used_EC1, 0).to(x_TD.dtype)
     return torch.zeros_like(x_TD).index_add(0, token_EC.view(-1), weighted_ECD.view(-1, D))

@@ -80,7 +80,7 @@ def _matrix(pointer, rows, columns, BR: tl.constexpr, BC: tl.constexpr, TMA: tl.
 def _block(
     matrix, row, column, rows, columns, BR: tl.constexpr, BC: tl.constexpr, TMA: tl.constexpr
 ):
-    """Load (BR, BC) of a matrix, zeros outside of it."""
+    """Load (BR, BC) of a matrix, zeros outside of it: from ``rows`` on, unless it is by TMA."""
     if TMA:
         block = matrix.load([row, column])
     else:
@@ -161,16 +161,16 @@ def _product(
         t, n = _place(tile, count, columns)
         e, row, r, mine = _rows(offsets, tile_expert, tile_row, t, BM)
         acc = tl.zeros((BM, BN), tl.float32)
-        for k in range(0, K, BK):  # a's columns past K are zeros, whatever w holds there
+        for k in range(0, K, BK):
             left = _block(A, row, k, R, K, BM, BK, TMA)
             if TRANSPOSED:
                 right = _block(W, e * N + n * BN, k, E * N, K, BN, BK, TMA).T
             else:
-                right = _block(W, e * K + k, n * BN, E * K, N, BK, BN, TMA)
+                right = _block(W, e * K + k, n * BN, e * K + K, N, BK, BN, TMA)
             acc = _dot(left, right, acc, PRECISION)
             if TWO:
                 left = _block(A2, row, k, R, K, BM, BK, TMA)
-                right = _block(W2, e * K + k, n * BN, E * K, N, BK, BN, TMA)
+                right = _block(W2, e * K + k, n * BN, e * K + K, N, BK, BN, TMA)
                 acc = _dot(left, right, acc, PRECISION)
         c = (n * BN + tl.arange(0, BN))[None, :]
         inside = mine[:, None] & (c < N)
@@ -211,7 +211,8 @@ def _down_back(
         for k in range(0, D, BK):
             c = (k + tl.arange(0, BK))[None, :]
             dO = tl.load(grad + source + c, mine[:, None] & (c < D), 0.0)
-            da = _dot(dO, _block(W2, e * D + k, n * BN, E * D, F, BK, BN, TMA), da, PRECISION)
+            W = _block(W2, e * D + k, n * BN, e * D + D, F, BK, BN, TMA)
+            da = _dot(dO, W, da, PRECISION)
         c = (n * BN + tl.arange(0, BN))[None, :]
         at, inside = r[:, None] * F + c, mine[:, None] & (c < F)
         up1 = tl.load(h1 + at, inside, 0.0).to(tl.float32)
@@ -287,7 +288,12 @@ def _config(kernel: str, x: Tensor, rows: int = 0, experts: int = 1) -> dict[str
 
 
 def _tma(*matrices: Tensor) -> bool:
-    """Tell whether every matrix has rows of a multiple of 16 bytes, as a descriptor must."""
+    """Tell whether every matrix has rows of a multiple of 16 bytes, as a descriptor must.
+
+    A descriptor ends with the last expert. A sum down an expert's rows (both backward products)
+    must end with *its* last row, or it takes 0 times the next expert's weights, which may be NaN:
+    there it has to be a multiple of BK too.
+    """
     return all(m.shape[-1] * m.element_size() % 16 == 0 and m.numel() for m in matrices)
 
 
@@ -361,13 +367,13 @@ def _experts_backward(
         tiles = schedule(offsets_E1, R, config["BM"])
         _down_back[_programs(x_TD)](
             grad_TD, w2, gate_R, h1, h3, dh1, dh3, gated, dot, token_R, offsets_E1, *tiles,
-            E, D, F, TMA=_tma(w2), **config,
+            E, D, F, TMA=_tma(w2) and D % config["BK"] == 0, **config,
         )  # fmt: skip
         config = _config("up_back", x_TD, R, E)
         tiles = schedule(offsets_E1, R, config["BM"])
         _product[_programs(x_TD)](
             dh1, w1, dh3, w3, dx_RD, offsets_E1, *tiles, E, R, D, F,
-            TRANSPOSED=False, TWO=True, TMA=_tma(w1, dh1), **config,
+            TRANSPOSED=False, TWO=True, TMA=_tma(w1, dh1) and F % config["BK"] == 0, **config,
         )  # fmt: skip
     config = _config("weights", x_TD)
     grads = []

@@ -14,6 +14,7 @@ from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
 from moe_lite.routers import Capacity, ExpertChoiceRouter, TopKRouter
 from moe_lite.routing import Routing
+from tests.fuzz_dispatch import draw_case, judge, through
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (INTERPRETED or torch.cuda.is_available()):
@@ -214,3 +215,11 @@ def test_only_the_input_both_projections_and_indices_are_kept():
     pairs = T * K
     smallest = 2 * pairs * F * 2 + pairs * (3 * 8 + 4) + T * (E * 4 * 2 + 8)
     assert kept <= 1.3 * smallest
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_nothing_leaks_between_rows(dtype):
+    """Poison all that must not matter: see tests/fuzz_dispatch.py."""
+    for seed in range(int(os.environ.get("FUZZ_TRITON_CASES", "12"))):
+        case = draw_case(seed, dtype, largest=5)
+        assert list(judge(through("triton"), case.to(DEVICE), seed, rounding=3 * TOLERANCE[dtype]))
