@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .dispatch import BACKENDS, carry
 from .experts import Experts
-from .linear import prefers_onednn
+from .fast import BACKENDS, choose
 from .routing import Routing
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class MoELayer(nn.Module):
     The layer returns its routing; nothing is collected behind the caller's back.
 
     Args:    gate: maps x_TD to a :class:`Routing` over as many experts as there are.
-             backend: a key of ``moe_lite.dispatch.BACKENDS``.
+             backend: a key of ``moe_lite.fast.BACKENDS``.
              shared: experts that see every token, with a weight of 1, beside the routed ones.
     Attrs:   across: None, or the way to experts on other ranks, of which ``experts`` are then
              this rank's share; :func:`moe_lite.parallel.shard_experts` sets it.
@@ -62,6 +61,12 @@ class MoELayer(nn.Module):
         D = self.experts.w1.shape[-1]
         if x_BSD.shape[-1] != D:
             raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the experts {D}")
+        types = x_BSD.dtype, self.experts.w1.dtype
+        if types[0] != types[1] and not torch.is_autocast_enabled(x_BSD.device.type):
+            raise ValueError(
+                f"{self.name}: the tokens are {types[0]} and the experts {types[1]}: convert one "
+                "of them, or use torch.autocast"
+            )
         if self.backend not in BACKENDS:
             raise ValueError(f"backend must be one of {sorted(BACKENDS)}, not {self.backend!r}")
         x_TD = x_BSD.reshape(-1, D)
@@ -77,21 +82,22 @@ class MoELayer(nn.Module):
             )
         if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
             routing.check_finite(self.name)  # on a GPU, looking would mean waiting
-        out_TD = carry(dispatch, x_TD, self.experts, routing)
+        out_TD = dispatch(x_TD, self.experts, routing)
         for expert in self.shared.each() if self.shared is not None else ():
             out_TD = out_TD + expert(x_TD)
         return out_TD.view_as(x_BSD), routing
 
-    def explain(self) -> str:
-        """Say in a sentence which backend carries this layer's tokens, and why."""
+    def explain(self, tokens: int = 1024) -> str:
+        """Return a sentence that says which path carries so many tokens now, and why.
+
+        Gradients, autocast and compiling count: ask within ``torch.no_grad()`` about decoding.
+        """
         device = self.experts.w1.device.type
         if self.backend != "auto":
             return f"{self.name}: {self.backend!r} on the {device}, as asked"
-        why = "nothing was measured there yet"
-        if device == "cpu":
-            library = "oneDNN" if prefers_onednn() else "PyTorch's own choice"
-            why = f"the fastest measured there at most sizes; float32 products by {library}"
-        return f"{self.name}: 'grouped' on the {device}, chosen by 'auto': {why}"
+        _, why = choose(self.experts, tokens, tokens * getattr(self.gate, "top_k", 1))
+        grads = "with" if torch.is_grad_enabled() else "without"
+        return f"{self.name}: 'auto' takes {tokens} tokens on the {device}, {grads} gradients, by {why}"
 
     def extra_repr(self) -> str:
         return f"backend={self.backend!r}"

@@ -34,7 +34,7 @@ from .dispatch import plan
 from .dispatch.grouped import Combine, Permute
 from .experts import Experts
 from .layer import MoELayer
-from .routing import Dispatch, DispatchPlan, NotFinite, Routing
+from .routing import Dispatch, NotFinite, Routing
 from .runs import Alone
 
 Over = Literal["global", "local"]
@@ -188,7 +188,8 @@ class Across:
         of rows, none too. Waits for the device once, to learn the numbers of rows.
         """
 
-        def dispatch(x_TD: Tensor, experts: Experts, home: DispatchPlan) -> Tensor:
+        def dispatch(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
+            home = plan(routing)
             kind, dtype = x_TD.device.type, x_TD.dtype
             if torch.is_autocast_enabled(kind):  # what the product would round anyway travels light
                 x_TD = x_TD.to(torch.get_autocast_dtype(kind))
@@ -209,8 +210,8 @@ class Across:
         return dispatch
 
 
-def _arrivals(x_MD: Tensor, counts_WE: Tensor) -> DispatchPlan:
-    """Plan for the M rows that came, rank by rank and in expert order from each."""
+def _arrivals(x_MD: Tensor, counts_WE: Tensor) -> Routing:
+    """Route the M rows that came, rank by rank and in expert order from each."""
     W, E = counts_WE.shape
     expert_WE = torch.arange(E, device=x_MD.device).expand(W, E)
     expert_M1 = expert_WE.flatten().repeat_interleave(
@@ -218,7 +219,7 @@ def _arrivals(x_MD: Tensor, counts_WE: Tensor) -> DispatchPlan:
     )[:, None]
     none_ME = x_MD.new_empty(1, 1).expand(len(x_MD), E)  # the scores stayed at home
     ones_M1 = x_MD.new_ones(len(x_MD), 1)
-    return plan(Routing.from_choices(none_ME, none_ME, expert_M1, ones_M1))
+    return Routing.from_choices(none_ME, none_ME, expert_M1, ones_M1)
 
 
 class _AllToAll(torch.autograd.Function):

@@ -44,7 +44,7 @@ from moe_lite import cost
 from moe_lite.course import data, ledger, viz
 from moe_lite.course.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run
 from moe_lite.course.widgets import BiasController
-from moe_lite.dispatch import BACKENDS, plan
+from moe_lite.fast import BACKENDS
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
 from moe_lite.losses import load_balancing_loss, max_violation
@@ -120,7 +120,7 @@ by_pieces = Routing.from_choices(
     piece_TK, gate_TK.repeat_interleave(m, 1),
 )  # fmt: skip
 small = cut(whole.experts, m)
-torch.testing.assert_close(BACKENDS["auto"](x_TD, small, plan(by_pieces)), out_TD)
+torch.testing.assert_close(BACKENDS["auto"](x_TD, small, by_pieces), out_TD)
 print("equal:", tuple(piece_TK.shape), "pieces instead of", tuple(expert_TK.shape), "experts")
 
 # %% [markdown]

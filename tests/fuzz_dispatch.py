@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from moe_lite.dispatch import BACKENDS, carry, plan
+from moe_lite import dispatch
 from moe_lite.experts import Experts
+from moe_lite.fast import BACKENDS, cpu
 from moe_lite.routing import Routing
 
 NAMES = ("out", "x", "w1", "w3", "w2", "gate")
@@ -216,20 +217,15 @@ def judge(
         yield name, error
 
 
-def through(name: str) -> Path:
-    return lambda x_TD, experts, routing: BACKENDS[name](x_TD, experts, plan(routing))
-
-
-def by_auto(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
-    return carry(BACKENDS["auto"], x_TD, experts, routing)
-
-
 PATHS: dict[str, tuple[Path, bool]] = {  # and whether it is asked for gradients
-    "loop": (through("loop"), True),
-    "padded": (through("padded"), True),
-    "grouped": (through("grouped"), True),
-    "auto": (by_auto, True),
-    "auto, no gradients": (by_auto, False),
+    "loop": (dispatch.loop, True),
+    "padded": (dispatch.padded, True),
+    "grouped": (dispatch.grouped, True),
+    "auto": (BACKENDS["auto"], True),
+    "auto, no gradients": (BACKENDS["auto"], False),
+    "blocks": (cpu.blocks, True),  # also where others are taken
+    "few calls": (cpu.few_calls, False),
+    "compiled": (cpu.compiled, True),  # as it is called by what was compiled
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -23,17 +23,16 @@ grouped product. Runs on a CPU too, in Triton's interpreter: set TRITON_INTERPRE
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..routing import DispatchPlan
-
-if TYPE_CHECKING:
-    from ..experts import Experts
+from ..dispatch import plan
+from ..experts import Experts
+from ..routing import Routing
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -411,7 +410,7 @@ def _differentiate(ctx: Any, grad_TD: Tensor | None, *_: None) -> tuple[Tensor |
 _experts.register_autograd(_differentiate, setup_context=_keep)
 
 
-def fused(x_TD: Tensor, experts: Experts, plan: DispatchPlan) -> Tensor:
+def fused(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
     """Run the experts in fused kernels; shapes, results and gradients as the other backends.
 
     Raises: ValueError for float64 (the loop takes it), or for tensors that are not on a GPU,
@@ -426,15 +425,16 @@ def fused(x_TD: Tensor, experts: Experts, plan: DispatchPlan) -> Tensor:
             f"the triton backend needs a GPU, but the tokens are on the {kind}; "
             'backend="grouped" runs here'
         )
-    if plan.per_token is not None:  # token t's rows are those of its pairs t*K .. t*K+K-1
-        row_S = plan.row_N
-        first_T1 = torch.arange(plan.num_tokens + 1, device=row_S.device) * plan.per_token
+    p = plan(routing)
+    if p.per_token is not None:  # token t's rows are those of its pairs t*K .. t*K+K-1
+        row_S = p.row_N
+        first_T1 = torch.arange(p.num_tokens + 1, device=row_S.device) * p.per_token
     else:
-        token_S, row_S = plan.token_R.sort(stable=True)
+        token_S, row_S = p.token_R.sort(stable=True)
         first_T1 = torch.searchsorted(
-            token_S, torch.arange(plan.num_tokens + 1, device=row_S.device)
+            token_S, torch.arange(p.num_tokens + 1, device=row_S.device)
         )
     x, w1, w3, w2 = (t.to(dtype).contiguous() for t in (x_TD, experts.w1, experts.w3, experts.w2))
-    gate_R = plan.gate_R.float().contiguous()
-    out_TD, _, _ = _experts(x, w1, w3, w2, gate_R, plan.token_R, plan.offsets_E1, row_S, first_T1)
+    gate_R = p.gate_R.float().contiguous()
+    out_TD, _, _ = _experts(x, w1, w3, w2, gate_R, p.token_R, p.offsets_E1, row_S, first_T1)
     return out_TD.to(x_TD.dtype)
