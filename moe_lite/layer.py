@@ -96,8 +96,8 @@ class MoELayer(nn.Module):
         if self.backend != "auto":
             return f"{self.name}: {self.backend!r} on the {device}, as asked"
         _, why = choose(self.experts, tokens, tokens * getattr(self.gate, "top_k", 1))
-        grads = "with" if torch.is_grad_enabled() else "without"
-        return f"{self.name}: 'auto' takes {tokens} tokens on the {device}, {grads} gradients, by {why}"
+        how = f"on the {device}, {'with' if torch.is_grad_enabled() else 'without'} gradients"
+        return f"{self.name}: 'auto' takes {tokens} tokens {how}, by {why}"
 
     def extra_repr(self) -> str:
         return f"backend={self.backend!r}"

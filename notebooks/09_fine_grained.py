@@ -44,8 +44,8 @@ from moe_lite import cost
 from moe_lite.course import data, ledger, viz
 from moe_lite.course.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run
 from moe_lite.course.widgets import BiasController
-from moe_lite.fast import BACKENDS
 from moe_lite.experts import Experts
+from moe_lite.fast import BACKENDS
 from moe_lite.layer import MoELayer
 from moe_lite.losses import load_balancing_loss, max_violation
 from moe_lite.routers import SigmoidBiasRouter, TopKRouter

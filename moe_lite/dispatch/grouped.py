@@ -80,9 +80,9 @@ def grouped_product(x_RI: Tensor, weight_EOI: Tensor, offsets_E1: Tensor) -> Ten
 
 def grouped_mm_takes(x_RI: Tensor, weight_EOI: Tensor) -> bool:
     """Tell whether torch's grouped product takes these types and strides (16-byte multiples)."""
-    types = (torch.bfloat16, torch.float16, torch.float32)
-    if x_RI.device.type == "cpu" and torch.compiler.is_compiling():
-        types = types[:1]
+    types = [torch.bfloat16, torch.float16, torch.float32]
+    if torch.compiler.is_compiling():
+        types = types[:1]  # all that the compiler knows of it
     aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
     return aligned and weight_EOI.is_contiguous() and x_RI.dtype in types
 

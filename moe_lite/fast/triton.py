@@ -431,9 +431,7 @@ def fused(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
         first_T1 = torch.arange(p.num_tokens + 1, device=row_S.device) * p.per_token
     else:
         token_S, row_S = p.token_R.sort(stable=True)
-        first_T1 = torch.searchsorted(
-            token_S, torch.arange(p.num_tokens + 1, device=row_S.device)
-        )
+        first_T1 = torch.searchsorted(token_S, torch.arange(p.num_tokens + 1, device=row_S.device))
     x, w1, w3, w2 = (t.to(dtype).contiguous() for t in (x_TD, experts.w1, experts.w3, experts.w2))
     gate_R = p.gate_R.float().contiguous()
     out_TD, _, _ = _experts(x, w1, w3, w2, gate_R, p.token_R, p.offsets_E1, row_S, first_T1)
