@@ -11,7 +11,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
@@ -29,7 +29,7 @@ WORDS = {
     int: "a whole number", float: "a finite number", bool: "true or false", str: "text",
     NoneType: "null", dict: "an object", list: "a list", tuple: "a list",
 }  # fmt: skip
-hints = cache(get_type_hints)
+hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def short(value: Any, most: int = 60) -> str:
@@ -136,9 +136,9 @@ def conform(value: Any, kind: Any, what: str) -> Any:
     elif kind is float and type(value) in (int, float):
         if abs(value) < 2**63 or (type(value) is float and math.isfinite(value)):
             return float(value)
-    elif kind is Any or (origin is Literal and type(value) is str and value in args):
-        return value
-    elif type(value) is kind and (kind is not int or abs(value) < 2**63):
+    elif kind is int and type(value) is int and abs(value) >= 2**63:
+        raise ValueError(f"{what} must be below 2**63, not {short(value)}")
+    elif kind is Any or kind is type(value) or (origin is Literal and value in args):
         return value
     raise ValueError(f"{what} must be {_spell(kind)}, not {short(value)}")
 
@@ -168,7 +168,7 @@ def build(kind: type[T], values: Any, what: str, base: T | None = None) -> T:
             raise ValueError(f"{what} has no field {short(name)}; it has {', '.join(known)}")
         of, here = hints(kind)[name], f"{what}: {name}"
         if is_dataclass(of) and base is not None:
-            given[name] = build(of, value, here, getattr(base, name))
+            given[name] = build(of, value, here, getattr(base, name))  # type: ignore[arg-type]
         else:
             given[name] = conform(value, of, here)
     try:

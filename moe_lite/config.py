@@ -57,7 +57,9 @@ class MixtralConfig:
         if self.rope_theta == 0:
             raise ValueError("rope_theta must be above 0, not 0")
         if type(self.tie_word_embeddings) is not bool:
-            raise ValueError(f"tie_word_embeddings must be a bool, not {self.tie_word_embeddings!r}")
+            raise ValueError(
+                f"tie_word_embeddings must be a bool, not {self.tie_word_embeddings!r}"
+            )
         if self.num_experts_per_tok > self.num_local_experts:
             raise ValueError(
                 f"num_experts_per_tok (K) is {self.num_experts_per_tok}, but there are only "

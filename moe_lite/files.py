@@ -138,7 +138,9 @@ def commit(
             cannot be written. What was there is then as it was.
     """
     goal = Path(folder).resolve()  # a link stays a link
-    part, old, key = (goal.with_name(f".{goal.name}.{e}") for e in ("unfinished", "replaced", "lock"))
+    part, old, key = (
+        goal.with_name(f".{goal.name}.{e}") for e in ("unfinished", "replaced", "lock")
+    )
     with ExitStack() as held:
         held.enter_context(_told(f"cannot write {goal}"))
         goal.parent.mkdir(parents=True, exist_ok=True)

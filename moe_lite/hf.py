@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,7 @@ def load_config(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) -
     file = _folder(path) / CONFIG
     fields = {name: value for name, value in read_json(file).items() if name not in ignore}
     if fields.get("model_type") != "mixtral":
-        raise ValueError(
-            f"{file}: model_type is {short(fields.get('model_type'))}, not 'mixtral'"
-        )
+        raise ValueError(f"{file}: model_type is {short(fields.get('model_type'))}, not 'mixtral'")
     _read_rope(fields, file)
     for name, value in fields.items():
         read_past = f"ignore=({short(name)},) reads past it"
@@ -116,7 +114,8 @@ def _read_rope(fields: dict[str, Any], file: Path) -> None:
         kinds = [rope.pop("rope_type", "default"), rope.pop("type", "default")]
         if kinds != ["default"] * 2 or rope.pop("partial_rotary_factor", 1) != 1 or rope:
             raise ValueError(
-                f"{file}: {key} is {short(fields[key])}; only the default rotary embedding is computed"
+                f"{file}: {key} is {short(fields[key])}; only the default rotary embedding "
+                "is computed"
             )
         if theta is not None and fields.setdefault("rope_theta", theta) != theta:
             raise ValueError(
@@ -230,9 +229,9 @@ def load(
                 parts = stored.chunk(len(pieces), dim=1) if len(pieces) > 1 else (stored,)
                 for piece, part in zip(pieces, parts, strict=True):
                     piece.copy_(part)
-    if config.tie_word_embeddings and HEAD in layout:
-        if not torch.equal(layout[HEAD][0], model.lm_head.weight):
-            raise ValueError(f"{folder}: {HEAD} is not the embedding, but the config ties the two")
+    tied = config.tie_word_embeddings and HEAD in layout
+    if tied and not torch.equal(layout[HEAD][0], model.lm_head.weight):
+        raise ValueError(f"{folder}: {HEAD} is not the embedding, but the config ties the two")
     return model
 
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .files import check_writable, flush
+from .files import check_writable, flush, write
 from .routing import Routing
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ class History:
 
     def save(self, path: str | Path) -> None:
         """Write the rows as JSON lines."""
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        Path(path).write_text(text, encoding="utf-8", newline="\n")
+        write(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     @classmethod
     def load(cls, path: str | Path) -> History:
@@ -113,8 +112,10 @@ class History:
         return figure
 
     def _repr_png_(self) -> bytes | None:
-        if not self.rows:
-            return None
+        return self.png() if self.rows else None
+
+    def png(self) -> bytes:
+        """Draw :meth:`plot` as a PNG."""
         png = io.BytesIO()
         self.plot().savefig(png, format="png", dpi=110)
         return png.getvalue()

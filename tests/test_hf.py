@@ -250,7 +250,10 @@ def test_optional_fields(tmp_path):
         ({"num_experts_per_tok": 9}, "K cannot exceed E"),
         ({"vocab_size": True}, "vocab_size must be a whole number, not True"),
         ({"sliding_window": 2.5}, "sliding_window must be a whole number or null, not 2.5"),
-        ({"eos_token_id": [2, 3.0]}, "eos_token_id must be a whole number or a list or null, not [2"),
+        (
+            {"eos_token_id": [2, 3.0]},
+            "eos_token_id must be a whole number or a list or null, not [2",
+        ),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number, not nan"),
         ({"rope_theta": -1}, "rope_theta must be a number of at least 0, not -1"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false, not 1"),
@@ -533,9 +536,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(sharded, tmp_path, monkeypa
     assert contents(sharded) == before
     assert [p.name for p in tmp_path.iterdir()] == ["sharded"]
     if expected is OSError:
-        assert str(raised.value) == (
-            f"cannot write {sharded.resolve()}: No space left on device"
-        )
+        assert str(raised.value) == (f"cannot write {sharded.resolve()}: No space left on device")
 
 
 def test_a_first_save_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
