@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import stat
 import tempfile
@@ -53,11 +52,10 @@ def write(path: str | os.PathLike[str], content: str | bytes) -> None:
     Raises: OSError if it cannot be written; what was there is then as it was.
     """
     real = target(path)
-    # A name of its own: two processes that write the same file never share a half of it.
-    aside = real.with_name(f".{real.name[:200]}.{secrets.token_hex(4)}.part")
-    with _told(f"cannot write {path}"):
+    aside, key = (real.with_name(f".{real.name[:240]}.{end}") for end in ("part", "lock"))
+    with _told(f"cannot write {path}"), lock(key, "another process is writing it"):
         try:
-            with aside.open("xb") as file:
+            with aside.open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sysconfig
 from collections.abc import Callable, Collection
@@ -295,10 +296,12 @@ def _shards(folder: Path) -> dict[Path, list[str]]:
     claimed: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\:"):
-            raise ValueError(f"{index}: {name} is said to lie in {file!r}, outside the folder")
+            raise ValueError(
+                f"{index}: {_few([name])} is said to lie in {short(file)}, outside the folder"
+            )
         if not file.endswith(".safetensors"):
             raise ValueError(
-                f"{index}: {name} is said to lie in {file}, which is no safetensors file; "
+                f"{index}: {_few([name])} is said to lie in {short(file)}, no safetensors file; "
                 "a pickle is refused, convert it first"
             )
         claimed.setdefault(folder / file, []).append(name)
@@ -346,7 +349,8 @@ def _names(file: Path) -> list[str]:
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    first = [name if re.fullmatch(r"[\w.-]{1,99}", name) else short(name) for name in names[:3]]
+    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _verify(model: Mixtral, shards: dict[Path, list[str]]) -> set[torch.dtype]:
@@ -361,7 +365,7 @@ def _verify(model: Mixtral, shards: dict[Path, list[str]]) -> set[torch.dtype]:
         with open_tensors(file) as shard:
             for name in names:
                 if name not in layout:
-                    raise ValueError(f"{file}: holds the unexpected tensor {name}")
+                    raise ValueError(f"{file}: holds the unexpected tensor {_few([name])}")
                 pieces, stored = layout[name], shard.get_slice(name)
                 shape = list(pieces[0].shape)
                 if len(pieces) > 1:
