@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from .routing import Routing as Routing
     from .routing import RoutingTrace as RoutingTrace
     from .trace import record as record
-    from .train import train as train
 
 __version__ = "0.1.0.dev0"
 
