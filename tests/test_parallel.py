@@ -167,7 +167,7 @@ def test_balance_is_that_of_the_whole_batch_and_not_of_a_ranks_part(found):
     balance = found["2"]["balance"]
     for name in ("load_balancing_loss", "importance_loss", "mixtral_aux_loss"):
         assert balance[name] == pytest.approx(balance[f"whole {name}"], rel=1e-5)
-        assert balance[f"parts {name}"] > 1.01 * balance[name]  # parts are less even
+        assert balance[f"parts {name}"] > 1.005 * balance[name]  # parts are less even
 
 
 # When something befalls one

@@ -290,6 +290,14 @@ def test_history_plots_itself(corpus):
         history.plot("epoch")
 
 
+def test_without_matplotlib_a_history_says_what_to_install(corpus, monkeypatch):
+    history = run(fresh(), corpus, replace(CONFIG, steps=1))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'moe-lite\[course\]'"):
+        history.plot()
+    assert history._repr_png_() is None and "History(step 1, loss" in repr(history)
+
+
 # Checkpoints and resuming
 
 
@@ -422,6 +430,34 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_still_works(
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     shutil.rmtree(newest)
     assert timeless(run(model, corpus, CONFIG, tmp_path, resume=True)) == timeless(whole)
+
+
+def test_words_that_do_not_list_the_files_are_damage_too(corpus, tmp_path):
+    run(fresh(), corpus, CONFIG, tmp_path)
+    state = checkpoints(tmp_path)[-1] / "state.json"
+    genuine = json.loads(state.read_text("utf-8"))
+    for digests in ({}, {"/dev/zero": "0"}, ["history.jsonl"], {**genuine["sha256"], "../x": "0"}):
+        state.write_text(json.dumps(genuine | {"sha256": digests}), encoding="utf-8")
+        with pytest.raises(ValueError, match="12 is damaged .*; delete it to go on from step-0"):
+            run(fresh(), corpus, CONFIG, tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_named_as_such(corpus, tmp_path):
+    run(fresh(), corpus, CONFIG, tmp_path)
+    state = checkpoints(tmp_path)[-1] / "state.json"
+    words = json.loads(state.read_text("utf-8"))
+    assert words.pop("format") == 2
+    state.write_text(json.dumps(words), encoding="utf-8")
+    with pytest.raises(ValueError, match="step-00000012 has format 1, of another version of moe"):
+        run(fresh(), corpus, CONFIG, tmp_path, resume=True)
+
+
+def test_a_refused_run_leaves_the_one_that_is_writing_alone(corpus, tmp_path):
+    run(fresh(), corpus, CONFIG, tmp_path)
+    (tmp_path / ".step-00000015.unfinished").mkdir()
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(fresh(), corpus, CONFIG, tmp_path)
+    assert (tmp_path / ".step-00000015.unfinished").exists()
 
 
 def test_the_only_checkpoint_damaged_says_to_start_again(corpus, tmp_path):
