@@ -24,10 +24,11 @@ from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
 from moe_lite.course.sweep import MAX_BYTES, SMALL, TRAINING
 from moe_lite.experts import Experts
 from moe_lite.files import write
+from moe_lite.history import Row
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
-from moe_lite.train import Row, evaluate, train
+from moe_lite.train import evaluate, train
 
 CONFIG: dict[str, Any] = {
     "pretrain_steps": 250, "tune_steps": 100, "every": 10, "lr": 2e-3, "batch": 8,

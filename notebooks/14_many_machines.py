@@ -203,7 +203,11 @@ def launch(program, ranks):
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
         meet = str(Path(folder, "meet"))
         jobs = [subprocess.Popen([*start, str(r), str(ranks), meet], **pipes) for r in range(ranks)]
-        outputs = [job.communicate(timeout=300) for job in jobs]
+        try:
+            outputs = [job.communicate(timeout=300) for job in jobs]
+        finally:
+            for job in jobs:
+                job.kill()  # none goes on when you press stop
     for job, (_, complaint) in zip(jobs, outputs, strict=True):
         assert job.returncode == 0, complaint
     return json.loads(outputs[0][0])
@@ -242,8 +246,8 @@ print(launch(BY_HAND, ranks=2))
 
 # %% [markdown]
 # The library's `parallel.shard_experts(model, mesh)` does that to every layer of a model, for any
-# router and any backend, with gradients; `parallel.Ranks` tells the training loop about the other
-# ranks. One thing there deserves a thought. Of the gradient,
+# router and any backend, with gradients; `parallel.train` is `train` for a model whose experts live
+# on several ranks. One thing there deserves a thought. Of the gradient,
 #
 # - *everything but the experts* is on every rank, so its gradients are averaged over the ranks
 #   (that is PyTorch's `DistributedDataParallel`);
@@ -260,15 +264,16 @@ small = MixtralConfig(
 )  # fmt: skip
 settings = dict(steps=10, batch_size=6, seq_len=32, warmup=2, autocast="off")
 TRAINING = f"""
-from moe_lite import data, parallel, train; from moe_lite.routing import MixtralConfig
-from moe_lite.model import Mixtral; from torch.distributed.device_mesh import init_device_mesh
+from moe_lite import parallel; from moe_lite.course import data
+from moe_lite.config import MixtralConfig, TrainConfig; from moe_lite.model import Mixtral
+from torch.distributed.device_mesh import init_device_mesh
 mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("ep",))
 torch.manual_seed(0)
 model = Mixtral({small!r})
 parallel.shard_experts(model, mesh)                          # one line
 held = sum(p.numel() for p in model.parameters())
-history = train.train(model, data.load_corpus(("prose",), max_bytes=100_000),
-    train.TrainConfig(**{settings!r}), ranks=parallel.Ranks(mesh), progress=False)
+history = parallel.train(mesh, model, data.load_corpus(("prose",), max_bytes=100_000),
+    TrainConfig(**{settings!r}), progress=False)
 if rank == 0: print(json.dumps({{"held": held, "losses": history.column("loss")}}))
 """
 
@@ -844,7 +849,7 @@ print(f"one process: {losses.mean():.2f}   two ranks: {by_ranks:.2f}")
 # same mistake, with accumulation steps in the place of ranks, stood in transformers' trainer until
 # October 2024 (pull request 34191), and one with ranks was reported there a few months later
 # (issue 37474). The cure is to weigh a rank's mean by its share of the tokens (exercise 3), which
-# is what `parallel.Ranks` does.
+# is what `parallel.train` does.
 #
 # </details>
 #

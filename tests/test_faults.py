@@ -5,28 +5,29 @@ error that goes away; `full`, from then on nothing more can be written, as on a 
 the process is gone. `limit` lets no file grow beyond some bytes, which stops writes half-way.
 """
 
+import io
 import json
 import os
 import resource
 import shutil
 import signal
 import sys
-import tempfile
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
 from moe_lite import files, hf
-from moe_lite.config import MixtralConfig
+from moe_lite.checkpoint import save_checkpoint
+from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course import build, ledger
 from moe_lite.course.data import load_tokenizer
 from moe_lite.course.recipes import export
 from moe_lite.course.widgets import RowsOrColumns
+from moe_lite.history import History
 from moe_lite.model import Mixtral
-from moe_lite.train import History
+from moe_lite.train import make_optimizer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="stops forked processes")
 
@@ -76,9 +77,7 @@ def stopped(act, folder: Path, kind: str = "none", at: int = 0) -> tuple[int, in
         code = UNTOLD
         try:
             os.close(told)
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, 1)
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")
+            sys.stdout = io.StringIO()
             if kind == "limit":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (at, resource.RLIM_INFINITY))
             faults = Faults(folder, kind, at)
@@ -209,15 +208,31 @@ def a_result(folder: Path):
     return act
 
 
+ROWS = [{"step": i, "tokens": i, "seconds": 1.0, "loss": 2.0, "load": 1.0} for i in range(1, 9)]
+
+
 def a_history(folder: Path):
-    rows = [{"step": i, "tokens": i, "seconds": 1.0, "loss": 2.0, "load": 1.0} for i in range(1, 9)]
-    History(rows[:4]).save(folder / "history.jsonl")
-    return lambda: History(rows).save(folder / "history.jsonl")
+    History(ROWS[:4]).save(folder / "history.jsonl")
+    return lambda: History(ROWS).save(folder / "history.jsonl")
+
+
+def a_checkpoint(folder: Path):
+    config = TrainConfig(keep=2)
+    small = Mixtral(replace(CONFIG, vocab_size=8))
+    optimizer = make_optimizer(small, config)
+    small(torch.tensor([[1, 2, 3]])).logits_BSV.sum().backward()
+    optimizer.step()
+
+    def act(step: int = 2) -> None:
+        save_checkpoint(folder, small, optimizer, config, "the text", History(ROWS[:step]))
+
+    act(1)
+    return act
 
 
 ACTS = [
     an_export, a_first_export, a_save_in_shards, a_page, a_linked_page, a_picture, a_notebook,
-    a_result, a_history,
+    a_result, a_history, a_checkpoint,
 ]  # fmt: skip
 
 

@@ -21,13 +21,15 @@ from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from moe_lite import hf
+from moe_lite.checkpoint import load_checkpoint, save_checkpoint
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course import ledger
 from moe_lite.course.data import encode, load_tokenizer, pieces
 from moe_lite.course.film import Film
 from moe_lite.course.recipes import RECIPES, Recipe, read_recipe
+from moe_lite.history import History
 from moe_lite.model import Mixtral
-from moe_lite.train import History
+from moe_lite.train import make_optimizer
 
 CASES = int(os.environ.get("FUZZ_CASES", "10000"))
 SEED = os.environ.get("FUZZ_SEED", "0")
@@ -41,8 +43,8 @@ for _ in range(100):
 STRANGE = [
     None, True, False, 0, -1, 1, 2, 7, 2**31, 2**62, 2**63, 10**30, 1.5, -0.5, 1e-320, 1e308,
     math.nan, math.inf, "", "1", "1.5", "big", "true", "\ud800", "\0", "a\nb", "../x", "/dev/zero",
-    "x" * 5000, [], [[]], [1], [1, 2, 3], [None], ["a", 1], {}, {"a": 1}, {"": {}}, [0] * 3000, DEEP,
-    "((a+)+)+$", "int8", "F64", "BF16", "step-00000002",
+    "x" * 5000, [], [[]], [1], [1, 2, 3], [None], ["a", 1], {}, {"a": 1}, {"": {}}, [0] * 3000,
+    DEEP, "((a+)+)+$", "int8", "F64", "BF16", "step-00000002",
 ]  # fmt: skip
 
 
@@ -280,6 +282,36 @@ def read_history(folder: Path) -> None:
         assert all(isinstance(v, int | float) for v in row.get("bits", {}).values())
 
 
+SETTINGS, WEIGHTS = TrainConfig(steps=3), {}
+
+
+def whole_checkpoint(folder: Path) -> None:
+    torch.manual_seed(0)
+    model = Mixtral(TINY)
+    optimizer = make_optimizer(model, SETTINGS)
+    model(torch.tensor([[1, 2, 3]])).logits_BSV.sum().backward()
+    optimizer.step()
+    WEIGHTS.update({name: p.detach().clone() for name, p in model.named_parameters()})
+    whole_history(folder)
+    history = History.load(folder / "history.jsonl")
+    (folder / "history.jsonl").unlink()
+    save_checkpoint(folder, model, optimizer, SETTINGS, "text", history)
+
+
+def read_checkpoint(folder: Path) -> None:
+    """Resume; a model and an optimizer that are not those that were saved are a wrong load."""
+    torch.manual_seed(1)
+    model = Mixtral(TINY)
+    optimizer = make_optimizer(model, SETTINGS)
+    (path,) = folder.glob("step-*")
+    history = load_checkpoint(path, model, optimizer, SETTINGS, "text")
+    assert len(history) == 5
+    assert all(torch.equal(p, WEIGHTS[name]) for name, p in model.named_parameters())
+    assert all(
+        state.keys() == {"step", "exp_avg", "exp_avg_sq"} for state in optimizer.state.values()
+    )
+
+
 def whole_tokenizer(folder: Path) -> None:
     vocab = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3, "Ġ": 4, "c": 5}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))
@@ -336,6 +368,8 @@ KINDS = {  # name: (share of the cases, the file, make it whole, spoil it, read 
               read_model),
     "film": (3, "film.safetensors", whole_film, spoil_tensors, read_film),
     "history": (3, "history.jsonl", whole_history, spoil_lines, read_history),
+    "state": (2, "step-00000005/state.json", whole_checkpoint, spoil_text, read_checkpoint),
+    "rows": (1, "step-00000005/history.jsonl", whole_checkpoint, spoil_lines, read_checkpoint),
     "tokenizer": (3, "tokenizer.json", whole_tokenizer, spoil_text, read_tokenizer),
     "result": (2, "result.json", whole_result, spoil_text, read_result),
     "part": (1, ".part.json", whole_part, spoil_text, read_part),

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from moe_lite import hf
+from moe_lite.checkpoint import checkpoints
 from moe_lite.cost import count_parameters
 from moe_lite.course import recipes
 from moe_lite.course.data import load_tokenizer
 from moe_lite.course.recipes import RECIPES, main, read_recipe
+from moe_lite.history import History
 from moe_lite.model import Mixtral
-from moe_lite.train import History, checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {

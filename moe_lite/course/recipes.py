@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import torch
 from tokenizers import Tokenizer
@@ -17,10 +17,11 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from .. import files, hf, parallel
 from ..checked import build, check_room, read_json
+from ..checkpoint import find_checkpoint
 from ..config import MixtralConfig, TrainConfig
 from ..cost import count_parameters
 from ..model import Mixtral
-from ..train import ALONE, Alone, check_writable, evaluate, find_checkpoint, train
+from ..train import evaluate, train
 from .data import DOMAINS, END_OF_TEXT, load_corpus
 from .film import Film, filmed, log_steps
 
@@ -159,8 +160,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--bf16", action="store_true", help="export in bfloat16, at half the size")
     add("--expert-parallel", type=int, metavar="N",
         help="under torchrun: the experts live on N processes, which share each batch")  # fmt: skip
-    add("--balance-over", choices=get_args(parallel.Over), default="global",
-        help="take balance over all processes' tokens (default), or over each one's")  # fmt: skip
     add("--timeout", type=float, default=60.0, metavar="SECONDS",
         help="how long to wait for another process (default: 60)")  # fmt: skip
     args = parser.parse_args(argv)
@@ -174,15 +173,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None = None) -> int:
-    ranks: Alone = ALONE if mesh is None else parallel.Ranks(mesh, args.balance_over)
+    first = mesh is None or mesh.get_rank() == 0  # the one that speaks and exports
     recipe = read_recipe(args.config)
     given = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
     config = replace(recipe.training, **given)
     out = args.out or Path("runs") / Path(args.config).stem
     target = args.export or out / "model"
     find_checkpoint(out, args.resume)  # refuse now what would be refused after minutes
-    check_writable(target)
-    check_writable(target.resolve().parent)  # where the new folder is made before it is swapped in
+    files.check_writable(target)
+    files.check_writable(
+        target.resolve().parent
+    )  # where the new folder is made before it is swapped in
     check_room(
         # weights, gradients and two moments in float32; each layer's input for the way back
         16 * count_parameters(recipe.model).total
@@ -195,7 +196,7 @@ def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None
         raise ValueError(f"the tokenizer has {size} tokens, but vocab_size is smaller: "
                          f"{recipe.model.vocab_size}")  # fmt: skip
     count = count_parameters(recipe.model)
-    if not ranks.rank:
+    if first:
         print(f"{count.total:,} parameters, {count.active:,} active for a token; "
               f"the text:\n{corpus}")  # fmt: skip
     torch.manual_seed(config.seed)
@@ -212,17 +213,19 @@ def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None
             film = Film.load(reel, until=int(last.name.removeprefix("step-")))
         callback = filmed(film, model, reel)
     try:
-        history = train(
-            model, corpus, config, out, resume=args.resume, callback=callback, ranks=ranks
-        )
+        fit = train if mesh is None else partial(parallel.train, mesh)
+        history = fit(model, corpus, config, out, resume=args.resume, callback=callback)
     except KeyboardInterrupt as stop:
-        if not ranks.rank:
+        if first:
             print(f"{stop or 'stopped'}; go on with --resume", file=sys.stderr)
         return 130
-    bits = evaluate(model, corpus, config=replace(config, eval_windows=64), ranks=ranks)
-    if mesh is not None:
+    longer = replace(config, eval_windows=64)
+    if mesh is None:
+        bits = evaluate(model, corpus, config=longer)
+    else:
+        bits = parallel.evaluate(model, corpus, config=longer)
         parallel.gather_experts(model)
-    if ranks.rank:
+    if not first:
         return 0
     history.save(out / "history.jsonl")
     files.write(out / "history.png", history.png())

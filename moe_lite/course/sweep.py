@@ -25,6 +25,7 @@ from torch import nn
 from ..config import MixtralConfig, TrainConfig
 from ..experts import Experts
 from ..files import write
+from ..history import History, Row
 from ..losses import drop_rate, load_balancing_loss, max_violation, mixtral_aux_loss
 from ..model import Mixtral
 from ..routers import (
@@ -37,7 +38,7 @@ from ..routers import (
     TopKRouter,
 )
 from ..routing import NotFinite
-from ..train import Balance, History, Probe, Row, cross_entropy, evaluate, train
+from ..train import Balance, Probe, cross_entropy, evaluate, train
 from .data import Corpus, load_corpus
 from .ledger import unfinished
 
