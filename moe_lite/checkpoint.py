@@ -126,7 +126,7 @@ def save_checkpoint(
         if not first:
             return target
         # 2. what the run is, and how to tell that a file is what was written
-        history.save(part / ROWS)
+        (part / ROWS).write_text(history.lines(), encoding="utf-8", newline="\n")
         digests = {path.name: _sha256(path) for path in sorted(part.iterdir())}
         state = {"format": FORMAT, **_identity(model, config, text), "step": step}
         content = json.dumps(state | {"sha256": digests}, indent=1) + "\n"
@@ -281,7 +281,8 @@ def _check_same(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None
             stored = there.get(part, {}).get(name)
             if stored != value and name not in _FREE_TO_CHANGE:
                 raise ValueError(
-                    f"cannot resume from {path}: its {part} has {name} {short(stored)}, not {value!r}"
+                    f"cannot resume from {path}: its {part} has {name} {short(stored)}, "
+                    f"not {value!r}"
                 )
     if there.get("text") != here["text"]:
         raise ValueError(

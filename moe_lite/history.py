@@ -45,8 +45,12 @@ class History:
         return [row[name] for row in self.rows if name in row]
 
     def save(self, path: str | Path) -> None:
-        """Write the rows as JSON lines."""
-        write(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        """Write the rows as JSON lines, all of them or nothing."""
+        write(path, self.lines())
+
+    def lines(self) -> str:
+        """Return the rows as JSON lines."""
+        return "".join(json.dumps(row) + "\n" for row in self.rows)
 
     @classmethod
     def load(cls, path: str | Path) -> History:
@@ -66,9 +70,10 @@ class History:
                 raise ValueError(f"{where}: {', '.join(missing)} missing")
             if row["step"] <= step:
                 raise ValueError(f"{where}: step {row['step']} follows step {step}")
-            if domains not in (None, row.get("bits", domains or {}).keys()):
+            step, here = row["step"], row.get("bits", domains)
+            if domains is not None and here.keys() != domains.keys():
                 raise ValueError(f"{where}: bits are of other domains than before")
-            step, domains = row["step"], row["bits"].keys() if "bits" in row else domains
+            domains = here
             rows.append(row)
         return cls(rows)
 

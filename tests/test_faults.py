@@ -224,7 +224,8 @@ def a_checkpoint(folder: Path):
     optimizer.step()
 
     def act(step: int = 2) -> None:
-        save_checkpoint(folder, small, optimizer, config, "the text", History(ROWS[:step]))
+        if not (folder / f"step-{step:08}").is_dir():  # a run goes on from the last, as here
+            save_checkpoint(folder, small, optimizer, config, "the text", History(ROWS[:step]))
 
     act(1)
     return act

@@ -264,7 +264,7 @@ def read_film(folder: Path) -> None:
 def whole_history(folder: Path) -> None:
     rows = [
         {"step": i, "tokens": 8 * i, "seconds": 0.5 * i, "loss": 2.0, "balance": 1.0, "z": 0.1,
-         "load": 1.5, "dropped": 0.0, "lr": 1e-3, "norm": 0.7, "bits": {"prose": 2.5}}
+         "load": 1.5, "dropped": 0.0, "lr": 1e-3, "norm": 0.7, **({"bits": {"a": 2.5, "b": 3.0}} if i % 2 else {})}
         for i in range(1, 6)
     ]  # fmt: skip
     History(rows).save(folder / "history.jsonl")
@@ -307,9 +307,7 @@ def read_checkpoint(folder: Path) -> None:
     history = load_checkpoint(path, model, optimizer, SETTINGS, "text")
     assert len(history) == 5
     assert all(torch.equal(p, WEIGHTS[name]) for name, p in model.named_parameters())
-    assert all(
-        state.keys() == {"step", "exp_avg", "exp_avg_sq"} for state in optimizer.state.values()
-    )
+    assert all(len(state) == 3 for state in optimizer.state.values())  # step and two moments
 
 
 def whole_tokenizer(folder: Path) -> None:

@@ -264,8 +264,8 @@ def test_history_is_saved_and_loaded_exactly(corpus, tmp_path):
     assert [row["step"] for row in history.rows if "bits" in row] == [4, 8, 12]
     assert history.column("tokens") == [64 * (i + 1) for i in range(12)]
     assert history.column("seconds") == sorted(history.column("seconds"))
-    (tmp_path / "h.jsonl").write_text('{"step": 1}\n[2]\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="is not a history"):
+    (tmp_path / "h.jsonl").write_text("[2]\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1 must be an object, not \\[2\\]"):
         History.load(tmp_path / "h.jsonl")
 
 
