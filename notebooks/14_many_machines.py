@@ -182,7 +182,7 @@ print("two ranks equal one")
 # Now with two processes that share no memory. PyTorch has the exchange as `all_to_all_single`; on
 # GPUs NCCL carries it, here **gloo** does, over local sockets. The helper starts one Python per
 # rank, lets them find each other through a file, and collects what rank 0 prints. (On the command
-# line `torchrun` is this helper.)
+# line `train --processes 2` is this helper.)
 
 # %%
 PRELUDE = """
@@ -291,8 +291,8 @@ assert np.allclose(one, two["losses"], rtol=1e-5)
 
 # %% [markdown]
 # The same losses, up to the order in which floating point numbers were added. Two ranks are not an
-# approximation of one. With `torchrun --nproc-per-node 2 -m moe_lite train --expert-parallel 2` the
-# same thing trains a whole recipe.
+# approximation of one. `python -m moe_lite train --processes 2` trains a whole recipe like that;
+# on several machines, `torchrun ... -m moe_lite train --expert-parallel 2`.
 #
 # ## 4. Whom does everybody wait for?
 #

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from moe_lite import __main__ as cli
-from moe_lite import parallel
+from moe_lite import launch, parallel
 from moe_lite.checkpoint import checkpoints
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course.data import Corpus, load_corpus
@@ -238,7 +238,7 @@ def first(rank: int, folder: Path, ports: list[str]) -> int:
         found["alone"][case] = train(fresh(case), corpus, config, out, progress=False).rows
     for seats in (4, 2, 1)[: 3 if rank == 0 else 2 if rank == 1 else 1]:
         os.environ |= {"WORLD_SIZE": str(seats), "MASTER_PORT": ports[(4, 2, 1).index(seats)]}
-        with parallel.launched(min(seats, 2), "cpu", timeout=300) as (pairs, _):
+        with launch.joined(min(seats, 2), "cpu", timeout=300) as (pairs, _):
             flat = init_device_mesh("cpu", (seats,), mesh_dim_names=("ep",))
             meshes = {"top_k": flat, "sigmoid_bias": pairs, "capacity": pairs}
             measured = runs(meshes, rank, folder, corpus) | {"layers": layers(flat, rank)}
