@@ -177,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.processes is not None and launch.MEETING not in os.environ:
         return launch.start(["-m", "moe_lite", "train", *argv], args.processes)
-    if (ep := args.expert_parallel or args.processes) is not None:
+    ep = args.processes if args.expert_parallel is None else args.expert_parallel
+    if ep is not None:
         with launch.joined(ep, args.device, args.timeout) as (mesh, device):
             return _run(args, device, mesh)
     if (seats := int(os.environ.get("WORLD_SIZE", 1))) > 1:
