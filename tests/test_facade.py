@@ -70,3 +70,33 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_the_door_is_light():
     done = run("import moe_lite; print('torch' in sys.modules, dir(moe_lite)[0])")
     assert done.returncode == 0 and done.stdout.startswith("False"), done.stderr
+
+
+SOURCES = sorted([*ROOT.glob("notebooks/*.py"), *ROOT.glob("solutions/*.py")])
+
+
+def import_cells(source):
+    """List, for each cell with an import at its top level, its lines that import ours."""
+    found = []
+    for cell in re.split(r"^# %%.*$", source, flags=re.M):
+        nodes = [n for n in ast.parse(cell).body if isinstance(n, ast.Import | ast.ImportFrom)]
+        ours = [n for n in nodes if ast.unparse(n).split()[1].partition(".")[0] == "moe_lite"]
+        if nodes:
+            found.append([line for n in ours for line in range(n.lineno, n.end_lineno + 1)])
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_notebook_imports_in_one_cell_and_ours_in_four_lines(path):
+    """What may be missing (Triton, transformers) is tried where it is used, inside a block."""
+    cells = import_cells(path.read_text(encoding="utf-8"))
+    assert len(cells) == 1 and 1 <= len(cells[0]) <= 4, cells
+
+
+def test_a_second_import_cell_and_a_long_import_are_seen():
+    source = (
+        "# %%\nimport torch\nfrom moe_lite import (\n    hf,\n    trace,\n)\n# %%\nx = 1\n# %%\n"
+    )
+    assert import_cells(source) == [[3, 4, 5]]
+    assert import_cells(source + "import moe_lite.hf\n") == [[3, 4, 5], [2]]
+    assert import_cells("# %%\ntry:\n    import triton\nexcept ImportError:\n    pass\n") == []
