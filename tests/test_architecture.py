@@ -222,11 +222,12 @@ for name in {library}:
 
 
 def listed(tree: str) -> set[str]:
-    """Give the paths that an indented file tree names."""
+    """Give the paths that an indented file tree names, one or several a line."""
     paths, above = set(), []
-    for indent, name in re.findall(r"^( *)(\S+)(?:  .*)?$", tree, flags=re.M):
-        above[len(indent) // 2 :] = [name]
-        paths.add("".join(above))
+    for indent, names in re.findall(r"^( *)(\S+(?: \S+)*)(?:  .*)?$", tree, flags=re.M):
+        for name in names.split():
+            above[len(indent) // 2 :] = [name]
+            paths.add("".join(above))
     return paths
 
 
@@ -250,7 +251,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_a_tree_is_read_level_by_level():
-    tree = "course.py   start\nmoe_lite/\n  layer.py  2  a layer\n  assets/\ntests/    all"
+    tree = "course.py   start\nmoe_lite/\n  a.py b.py  two files\n  assets/\ntests/    all"
     assert listed(tree) == {
-        "course.py", "moe_lite/", "moe_lite/layer.py", "moe_lite/assets/", "tests/",
+        "course.py", "moe_lite/", "moe_lite/a.py", "moe_lite/b.py", "moe_lite/assets/", "tests/",
     }  # fmt: skip
