@@ -35,7 +35,7 @@ from .layer import MoELayer
 from .losses import load_balancing_loss
 from .model import Mixtral
 from .routing import Dispatch, DispatchPlan, Routing
-from .train import Balance, Corpus, Trainer, check_finite, cross_entropy, router_terms, set_lr
+from .train import Balance, Corpus, Trainer, check_finite, cross_entropy, head_loss, router_terms
 from .train import evaluate as evaluate_in_one_process
 from .train import train as train_in_one_process
 
@@ -208,6 +208,20 @@ def _rows(*rows_BS: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None, float]:
     return tuple(rows[begin:end] for rows in rows_BS), None, (end - begin) / B
 
 
+class Objective(nn.Module):
+    """Return a batch's loss and its routings: the whole step forward, as DDP wants it."""
+
+    def __init__(self, model: Mixtral):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, ids_BS: Tensor, targets_BS: Tensor, mask_BS: Tensor | None
+    ) -> tuple[Tensor, tuple[Routing, ...]]:
+        hidden_BSD, routings = self.model.hidden(ids_BS, mask_BS)
+        return head_loss(self.model.lm_head, hidden_BSD, targets_BS), routings
+
+
 class ParallelTrainer(Trainer):
     """Take the steps of a run in many processes: the gradient is that of one with the whole batch.
 
@@ -225,10 +239,11 @@ class ParallelTrainer(Trainer):
         super().__init__(model, config, balance)
         self.mesh = mesh
         # What every rank has stays equal, because DDP averages its gradients over the ranks.
-        own = [name for _, name, _, _ in _shards(self.objective)]
-        own += [name for name, _ in self.objective.named_buffers()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.objective, own)
-        self.objective = DistributedDataParallel(self.objective)
+        objective = Objective(model)
+        own = [name for _, name, _, _ in _shards(objective)]
+        own += [name for name, _ in objective.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, own)
+        self.objective = DistributedDataParallel(objective)
 
     def step(self, step: int, corpus: Corpus) -> tuple[Row, Sequence[Routing]]:
         """Train on this rank's rows; return what was measured over all, and its own routings."""
@@ -256,7 +271,8 @@ class ParallelTrainer(Trainer):
         row = dict(zip(("loss", *terms), amounts.tolist(), strict=True))
         check_finite(row, routings)
         # 4. every rank moves its weights; a router's bias moves by all ranks' loads
-        set_lr(self.optimizer, config.lr_at(step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr_at(step)
         self.optimizer.step()
         for layer, routing in zip(model.moe_layers, routings, strict=True):
             if update := getattr(layer.gate, "update", None):
