@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -31,7 +33,7 @@ from .history import History
 Lay = Callable[[str, Tensor], Tensor]
 """Of several ranks: from a name and this rank's tensor to the DTensor of which it is a slice."""
 
-FORMAT = 2  # 1: model.safetensors and optimizer.safetensors, up to version 0.1
+FORMAT = 2  # 1 had model.safetensors and optimizer.safetensors, or named no format
 ROWS, STATE = "history.jsonl", "state.json"
 KEPT = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 _FREE_TO_CHANGE = ("eval_every", "eval_windows", "checkpoint_every", "keep")
@@ -59,12 +61,15 @@ def find_checkpoint(out: str | Path, resume: bool = False) -> Path | None:
 
 
 @contextmanager
-def held(out: str | Path, resume: bool = False) -> Iterator[Path | None]:
+def held(out: str | Path | None, resume: bool = False) -> Iterator[Path | None]:
     """Hold a run's folder while it trains; give its last checkpoint, as :func:`find_checkpoint`.
 
     The hold ends with the process, however that ends. What an earlier one left half-written is
-    swept away.
+    swept away. Without a folder there is nothing to hold.
     """
+    if out is None:
+        yield None
+        return
     find_checkpoint(out, resume)
     with _lock(Path(out)):
         for leftover in Path(out).glob(".step-*.unfinished"):
@@ -104,11 +109,11 @@ def save_checkpoint(
     step, first = history.rows[-1]["step"], lay is None or dist.get_rank() == 0
     target = Path(out) / f"step-{step:08}"
     part = _aside(target)
-    tensors = _weights(model) | {
-        f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
+    tensors = _weights(model)
+    for name, parameter in model.named_parameters():
+        tensors |= {f"{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+    if lay is not None:
+        tensors = {name: lay(name, tensor) for name, tensor in tensors.items()}
     try:
         if first:
             remove(part)
@@ -117,19 +122,15 @@ def save_checkpoint(
             dist.barrier()  # the folder is there
         # 1. every rank its tensors
         with _engine(lay) as dcp:
-            dcp.save(
-                {name: tensor if lay is None else lay(name, tensor)
-                 for name, tensor in tensors.items()},
-                storage_writer=dcp.HuggingFaceStorageWriter(str(part), save_distributed=True),
-                no_dist=lay is None,
-            )  # fmt: skip
+            writer = dcp.HuggingFaceStorageWriter(str(part), save_distributed=True)
+            dcp.save(tensors, storage_writer=writer, no_dist=lay is None)
         if not first:
             return target
-        # 2. what the run is, and how to tell that a file is what was written
+        # 2. the first: what the run is, and how to tell that a file is what was written
         (part / ROWS).write_text(history.lines(), encoding="utf-8", newline="\n")
         digests = {path.name: _sha256(path) for path in sorted(part.iterdir())}
-        state = {"format": FORMAT, **_identity(model, config, text), "step": step}
-        content = json.dumps(state | {"sha256": digests}, indent=1) + "\n"
+        state = _identity(model, config, text) | {"format": FORMAT, "step": step, "sha256": digests}
+        content = json.dumps(state, indent=1) + "\n"
         (part / STATE).write_text(content, encoding="utf-8", newline="\n")
         # 3. on the disk first, then the name
         for path in (*part.iterdir(), part):
@@ -137,8 +138,7 @@ def save_checkpoint(
         patiently(part.rename, target)
         flush(target.parent)
     except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"cannot write the checkpoint {target}: {reason}") from error
+        raise OSError(f"cannot write the checkpoint {target}: {error.strerror or error}") from error
     finally:
         if first:
             remove(part)
@@ -174,7 +174,7 @@ def load_checkpoint(
             there = reader.read_metadata().state_dict_metadata
             wanted = weights | _moments(model)  # a parameter that no step has used has no moments
             stored = {name: torch.empty_like(t) for name, t in wanted.items() if name in there}
-            into = stored if lay is None else {n: lay(n, tensor) for n, tensor in stored.items()}
+            into = stored if lay is None else {name: lay(name, t) for name, t in stored.items()}
             for name, tensor in weights.items():
                 if name not in there or there[name].size != into[name].shape:
                     shape = tuple(tensor.shape)
@@ -188,6 +188,29 @@ def load_checkpoint(
         kept = {key: stored[f"{name}.{key}"] for key in KEPT if f"{name}.{key}" in stored}
         optimizer.state[parameter] = kept
     return history
+
+
+@contextmanager
+def hold_interrupt() -> Iterator[Callable[[], bool]]:
+    """Note a Ctrl-C, lend a function that says so, and stop at the end; a second stops at once."""
+    pressed = False
+
+    def note(signum: int, frame: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread gets signals
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @contextmanager

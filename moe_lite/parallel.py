@@ -1,6 +1,6 @@
 """Expert parallelism: a model whose experts live on several ranks, on torch's own engine.
 
-A rank is a process, started by ``torchrun``, with its own rows of each batch. Everything but
+A rank is a process (:mod:`moe_lite.launch`) with its own rows of each batch. Everything but
 the experts is on every rank (DDP keeps it equal); of the E experts of a layer each rank has
 E / ep, and a token's vector travels to its experts and back by all-to-all. The gate, the
 weighted combine and the losses stay at home. ``dp`` groups of ``ep`` ranks may stand side by
@@ -12,11 +12,7 @@ over ranks and gradients: each stands where it happens, in :class:`ParallelTrain
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,107 +34,10 @@ from .history import History, Row
 from .layer import MoELayer
 from .losses import load_balancing_loss
 from .model import Mixtral
-from .routing import Dispatch, DispatchPlan, NotFinite, Routing
-from .train import Balance, Corpus, Trainer, check_finite, cross_entropy, router_terms, set_lr
+from .routing import Dispatch, DispatchPlan, Routing
+from .train import Balance, Corpus, Trainer, check_finite, cross_entropy, head_loss, router_terms
 from .train import evaluate as evaluate_in_one_process
 from .train import train as train_in_one_process
-
-
-@contextmanager
-def launched(
-    expert_parallel: int, device: str | None = None, timeout: float = 60.0
-) -> Iterator[tuple[DeviceMesh, torch.device]]:
-    """Join the processes that torchrun started; give their mesh and this one's device.
-
-    What is wrong for all ranks alike is raised by the first of each machine; the others leave
-    with exit code 1. If a rank is gone, the others hear of it at once where its connection
-    breaks, and else after the timeout: gloo's then raise, NCCL's are ended by torch.
-
-    Args:    expert_parallel: ranks that share a set of experts; of more, each such group has
-             the experts again. device: "cuda" (NCCL, one GPU for each rank) or "cpu" (gloo);
-             None takes GPUs where there are any. timeout: seconds to wait for another rank, at
-             the start and in each exchange.
-    Raises:  ValueError if the processes were not started by torchrun, do not make whole groups,
-             or lack devices; ConnectionError (an OSError) if they cannot meet or one is gone.
-    """
-    rank, seats = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE"))
-    local = int(os.environ.get("LOCAL_RANK", rank))
-    try:
-        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        _check_launch(expert_parallel, seats, local, kind, timeout)
-        if kind == "cuda":
-            torch.cuda.set_device(local)
-        where = ":".join(os.environ.get(f"MASTER_{name}", "?") for name in ("ADDR", "PORT"))
-        # Where something else answers at the port and is silent, torch waits without an end.
-        guard = threading.Timer(3 * timeout, os._exit, [1])
-        guard.daemon = True
-        guard.start()
-        try:
-            mesh = _meet(kind, expert_parallel, timedelta(seconds=timeout))
-        except (RuntimeError, ValueError) as error:
-            raise ConnectionError(
-                f"{seats} processes cannot meet at {where} within {timeout:g} s; is the port "
-                f"taken? (torchrun --standalone finds a free one): {_first_line(error)}"
-            ) from error
-        finally:
-            guard.cancel()
-        yield mesh, torch.device(kind, local) if kind == "cuda" else torch.device(kind)
-    except NotFinite as error:  # perhaps only here
-        raise NotFinite(f"rank {rank}: {error}") from error
-    except RuntimeError as error:
-        said = str(error).lower()
-        known = any(word in said for word in ("gloo", "nccl", "connection", "timed out"))
-        if not known and not isinstance(error, dist.DistError):
-            raise
-        what = f"did not answer for {timeout:g} s" if "timed out" in said else "is gone"
-        raise ConnectionError(
-            f"rank {rank}: another rank {what}; go on from the last checkpoint with --resume"
-        ) from error
-    except (ValueError, OSError):
-        if local:
-            raise SystemExit(1) from None
-        raise
-    dist.destroy_process_group()
-
-
-def _meet(kind: str, ep: int, timeout: timedelta) -> DeviceMesh:
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timeout)
-    rank_PE = torch.arange(dist.get_world_size()).view(-1, ep)
-    groups = [  # init_device_mesh would give them torch's timeout, half an hour
-        dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)[0]
-        for ranks in (rank_PE.T, rank_PE)
-    ]
-    return DeviceMesh.from_group(groups, kind, rank_PE, mesh_dim_names=("dp", "ep"))
-
-
-def _check_launch(ep: int, seats: int, local: int, kind: str, timeout: float) -> None:
-    if ep < 1:
-        raise ValueError(f"expert parallelism must be at least 1, not {ep}")
-    if not 0 < timeout < 1e6:
-        raise ValueError(f"the timeout must be a number of seconds above 0, not {timeout}")
-    if not seats:
-        raise ValueError(
-            "expert parallelism needs processes: start them with torchrun --standalone "
-            f"--nproc-per-node {ep} -m moe_lite train --expert-parallel {ep} ..."
-        )
-    if seats % ep:
-        raise ValueError(
-            f"{seats} processes do not make whole groups of {ep}: --expert-parallel must divide "
-            "the number of processes"
-        )
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f'the device must be "cpu" or "cuda" (one for each rank), not {kind!r}')
-    if kind == "cuda" and torch.cuda.device_count() <= local:
-        raise ValueError(
-            f"NCCL needs a GPU for each process, and this machine has {torch.cuda.device_count()}: "
-            "start fewer processes, or say --device cpu"
-        )
-    if not (dist.is_available() and (kind == "cuda" or dist.is_gloo_available())):
-        raise ValueError("this PyTorch was built without torch.distributed's gloo")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 def shard_experts(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -309,6 +208,20 @@ def _rows(*rows_BS: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None, float]:
     return tuple(rows[begin:end] for rows in rows_BS), None, (end - begin) / B
 
 
+class Objective(nn.Module):
+    """Return a batch's loss and its routings: the whole step forward, as DDP wants it."""
+
+    def __init__(self, model: Mixtral):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, ids_BS: Tensor, targets_BS: Tensor, mask_BS: Tensor | None
+    ) -> tuple[Tensor, tuple[Routing, ...]]:
+        hidden_BSD, routings = self.model.hidden(ids_BS, mask_BS)
+        return head_loss(self.model.lm_head, hidden_BSD, targets_BS), routings
+
+
 class ParallelTrainer(Trainer):
     """Take the steps of a run in many processes: the gradient is that of one with the whole batch.
 
@@ -326,10 +239,11 @@ class ParallelTrainer(Trainer):
         super().__init__(model, config, balance)
         self.mesh = mesh
         # What every rank has stays equal, because DDP averages its gradients over the ranks.
-        own = [name for _, name, _, _ in _shards(self.objective)]
-        own += [name for name, _ in self.objective.named_buffers()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.objective, own)
-        self.objective = DistributedDataParallel(self.objective)
+        objective = Objective(model)
+        own = [name for _, name, _, _ in _shards(objective)]
+        own += [name for name, _ in objective.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, own)
+        self.objective = DistributedDataParallel(objective)
 
     def step(self, step: int, corpus: Corpus) -> tuple[Row, Sequence[Routing]]:
         """Train on this rank's rows; return what was measured over all, and its own routings."""
@@ -357,7 +271,8 @@ class ParallelTrainer(Trainer):
         row = dict(zip(("loss", *terms), amounts.tolist(), strict=True))
         check_finite(row, routings)
         # 4. every rank moves its weights; a router's bias moves by all ranks' loads
-        set_lr(self.optimizer, config.lr_at(step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr_at(step)
         self.optimizer.step()
         for layer, routing in zip(model.moe_layers, routings, strict=True):
             if update := getattr(layer.gate, "update", None):

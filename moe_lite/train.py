@@ -9,11 +9,8 @@ bit on a CPU with as many threads, as one that was not.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .checkpoint import held, load_checkpoint, save_checkpoint
+from .checkpoint import held, hold_interrupt, load_checkpoint, save_checkpoint
 from .config import Autocast, TrainConfig
 from .history import History, Row
 from .losses import drop_rate, load_balancing_loss, max_violation, router_z_loss
@@ -44,10 +41,10 @@ class Batch(Protocol):
 
 
 class Corpus(Protocol):
-    """Give text to train on: what :func:`train` and :func:`evaluate` ask of it.
+    """Give text to train on, and held-out windows of each of its domains.
 
-    Attrs: domains: the names of its parts; bytes_V: how many bytes each token stands for;
-           digest: two corpora that differ in it are different text.
+    ``bytes_V`` says how many bytes each token stands for; ``digest`` differs for other text;
+    ``batch`` and ``windows`` depend on their arguments alone.
     """
 
     @property
@@ -56,28 +53,10 @@ class Corpus(Protocol):
     def bytes_V(self) -> Tensor: ...
     @property
     def digest(self) -> str: ...
-
     def batch(
         self, split: str, batch_size: int, seq_len: int, *, seed: int, step: int
-    ) -> Batch:  # fmt: skip
-        """Draw windows: a function of its arguments alone."""
-
-    def windows(self, domain: str, seq_len: int, count: int) -> Batch:
-        """Return a domain's held-out windows, always the same."""
-
-
-class Objective(nn.Module):
-    """Return a batch's loss and its routings: the whole step forward, as one module."""
-
-    def __init__(self, model: Mixtral):
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, ids_BS: Tensor, targets_BS: Tensor, mask_BS: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Routing, ...]]:
-        hidden_BSD, routings = self.model.hidden(ids_BS, mask_BS)
-        return head_loss(self.model.lm_head, hidden_BSD, targets_BS), routings
+    ) -> Batch: ...
+    def windows(self, domain: str, seq_len: int, count: int) -> Batch: ...
 
 
 class Trainer:
@@ -88,7 +67,6 @@ class Trainer:
 
     def __init__(self, model: Mixtral, config: TrainConfig, balance: Balance = load_balancing_loss):
         self.model, self.config, self.balance = model, config, balance
-        self.objective: nn.Module = Objective(model)
         self.optimizer = make_optimizer(model, config)
         self.device = model.embed_tokens.weight.device
         self.dtype = autocast_dtype(model, config.autocast)
@@ -107,7 +85,8 @@ class Trainer:
         ids_BS, targets_BS = batch.ids_BS.to(self.device), batch.targets_BS.to(self.device)
         # 2. forward: the loss of the next token, and what else is asked of the routers
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            loss, routings = self.objective(ids_BS, targets_BS)
+            hidden_BSD, routings = model.hidden(ids_BS)
+            loss = head_loss(model.lm_head, hidden_BSD, targets_BS)
         terms = router_terms(routings, self.balance)
         # 3. backward, and a gradient of at most grad_clip
         self.optimizer.zero_grad()
@@ -117,7 +96,8 @@ class Trainer:
         row = dict(zip(("loss", *terms), amounts, strict=True))
         check_finite(row, routings)
         # 4. the optimizer moves the weights, and a router that balances by a bias moves that
-        set_lr(self.optimizer, config.lr_at(step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr_at(step)
         self.optimizer.step()
         for layer, routing in zip(model.moe_layers, routings, strict=True):
             if update := getattr(layer.gate, "update", None):
@@ -171,8 +151,7 @@ def train(
              KeyboardInterrupt on Ctrl-C, after the step is finished and its checkpoint written.
     """
     run, history = trainer(model, config, balance), History()
-    hold = nullcontext() if out is None else held(out, resume)
-    with hold as last:
+    with held(out, resume) as last:
         if last is not None:
             history = run.load(last, corpus)
         model.train()
@@ -181,7 +160,7 @@ def train(
                    disable=not progress)  # fmt: skip
         # The steps seed torch's generators; afterwards they are as they were.
         fork = torch.random.fork_rng([run.device] if run.device.type == "cuda" else [])
-        with bar, fork, _hold_interrupt() as pressed:
+        with bar, fork, hold_interrupt() as pressed:
             for row in _rows(run, corpus, history, probe):
                 speed = f"{row['tokens'] / row['seconds']:,.0f} tokens/s"
                 bar.set_postfix_str(
@@ -278,12 +257,6 @@ def check_finite(row: Row, routings: Sequence[Routing]) -> None:
     raise NotFinite(f"the {what}; a lower lr, a longer warmup or a smaller grad_clip may help")
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every parameter."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW with decay on matrices (embeddings and stacked experts too), none on norms.
 
@@ -318,13 +291,18 @@ def autocast_dtype(model: nn.Module, autocast: Autocast = "auto") -> torch.dtype
     return torch.bfloat16 if fast or autocast == "on" else None
 
 
+def summed_loss(model: Mixtral, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
+    """Return the cross entropy of the next token, summed over all tokens, in nats."""
+    return cross_entropy(model(ids_BS).logits_BSV, targets_BS, reduction="sum")
+
+
 @torch.no_grad()
 def evaluate(
     model: Mixtral,
     corpus: Corpus,
     *,
     config: TrainConfig | None = None,
-    nats: Callable[[Mixtral, Tensor, Tensor], Tensor] | None = None,
+    nats: Callable[[Mixtral, Tensor, Tensor], Tensor] = summed_loss,
 ) -> dict[str, float]:
     """Return held-out bits per byte of each domain: always the same, evenly spaced windows.
 
@@ -332,11 +310,11 @@ def evaluate(
     first tokens of a window are predicted with little before them, which counts too.
 
     Args:    config: its seq_len, batch_size, eval_windows (per domain) and autocast are used.
-             nats: from model, ids and targets to the sum of the losses (default: run it).
+             nats: from model, ids and targets to the sum of the losses.
     Returns: for each domain of the corpus, in bits per byte of UTF-8.
     Raises:  ValueError if a domain's text is shorter than a window.
     """
-    config, nats = config or TrainConfig(), nats or summed_loss
+    config = config or TrainConfig()
     device, dtype = model.embed_tokens.weight.device, autocast_dtype(model, config.autocast)
     training = model.training
     model.eval()
@@ -355,31 +333,3 @@ def evaluate(
         bits[domain] = total / (math.log(2) * max(size, 1))
     model.train(training)
     return bits
-
-
-def summed_loss(model: Mixtral, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
-    """Return the cross entropy of the next token, summed over all tokens, in nats."""
-    return cross_entropy(model(ids_BS).logits_BSV, targets_BS, reduction="sum")
-
-
-@contextmanager
-def _hold_interrupt() -> Iterator[Callable[[], bool]]:
-    """Note a Ctrl-C instead of stopping in the middle of a step; a second one stops at once."""
-    pressed = False
-
-    def note(signum: int, frame: Any) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread gets signals
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
-    if pressed:
-        raise KeyboardInterrupt

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from moe_lite import __main__ as cli
-from moe_lite import parallel
+from moe_lite import launch, parallel
 from moe_lite.checkpoint import checkpoints
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course.data import Corpus, load_corpus
@@ -38,7 +38,7 @@ from moe_lite.routers import (
     TopKRouter,
 )
 from moe_lite.routing import Routing
-from moe_lite.train import Objective, train
+from moe_lite.train import train
 
 D, E, S = 16, 4, 16
 SMALL = MixtralConfig(
@@ -193,10 +193,8 @@ def balances(mesh: DeviceMesh, corpus: Corpus) -> dict[str, float]:
     """Take balance on two ranks; beside it that of the whole batch, and the mean of its parts'."""
     batch = corpus.batch("train", 3, S, seed=CONFIG.seed, step=0)
     with torch.no_grad():
-        parts = [Objective(fresh("sigmoid_bias"))(ids, targets)[1]
-                 for ids, targets in zip(batch.ids_BS.split([1, 2]),
-                                         batch.targets_BS.split([1, 2]), strict=True)]  # fmt: skip
-        whole = Objective(fresh("sigmoid_bias"))(batch.ids_BS, batch.targets_BS)[1]
+        parts = [fresh("sigmoid_bias")(ids).routings for ids in batch.ids_BS.split([1, 2])]
+        whole = fresh("sigmoid_bias")(batch.ids_BS).routings
     config = replace(CONFIG, batch_size=3, steps=2, eval_every=0)
     found = {}
     for balance in (load_balancing_loss, importance_loss, mixtral_aux_loss):
@@ -238,7 +236,7 @@ def first(rank: int, folder: Path, ports: list[str]) -> int:
         found["alone"][case] = train(fresh(case), corpus, config, out, progress=False).rows
     for seats in (4, 2, 1)[: 3 if rank == 0 else 2 if rank == 1 else 1]:
         os.environ |= {"WORLD_SIZE": str(seats), "MASTER_PORT": ports[(4, 2, 1).index(seats)]}
-        with parallel.launched(min(seats, 2), "cpu", timeout=300) as (pairs, _):
+        with launch.joined(min(seats, 2), "cpu", timeout=300) as (pairs, _):
             flat = init_device_mesh("cpu", (seats,), mesh_dim_names=("ep",))
             meshes = {"top_k": flat, "sigmoid_bias": pairs, "capacity": pairs}
             measured = runs(meshes, rank, folder, corpus) | {"layers": layers(flat, rank)}

@@ -290,7 +290,7 @@ def test_a_taken_port_is_named(monkeypatch):
 def test_processes_and_the_option_belong_together(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(
-        ValueError, match="start them with torchrun --standalone --nproc-per-node 2"
+        ValueError, match="add --processes 2, or on several machines start them with torchrun"
     ):
         recipes.main(["--expert-parallel", "2"])
     monkeypatch.setenv("WORLD_SIZE", "2")

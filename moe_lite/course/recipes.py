@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.distributed.device_mesh import DeviceMesh
 
-from .. import files, hf, parallel
+from .. import files, hf, launch, parallel
 from ..checked import build, check_room, read_json
 from ..checkpoint import find_checkpoint
 from ..config import MixtralConfig, TrainConfig
@@ -158,13 +158,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--export", type=Path, metavar="FOLDER",
         help="where the finished model goes (default: model/ in --out)")  # fmt: skip
     add("--bf16", action="store_true", help="export in bfloat16, at half the size")
+    add("--processes", type=int, metavar="N",
+        help="train in N processes here, which share each batch and the experts")  # fmt: skip
     add("--expert-parallel", type=int, metavar="N",
-        help="under torchrun: the experts live on N processes, which share each batch")  # fmt: skip
+        help="so many processes share a set of experts, more hold it again (default: all); "
+        "under torchrun, which starts processes on several machines, it must be given")  # fmt: skip
     add("--timeout", type=float, default=60.0, metavar="SECONDS",
         help="how long to wait for another process (default: 60)")  # fmt: skip
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
-    if args.expert_parallel is not None:
-        with parallel.launched(args.expert_parallel, args.device, args.timeout) as (mesh, device):
+    if args.processes is not None and launch.MEETING not in os.environ:
+        return launch.start(["-m", "moe_lite", "train", *argv], args.processes)
+    ep = args.processes if args.expert_parallel is None else args.expert_parallel
+    if ep is not None:
+        with launch.joined(ep, args.device, args.timeout) as (mesh, device):
             return _run(args, device, mesh)
     if (seats := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         raise ValueError(f"{seats} processes would each train the whole model: add "
