@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from scipy.special import stdtrit
+
 from .. import __version__
 from ..checked import build, conform, read_json, short
 from ..files import target, write
@@ -39,31 +41,16 @@ SIGNS: dict[Verdict, str] = {"reproduced": "✓", "direction only": "≈", "not 
 
 
 def student_t(df: int, confidence: float = 0.95) -> float:
-    """Find t such that a Student variable of df degrees lies within ±t with this probability.
+    """Return t such that a Student variable of df degrees lies within ±t with this probability.
 
     >>> [round(student_t(df), 3) for df in (1, 2, 24)]
     [12.706, 4.303, 2.064]
 
     Raises: ValueError if df is below 1.
-    Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4 (closed forms for whole df), bisected.
     """
     if df < 1:
         raise ValueError(f"an interval needs at least two values, not {df + 1}")
-
-    def inside(angle: float) -> float:  # t = sqrt(df) * tan(angle)
-        term = total = math.cos(angle) if df % 2 else 1.0
-        for k in range(3 if df % 2 else 2, df, 2):
-            term *= math.cos(angle) ** 2 * (k - 1) / k
-            total += term
-        if df % 2:
-            return 2 / math.pi * (angle + math.sin(angle) * total * (df > 1))
-        return math.sin(angle) * total
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if inside(middle) < confidence else (low, middle)
-    return math.sqrt(df) * math.tan(low)
+    return float(stdtrit(df, (1 + confidence) / 2))
 
 
 @dataclass(frozen=True)
