@@ -184,8 +184,8 @@ class DispatchPlan:
     dropless: bool
 
 
-Dispatch = Callable[[Tensor, "Experts", DispatchPlan], Tensor]
-"""A backend: (x_TD, experts, plan) -> out_TD."""
+Dispatch = Callable[[Tensor, "Experts", Routing], Tensor]
+"""A backend: (x_TD, experts, routing) -> out_TD."""
 
 
 @dataclass(frozen=True, eq=False)

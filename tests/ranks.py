@@ -26,8 +26,8 @@ from moe_lite import launch, parallel
 from moe_lite.checkpoint import checkpoints
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course.data import Corpus, load_corpus
-from moe_lite.dispatch import BACKENDS
 from moe_lite.experts import Experts
+from moe_lite.fast import BACKENDS
 from moe_lite.layer import MoELayer
 from moe_lite.losses import importance_loss, load_balancing_loss, mixtral_aux_loss
 from moe_lite.model import Mixtral
