@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from .routers import ExpertChoiceRouter as ExpertChoiceRouter
     from .routers import GShardRouter as GShardRouter
     from .routers import HashRouter as HashRouter
-    from .routers import HierarchicalRouter as HierarchicalRouter
     from .routers import NoisyTopKRouter as NoisyTopKRouter
+    from .routers import Router as Router
+    from .routers import Scores as Scores
     from .routers import SigmoidBiasRouter as SigmoidBiasRouter
     from .routers import SwitchRouter as SwitchRouter
     from .routers import TopKRouter as TopKRouter
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .routing import Routing as Routing
     from .routing import RoutingTrace as RoutingTrace
     from .trace import record as record
+    from .tree import HierarchicalRouter as HierarchicalRouter
     from .train import train as train
 
 __version__ = "0.1.0.dev0"
@@ -47,11 +49,12 @@ _HOME = {
     "losses": ("load_balancing_loss", "router_z_loss"),
     "model": ("Mixtral",),
     "routers": (
-        "ExpertChoiceRouter", "GShardRouter", "HashRouter", "HierarchicalRouter",
-        "NoisyTopKRouter", "SigmoidBiasRouter", "SwitchRouter", "TopKRouter",
+        "ExpertChoiceRouter", "GShardRouter", "HashRouter", "NoisyTopKRouter", "Router", "Scores",
+        "SigmoidBiasRouter", "SwitchRouter", "TopKRouter",
     ),
     "routing": ("DispatchPlan", "Routing", "RoutingTrace"),
     "trace": ("record",),
+    "tree": ("HierarchicalRouter",),
 }  # fmt: skip
 __all__ = sorted(name for names in _HOME.values() for name in names)
 

@@ -27,7 +27,8 @@ class MoELayer(nn.Module):
 
     The layer returns its routing; nothing is collected behind the caller's back.
 
-    Args:    gate: maps x_TD to a :class:`Routing` over as many experts as there are.
+    Args:    gate: a :class:`~moe_lite.routers.Router`, or what else maps x_TD (with mask_T and
+             ids_T) to a :class:`Routing` over as many experts as there are.
              backend: a key of ``moe_lite.dispatch.BACKENDS``.
              shared: experts that see every token, with a weight of 1, beside the routed ones.
     Attrs:   across: None, or the way to experts on other ranks, of which ``experts`` are then
@@ -57,7 +58,7 @@ class MoELayer(nn.Module):
         """Route, run the experts, and give their sum and the routing.
 
         Args: mask_BS: False for padding, which then takes no expert's time and no one's place.
-              ids_BS: the tokens' ids, for a gate that reads them.
+              ids_BS: the tokens' ids, for a router that looks at them.
         """
         D = self.experts.w1.shape[-1]
         if x_BSD.shape[-1] != D:
@@ -65,9 +66,8 @@ class MoELayer(nn.Module):
         if self.backend not in BACKENDS:
             raise ValueError(f"backend must be one of {sorted(BACKENDS)}, not {self.backend!r}")
         x_TD = x_BSD.reshape(-1, D)
-        known = {"mask_T": mask_BS, "ids_T": ids_BS}
-        read = {name: known[name] for name in getattr(self.gate, "reads", ())}
-        routing: Routing = self.gate(x_TD, **read).masked(mask_BS)
+        mask_T, ids_T = (x if x is None else x.reshape(-1) for x in (mask_BS, ids_BS))
+        routing: Routing = self.gate(x_TD, mask_T=mask_T, ids_T=ids_T).masked(mask_T)
         E, dispatch = self.experts.num_experts, BACKENDS[self.backend]
         if self.across is not None:
             E, dispatch = E * self.across.ranks, self.across.reach(dispatch)
