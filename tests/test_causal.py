@@ -9,12 +9,11 @@ from moe_lite.causal import ablate, ban, effect, force, intervene, swap, top_k
 from moe_lite.config import MixtralConfig
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
+from moe_lite.tree import HierarchicalRouter
 from moe_lite.routers import (
-    Capacity,
     ExpertChoiceRouter,
     GShardRouter,
     HashRouter,
-    HierarchicalRouter,
     NoisyTopKRouter,
     SigmoidBiasRouter,
     SwitchRouter,
@@ -35,7 +34,7 @@ GATES = {
     "gshard": lambda: GShardRouter(D, E),
     "sigmoid": lambda: SigmoidBiasRouter(D, E, 2),
     "sigmoid sum": lambda: SigmoidBiasRouter(D, E, 2, renormalize=False),
-    "capacity": lambda: Capacity(TopKRouter(D, E, 2), 1.0, "gate"),
+    "capacity": lambda: TopKRouter(D, E, 2, capacity_factor=1.0, priority="gate"),
 }
 OTHERS = {
     "hash": lambda: HashRouter(V, E),
@@ -341,8 +340,8 @@ def test_what_cannot_be_done_is_said(change, complaint):
         ("mixtral", [force(0, e, 2) for e in range(3)], "token 2: more experts are forced"),
         ("mixtral", [ban(0, e, 2) for e in range(5)], "token 2: fewer experts are left"),
         ("choice", [force(0, 1)], "ExpertChoiceRouter does not choose by one top-k"),
-        ("tree", [top_k(1)], "HierarchicalRouter does not choose by one top-k"),
-        ("hash", [ban(0, 1)], "a hash router's table knows no next best"),
+        ("tree", [top_k(2)], "HierarchicalRouter does not choose by one top-k"),
+        ("hash", [ban(0, 1)], "fewer experts are left to choose from"),
     ],
 )
 def test_what_a_router_cannot_do_is_said(gate, changes, complaint):
