@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from .routing import Routing as Routing
     from .routing import RoutingTrace as RoutingTrace
     from .trace import record as record
-    from .tree import HierarchicalRouter as HierarchicalRouter
     from .train import train as train
+    from .tree import HierarchicalRouter as HierarchicalRouter
 
 __version__ = "0.1.0.dev0"
 

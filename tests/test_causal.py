@@ -9,7 +9,6 @@ from moe_lite.causal import ablate, ban, effect, force, intervene, swap, top_k
 from moe_lite.config import MixtralConfig
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
-from moe_lite.tree import HierarchicalRouter
 from moe_lite.routers import (
     ExpertChoiceRouter,
     GShardRouter,
@@ -19,6 +18,7 @@ from moe_lite.routers import (
     SwitchRouter,
     TopKRouter,
 )
+from moe_lite.tree import HierarchicalRouter
 
 D, E, L, V = 16, 6, 3, 50
 SIZES = dict(

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from moe_lite.routers.queues import queue_rank
 
 from moe_lite.causal import ablate, effect, top_k
 from moe_lite.config import MixtralConfig
@@ -14,7 +15,6 @@ from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer
 from moe_lite.model import Mixtral
 from moe_lite.routers import Capacity, GShardRouter, NoisyTopKRouter, SigmoidBiasRouter, TopKRouter
-from moe_lite.routers.queues import queue_rank
 from moe_lite.routing import Routing, RoutingTrace
 
 TOKENS = ["HAM", "LET", ".", " To", " be", ",", " or", " not", " to", " be", "\n", "def", " f",
