@@ -42,13 +42,8 @@ from moe_lite.course.widgets import NoisyGate
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
-from moe_lite.routers import (
-    HierarchicalRouter,
-    NoisyTopKRouter,
-    TopKRouter,
-    kth_excluding,
-    prob_in_top_k,
-)
+from moe_lite.routers import NoisyTopKRouter, TopKRouter, kth_excluding, prob_in_top_k
+from moe_lite.tree import HierarchicalRouter
 
 torch.manual_seed(0)
 torch.set_num_threads(1)

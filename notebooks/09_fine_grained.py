@@ -42,13 +42,13 @@ from torch import nn
 
 from moe_lite import cost
 from moe_lite.course import data, ledger, viz
-from moe_lite.course.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run
+from moe_lite.course.sweep import MAX_BYTES, SMALL, Setting, measure, run
 from moe_lite.course.widgets import BiasController
 from moe_lite.dispatch import BACKENDS, plan
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
 from moe_lite.losses import load_balancing_loss, max_violation
-from moe_lite.routers import SigmoidBiasRouter, TopKRouter
+from moe_lite.routers import ROUTERS, SigmoidBiasRouter, TopKRouter
 from moe_lite.routing import Routing
 
 torch.manual_seed(0)
@@ -210,8 +210,8 @@ class WithoutBest(nn.Module):
         super().__init__()
         self.gate, self.off = gate, round(ratio * len(gate.weight))
 
-    def forward(self, x_TD):
-        logits_TE = self.gate.logits(x_TD)
+    def forward(self, x_TD, **_):
+        logits_TE = self.gate(x_TD).logits_TE
         best_TM = logits_TE.topk(self.off).indices
         logits_TE = logits_TE.scatter(1, best_TM, -1e9)  # as good as -inf; the layer refuses that
         probs_TE = logits_TE.softmax(-1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from moe_lite.dispatch import BACKENDS, plan
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
-from moe_lite.routers import Capacity, ExpertChoiceRouter, TopKRouter
+from moe_lite.routers import ExpertChoiceRouter, TopKRouter
 from moe_lite.routing import Routing
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -45,7 +45,8 @@ def route(kind: str, T: int, E: int, K: int, D: int) -> Routing:
             logits_TE, logits_TE.softmax(-1), expert_TK, torch.rand(T, 1) + 0.5
         )
     if kind == "full experts":
-        return Capacity(router, 0.6)(x_TD)
+        router.capacity_factor = 0.6
+        return router(x_TD)
     if kind == "nobody is kept":
         return router(x_TD).masked(torch.zeros(T))
     assert kind == "tokens choose"
