@@ -40,9 +40,9 @@ import torch
 import torch.nn.functional as F
 
 from moe_lite import hf, losses, trace
+from moe_lite.capacity import capacity, limit, queue_rank
 from moe_lite.course import data, ledger, sweep, viz
 from moe_lite.course.widgets import ExpertQueues
-from moe_lite.capacity import capacity, limit, queue_rank
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
 from moe_lite.routers import GShardRouter, SwitchRouter, TopKRouter
