@@ -291,8 +291,13 @@ class _Wish:
 def _only(routing: Routing, who_T: Tensor) -> Routing:
     """Return the pairs of some tokens."""
     mine_N = who_T.index_select(0, routing.token_N)
-    pairs = {name: getattr(routing, name) for name in ("token_N", "expert_N", "gate_N", "keep_N")}
-    return replace(routing, **{n: x if x is None else x[mine_N] for n, x in pairs.items()})
+    return replace(
+        routing,
+        token_N=routing.token_N[mine_N],
+        expert_N=routing.expert_N[mine_N],
+        gate_N=routing.gate_N[mine_N],
+        keep_N=None if routing.keep_N is None else routing.keep_N[mine_N],
+    )
 
 
 def _joined(before: Routing, parts: list[Routing], own_TE: Tensor, wish: _Wish) -> Routing:

@@ -363,11 +363,10 @@ class GShardRouter(TopKRouter, name="gshard", era="GShard 2020"):
     """
 
     def __init__(
-        self, hidden_size: int, num_experts: int, *,
-        capacity_factor: float = 2.0, group_size: int | None = None,
-    ):  # fmt: skip
-        queue = {"capacity_factor": capacity_factor, "group_size": group_size}
-        super().__init__(hidden_size, num_experts, 2, priority="choice", **queue)
+        self, hidden_size: int, num_experts: int, *, capacity_factor: float = 2.0, **options: Any
+    ):
+        options = {"priority": "choice", "capacity_factor": capacity_factor} | options
+        super().__init__(hidden_size, num_experts, 2, **options)
 
     def choose(self, scores: Scores, k: int | None = None) -> Routing:
         routing = super().choose(scores, k)
@@ -401,11 +400,10 @@ class SwitchRouter(TopKRouter, name="switch", era="Switch 2021"):
     """
 
     def __init__(
-        self, hidden_size: int, num_experts: int, *,
-        capacity_factor: float | None = 1.25, group_size: int | None = None,
-    ):  # fmt: skip
-        queue = {"capacity_factor": capacity_factor, "group_size": group_size}
-        super().__init__(hidden_size, num_experts, 1, renormalize=False, **queue)
+        self, hidden_size: int, num_experts: int, *, capacity_factor: float = 1.25, **options: Any
+    ):
+        options = {"renormalize": False, "capacity_factor": capacity_factor} | options
+        super().__init__(hidden_size, num_experts, 1, **options)
 
 
 class SigmoidBiasRouter(TopKRouter, name="sigmoid + bias", era="DeepSeek-V3 2024"):
@@ -529,6 +527,8 @@ class ExpertChoiceRouter(Router, name="expert choice", era="Expert choice 2022")
     Source:  Zhou et al. 2022 (arXiv:2202.09368), section 3.2, eq. 1.
     """
 
+    capacity_factor: float
+
     def __init__(
         self, hidden_size: int, num_experts: int, *,
         capacity_factor: float = 2.0, group_size: int | None = None,
@@ -547,15 +547,10 @@ class ExpertChoiceRouter(Router, name="expert choice", era="Expert choice 2022")
         return Scores.softmax(linear_scores(x_TD, self.weight))
 
     def choose(self, scores: Scores, k: int | None = None) -> Routing:
-        wish_TE, mask_T, factor = (
-            scores.choose_TE.detach(),
-            scores.mask_T,
-            k or self.capacity_factor,
-        )
-        assert factor is not None
+        wish_TE, mask_T = scores.choose_TE.detach(), scores.mask_T
         (T, E), G = wish_TE.shape, count_groups(len(wish_TE), self.group_size)
         S = T // G if G else 0
-        C = min(S, capacity(S, E, factor))
+        C = min(S, capacity(S, E, k or self.capacity_factor))
         if mask_T is not None:  # padding is taken last, and then dropped
             wish_TE = wish_TE.masked_fill(~mask_T.reshape(-1, 1).bool(), -1.0)
         # 1. each expert of each group takes its C tokens
