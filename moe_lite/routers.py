@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,6 @@ from .capacity import Priority, capacity, count_groups, limit
 from .config import MixtralConfig
 from .routing import Routing
 
-SoftmaxOrder = Literal["softmax_topk", "topk_softmax"]
 ROUTERS: dict[str, Callable[..., Router]] = {}
 """Each router that has a name, made for a model: ``ROUTERS[name](config, **options)``."""
 
@@ -65,12 +64,10 @@ class Scores:
 
     def routing(self, expert_TK: Tensor, gate_TK: Tensor) -> Routing:
         """Return the routing that these choices and weights make."""
-        routing = Routing.from_choices(
-            self.logits_TE, self.probs_TE, expert_TK, gate_TK, smooth_load_TE=self.smooth_load_TE
-        )
-        if self.noise_TE is None and self.bias_E is None:
-            return routing
-        return replace(routing, noise_TE=self.noise_TE, bias_E=self.bias_E)
+        return Routing.from_choices(
+            self.logits_TE, self.probs_TE, expert_TK, gate_TK, smooth_load_TE=self.smooth_load_TE,
+            noise_TE=self.noise_TE, bias_E=self.bias_E,
+        )  # fmt: skip
 
 
 class Router(nn.Module):
@@ -166,9 +163,10 @@ class Router(nn.Module):
         Args: mask_T: False for padding, which takes no one's place. ids_T: the tokens' ids.
         """
         scores = self.score(x_TD, ids_T)
-        if mask_T is not None:
-            scores = replace(scores, mask_T=mask_T)
-        return self.limit(self.choose(scores).masked(mask_T))
+        if mask_T is None:
+            return self.limit(self.choose(scores))
+        routing = self.choose(replace(scores, mask_T=mask_T))
+        return self.limit(routing.masked(mask_T))
 
     @property
     def fits_mixtral(self) -> bool:
@@ -207,35 +205,27 @@ def linear_scores(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
 class TopKRouter(Router, name="top-k", era="Mixtral 2024, OLMoE 2024"):
     """Score by a matrix, take the K best, and weigh them by a softmax.
 
-    Two orders are in use. ``softmax_topk`` takes the softmax over all E experts, keeps the K
-    largest and, with ``renormalize``, divides them by their sum (Hugging Face's Mixtral code;
-    OLMoE leaves them undivided). ``topk_softmax`` keeps the K largest logits and takes the
-    softmax over those (the Mixtral paper). With renormalising the two are equal up to
-    rounding, because exp(l_i)/sum_all cancels its denominator; without it they are not.
+    The softmax is over all E experts and, with ``renormalize``, divided by the sum of the K
+    that are kept (Hugging Face's Mixtral code; OLMoE leaves them undivided). The Mixtral paper
+    takes the softmax over the K kept logits, as :class:`NoisyTopKRouter` does. With renormalising
+    the two are equal up to rounding, because exp(l_i)/sum_all cancels its denominator.
 
     >>> router = TopKRouter(4, num_experts=8, top_k=2)
     >>> routing = router(torch.randn(3, 4))
     >>> routing.expert_N.shape, routing.gate_N.view(3, 2).sum(-1).allclose(torch.ones(3))
     (torch.Size([6]), True)
 
-    Args:    order: which of the two; options: those of :class:`Router`, of which renormalize is
-             only for ``softmax_topk``.
+    Args:    options: those of :class:`Router`.
     Shapes:  weight (E, D); N = T*K.
-    Raises:  ValueError if K is not in 1..E, or the order is unknown, or the width differs.
+    Raises:  ValueError if K is not in 1..E, or the width differs.
     Source:  Shazeer et al. 2017 (arXiv:1701.06538), eqs. 3 and 5 without noise; Jiang et al.
              2024 (arXiv:2401.04088), section 2.1.
     """
 
-    def __init__(
-        self, hidden_size: int, num_experts: int, top_k: int = 2, *,
-        order: SoftmaxOrder = "softmax_topk", **options: Any,
-    ):  # fmt: skip
+    def __init__(self, hidden_size: int, num_experts: int, top_k: int = 2, **options: Any):
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k must be between 1 and {num_experts} experts, not {top_k}")
-        if order not in get_args(SoftmaxOrder):
-            raise ValueError(f"order must be one of {get_args(SoftmaxOrder)}, not {order!r}")
         super().__init__(top_k, **options)
-        self.order = order
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         self.reset_parameters()
 
@@ -243,22 +233,13 @@ class TopKRouter(Router, name="top-k", era="Mixtral 2024, OLMoE 2024"):
         nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 
     def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
-        logits_TE = linear_scores(x_TD, self.weight)
-        if self.order == "softmax_topk":
-            return Scores.softmax(logits_TE)
-        return Scores(logits_TE, logits_TE.softmax(dim=-1), logits_TE, logits_TE)
-
-    def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
-        if self.order == "softmax_topk":
-            return super().weigh(scores, expert_TK)
-        return self.gate_scale * scores.weigh_TE.gather(-1, expert_TK).softmax(dim=-1)
+        return Scores.softmax(linear_scores(x_TD, self.weight))
 
     @property
     def fits_mixtral(self) -> bool:
-        steps = ("score", "choose", "weigh", "limit", "forward")  # one that is another's own is not
-        own = all(getattr(type(self), step) is getattr(TopKRouter, step) for step in steps)
-        divides = self.renormalize or self.order == "topk_softmax"
-        return own and divides and self.capacity_factor is None
+        steps = ("score", "choose", "weigh", "limit", "forward")  # a subclass may have its own
+        same = all(getattr(type(self), step) is getattr(TopKRouter, step) for step in steps)
+        return same and self.renormalize and self.capacity_factor is None
 
 
 class NoisyTopKRouter(TopKRouter, name="noisy top-k", era="Shazeer et al. 2017"):
@@ -284,22 +265,25 @@ class NoisyTopKRouter(TopKRouter, name="noisy top-k", era="Shazeer et al. 2017")
     """
 
     def __init__(self, hidden_size: int, num_experts: int, top_k: int = 4, **options: Any):
-        super().__init__(hidden_size, num_experts, top_k, order="topk_softmax", **options)
+        super().__init__(hidden_size, num_experts, top_k, **options)
         self.w_noise = nn.Parameter(torch.zeros(num_experts, hidden_size))
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
 
     def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
-        clean = super().score(x_TD)
-        if not self.training:
-            return clean
-        std_TE = F.softplus(linear_scores(x_TD, self.w_noise))
-        noise_TE = torch.randn_like(std_TE) * std_TE
-        noisy_TE = clean.logits_TE + noise_TE
-        load_TE = prob_in_top_k(clean.logits_TE, noisy_TE, std_TE, self.top_k)
-        probs_TE = noisy_TE.softmax(dim=-1)
-        return Scores(noisy_TE, probs_TE, noisy_TE, noisy_TE, noise_TE, smooth_load_TE=load_TE)
+        logits_TE = clean_TE = linear_scores(x_TD, self.weight)
+        noise_TE = load_TE = None
+        if self.training:
+            std_TE = F.softplus(linear_scores(x_TD, self.w_noise))
+            noise_TE = torch.randn_like(clean_TE) * std_TE
+            logits_TE = clean_TE + noise_TE
+            load_TE = prob_in_top_k(clean_TE, logits_TE, std_TE, self.top_k)
+        probs_TE = logits_TE.softmax(dim=-1)
+        return Scores(logits_TE, probs_TE, logits_TE, logits_TE, noise_TE, smooth_load_TE=load_TE)
+
+    def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
+        return self.gate_scale * scores.weigh_TE.gather(-1, expert_TK).softmax(dim=-1)
 
 
 def kth_excluding(scores_TE: Tensor, k: int) -> Tensor:

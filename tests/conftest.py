@@ -45,7 +45,6 @@ class Cosine(Router):
 
 ROUTERS: dict[str, Callable[..., Router]] = {
     "top-k": lambda D, E, V: TopKRouter(D, E, 2),
-    "top-k, paper's order": lambda D, E, V: TopKRouter(D, E, 2, order="topk_softmax"),
     "top-k, undivided": lambda D, E, V: TopKRouter(D, E, 3, renormalize=False),
     "top-k, scaled": lambda D, E, V: TopKRouter(D, E, 2, gate_scale=2.5),
     "top-k, capacity": lambda D, E, V: TopKRouter(D, E, 2, capacity_factor=0.8, priority="gate"),

@@ -27,7 +27,6 @@ SIZES = dict(
 )  # fmt: skip
 GATES = {
     "mixtral": lambda: TopKRouter(D, E, 2),
-    "paper": lambda: TopKRouter(D, E, 2, order="topk_softmax"),
     "olmoe": lambda: TopKRouter(D, E, 3, renormalize=False),
     "noisy": lambda: NoisyTopKRouter(D, E, 2),
     "switch": lambda: SwitchRouter(D, E),

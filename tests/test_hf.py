@@ -596,7 +596,7 @@ def test_a_model_the_layout_cannot_hold_is_refused(model, tmp_path):
         layer.gate = gate
         with pytest.raises(ValueError, match=sentence):
             hf.save(model, tmp_path / "new")
-    layer.gate = TopKRouter(D, E, 2, order="topk_softmax")  # the same function
+    layer.gate = TopKRouter(D, E, 2)
     hf.save(model, tmp_path / "new")
     with pytest.raises(ValueError, match="max_shard_bytes must be at least 1, not 0"):
         hf.save(model, tmp_path / "newer", max_shard_bytes=0)

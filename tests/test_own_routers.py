@@ -169,7 +169,7 @@ def test_save_refuses_what_the_layout_cannot_hold(own_router, tmp_path):
 
 def test_only_what_is_exactly_mixtrals_says_so(any_router, request):
     router = any_router(D, E, 9)
-    exact = request.node.callspec.id in ("top-k", "top-k, paper's order", "top-k, scaled")
+    exact = request.node.callspec.id in ("top-k", "top-k, scaled")
     assert router.fits_mixtral == exact
 
 
