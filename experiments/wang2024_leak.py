@@ -170,7 +170,7 @@ def more(outcome: Outcome, corpus: Corpus) -> dict[str, float | None]:
         pairs.append(torch.stack(strangers_future(model, batch.ids_BS, batch.targets_BS)))
     gain_S = torch.stack(pairs).diff(dim=1).mean(0)[0]
     found["gain from the future"] = gain_S.mean().item()
-    if isinstance(gate := model.moe_layers[0].gate, TopKRouter):
+    if type(gate := model.moe_layers[0].gate) is TopKRouter:
         return found
     found["loss with thresholds"] = with_thresholds(model, corpus)
     if isinstance(gate, ExpertChoiceRouter) and gate.group_size == 16:

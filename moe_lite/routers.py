@@ -491,7 +491,7 @@ class HashRouter(Router, name="hash", era="Hash layers 2021"):
         return Scores.fixed(expert_T, self.num_experts, dtype)
 
 
-class ExpertChoiceRouter(Router, name="expert choice", era="Expert choice 2022"):
+class ExpertChoiceRouter(TopKRouter, name="expert choice", era="Expert choice 2022"):
     """Let each expert take the tokens that want it most: top-k over the other axis.
 
     Every expert is exactly full, so there is nothing to balance and nothing to drop; a token may
@@ -517,18 +517,15 @@ class ExpertChoiceRouter(Router, name="expert choice", era="Expert choice 2022")
         self, hidden_size: int, num_experts: int, *,
         capacity_factor: float = 2.0, group_size: int | None = None,
     ):  # fmt: skip
-        super().__init__(capacity_factor=capacity_factor, priority="gate", group_size=group_size)
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=hidden_size**-0.5)
+        super().__init__(
+            hidden_size, num_experts, 1, renormalize=False, capacity_factor=capacity_factor,
+            priority="gate", group_size=group_size,
+        )  # fmt: skip
 
     @classmethod
     def from_config(cls, config: MixtralConfig, **options: Any) -> Self:
-        return super().from_config(
-            config, **{"capacity_factor": config.num_experts_per_tok} | options
-        )
-
-    def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
-        return Scores.softmax(linear_scores(x_TD, self.weight))
+        K = config.num_experts_per_tok
+        return super().from_config(config, **{"capacity_factor": K} | options)
 
     def choose(self, scores: Scores, k: int | None = None) -> Routing:
         wish_TE, mask_T = scores.choose_TE.detach(), scores.mask_T

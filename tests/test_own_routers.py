@@ -62,6 +62,19 @@ def test_every_router_is_in_the_list_of_the_tests(router_list):
     assert classes <= {type(make(D, E, 9)) for make in router_list.values()}
 
 
+def test_readmes_table_is_what_the_code_gives():
+    readme = eras.README.read_text(encoding="utf-8")
+    assert eras.fill(readme) == readme, "write it with python -m moe_lite.course.eras"
+    rows = [line.split(" | ") for line in eras.table().splitlines()[2:]]
+    assert {row[1].strip("`") for row in rows} == {
+        *(make.__self__.__name__ for make in routers.ROUTERS.values()), "HierarchicalRouter"
+    }  # fmt: skip
+    assert eras.changes(routers.SwitchRouter) == [] and eras.changes(routers.HashRouter) == [
+        "score"
+    ]
+    assert sum(int(row[4].strip(" |")) for row in rows) < 250
+
+
 def test_nobody_asks_a_router_for_its_type():
     """Outside routers.py and tree.py no isinstance, issubclass or type() meets a router's name."""
     names = {n for n in dir(routers) if n.endswith("Router")} | {"HierarchicalRouter"}
