@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from .. import tree
 from ..reading import count_lines
 from ..routers import Router
-from ..tree import HierarchicalRouter
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 STEPS = ("score", "choose", "weigh", "limit")
@@ -22,7 +22,7 @@ BEGIN, END = "<!-- eras: written by python -m moe_lite.course.eras -->\n", "<!--
 def routers(of: type[Router] = Router) -> Iterator[type[Router]]:
     """Yield the library's routers that have an era."""
     for cls in of.__subclasses__():
-        if cls.era and cls.__module__ in (Router.__module__, HierarchicalRouter.__module__):
+        if cls.era and cls.__module__ in (Router.__module__, tree.__name__):
             yield cls
         yield from routers(cls)
 
