@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +9,6 @@ from .dispatch import BACKENDS, carry
 from .experts import Experts
 from .linear import prefers_onednn
 from .routing import Routing
-
-if TYPE_CHECKING:
-    from .parallel import Across
 
 
 class MoELayer(nn.Module):
@@ -31,8 +26,6 @@ class MoELayer(nn.Module):
              ids_T) to a :class:`Routing` over as many experts as there are.
              backend: a key of ``moe_lite.dispatch.BACKENDS``.
              shared: experts that see every token, with a weight of 1, beside the routed ones.
-    Attrs:   across: None, or the way to experts on other ranks, of which ``experts`` are then
-             this rank's share; :func:`moe_lite.parallel.shard_experts` sets it.
     Shapes:  (B, S, D) or (T, D) in and out; the routing's T is B*S.
     Raises:  ValueError for an unknown backend, a gate over another number of experts, an
              input of another width, or (checked on the CPU) router logits that are not finite.
@@ -49,7 +42,6 @@ class MoELayer(nn.Module):
     ):
         super().__init__()
         self.gate, self.experts, self.backend, self.shared = gate, experts, backend, shared
-        self.across: Across | None = None
         self.name = "MoELayer"  # a model gives its place; error messages say it
 
     def forward(
@@ -63,24 +55,29 @@ class MoELayer(nn.Module):
         D = self.experts.w1.shape[-1]
         if x_BSD.shape[-1] != D:
             raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the experts {D}")
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {sorted(BACKENDS)}, not {self.backend!r}")
         x_TD = x_BSD.reshape(-1, D)
         mask_T, ids_T = (x if x is None else x.reshape(-1) for x in (mask_BS, ids_BS))
         routing: Routing = self.gate(x_TD, mask_T=mask_T, ids_T=ids_T).masked(mask_T)
-        E, dispatch = self.experts.num_experts, BACKENDS[self.backend]
-        if self.across is not None:
-            E, dispatch = E * self.across.ranks, self.across.reach(dispatch)
-        if routing.num_experts != E:
-            raise ValueError(
-                f"{self.name}: the gate routes to {routing.num_experts} experts, but there are {E}"
-            )
         if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
             routing.check_finite(self.name)  # on a GPU, looking would mean waiting
-        out_TD = carry(dispatch, x_TD, self.experts, routing)
+        out_TD = self.dispatch(x_TD, routing)
         for expert in self.shared.each() if self.shared is not None else ():
             out_TD = out_TD + expert(x_TD)
         return out_TD.view_as(x_BSD), routing
+
+    def dispatch(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """Return the weighted sum of what each token's experts answer, (T, D).
+
+        Raises: ValueError for an unknown backend, or a routing to another number of experts.
+        """
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {sorted(BACKENDS)}, not {self.backend!r}")
+        if routing.num_experts != self.experts.num_experts:
+            raise ValueError(
+                f"{self.name}: the gate routes to {routing.num_experts} experts, but there are "
+                f"{self.experts.num_experts}"
+            )
+        return carry(BACKENDS[self.backend], x_TD, self.experts, routing)
 
     def explain(self) -> str:
         """Say in a sentence which backend carries this layer's tokens, and why."""

@@ -152,7 +152,10 @@ class Mixtral(nn.Module):
     def __init__(self, config: MixtralConfig):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # As in transformers: the padding token's row gets no gradient from where it is read.
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = Projection(config.hidden_size, config.vocab_size)
