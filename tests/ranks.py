@@ -32,7 +32,6 @@ from moe_lite.layer import MoELayer
 from moe_lite.losses import importance_loss, load_balancing_loss, mixtral_aux_loss
 from moe_lite.model import Mixtral
 from moe_lite.routers import (
-    Capacity,
     ExpertChoiceRouter,
     SigmoidBiasRouter,
     TopKRouter,
@@ -52,7 +51,7 @@ CONFIG = TrainConfig(
 GATES: dict[str, Callable[[], nn.Module]] = {
     "top_k": lambda: TopKRouter(D, E, 2),
     "sigmoid_bias": lambda: SigmoidBiasRouter(D, E, 2, update_rate=0.01),
-    "capacity": lambda: Capacity(TopKRouter(D, E, 2), 0.75, group_size=S),
+    "capacity": lambda: TopKRouter(D, E, 2, capacity_factor=0.75, group_size=S),
 }
 # gate: rows in a batch (3 leave one of 4 ranks without any, 5 are uneven), and the backend
 CASES = {"top_k": (4, "loop"), "sigmoid_bias": (3, "padded"), "capacity": (5, "grouped")}
@@ -76,7 +75,7 @@ def layers(mesh: DeviceMesh, rank: int) -> dict[str, float]:
     """Hold one sharded layer to the whole one, with 7 tokens on each rank but none on the last."""
     found = {}
     gates = {**GATES, "expert_choice": lambda: ExpertChoiceRouter(D, E)}
-    gates["capacity"] = lambda: Capacity(TopKRouter(D, E, 2), 0.5)
+    gates["capacity"] = lambda: TopKRouter(D, E, 2, capacity_factor=0.5)
     for name, make in gates.items():
         for backend in (name for name in BACKENDS if name != "triton"):
             torch.manual_seed(0)

@@ -25,7 +25,7 @@ from moe_lite.course.data import load_corpus
 from moe_lite.history import History
 from moe_lite.losses import load_balancing_loss, router_z_loss
 from moe_lite.model import Mixtral
-from moe_lite.routers import TopKRouter
+from moe_lite.routers import Scores, TopKRouter
 from moe_lite.train import (
     autocast_dtype,
     cross_entropy,
@@ -304,9 +304,10 @@ def test_without_matplotlib_a_history_says_what_to_install(corpus, monkeypatch):
 class NoisyRouter(TopKRouter):
     """A gate that draws: what it draws must not change by resuming."""
 
-    def logits(self, x_TD):
-        logits_TE = super().logits(x_TD)
-        return logits_TE + 0.1 * torch.randn_like(logits_TE) if self.training else logits_TE
+    def score(self, x_TD, ids_T=None):
+        logits_TE = super().score(x_TD).logits_TE
+        noise_TE = 0.1 * torch.randn_like(logits_TE) if self.training else 0
+        return Scores.softmax(logits_TE + noise_TE)
 
 
 @pytest.mark.parametrize("noisy", [False, True])

@@ -7,14 +7,14 @@ import time
 import pytest
 import torch
 
+from moe_lite.capacity import queue_rank
 from moe_lite.causal import ablate, effect, top_k
 from moe_lite.config import MixtralConfig
 from moe_lite.course.data import load_tokenizer, pieces
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer
 from moe_lite.model import Mixtral
-from moe_lite.routers import Capacity, GShardRouter, NoisyTopKRouter, SigmoidBiasRouter, TopKRouter
-from moe_lite.routers.queues import queue_rank
+from moe_lite.routers import GShardRouter, NoisyTopKRouter, SigmoidBiasRouter, TopKRouter
 from moe_lite.routing import Routing, RoutingTrace
 
 TOKENS = ["HAM", "LET", ".", " To", " be", ",", " or", " not", " to", " be", "\n", "def", " f",
@@ -183,8 +183,8 @@ def ranked(trace, n, t, priority):
 
 
 GATES = {
-    "position": lambda: Capacity(TopKRouter(16, 4, 2), 0.6),
-    "gate": lambda: Capacity(TopKRouter(16, 4, 2), 0.6, "gate"),
+    "position": lambda: TopKRouter(16, 4, 2, capacity_factor=0.6),
+    "gate": lambda: TopKRouter(16, 4, 2, capacity_factor=0.6, priority="gate"),
     "choice": lambda: GShardRouter(16, 4, capacity_factor=1.2),
 }
 
