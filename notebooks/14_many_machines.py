@@ -260,8 +260,9 @@ small = MixtralConfig(
 )  # fmt: skip
 settings = dict(steps=10, batch_size=6, seq_len=32, warmup=2, autocast="off")
 TRAINING = f"""
-from moe_lite import data, parallel, train; from moe_lite.routing import MixtralConfig
-from moe_lite.model import Mixtral; from torch.distributed.device_mesh import init_device_mesh
+from moe_lite import parallel, train; from moe_lite.course import data
+from moe_lite.config import MixtralConfig; from moe_lite.model import Mixtral
+from torch.distributed.device_mesh import init_device_mesh
 mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("ep",))
 torch.manual_seed(0)
 model = Mixtral({small!r})

@@ -32,6 +32,7 @@ from moe_lite.routing import Routing
 from moe_lite.train import History, checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
+HANG_S = 1800  # a limit for what hangs, not for what is slow
 SMALL = {
     "model": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
     "training": {"steps": 8, "batch_size": 4, "seq_len": 16, "checkpoint_every": 2,
@@ -96,12 +97,12 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(folder) -> list[tuple[int, str]]:
-    return play("first", 4, folder, patience=dict.fromkeys(range(4), 600))
+    return play("first", 4, folder, patience=dict.fromkeys(range(4), HANG_S))
 
 
 @pytest.fixture(scope="module")
 def second(first, folder) -> list[tuple[int, str]]:
-    return play("second", 2, folder, patience={0: 600})  # the other one is asleep at the end
+    return play("second", 2, folder, patience={0: HANG_S})  # the other one is asleep at the end
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_a_rank_is_killed_and_the_others_say_so(first):
 def test_a_rank_that_does_not_answer_ends_the_run(second):
     code, said = second[0]
     assert code == 1, said
-    assert "moe_lite train: rank 0: another rank did not answer for 8 s; go on from" in said
+    assert "moe_lite train: rank 0: another rank did not answer for 30 s; go on from" in said
     assert "Traceback" not in said
 
 
@@ -284,7 +285,7 @@ def test_a_taken_port_is_named(monkeypatch):
         command = [sys.executable, "-m", "moe_lite", "train", "--expert-parallel", "2"]
         ranks = environment(RANK="1", LOCAL_RANK="1")
         done = subprocess.run([*command, "--device", "cpu", "--timeout", "1"], cwd=ROOT, env=ranks,
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
+                              capture_output=True, text=True, timeout=HANG_S)  # fmt: skip
     assert done.returncode == 1 and "moe_lite train" not in done.stderr
     assert not dist.is_initialized()
 
