@@ -28,8 +28,7 @@ from functools import partial
 
 import torch
 
-from moe_lite import hf, trace
-from moe_lite.cost import count_parameters
+from moe_lite import count_parameters, load_pretrained, record
 from moe_lite.course import checks, data, viz
 from moe_lite.course.widgets import RoutingExplorer
 
@@ -63,7 +62,7 @@ print(show(ids))
 # core, on Shakespeare, Python, classical Japanese, English prose, and sums.
 
 # %%
-model = hf.load_pretrained("mixtral-mini").eval()
+model = load_pretrained("mixtral-mini").eval()
 config, count = model.config, count_parameters(model.config)
 print(f"{config.num_hidden_layers} layers, {config.num_local_experts} experts in each,", end=" ")
 print(f"{config.num_experts_per_tok} of them for each token")
@@ -96,7 +95,7 @@ text = (
     "27 + 15 = 42\n9 * 8 = 72\n"
 )
 ids_BS = torch.tensor([tokenizer.encode(text).ids])
-with torch.no_grad(), trace.record(model, show) as recorded:
+with torch.no_grad(), record(model, show) as recorded:
     model(ids_BS)
 explorer = RoutingExplorer(recorded.trace, layer=5)
 explorer

@@ -39,21 +39,10 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from moe_lite import hf, losses, trace
+from moe_lite import Experts, MoELayer, Routing, TopKRouter, load_pretrained, losses, record
 from moe_lite.course import data, ledger, sweep, viz
 from moe_lite.course.widgets import ExpertQueues
-from moe_lite.experts import Experts
-from moe_lite.layer import MoELayer
-from moe_lite.routers import (
-    Capacity,
-    GShardRouter,
-    SwitchRouter,
-    TopKRouter,
-    capacity,
-    limit,
-    queue_rank,
-)
-from moe_lite.routing import Routing
+from moe_lite.routers import Capacity, GShardRouter, SwitchRouter, capacity, limit, queue_rank
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -307,10 +296,10 @@ print(f"GShard's {gshard_loss:.5f}, times 64: {64 * gshard_loss:.3f}")
 # dropped ones be? What changes if all first choices go first? And if the largest gate does?
 
 # %%
-model = hf.load_pretrained("mixtral-mini").eval()
+model = load_pretrained("mixtral-mini").eval()
 tokenizer = data.load_tokenizer()
 text = "To be, or not to be: that is the question.\ndef mean(xs):\n    return sum(xs) / len(xs)\n"
-with trace.record(model, tokenizer) as recorder, torch.no_grad():
+with record(model, tokenizer) as recorder, torch.no_grad():
     model(torch.tensor([tokenizer.encode(text).ids]))
 first = recorder.trace.layers[0]
 queues = ExpertQueues(first, recorder.trace.tokens, capacity=10)

@@ -38,10 +38,9 @@ import torch
 import torch.nn.functional as F
 from IPython.display import Image
 
-from moe_lite import hf, losses
+from moe_lite import SwitchRouter, TopKRouter, load_pretrained, losses
 from moe_lite.course import data, ledger, sweep, viz
 from moe_lite.course.widgets import LogitHistogram
-from moe_lite.routers import SwitchRouter, TopKRouter
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -128,7 +127,7 @@ for name, loss in {
 # comes with the course, on 96 tokens of a play. We look at each token's first choice.
 
 # %%
-model = hf.load_pretrained("mixtral-mini").eval()
+model = load_pretrained("mixtral-mini").eval()
 corpus, tokenizer = data.load_corpus(max_bytes=1_000_000), data.load_tokenizer()
 batch = corpus.batch("validation", batch_size=16, seq_len=96)
 with torch.no_grad():

@@ -39,12 +39,9 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from moe_lite.config import MixtralConfig
+from moe_lite import Experts, KVCache, Mixtral, MixtralConfig, MoELayer
 from moe_lite.course import data, ledger, sweep, viz
 from moe_lite.course.widgets import RowsOrColumns
-from moe_lite.experts import Experts
-from moe_lite.layer import MoELayer
-from moe_lite.model import KVCache, Mixtral
 from moe_lite.routers import ExpertChoiceRouter, HashRouter, SwitchRouter, TopKRouter
 
 torch.manual_seed(0)

@@ -40,16 +40,10 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-from moe_lite import cost
-from moe_lite.course import data, ledger, viz
+from moe_lite import Experts, MoELayer, Routing, SigmoidBiasRouter, TopKRouter, cost, losses
+from moe_lite.course import data, ledger, viz, widgets
 from moe_lite.course.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run
-from moe_lite.course.widgets import BiasController
 from moe_lite.dispatch import BACKENDS, plan
-from moe_lite.experts import Experts
-from moe_lite.layer import MoELayer
-from moe_lite.losses import load_balancing_loss, max_violation
-from moe_lite.routers import SigmoidBiasRouter, TopKRouter
-from moe_lite.routing import Routing
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -389,7 +383,7 @@ print("bias", router.bias_E, "a gradient?", router.bias_E.requires_grad)
 
 # %%
 weight = router.weight
-pull = torch.autograd.grad(load_balancing_loss(router(batch_TD)), weight)[0]
+pull = torch.autograd.grad(losses.load_balancing_loss(router(batch_TD)), weight)[0]
 print(f"rows that the loss pulls at: {(pull.norm(dim=1) > 0).sum()} of 8; that the bias does: 0")
 
 # %% [markdown]
@@ -409,7 +403,7 @@ counts_SE = torch.stack([b.topk(2).indices.flatten().bincount(minlength=16) for 
 per_batch = (counts_SE.amax(1) / counts_SE.mean(1) - 1).mean()
 pooled_E = counts_SE.sum(0)
 print(f"dice: global {pooled_E.max() / pooled_E.mean() - 1:.3f}, per batch {per_batch:.3f}")
-same = max_violation(Routing.from_choices(
+same = losses.max_violation(Routing.from_choices(
     fair[0], fair[0], fair[0].topk(2).indices, torch.full((1024, 2), 0.5)
 ))  # fmt: skip
 torch.testing.assert_close(same, counts_SE[0].max() / counts_SE[0].mean() - 1)
@@ -428,7 +422,7 @@ torch.testing.assert_close(same, counts_SE[0].max() / counts_SE[0].mean() - 1)
 # %%
 torch.manual_seed(0)
 scores_TE = (torch.randn(256, 8) + torch.linspace(1, -1, 8)).sigmoid()
-controller = BiasController(scores_TE, k=2, u=0.01)
+controller = widgets.BiasController(scores_TE, k=2, u=0.01)
 controller
 
 # %% [markdown]
@@ -446,7 +440,7 @@ controller
 for rule in ("sign", "proportional"):
     print(f"{rule:12}", end=" ")
     for u in (0.0001, 0.001, 0.01, 0.1, 0.5):
-        late = BiasController(scores_TE, k=2, u=u, rule=rule).run.whole_S[-100:].mean()
+        late = widgets.BiasController(scores_TE, k=2, u=u, rule=rule).run.whole_S[-100:].mean()
         print(f" u {u:g}: {late:.2f}", end="")
     print("   (MaxVio over all tokens, last 100 steps)")
 

@@ -49,17 +49,9 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-import moe_lite
-from moe_lite import cost, hf, train
-from moe_lite.config import MixtralConfig
-from moe_lite.course import data, ledger, viz
-from moe_lite.course.sweep import SMALL
-from moe_lite.course.sweep import TRAINING as RECIPE
+from moe_lite import Experts, Mixtral, MixtralConfig, MoELayer, TopKRouter, cost, hf, train
+from moe_lite.course import data, ledger, sweep, viz
 from moe_lite.course.widgets import CostCalculator, TrafficMatrix
-from moe_lite.experts import Experts
-from moe_lite.layer import MoELayer
-from moe_lite.model import Mixtral
-from moe_lite.routers import TopKRouter
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -195,7 +187,7 @@ dist.init_process_group("gloo", store=dist.FileStore(file, ranks), rank=rank, wo
 
 def launch(program, ranks):
     """Run a program on so many ranks; give what rank 0 wrote as JSON."""
-    env = {**os.environ, "PYTHONPATH": str(Path(moe_lite.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(ledger.ROOT)}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         script = Path(folder, "program.py")
         script.write_text(PRELUDE + program + "\ndist.destroy_process_group()", encoding="utf-8")
@@ -215,8 +207,7 @@ def launch(program, ranks):
 
 # %%
 BY_HAND = """
-from moe_lite.layer import MoELayer; from moe_lite.experts import Experts
-from moe_lite.routers import TopKRouter
+from moe_lite import Experts, MoELayer, TopKRouter
 torch.manual_seed(3)
 layer, x_TD = MoELayer(TopKRouter(8, 4, 2), Experts(4, 8, 16)), torch.randn(6, 8)
 mine, run = x_TD.chunk(ranks)[rank], layer.experts.each()    # it uses only two of these four
@@ -260,9 +251,8 @@ small = MixtralConfig(
 )  # fmt: skip
 settings = dict(steps=10, batch_size=6, seq_len=32, warmup=2, autocast="off")
 TRAINING = f"""
-from moe_lite import parallel, train; from moe_lite.course import data
-from moe_lite.config import MixtralConfig; from moe_lite.model import Mixtral
-from torch.distributed.device_mesh import init_device_mesh
+from moe_lite import Mixtral, MixtralConfig, parallel, train
+from moe_lite.course import data; from torch.distributed.device_mesh import init_device_mesh
 mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("ep",))
 torch.manual_seed(0)
 model = Mixtral({small!r})
@@ -770,8 +760,8 @@ for subset in ("attention", "FFN", "experts", "embedding", "experts and embeddin
 
 # %%
 torch.manual_seed(0)
-dense = Mixtral(replace(SMALL, num_local_experts=1, num_experts_per_tok=1))
-train.train(dense, text, replace(RECIPE, steps=60), progress=False)
+dense = Mixtral(replace(sweep.SMALL, num_local_experts=1, num_experts_per_tok=1))
+train.train(dense, text, replace(sweep.TRAINING, steps=60), progress=False)
 sparse = hf.upcycle(dense, num_experts=8, experts_per_tok=2)
 ids = text.windows("prose", 64, 4).ids_BS
 with torch.no_grad():
@@ -785,8 +775,9 @@ print(f"{counts[0]:,} -> {counts[1]:,} parameters; largest change of a logit {ch
 
 # %%
 torch.manual_seed(1)
-runs = {"upcycled": sparse, "from scratch": Mixtral(SMALL)}
-steady = replace(RECIPE, steps=60, min_lr_ratio=1.0, seed=1)  # no schedule to decide the race
+runs = {"upcycled": sparse, "from scratch": Mixtral(sweep.SMALL)}
+# The same learning rate throughout: a schedule must not decide the race.
+steady = replace(sweep.TRAINING, steps=60, min_lr_ratio=1.0, seed=1)
 runs = {name: train.train(model, text, steady, progress=False) for name, model in runs.items()}
 lines = {name: (range(1, 61), history.smooth("loss")) for name, history in runs.items()}
 viz.curves(lines, "further steps", "training loss, nats per token", title="one seed")
