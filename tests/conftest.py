@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 from moe_lite import routers
@@ -20,6 +21,10 @@ from moe_lite.tree import HierarchicalRouter
 collect_ignore_glob = ["mutants/*"]  # wrong on purpose: run by the test of the checks alone
 
 torch.set_num_threads(1)  # the tensors are tiny: more threads mostly wait for one another
+
+# No clock decides anything here: a busy machine is slow, not wrong.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 

@@ -235,7 +235,7 @@ def first(rank: int, folder: Path, ports: list[str]) -> int:
         found["alone"][case] = train(fresh(case), corpus, config, out, progress=False).rows
     for seats in (4, 2, 1)[: 3 if rank == 0 else 2 if rank == 1 else 1]:
         os.environ |= {"WORLD_SIZE": str(seats), "MASTER_PORT": ports[(4, 2, 1).index(seats)]}
-        with launch.joined(min(seats, 2), "cpu", timeout=300) as (pairs, _):
+        with launch.joined(min(seats, 2), "cpu", timeout=900) as (pairs, _):
             flat = init_device_mesh("cpu", (seats,), mesh_dim_names=("ep",))
             meshes = {"top_k": flat, "sigmoid_bias": pairs, "capacity": pairs}
             measured = runs(meshes, rank, folder, corpus) | {"layers": layers(flat, rank)}
@@ -256,9 +256,9 @@ def second(rank: int, folder: Path, ports: list[str]) -> int:
     while not (folder / "killed" / "model" / "generation_config.json").exists():
         time.sleep(0.1)  # the first rank is still exporting, and the next wait is a short one
     os.environ["MASTER_PORT"] = ports[1]
-    average = fall(rank, 1, lambda: time.sleep(120))
+    average = fall(rank, 1, lambda: time.sleep(3600))
     parallel.ParallelTrainer._average_experts = average  # type: ignore[method-assign]
-    return command(folder, "asleep", "--timeout", "8")
+    return command(folder, "asleep", "--timeout", "30")
 
 
 def command(folder: Path, out: str, *more: str) -> int:

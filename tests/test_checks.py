@@ -4,6 +4,7 @@ mutants/check_x.py holds answers to moe_lite.course.checks.check_x. One whose na
 "right" must pass; any other must fail, and its docstring is a phrase that the verdict must hold.
 """
 
+import functools
 import importlib.util
 import inspect
 from pathlib import Path
@@ -59,6 +60,32 @@ def test_a_mutant_is_told_its_mistake(check, answer):
 def test_a_right_answer_passes(check, answer, capsys):
     assert getattr(checks, check)(answer) is None
     assert capsys.readouterr().out.startswith("✓ ")
+
+
+def rounded_elsewhere(value, generator):
+    """Move each float by what another order of adding may move it; counts and zeros are exact."""
+    if type(value) is tuple:
+        return tuple(rounded_elsewhere(part, generator) for part in value)
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    moved = value.isfinite() & (value != value.round())
+    if not moved.any():
+        return value
+    noise = torch.rand(value.shape, generator=generator) * 2 - 1
+    size = value[moved].abs().median().detach()
+    return torch.where(moved, value + (3e-6 * size * noise).to(value.dtype), value)
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"), named([c for c in RIGHT if not isinstance(c[2], type)])
+)
+def test_a_right_answer_passes_on_a_machine_that_rounds_otherwise(check, answer):
+    generator = torch.Generator().manual_seed(0)
+
+    def shaken(*args):
+        return rounded_elsewhere(answer(*args), generator)
+
+    getattr(checks, check)(functools.wraps(answer)(shaken))
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -168,6 +195,18 @@ def test_two_mistakes_are_never_taken_for_each_other():
         (torch.ones(2) * torch.nan, torch.ones(2), False),
         (torch.ones(2) + 1e-7, torch.ones(2), True),
         (torch.ones(2, dtype=torch.long), torch.ones(2), True),
+        (
+            torch.tensor([60.0, 50.0, 2e-5]),
+            torch.tensor([60.0, 50.0, 1e-5]),
+            True,
+        ),  # a sum that cancelled
+        (torch.tensor([60.0, 50.0, 2e-3]), torch.tensor([60.0, 50.0, 1e-3]), False),
+        (
+            torch.tensor([-1e9, 0.5, 1.0]),
+            torch.tensor([-1e9, 0.6, 1.0]),
+            False,
+        ),  # a mask buys no slack
+        (torch.tensor([torch.inf, 0.5, 1.0]), torch.tensor([torch.inf, 0.6, 1.0]), False),
         (None, torch.ones(2), False),
     ],
 )
