@@ -191,9 +191,9 @@ def fit(value: Any, right: Any) -> Any:
             return value
         if len(parts) != len(right):
             return value
-        if isinstance(parts, Tensor) and any(
-            p.shape != r.shape for p, r in zip(parts, right, strict=True)
-        ):
+        if isinstance(parts, Tensor) and {parts[0].shape} != {
+            getattr(part, "shape", parts[0].shape) for part in right
+        }:
             return value  # one of the things asked, rather than all of them stacked
         return tuple(map(fit, parts, right))
     if not isinstance(right, Tensor):
@@ -282,6 +282,12 @@ class Case:
             return same(self.yours[0], value[0])
         return same(self.yours, value) or not finite(self.yours)  # overflow hides what it was
 
+    def shows(self, value: Any) -> bool:
+        """Ask whether a mistake's value gives yours here, and not what is right."""
+        return value is not None and not same(self.right, value) and (
+            self.is_from(value) if self.leaves else same(self.yours, value)
+        )  # fmt: skip
+
 
 class Check:
     """Put an answer to cases, then judge them together.
@@ -290,7 +296,7 @@ class Check:
           answer:    the function itself.
           right:     the same function, right; gradients are taken through it too.
           mistakes:  from the same arguments to each mistake's sentence and value.
-          otherwise: what to say of numbers that nothing explains.
+          otherwise: what to say of numbers that nothing explains; or one for each part.
           parts:     the names of what the function returns, if it returns several things.
           nan:       what to say of a NaN or an infinity where the answer is finite.
           see:       (value, *args) -> what is compared of the learner's value.
@@ -302,14 +308,15 @@ class Check:
         answer: Callable[..., Any],
         right: Callable[..., Any] | None = None,
         mistakes: Callable[..., Mistakes] | None = None,
-        otherwise: str = "this is not what is asked",
+        otherwise: str | tuple[str, ...] = "this is not what is asked",
         *,
         parts: Sequence[str] = (),
         nan: str = "",
         see: Callable[..., Any] | None = None,
     ) -> None:
         self.exercise, self.answer, self.right = exercise, answer, right
-        self.mistakes, self.otherwise, self.parts = mistakes, otherwise, parts
+        self.mistakes, self.parts = mistakes, parts
+        self.others = (otherwise,) if isinstance(otherwise, str) else otherwise
         self.nan, self.see = nan, see
         self.cases: list[Case] = []
         self.note = ""
@@ -391,12 +398,10 @@ class Check:
                 break
             text = self.cases[0].mistakes[index][0]
             if all(case.is_from(case.mistakes[index][1]) for case in self.cases):
-                shown = [case for case in self.cases if case.mistakes[index][1] is not None
-                         and not same(case.right, case.mistakes[index][1])
-                         and (same(case.yours, case.mistakes[index][1]) or case.leaves)]  # fmt: skip
+                shown = [case for case in self.cases if case.shows(case.mistakes[index][1])]
                 alone = [case for case in shown if not any(
-                    other != text and value is not None and case.is_from(value)
-                    for other, value in case.mistakes)]  # fmt: skip
+                    other != text and case.shows(value) for other, value in case.mistakes
+                )]  # fmt: skip
                 if shown:
                     return text, (alone or shown)[0]
         return None
@@ -418,7 +423,7 @@ class Check:
         if case.again is not None and not same(case.again(), yours):
             return "the same input gives another answer the second time: nothing may be drawn here"
         if isinstance(right, tuple):
-            return self._formal_parts(pairs, yours, right) or case.otherwise or self.otherwise
+            return self._formal_parts(pairs, yours, right) or case.otherwise or self.others[0]
         if isinstance(right, str) or not isinstance(yours, Tensor):
             return f"return {_describe(right)}, not {_describe(yours)}"
         if right.dtype == torch.bool and not right.dim():
@@ -433,7 +438,7 @@ class Check:
             or form(pairs)
             or ("" if sound else "there is a NaN or an infinity where the answer is finite")
             or ("" if first else case.otherwise)
-            or self.otherwise
+            or self.others[0]
         )
 
     def _formal_parts(self, pairs: list[Any], yours: Any, right: tuple[Any, ...]) -> str:
@@ -446,7 +451,7 @@ class Check:
             return f"the two are swapped: return {', '.join(names)}"
         bad = [i for i, (a, b) in enumerate(zip(yours, right, strict=True)) if not same(a, b)]
         found = form([(y[bad[0]], r[bad[0]]) for y, r in pairs if isinstance(y, tuple)])
-        text = found or self.otherwise
+        text = found or self.others[min(bad[0], len(self.others) - 1)]
         return text if len(bad) == len(right) else f"{names[bad[0]]}: {text}"
 
 
@@ -506,6 +511,10 @@ def form(pairs: Sequence[tuple[Any, Any]]) -> str:
         return f"every number is off by {shifts.pop()}"
     if all(same(y.flatten().sort().values, r.flatten().sort().values) for y, r in pairs):
         return "the right numbers, but in another order"
+    rows = [(y, r) for y, r in pairs if r.dim() and r.shape[-1] > 1]
+    if rows and all(same(r.sum(-1), torch.ones_like(r.sum(-1))) for _, r in rows):
+        if not all(same(y.sum(-1), torch.ones_like(y.sum(-1))) for y, _ in rows):
+            return "they do not add up to 1 over the last dimension, and the right ones do"
     return ""
 
 
