@@ -59,7 +59,7 @@ def sum_detached(logits_TE, k):
 
 
 def straight_through(logits_TE, k):
-    """right gates, but not their gradient"""
+    """not the right gradient for the"""
     gate_TK, expert_TK = right_by_sorting(logits_TE, k)
     raw_TK = logits_TE.gather(-1, expert_TK)
     return gate_TK.detach() + raw_TK - raw_TK.detach(), expert_TK

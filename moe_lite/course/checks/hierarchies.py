@@ -488,8 +488,9 @@ def check_constrain(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         given = f"gates [[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]], totals [9, 5, 1], margin {margin:g}"
         check.on(given, gate_TE, total_E, margin)
     for seed, (T, E) in enumerate(((5, 6), (1, 4), (6, 6), (4, 8)), 1):
-        check.on(f"random gates of {T} tokens, {E} experts, margin {seed}",
-                 randn(seed, T, E).softmax(-1), 10 * randn(seed + 9, E).abs(), 1.0 * seed)  # fmt: skip
+        gate_TE, total_E = randn(seed, T, E).softmax(-1), 10 * randn(seed + 9, E).abs()
+        given = f"random gates of {T} tokens, {E} experts, margin {seed}"
+        check.on(given, gate_TE, total_E, float(seed))
     check.slopes("random gates, margin 3", randn(1, 5, 6).softmax(-1), 10 * randn(10, 6).abs(), 3.0,
                  of={"the gates": 0})  # fmt: skip
     check.passed("whoever is too far ahead waits, and each token's gates still add up to 1.")

@@ -381,7 +381,8 @@ class Check:
         wrong = [case for case in self.cases if case.wrong()]
         if not wrong:
             return
-        verdict, case = self._named() or (self._formal(wrong[0]), wrong[0])
+        first = min(wrong, key=lambda case: bool(case.otherwise))
+        verdict, case = self._named() or (self._formal(first), first)
         yours, right = case.yours, case.right
         given = case.given
         if case.leaves:
@@ -392,13 +393,15 @@ class Check:
         refuse(self.exercise, verdict, given, show(yours), show(right))
 
     def _named(self) -> tuple[str, Case] | None:
-        """Find the mistake that gives yours on every case, and the case that shows it best."""
-        for index in range(len(self.cases[0].mistakes)):
-            if any(len(case.mistakes) <= index for case in self.cases):
-                break
-            text = self.cases[0].mistakes[index][0]
-            if all(case.is_from(case.mistakes[index][1]) for case in self.cases):
-                shown = [case for case in self.cases if case.shows(case.mistakes[index][1])]
+        """Find the mistake that gives yours on every case, and the case that shows it best.
+
+        A special case, one with a sentence of its own, counts only if all others are right.
+        """
+        plain = [case for case in self.cases if not case.otherwise]
+        cases = plain if any(case.wrong() for case in plain) else self.cases
+        for index, (text, _) in enumerate(cases[0].mistakes):
+            if all(case.is_from(case.mistakes[index][1]) for case in cases):
+                shown = [case for case in cases if case.shows(case.mistakes[index][1])]
                 alone = [case for case in shown if not any(
                     other != text and case.shows(value) for other, value in case.mistakes
                 )]  # fmt: skip
@@ -423,7 +426,7 @@ class Check:
         if case.again is not None and not same(case.again(), yours):
             return "the same input gives another answer the second time: nothing may be drawn here"
         if isinstance(right, tuple):
-            return self._formal_parts(pairs, yours, right) or case.otherwise or self.others[0]
+            return case.otherwise or self._formal_parts(pairs, yours, right) or self.others[0]
         if isinstance(right, str) or not isinstance(yours, Tensor):
             return f"return {_describe(right)}, not {_describe(yours)}"
         if right.dtype == torch.bool and not right.dim():
@@ -432,12 +435,11 @@ class Check:
             if len(pairs) > 3 and len({bool(y) for y, _ in pairs}) == 1:
                 return f"it says {bool(yours)} of all {len(pairs)}, whatever they do"
         sound = finite(yours) or not finite(right)
-        first = case is self.cases[0]
         return (
             (self.nan if not sound else "")
+            or case.otherwise
             or form(pairs)
             or ("" if sound else "there is a NaN or an infinity where the answer is finite")
-            or ("" if first else case.otherwise)
             or self.others[0]
         )
 
