@@ -299,6 +299,7 @@ class Check:
           otherwise: what to say of numbers that nothing explains; or one for each part.
           parts:     the names of what the function returns, if it returns several things.
           nan:       what to say of a NaN or an infinity where the answer is finite.
+          words:     the words that may be answered, where the answer is a word.
           see:       (value, *args) -> what is compared of the learner's value.
     """
 
@@ -312,12 +313,13 @@ class Check:
         *,
         parts: Sequence[str] = (),
         nan: str = "",
+        words: Sequence[str] = (),
         see: Callable[..., Any] | None = None,
     ) -> None:
         self.exercise, self.answer, self.right = exercise, answer, right
         self.mistakes, self.parts = mistakes, parts
         self.others = (otherwise,) if isinstance(otherwise, str) else otherwise
-        self.nan, self.see = nan, see
+        self.nan, self.words, self.see = nan, words, see
         self.cases: list[Case] = []
         self.note = ""
 
@@ -427,7 +429,13 @@ class Check:
             return "the same input gives another answer the second time: nothing may be drawn here"
         if isinstance(right, tuple):
             return case.otherwise or self._formal_parts(pairs, yours, right) or self.others[0]
-        if isinstance(right, str) or not isinstance(yours, Tensor):
+        if isinstance(right, str):
+            if not any(same(yours, word) for word in self.words):
+                return f"answer one of {', '.join(self.words)}; not {show(yours)}"
+            if len(pairs) > 2 and len({y for y, _ in pairs}) == 1:
+                return f"it says {yours!r} of all {len(pairs)}, whatever they do"
+            return f"{right!r} is taken for {yours!r}: {case.otherwise}"
+        if not isinstance(yours, Tensor):
             return f"return {_describe(right)}, not {_describe(yours)}"
         if right.dtype == torch.bool and not right.dim():
             if yours.dim() or yours.item() not in (0, 1):
