@@ -204,13 +204,17 @@ def fit(value: Any, right: Any) -> Any:
     return value if found is None else found
 
 
-def same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any, slack: float = 1e-6) -> bool:
     """Compare numbers, tensors and tuples of them; floats up to rounding, shapes exactly."""
     if b is ...:
         return True
     a, b = fit(a, _wanted(b)), _wanted(b)
     if isinstance(b, tuple):
-        return isinstance(a, tuple) and len(a) == len(b) and all(map(same, a, b))
+        return (
+            isinstance(a, tuple)
+            and len(a) == len(b)
+            and all(same(x, y, slack) for x, y in zip(a, b, strict=True))
+        )
     if isinstance(b, Tensor):
         if not isinstance(a, Tensor) or a.shape != b.shape:
             return False
@@ -218,7 +222,7 @@ def same(a: Any, b: Any) -> bool:
         if not b.is_floating_point():
             return torch.allclose(x, y, rtol=0, atol=1e-4)
         size = y.where(y.isfinite(), 0.0).abs().max().item() if y.numel() else 0.0
-        slack = min(1e-6, 1e-3 * size) if size else 1e-6
+        slack = min(slack, 1e-3 * size) if size else slack
         return torch.allclose(x, y, rtol=1e-4, atol=slack, equal_nan=True)
     return bool(str(a).strip().casefold() == str(b).casefold()) if isinstance(b, str) else a is b
 
@@ -270,22 +274,25 @@ class Case:
     otherwise: str
     leaves: tuple[str, ...] = ()
     again: Callable[[], Any] | None = None
+    slack: float = 1e-6
 
     def wrong(self) -> bool:
-        return not same(self.yours, self.right)
+        return not same(self.yours, self.right, self.slack)
 
     def is_from(self, value: Any) -> bool:
         """Ask whether a mistake's value gives yours; its gradient counts if its value is right."""
         if value is None:
             return True
-        if self.leaves and not same(value[0], self.right[0]):
-            return same(self.yours[0], value[0])
-        return same(self.yours, value) or not finite(self.yours)  # overflow hides what it was
+        if self.leaves and not same(value[0], self.right[0], self.slack):
+            return same(self.yours[0], value[0], self.slack)
+        return same(self.yours, value, self.slack) or not finite(
+            self.yours
+        )  # overflow hides what it was
 
     def shows(self, value: Any) -> bool:
         """Ask whether a mistake's value gives yours here, and not what is right."""
-        return value is not None and not same(self.right, value) and (
-            self.is_from(value) if self.leaves else same(self.yours, value)
+        return value is not None and not same(self.right, value, self.slack) and (
+            self.is_from(value) if self.leaves else same(self.yours, value, self.slack)
         )  # fmt: skip
 
 
@@ -300,6 +307,7 @@ class Check:
           parts:     the names of what the function returns, if it returns several things.
           nan:       what to say of a NaN or an infinity where the answer is finite.
           words:     the words that may be answered, where the answer is a word.
+          slack:     how far a float may be off where its tensor holds numbers of about 1.
           see:       (value, *args) -> what is compared of the learner's value.
     """
 
@@ -314,12 +322,13 @@ class Check:
         parts: Sequence[str] = (),
         nan: str = "",
         words: Sequence[str] = (),
+        slack: float = 1e-6,
         see: Callable[..., Any] | None = None,
     ) -> None:
         self.exercise, self.answer, self.right = exercise, answer, right
         self.mistakes, self.parts = mistakes, parts
         self.others = (otherwise,) if isinstance(otherwise, str) else otherwise
-        self.nan, self.words, self.see = nan, words, see
+        self.nan, self.words, self.slack, self.see = nan, words, slack, see
         self.cases: list[Case] = []
         self.note = ""
 
@@ -331,7 +340,7 @@ class Check:
         mistakes = self.mistakes(*args) if self.mistakes else ()
         self.cases.append(
             Case(given, fit(value, right), right, mistakes, otherwise,
-                 again=lambda: fit(self._call(given, args), right))
+                 again=lambda: fit(self._call(given, args), right), slack=self.slack)
         )  # fmt: skip
         if self.see is None:
             self._notice(value, raw)
@@ -355,7 +364,15 @@ class Check:
             for text, value in (self.mistakes(*args) if self.mistakes else ())
         ]
         self.cases.append(
-            Case(given, (yours, *slopes(yours, wanted[1:])), wanted, mistakes, "", tuple(leaves))
+            Case(
+                given,
+                (yours, *slopes(yours, wanted[1:])),
+                wanted,
+                mistakes,
+                "",
+                tuple(leaves),
+                slack=self.slack,
+            )
         )
 
     def passed(self, verdict: str) -> None:
