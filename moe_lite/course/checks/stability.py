@@ -288,6 +288,6 @@ def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> N
 
     check = Check("first_weights", drawn, right, mistakes, "not of deviation sqrt(s / n)",
                   see=deviation)  # fmt: skip
-    for rows, n, s in ((400, 256, 0.1), (256, 800, 0.1), (300, 300, 1.0), (150, 500, 0.4)):
+    for rows, n, s in ((800, 100, 0.05), (700, 200, 0.1), (256, 800, 0.1)):
         check.on(f"{rows} rows, fan-in {n}, scale {s:g}; the deviation", rows, n, s)
     check.passed("variance s / n, cut at two deviations: logits of variance s at the start.")

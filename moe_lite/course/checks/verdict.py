@@ -450,7 +450,7 @@ class Check:
             if not any(same(yours, word) for word in self.words):
                 return f"answer one of {', '.join(self.words)}; not {show(yours)}"
             if len(pairs) > 2 and len({y for y, _ in pairs}) == 1:
-                return f"it says {yours!r} of all {len(pairs)}, whatever they do"
+                return f"it says {yours!r} of all {len(pairs)}; {case.otherwise}"
             return f"{right!r} is taken for {yours!r}: {case.otherwise}"
         if not isinstance(yours, Tensor):
             return f"return {_describe(right)}, not {_describe(yours)}"
@@ -458,7 +458,7 @@ class Check:
             if yours.dim() or yours.item() not in (0, 1):
                 return f"return True or False, not {show(yours)}"
             if len(pairs) > 3 and len({bool(y) for y, _ in pairs}) == 1:
-                return f"it says {bool(yours)} of all {len(pairs)}, whatever they do"
+                return f"it says {bool(yours)} of all {len(pairs)}; {case.otherwise}"
         sound = finite(yours) or not finite(right)
         return (
             (self.nan if not sound else "")
