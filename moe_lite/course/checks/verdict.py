@@ -452,13 +452,13 @@ class Check:
             if len(pairs) > 2 and len({y for y, _ in pairs}) == 1:
                 return f"it says {yours!r} of all {len(pairs)}; {case.otherwise}"
             return f"{right!r} is taken for {yours!r}: {case.otherwise}"
-        if not isinstance(yours, Tensor):
-            return f"return {_describe(right)}, not {_describe(yours)}"
         if right.dtype == torch.bool and not right.dim():
-            if yours.dim() or yours.item() not in (0, 1):
-                return f"return True or False, not {show(yours)}"
+            if not isinstance(yours, Tensor) or yours.dim() or yours.item() not in (0, 1):
+                return f"return True or False, not {_describe(yours)}"
             if len(pairs) > 3 and len({bool(y) for y, _ in pairs}) == 1:
                 return f"it says {bool(yours)} of all {len(pairs)}; {case.otherwise}"
+        if not isinstance(yours, Tensor):
+            return f"return {_describe(right)}, not {_describe(yours)}"
         sound = finite(yours) or not finite(right)
         return (
             (self.nan if not sound else "")
@@ -479,6 +479,8 @@ class Check:
         bad = [i for i, (a, b) in enumerate(zip(yours, right, strict=True)) if not same(a, b)]
         found = form([(y[bad[0]], r[bad[0]]) for y, r in pairs if isinstance(y, tuple)])
         text = found or self.others[min(bad[0], len(self.others) - 1)]
+        if isinstance(right[bad[0]], Tensor) and not right[bad[0]].dim() + found.count("off by"):
+            text += f" (off by {(yours[bad[0]] - right[bad[0]]).item():+,.6g})"
         return text if len(bad) == len(right) else f"{names[bad[0]]}: {text}"
 
 
@@ -532,7 +534,7 @@ def form(pairs: Sequence[tuple[Any, Any]]) -> str:
         times = sorted({f"{c:.4g}" for c in scales if not math.isnan(c)})
         if len(times) == 1 or all(r.numel() > 1 for _, r in pairs):
             return f"right up to a factor: yours is {' or '.join(times)} times what is asked"
-    shifts = {f"{(y - r).mean().item():+.4g}" for y, r in pairs}
+    shifts = {f"{(y - r).mean().item():+,.10g}" for y, r in pairs}
     several = len(pairs) > 1 or right.numel() > 1
     if several and len(shifts) == 1 and all(same(y, r + (y - r).mean()) for y, r in pairs):
         return f"every number is off by {shifts.pop()}"
