@@ -470,7 +470,7 @@ class Check:
 
     def _formal_parts(self, pairs: list[Any], yours: Any, right: tuple[Any, ...]) -> str:
         names = self.parts or [f"part {i + 1}" for i in range(len(right))]
-        if not isinstance(yours, tuple):
+        if not isinstance(yours, tuple) or len(yours) != len(right):
             many = {2: "two", 3: "three", 4: "four"}.get(len(right), "several")
             kind = "tensors" if any(isinstance(r, Tensor) and r.dim() for r in right) else "numbers"
             return f"return {many} {kind}: {', '.join(names)}; not {_describe(yours)}"
