@@ -7,6 +7,7 @@
     python course.py bench           time it beside other implementations
     python course.py build           rebuild notebooks and exercises from their sources
     python course.py reproduce NAME  run a paper's experiment again and judge it
+    python course.py read            see which files to read, and one token's trip through them
 
 The first run makes .venv and installs into it; inside an active environment (venv or
 conda) that one is used instead. Everything goes on to `python -m moe_lite`, so
@@ -26,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
-EXTRAS = dict.fromkeys(("test", "build", "bench"), "test")  # what a command needs beyond the rest
+EXTRAS = dict.fromkeys(("test", "build", "bench"), "test")  # which builds on "course", the others'
 CPU_WHEELS = "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 
 
@@ -84,7 +85,7 @@ def environment() -> tuple[Path, Path]:
 
 def install(prefix: Path, python: Path, command: str) -> None:
     """Install the course, unless that was done for this very pyproject.toml and these extras."""
-    extras = EXTRAS.get(command, "")
+    extras = EXTRAS.get(command, "course")
     digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + bytes(ROOT)).hexdigest()
     stamp = prefix / "moe-lite-installed.txt"
     if stamp.is_file() and stamp.read_text("utf-8") in (f"{digest} {extras}", f"{digest} test"):
@@ -97,8 +98,7 @@ def install(prefix: Path, python: Path, command: str) -> None:
         )
     print(f"Installing; the first time this takes minutes. {cpu_tip(command)}", flush=True)
     stamp.unlink(missing_ok=True)
-    target = f".[{extras}]" if extras else "."
-    pip = ["-m", "pip", "--disable-pip-version-check", "install", "--editable", target]
+    pip = ["-m", "pip", "--disable-pip-version-check", "install", "--editable", f".[{extras}]"]
     code = run(python, *pip, cwd=ROOT)
     if code:
         sys.exit(failed_install(command, shutil.disk_usage(prefix).free))

@@ -163,7 +163,8 @@ class Mixtral(nn.Module):
         super().__init__()
         D, E, K = config.hidden_size, config.num_local_experts, config.num_experts_per_tok
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, D)
+        # As in transformers: the padding token's row gets no gradient from where it is read.
+        self.embed_tokens = nn.Embedding(config.vocab_size, D, padding_idx=config.pad_token_id)
         self.layers = nn.ModuleList(
             Block(config, i, TopKRouter(D, E, K) if router is None else router(config), linear)
             for i in range(config.num_hidden_layers)

@@ -35,20 +35,10 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from moe_lite import losses
-from moe_lite.config import MixtralConfig
+from moe_lite import Experts, HierarchicalRouter, Mixtral, MixtralConfig, MoELayer, losses
 from moe_lite.course import data, ledger, viz
 from moe_lite.course.widgets import NoisyGate
-from moe_lite.experts import Experts
-from moe_lite.layer import MoELayer
-from moe_lite.model import Mixtral
-from moe_lite.routers import (
-    HierarchicalRouter,
-    NoisyTopKRouter,
-    TopKRouter,
-    kth_excluding,
-    prob_in_top_k,
-)
+from moe_lite.routers import NoisyTopKRouter, TopKRouter, kth_excluding, prob_in_top_k
 
 torch.manual_seed(0)
 torch.set_num_threads(1)

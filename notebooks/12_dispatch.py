@@ -45,23 +45,18 @@ import json
 import time
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from moe_lite.linear import linear, product
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import moe_lite
-from moe_lite.course import viz
-from moe_lite.course.widgets import ExpertTiles
+from moe_lite import Experts, Routing, TopKRouter
+from moe_lite.course import ledger, viz, widgets
 from moe_lite.dispatch import BACKENDS, plan
-from moe_lite.experts import Experts
-from moe_lite.linear import linear, product
-from moe_lite.routers import TopKRouter
-from moe_lite.routing import Routing
 
 try:
     import triton
@@ -320,7 +315,7 @@ print("tile's first row", row_M.tolist())
 # experts, which path is worst, and does the tile height matter then?
 
 # %%
-ExpertTiles(experts=8, routing="random", path="grouped", height=4)
+widgets.ExpertTiles(experts=8, routing="random", path="grouped", height=4)
 
 # %% [markdown]
 # **Try it.** Press *Play* once and watch a few pairs: each goes to the next free row of its expert.
@@ -335,14 +330,14 @@ ExpertTiles(experts=8, routing="random", path="grouped", height=4)
 kinds = ("balanced", "random", "zipf", "one-hot")
 print(f"{'':12}" + "".join(f"{kind:>12}" for kind in kinds))
 for path in ("loop", "padded", "grouped"):
-    cases = [ExpertTiles(path=path, routing=kind) for kind in kinds]
+    cases = [widgets.ExpertTiles(path=path, routing=kind) for kind in kinds]
     print(f"{path:12}" + "".join(f"{case.layout.useful:12.0%}" for case in cases))
 
 # %%
 heights = (1, 2, 4, 8, 16)
 print("grouped, tiles of" + "".join(f"{height:6}" for height in heights))
 for kind in ("random", "one-hot"):
-    cases = [ExpertTiles(routing=kind, height=height) for height in heights]
+    cases = [widgets.ExpertTiles(routing=kind, height=height) for height in heights]
     print(f"{kind:17}" + "".join(f"{case.layout.useful:6.0%}" for case in cases))
 
 # %% [markdown]
@@ -989,7 +984,7 @@ for E in (8, 64):
     yours[E] = {way: taken[way] / taken["dense"] for way in names}
 
 # %%
-folder = Path(moe_lite.__file__).parents[1] / "experiments" / "results" / "bench"
+folder = ledger.ROOT / "experiments" / "results" / "bench"
 files = sorted(folder.glob("*.json"))
 stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
 

@@ -34,8 +34,7 @@
 import torch
 from torch import Tensor
 
-from moe_lite import cost, hf, train
-from moe_lite.config import MixtralConfig
+from moe_lite import MixtralConfig, cost, hf, train
 from moe_lite.course import checks, data
 
 torch.set_printoptions(precision=3, sci_mode=False)

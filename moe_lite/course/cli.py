@@ -1,0 +1,177 @@
+"""The commands that need the course: ``python -m moe_lite {lab,test,build,train,explore,...}``.
+
+Each imports what it needs when it runs, so that the list of commands can be shown without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def lab(argv: Sequence[str]) -> int:
+    """Open JupyterLab on the first notebook; arguments go on to it."""
+    first = sorted(_clone("notebooks").glob("[0-9][0-9]_*.ipynb"))[:1]
+    from jupyterlab.handlers.announcements import NeverCheckForUpdate
+    from jupyterlab.labapp import LabApp
+
+    LabApp.launch_instance(
+        [
+            f"--ServerApp.root_dir={ROOT}",
+            # Nothing here needs the network, nor should a question stand before the first page.
+            f"--LabApp.check_for_updates_class={NeverCheckForUpdate.__module__}.NeverCheckForUpdate",
+            "--LabApp.news_url=None",
+            *argv,
+            *map(str, first),
+        ]
+    )
+    return 0
+
+
+def test(argv: Sequence[str]) -> int:
+    """Run the whole test suite, or what arguments to pytest choose of it."""
+    _clone("tests")
+    import pytest
+
+    os.chdir(ROOT)  # where pytest finds its configuration, and the paths it was given
+    return int(pytest.main(list(argv)))
+
+
+def build(argv: Sequence[str]) -> int:
+    """Build notebooks and exercises from their sources, or --check them."""
+    _clone("notebooks")
+    from .build import main
+
+    return main(argv)
+
+
+def train(argv: Sequence[str]) -> int:
+    """Train a small Mixtral on the course's five domains."""
+    from .recipes import main
+
+    return main(argv)
+
+
+def explore(argv: Sequence[str]) -> int:
+    """Write one HTML file that shows which experts each token goes to, and what if not."""
+    parser = argparse.ArgumentParser(prog="python -m moe_lite explore", description=explore.__doc__)
+    parser.add_argument("text", nargs="?", default="", help="what to run through the model")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="a checkpoint in Hugging Face's Mixtral layout (default: the course's own)",
+    )
+    parser.add_argument("--compare", metavar="TEXT", help="another text, to stand beside it")
+    parser.add_argument(
+        "--compare-model", type=Path, metavar="FOLDER", help="another model, to stand beside it"
+    )
+    parser.add_argument(
+        "--film", action="store_true", help="the film of the model's training, instead of a text"
+    )
+    parser.add_argument("--out", type=Path, default=Path("routing.html"), metavar="FILE")
+    args = parser.parse_args(argv)
+    beside = args.compare is not None or args.compare_model is not None
+    texts = [args.text, args.compare if args.compare is not None else args.text][: 1 + beside]
+    if args.film and (beside or args.text):
+        raise ValueError("a film has its own text, and stands alone: give --film and a --model")
+    if not args.film and not all(text.strip() for text in texts):
+        raise ValueError("there is no text to explore: give at least one word")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # what the shell could not decode
+            raise ValueError(f"the text {text!a} is not UTF-8") from None
+
+    from .. import files
+    from ..hf import PRETRAINED
+    from .film import Film
+    from .widgets import RoutingExplorer
+
+    files.target(args.out)  # told before the work, not after
+    folder = args.model or PRETRAINED / "mixtral-mini"
+    if args.film:
+        widget = RoutingExplorer(film=Film.load(_folder(folder) / "film.safetensors"))
+        shown = f"{len(widget.film['steps'])} steps of a training"
+    else:
+        _, _, other = _run(texts[-1], args.compare_model or folder) if beside else [None] * 3
+        model, tokenizer, trace = _run(args.text, folder)
+        own = {"model": model, "tokenizer": tokenizer, "text": args.text}
+        widget = RoutingExplorer(trace, **own, beside=other)
+        shown = f"{len(widget.precompute().answers) - 1} answers to “what if”"
+    widget.to_html(args.out)
+    print(
+        f"{args.out}: {len(widget.tokens)} tokens through {len(widget.layer_names)} layers of "
+        f"{max(widget.num_experts)} experts, {shown}; open it in any browser"
+    )
+    return 0
+
+
+def _clone(folder: str) -> Path:
+    """Return a folder that only a clone of the repository has, beside the package."""
+    if not (ROOT / folder).is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {ROOT / folder}: this command works in a clone of the repository"
+        )
+    return ROOT / folder
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"there is no model folder {path}: name one with --model FOLDER; "
+            "`python -m moe_lite train --config tiny` makes one, runs/tiny/model"
+        )
+    return path
+
+
+def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
+    """Run a text through the model in a folder: the model, its tokenizer and the trace."""
+    import torch
+
+    from .. import hf
+    from ..trace import record
+    from .data import encode, load_tokenizer, pieces
+
+    own = _folder(folder) / "tokenizer.json"
+    tokenizer = load_tokenizer(own if own.is_file() else None)
+    model = hf.load(folder)
+    known, vocab = tokenizer.get_vocab_size(), model.config.vocab_size
+    if known > vocab or not (own.is_file() or known == vocab):
+        raise ValueError(
+            f"the model has {vocab} tokens and the tokenizer {known}: "
+            f"put the tokenizer.json that the model was trained with into {folder}"
+        )
+    ids_BS = torch.tensor([encode(tokenizer, text)])
+    with torch.inference_mode(), record(model, partial(pieces, tokenizer)) as recorded:
+        model(ids_BS)
+    return model, tokenizer, replace(recorded.trace, source=folder.resolve().name)
+
+
+def bench(argv: Sequence[str]) -> int:
+    """Time the layer beside its peers, and the model beside transformers'."""
+    sys.path.insert(0, str(_clone("experiments/bench").parents[1]))  # no part of what is installed
+    from experiments.bench import main
+
+    return main(argv)
+
+
+def reproduce(argv: Sequence[str]) -> int:
+    """Reproduce a paper's table and judge it, or write the ledger of all."""
+    _clone("experiments")
+    from .ledger import main
+
+    return main(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    command.__name__: command for command in (lab, test, build, train, explore, bench, reproduce)
+}
