@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from moe_lite.course.data import Corpus, load_corpus
 from moe_lite.course.ledger import Claim, Experiment, Measures
 from moe_lite.course.sweep import MAX_BYTES, ROUTERS, Outcome, Routers, Setting, sweep
 from moe_lite.course.sweep import run as train_one
 from moe_lite.routers import SigmoidBiasRouter
-from moe_lite.routing import Routing
 
 STEPS, EARLY, SPANS = 200, 20, 10
 MODEL = {"num_local_experts": 31, "num_experts_per_tok": 3, "intermediate_size": 64}
@@ -44,8 +45,8 @@ class FallingRateRouter(SigmoidBiasRouter):
         super().__init__(*sizes, update_rate=update_rate)
         self.fall = update_rate / steps
 
-    def update(self, routing: Routing) -> None:
-        super().update(routing)
+    def update(self, load_E: Tensor) -> None:
+        super().update(load_E)
         self.update_rate = max(0.0, self.update_rate - self.fall)
 
 

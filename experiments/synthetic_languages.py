@@ -12,7 +12,6 @@ router is the best one is no assumption: routers that know the cause, or the dec
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,8 @@ import torch.nn.functional as F
 
 from moe_lite import analysis, causal
 from moe_lite.course.languages import Cause, Languages, agreement
-from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
+from moe_lite.files import write
 from moe_lite.model import Mixtral
 
 SENTENCES, NULLS = 4096, 20
@@ -109,16 +109,12 @@ def run(seeds: Sequence[int]) -> Measures:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     mark = json.loads(json.dumps(CONFIG))
-    done: dict[str, dict[str, float]] = {}
-    if PART.is_file() and (kept := json.loads(PART.read_text(encoding="utf-8")))["mark"] == mark:
-        done = kept["done"]
+    done: dict[str, dict[str, float]] = unfinished(PART, mark)
     for seed in seeds:
         if str(seed) not in done:
             done[str(seed)] = one(WORLDS["language"], seed) | one(WORLDS["verb"], seed)
             print(seed, flush=True)
-            aside = PART.with_suffix(".aside")
-            aside.write_text(json.dumps({"mark": mark, "done": done}), encoding="utf-8")
-            os.replace(aside, PART)
+            write(PART, json.dumps({"mark": mark, "done": done}))
     PART.unlink(missing_ok=True)  # the next run is to be a run
     torch.set_num_threads(threads)
     return {what: [done[str(s)][what] for s in seeds] for what in done[str(seeds[0])]}

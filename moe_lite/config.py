@@ -36,7 +36,8 @@ class MixtralConfig:
     router_aux_loss_coef: float = 0.001
     initializer_range: float = 0.02
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
         if self.head_dim is None:
@@ -49,6 +50,16 @@ class MixtralConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name in ("rope_theta", "rms_norm_eps", "router_aux_loss_coef", "initializer_range"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
+        if self.rope_theta == 0:
+            raise ValueError("rope_theta must be above 0, not 0")
+        if type(self.tie_word_embeddings) is not bool:
+            raise ValueError(
+                f"tie_word_embeddings must be a bool, not {self.tie_word_embeddings!r}"
+            )
         if self.num_experts_per_tok > self.num_local_experts:
             raise ValueError(
                 f"num_experts_per_tok (K) is {self.num_experts_per_tok}, but there are only "
@@ -61,9 +72,16 @@ class MixtralConfig:
             )
         if self.head_dim % 2:  # type: ignore[operator]
             raise ValueError(f"head_dim must be even for rotary embeddings, not {self.head_dim}")
-        if self.sliding_window is not None and self.sliding_window < 1:
+        window, pad, V = self.sliding_window, self.pad_token_id, self.vocab_size
+        if window is not None and (type(window) is not int or window < 1):
+            raise ValueError(f"sliding_window must be None or at least 1, not {window!r}")
+        if pad is not None and (type(pad) is not int or not -V <= pad < V):
+            raise ValueError(f"pad_token_id must be None or a token of the {V:,}, not {pad!r}")
+        eos = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+        if any(one is not None and type(one) is not int for one in (self.bos_token_id, *eos)):
             raise ValueError(
-                f"sliding_window must be None or at least 1, not {self.sliding_window}"
+                f"bos_token_id and eos_token_id must be None or token ids, not "
+                f"{self.bos_token_id!r} and {self.eos_token_id!r}"
             )
 
     def dense(self, match: str = "active") -> MixtralConfig:
@@ -133,6 +151,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, not {self.seed}")
         for name in ("lr", "min_lr_ratio", "weight_decay", "grad_clip", "aux_coef", "z_coef"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < math.inf:

@@ -54,9 +54,6 @@ class Routing:
                    no measure counts; None means that every token is real.
         noise_TE:  what chance added to the scores; logits_TE has it in it. None: nothing.
         bias_E:    what is added to the scores for the choice alone, as it stood; None: nothing.
-        pool:      where these tokens are one rank's share of a batch: from a sum over them to
-                   the sum over all, through which gradients flow. Losses, measures and
-                   :meth:`load_E` are then the whole batch's. None: the tokens are all there are.
     """
 
     logits_TE: Tensor
@@ -70,7 +67,6 @@ class Routing:
     mask_T: Tensor | None = None
     noise_TE: Tensor | None = None
     bias_E: Tensor | None = None
-    pool: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def from_choices(
@@ -109,11 +105,7 @@ class Routing:
         ones_N = torch.ones_like(self.expert_N, dtype=torch.float32)
         if self.keep_N is not None:
             ones_N = self.keep_N.float()
-        return self.total(ones_N.new_zeros(self.num_experts).index_add(0, self.expert_N, ones_N))
-
-    def total(self, amount: Tensor) -> Tensor:
-        """Give the whole batch's sum from the sum over the tokens here: see ``pool``."""
-        return amount if self.pool is None else self.pool(amount)
+        return ones_N.new_zeros(self.num_experts).index_add(0, self.expert_N, ones_N)
 
     def gates_TE(self) -> Tensor:
         """Spread the gates of the kept pairs into a (T, E) matrix, zero where unused."""
@@ -142,9 +134,9 @@ class Routing:
         return replace(self, keep_N=keep_N if self.keep_N is None else self.keep_N & keep_N)
 
     def detach(self) -> Routing:
-        """Copy without gradients, on the CPU, of these tokens alone: what a trace keeps."""
+        """Return a copy without gradients, on the CPU: what a trace keeps."""
         changed = {k: v.detach().cpu() for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return Routing(**{**vars(self), **changed, "pool": None})
+        return Routing(**{**vars(self), **changed})
 
     def check_finite(self, where: str) -> None:
         """Raise NotFinite naming the layer and the first token with router logits that are not.
@@ -192,8 +184,8 @@ class DispatchPlan:
     dropless: bool
 
 
-Dispatch = Callable[[Tensor, "Experts", DispatchPlan], Tensor]
-"""A backend: (x_TD, experts, plan) -> out_TD."""
+Dispatch = Callable[[Tensor, "Experts", Routing], Tensor]
+"""A backend: (x_TD, experts, routing) -> out_TD."""
 
 
 @dataclass(frozen=True, eq=False)

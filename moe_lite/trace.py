@@ -90,14 +90,17 @@ def record(model: nn.Module, tokenizer: Any = None) -> Iterator[Recorder]:
     Args:    tokenizer: how tokens are shown: a function from a list of ids to as many strings
              (``functools.partial(moe_lite.course.data.pieces, tokenizer)``), or a tokenizer with
              ``decode``; None shows the ids.
-    Raises:  ValueError if the model has no MoE layer, is not called with token ids, or has a
-             gate that answers otherwise, or logits that are not finite (naming the layer).
+    Raises:  ValueError if the model has no MoE layer or no weights yet, is not called with
+             token ids, or has a gate that answers otherwise, or logits that are not finite
+             (naming the layer).
     """
     blocks = {name: module for name, module in model.named_modules() if _gate(module) is not None}
     if not blocks:
         raise ValueError(
             f"{type(model).__name__} has no MoE layer: no module with experts and a gate"
         )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"{type(model).__name__} is on the meta device: it has shapes, no weights")
     recorder = Recorder(model, list(blocks), _shower(tokenizer))
     with ExitStack() as hooks:
         hooks.callback(model.register_forward_pre_hook(recorder._begin, with_kwargs=True).remove)

@@ -43,7 +43,7 @@ from torch import nn
 from moe_lite import Experts, MoELayer, Routing, SigmoidBiasRouter, TopKRouter, cost, losses
 from moe_lite.course import data, ledger, viz, widgets
 from moe_lite.course.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run
-from moe_lite.dispatch import BACKENDS, plan
+from moe_lite.fast import BACKENDS
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -114,7 +114,7 @@ by_pieces = Routing.from_choices(
     piece_TK, gate_TK.repeat_interleave(m, 1),
 )  # fmt: skip
 small = cut(whole.experts, m)
-torch.testing.assert_close(BACKENDS["auto"](x_TD, small, plan(by_pieces)), out_TD)
+torch.testing.assert_close(BACKENDS["auto"](x_TD, small, by_pieces), out_TD)
 print("equal:", tuple(piece_TK.shape), "pieces instead of", tuple(expert_TK.shape), "experts")
 
 # %% [markdown]
@@ -369,14 +369,14 @@ for _ in range(20):
     torch.testing.assert_close(gate_TK.flatten(), routing.gate_N)
     count_E = expert_TK.flatten().bincount(minlength=8).float()
     bias_E = bias_E + 0.05 * torch.sign(count_E.mean() - count_E)
-    router.update(routing)  # moved by the same counts
+    router.update(routing.load_E())  # moved by the same counts
     torch.testing.assert_close(bias_E, router.bias_E)
 print("bias", router.bias_E, "a gradient?", router.bias_E.requires_grad)
 
 # %% [markdown]
 # Mind the order: choose, count, *then* move. Were the bias moved before the choice, by the counts
 # of the same batch, a token's expert would depend on tokens that come later. `train` calls
-# `gate.update(routing)` after each optimizer step.
+# `gate.update(routing.load_E())` after each optimizer step.
 #
 # What does the scores' gradient look like under the two methods? The loss pulls at every row of
 # the router, on every token. The bias pulls at none.
@@ -597,7 +597,7 @@ logits_TE, gate_TK = torch.zeros(4, 8), torch.full((4, 2), 0.5)
 busy = Routing.from_choices(logits_TE, logits_TE.softmax(-1), torch.tensor([[0, 1]] * 4), gate_TK)
 for _ in range(1000):
     for gate in (sleepy, awake):
-        gate.update(busy)  # expert 7 never gets a token, so its bias should go on rising
+        gate.update(busy.load_E())  # expert 7 gets no token: its bias should go on rising
 print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E[7].item())
 
 # %% [markdown]
@@ -634,7 +634,7 @@ print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E
 # | $K_s$ | `MoELayer(..., shared=Experts(...))`, `Setting(shared=1)` | weight 1, in no routing |
 # | $s_i$, $g_i$ | `routing.logits_TE.sigmoid()`, `routing.gate_N` | score, gate |
 # | $b_i$, $u$ | `router.bias_E`, `router.update_rate` | a buffer; no gradient |
-# | $b_i + u\,\mathrm{sign}(\bar c - c_i)$ | `router.update(routing)` | after the optimizer's step |
+# | $b_i + u\,\mathrm{sign}(\bar c - c_i)$ | `router.update(load_E)` | after the optimizer's step |
 # | MaxVio | `losses.max_violation`, `sweep.measure` | of a batch; global and per batch |
 #
 # **Read on:** DeepSeekMoE, sections 3 and 4; Loss-free balancing, sections 3 and 4; DeepSeek-V3's

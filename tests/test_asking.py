@@ -260,7 +260,7 @@ def test_scores_noise_and_bias_travel():
     np.testing.assert_allclose(read["noise"][:18] / 100, layers[0].noise_TE.flatten(), atol=0.0051)
     assert not read["noise"][18:].any() and np.abs(read["noise"][:18]).max() > 0
     assert read["bias"].tolist() == [0, 0, 0, 0.25, 0, -0.5, 0, 0, 0]
-    steady.update(layers[1])
+    steady.update(layers[1].load_E())
     assert layers[1].bias_E.tolist() == [0.25, 0.0, -0.5], "a trace keeps the bias as it stood"
 
 

@@ -405,7 +405,9 @@ def test_an_expected_exception_is_shown_without_its_frames(tmp_path):
 
 
 def test_a_verdict_is_all_a_learner_sees(tmp_path):
-    notebook = cells("from moe_lite.course import checks", "checks.check_top_k(lambda logits, k: None)")
+    notebook = cells(
+        "from moe_lite.course import checks", "checks.check_top_k(lambda logits, k: None)"
+    )
     build.execute(notebook, tmp_path, "n.ipynb", allow_errors=True)
     (output,) = notebook.cells[1].outputs
     assert output.traceback == ["✗ top_k: return two tensors, (gate_TK, expert_TK), not None"]

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from moe_lite import hf
+from moe_lite import checked, hf
 from moe_lite.config import MixtralConfig
 from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
@@ -245,15 +245,18 @@ def test_optional_fields(tmp_path):
         ({"shared_expert_size": 7}, "'shared_expert_size' (7) is unknown"),
         ({"shared_expert_size": 7}, "ignore=('shared_expert_size',) reads past it"),
         ({"hidden_size": ..., "vocab_size": ...}, "vocab_size, hidden_size missing"),
-        ({"hidden_size": "4096"}, "hidden_size must be int, not '4096'"),
+        ({"hidden_size": "4096"}, "hidden_size must be a whole number, not '4096'"),
         ({"hidden_size": 0}, "hidden_size must be a whole number of at least 1, not 0"),
         ({"num_experts_per_tok": 9}, "K cannot exceed E"),
-        ({"vocab_size": True}, "vocab_size must be int, not True"),
-        ({"sliding_window": 2.5}, "sliding_window must be int or null, not 2.5"),
-        ({"eos_token_id": [2, 3]}, "eos_token_id must be int or null, not [2, 3]"),
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be float, not nan"),
-        ({"rope_theta": -1}, "rope_theta must be float, not -1"),
-        ({"tie_word_embeddings": 1}, "tie_word_embeddings must be bool, not 1"),
+        ({"vocab_size": True}, "vocab_size must be a whole number, not True"),
+        ({"sliding_window": 2.5}, "sliding_window must be a whole number or null, not 2.5"),
+        (
+            {"eos_token_id": [2, 3.0]},
+            "eos_token_id must be a whole number or a list or null, not [2",
+        ),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number, not nan"),
+        ({"rope_theta": -1}, "rope_theta must be a number of at least 0, not -1"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false, not 1"),
     ],
 )
 def test_a_config_that_means_something_else_is_refused(tmp_path, fields, sentence):
@@ -265,7 +268,7 @@ def test_a_config_that_means_something_else_is_refused(tmp_path, fields, sentenc
 
 
 def test_ignored_fields_are_read_past(tmp_path):
-    config_folder(tmp_path, novelty=1, attention_dropout=0.1, eos_token_id=[2, 3])
+    config_folder(tmp_path, novelty=1, attention_dropout=0.1, eos_token_id="x")
     config = hf.load_config(tmp_path, ignore=("novelty", "attention_dropout", "eos_token_id"))
     assert config.eos_token_id is None
 
@@ -273,7 +276,7 @@ def test_ignored_fields_are_read_past(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": \udc80}'])
 def test_a_broken_config_is_named(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match=r"config\.json: (not valid JSON|holds a list)"):
+    with pytest.raises(ValueError, match=r"config\.json: (not valid JSON|not UTF-8|holds \[1\])"):
         hf.load_config(tmp_path)
 
 
@@ -381,10 +384,6 @@ BREAK = {
         lambda f: rewrite(f / "config.json", num_local_experts=2),
         r"holds the unexpected tensor model\.layers\.0\.block_sparse_moe\.experts\.2\.w",
     ),
-    "tied, with a head": (
-        lambda f: rewrite(f / "config.json", tie_word_embeddings=True),
-        r"unexpected tensor lm_head\.weight",
-    ),
     "both kinds of weights": (
         lambda f: shard(f, 0).rename(f / "model.safetensors"),
         "holds both model.safetensors and",
@@ -429,7 +428,7 @@ def test_paths_that_are_no_checkpoint(single, tmp_path):
 
 def test_one_shard_is_open_at_a_time(sharded, model, monkeypatch):
     opened, most = [], 0
-    really = hf.safe_open
+    really = checked.safe_open
 
     class Counted:
         def __init__(self, file, **kwargs):
@@ -445,7 +444,7 @@ def test_one_shard_is_open_at_a_time(sharded, model, monkeypatch):
             opened.remove(self)
             return self.shard.__exit__(*error)
 
-    monkeypatch.setattr(hf, "safe_open", Counted)
+    monkeypatch.setattr(checked, "safe_open", Counted)
     assert same(model, hf.load(sharded))
     assert most == 1 and not opened
 
@@ -537,9 +536,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(sharded, tmp_path, monkeypa
     assert contents(sharded) == before
     assert [p.name for p in tmp_path.iterdir()] == ["sharded"]
     if expected is OSError:
-        assert str(raised.value) == (
-            f"cannot save the checkpoint to {sharded.resolve()}: No space left on device"
-        )
+        assert str(raised.value) == (f"cannot write {sharded.resolve()}: No space left on device")
 
 
 def test_a_first_save_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
@@ -547,14 +544,14 @@ def test_a_first_save_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(hf, "save_file", full)
-    with pytest.raises(OSError, match="cannot save the checkpoint to .*: No space left"):
+    with pytest.raises(OSError, match="cannot write .*: No space left"):
         hf.save(model, tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_impossible_place_is_named(model, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot save the checkpoint to .*file.checkpoint: "):
+    with pytest.raises(OSError, match=r"cannot write .*file.checkpoint: "):
         hf.save(model, tmp_path / "file" / "checkpoint")
 
 

@@ -17,19 +17,21 @@ import torch
 import torch.distributed as dist
 
 from moe_lite import hf, parallel
+from moe_lite.checkpoint import checkpoints
 from moe_lite.config import MixtralConfig
 from moe_lite.course import recipes
+from moe_lite.history import History
 from moe_lite.losses import (
     drop_rate,
     importance_loss,
     load_balancing_loss,
     load_loss,
     max_violation,
+    mixtral_aux_loss,
     router_z_loss,
 )
 from moe_lite.model import Mixtral
 from moe_lite.routing import Routing
-from moe_lite.train import History, checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -161,15 +163,11 @@ def test_any_number_of_ranks_goes_on_from_any_other(found, seats, source):
 
 
 @gloo
-def test_balance_over_the_ranks_or_over_each(found):
-    over = found["2"]["over"]
-    for name in ("load_balancing_loss", "importance_loss"):
-        for which in ("local", "global"):
-            by_hand = over[f"by hand {which} {name}"]
-            assert over[f"{which} {name}"] == pytest.approx(by_hand, rel=1e-5)
-        assert over[f"local {name}"] > 1.01 * over[f"global {name}"]  # parts are less even
-    # each rank has moved its biases by its own loads, and they are the same again
-    assert over["local spread"] == over["global spread"] == 0
+def test_balance_is_that_of_the_whole_batch_and_not_of_a_ranks_part(found):
+    balance = found["2"]["balance"]
+    for name in ("load_balancing_loss", "importance_loss", "mixtral_aux_loss"):
+        assert balance[name] == pytest.approx(balance[f"whole {name}"], rel=1e-5)
+        assert balance[f"parts {name}"] > 1.005 * balance[name]  # parts are less even
 
 
 # When something befalls one
@@ -209,14 +207,14 @@ def test_fewer_ranks_finish_what_more_began(second, folder, tmp_path, capsys):
 
 
 @gloo
-def test_one_process_says_that_a_checkpoint_is_sharded(second, folder, tmp_path):
-    with pytest.raises(ValueError, match="is sharded: resume it under torchrun"):
-        recipes.main(["--config", str(folder / "small.json"), "--out", str(folder / "asleep"),
-                      "--resume", "--export", str(tmp_path), "--device", "cpu"])  # fmt: skip
-    assert [path.name for path in checkpoints(folder / "asleep")] == [
-        "step-00000002",
-        "step-00000004",
-    ]
+def test_one_process_finishes_what_two_began(second, folder, tmp_path):
+    begun = ["step-00000002", "step-00000004"]
+    assert [path.name for path in checkpoints(folder / "asleep")] == begun
+    common = ["--config", str(folder / "small.json"), "--device", "cpu"]
+    recipes.main([*common, "--out", str(folder / "asleep"), "--resume"])
+    recipes.main([*common, "--out", str(tmp_path)])
+    alone, resumed = (History.load(out / "history.jsonl") for out in (tmp_path, folder / "asleep"))
+    assert_same_curve(resumed.rows, alone.rows)
 
 
 # Bad launches
@@ -292,7 +290,7 @@ def test_a_taken_port_is_named(monkeypatch):
 def test_processes_and_the_option_belong_together(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(
-        ValueError, match="start them with torchrun --standalone --nproc-per-node 2"
+        ValueError, match="add --processes 2, or on several machines start them with torchrun"
     ):
         recipes.main(["--expert-parallel", "2"])
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -312,17 +310,16 @@ def add(sums: Iterator[torch.Tensor], amount: torch.Tensor) -> torch.Tensor:
     return amount + next(sums)
 
 
-def test_a_pool_makes_every_measure_the_whole_batchs():
+def test_an_all_reduce_makes_every_loss_and_measure_the_whole_batchs():
     torch.manual_seed(1)
     expert_TK, gate_TK = torch.rand(12, 4).topk(2).indices, torch.rand(12, 2)
     logits_TE, keep_TK = torch.randn(12, 4), torch.rand(12, 2) < 0.7
 
-    def routing(part: slice, pool=None) -> Routing:
-        made = Routing.from_choices(
+    def routing(part: slice) -> Routing:
+        return Routing.from_choices(
             logits_TE[part], logits_TE[part].softmax(-1), expert_TK[part], gate_TK[part],
             keep_TK[part], smooth_load_TE=logits_TE[part].sigmoid(),
         )  # fmt: skip
-        return Routing(**{**vars(made), "pool": pool})
 
     whole = routing(slice(None))
     measures = (
@@ -332,14 +329,14 @@ def test_a_pool_makes_every_measure_the_whole_batchs():
         router_z_loss,
         max_violation,
         drop_rate,
-        Routing.load_E,
+        lambda routing, **over: load_balancing_loss([routing, routing], choices=1, **over),
+        lambda routing, **over: mixtral_aux_loss([routing, routing], **over),
     )
     for measure in measures:
         sums: list[torch.Tensor] = []
-        measure(routing(slice(0, 5), pool=partial(note, sums)))  # what the other part has to give
-        pooled = measure(routing(slice(5, 12), pool=partial(add, iter(sums))))
-        torch.testing.assert_close(pooled, measure(whole))
-    assert routing(slice(0, 5), pool=lambda x: 2 * x).detach().pool is None
+        measure(routing(slice(0, 5)), all_reduce=partial(note, sums))  # what the other has to give
+        total = measure(routing(slice(5, 12)), all_reduce=partial(add, iter(sums)))
+        torch.testing.assert_close(total, measure(whole))
 
 
 @gloo
@@ -360,8 +357,6 @@ def test_what_cannot_be_sharded_is_refused(tmp_path):
             parallel.shard_experts(model, other)
         with pytest.raises(ValueError, match="no layers of experts left to shard"):
             parallel.shard_experts(torch.nn.Linear(2, 2), mesh)
-        with pytest.raises(ValueError, match="not 'mine'"):
-            parallel.Ranks(mesh, "mine")
         names = list(model.state_dict())
         parallel.shard_experts(model, mesh)
         assert list(model.state_dict()) == names

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from moe_lite import hf
+from moe_lite.checkpoint import checkpoints
 from moe_lite.cost import count_parameters
 from moe_lite.course import recipes
 from moe_lite.course.data import load_tokenizer
 from moe_lite.course.recipes import RECIPES, main, read_recipe
+from moe_lite.history import History
 from moe_lite.model import Mixtral
-from moe_lite.train import History, checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -55,14 +56,14 @@ def test_a_file_changes_what_it_names(config):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
-        ("[1]", r"a recipe must be a JSON object, not \[1\]"),
-        ('{"modle": {}}', "a recipe has no field 'modle'; it has model, training, domains"),
+        ("{", "not valid JSON"),
+        ("[1]", r"holds \[1\], not a JSON object"),
+        ('{"modle": {}}', "small.json has no field 'modle'; it has model, training, domains"),
         ('{"model": {"experts": 3}}', "model has no field 'experts'"),
         ('{"training": {"step": 3}}', "training has no field 'step'"),
         ('{"model": {"num_experts_per_tok": 9}}', "K cannot exceed E"),
         ('{"training": {"steps": -1}}', "steps must be a whole number"),
-        ('{"training": {"betas": 1}}', "small.json: "),
+        ('{"training": {"betas": 1}}', "small.json: training: betas must be a list of 2, not 1"),
         ('{"max_bytes": 0}', "max_bytes must be null or at least 1, not 0"),
         ('{"domains": "prose"}', "domains must be a list, not 'prose'"),
     ],

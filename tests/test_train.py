@@ -16,21 +16,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
-from moe_lite import runs
+from moe_lite import checkpoint
+from moe_lite.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course.data import load_corpus
+from moe_lite.history import History
 from moe_lite.losses import load_balancing_loss, router_z_loss
 from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
 from moe_lite.train import (
-    History,
     autocast_dtype,
-    checkpoints,
     cross_entropy,
     evaluate,
     head_loss,
-    load_checkpoint,
     make_optimizer,
     train,
 )
@@ -264,8 +264,8 @@ def test_history_is_saved_and_loaded_exactly(corpus, tmp_path):
     assert [row["step"] for row in history.rows if "bits" in row] == [4, 8, 12]
     assert history.column("tokens") == [64 * (i + 1) for i in range(12)]
     assert history.column("seconds") == sorted(history.column("seconds"))
-    (tmp_path / "h.jsonl").write_text('{"step": 1}\n[2]\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="is not a history"):
+    (tmp_path / "h.jsonl").write_text("[2]\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1 must be an object, not \\[2\\]"):
         History.load(tmp_path / "h.jsonl")
 
 
@@ -288,6 +288,14 @@ def test_history_plots_itself(corpus):
     assert History()._repr_png_() is None and "no steps" in repr(History())
     with pytest.raises(ValueError, match="x must be step, tokens or seconds, not 'epoch'"):
         history.plot("epoch")
+
+
+def test_without_matplotlib_a_history_says_what_to_install(corpus, monkeypatch):
+    history = run(fresh(), corpus, replace(CONFIG, steps=1))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'moe-lite\[course\]'"):
+        history.plot()
+    assert history._repr_png_() is None and "History(step 1, loss" in repr(history)
 
 
 # Checkpoints and resuming
@@ -397,13 +405,14 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-FILES = ("model.safetensors", "optimizer.safetensors", "history.jsonl", "state.json")
+TENSORS = "shard-00001-model-00001-of-00001.safetensors"
+FILES = (TENSORS, "history.jsonl", "state.json")
 
 
 @pytest.mark.parametrize(
     ("name", "damage"),
     # A flipped bit in the description itself may be harmless; in the rest it never is.
-    [(n, d) for n in FILES for d in (truncate, flip, Path.unlink) if (n, d) != (FILES[3], flip)],
+    [(n, d) for n in FILES for d in (truncate, flip, Path.unlink) if (n, d) != (FILES[2], flip)],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_still_works(
     corpus, tmp_path, name, damage
@@ -423,18 +432,49 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_still_works(
     assert timeless(run(model, corpus, CONFIG, tmp_path, resume=True)) == timeless(whole)
 
 
+def test_words_that_do_not_list_the_files_are_damage_too(corpus, tmp_path):
+    run(fresh(), corpus, CONFIG, tmp_path)
+    state = checkpoints(tmp_path)[-1] / "state.json"
+    genuine = json.loads(state.read_text("utf-8"))
+    for digests in ({}, {"/dev/zero": "0"}, ["history.jsonl"], {**genuine["sha256"], "../x": "0"}):
+        state.write_text(json.dumps(genuine | {"sha256": digests}), encoding="utf-8")
+        with pytest.raises(ValueError, match="12 is damaged .*; delete it to go on from step-0"):
+            run(fresh(), corpus, CONFIG, tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_named_as_such(corpus, tmp_path):
+    run(fresh(), corpus, CONFIG, tmp_path)
+    state = checkpoints(tmp_path)[-1] / "state.json"
+    words = json.loads(state.read_text("utf-8"))
+    assert words.pop("format") == 2
+    state.write_text(json.dumps(words), encoding="utf-8")
+    with pytest.raises(ValueError, match="step-00000012 has format 1, of another version of moe"):
+        run(fresh(), corpus, CONFIG, tmp_path, resume=True)
+
+
+def test_a_refused_run_leaves_the_one_that_is_writing_alone(corpus, tmp_path):
+    run(fresh(), corpus, CONFIG, tmp_path)
+    (tmp_path / ".step-00000015.unfinished").mkdir()
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(fresh(), corpus, CONFIG, tmp_path)
+    assert (tmp_path / ".step-00000015.unfinished").exists()
+
+
 def test_the_only_checkpoint_damaged_says_to_start_again(corpus, tmp_path):
     run(fresh(), corpus, replace(CONFIG, keep=1), tmp_path)
-    truncate(checkpoints(tmp_path)[0] / "model.safetensors")
+    truncate(checkpoints(tmp_path)[0] / TENSORS)
     with pytest.raises(ValueError, match="damaged .*; start again elsewhere"):
         run(fresh(), corpus, replace(CONFIG, keep=1), tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("point", ["save_file", "_sha256", "flush"])
-@pytest.mark.parametrize("call", [0, 1])
-def test_a_write_that_fails_costs_only_itself(corpus, tmp_path, monkeypatch, point, call):
+@pytest.mark.parametrize(
+    ("where", "point", "call"),
+    [(HuggingFaceStorageWriter, "write_data", 0), (checkpoint, "_sha256", 0),
+     (checkpoint, "_sha256", 1), (checkpoint, "flush", 0), (checkpoint, "flush", 1)],
+)  # fmt: skip
+def test_a_write_that_fails_costs_only_itself(corpus, tmp_path, monkeypatch, where, point, call):
     run(fresh(), corpus, replace(CONFIG, steps=6, keep=1), tmp_path)
-    config, genuine, calls = replace(CONFIG, keep=1), getattr(runs, point), []
+    config, genuine, calls = replace(CONFIG, keep=1), getattr(where, point), []
 
     def failing(*args):
         calls.append(args)
@@ -443,11 +483,11 @@ def test_a_write_that_fails_costs_only_itself(corpus, tmp_path, monkeypatch, poi
         return genuine(*args)
 
     shutil.copytree(tmp_path, tmp_path / "kept")
-    monkeypatch.setattr(runs, point, failing)
+    monkeypatch.setattr(where, point, failing)
     model, optimizer = fresh(), make_optimizer(fresh(), config)
     history = History([{"step": 9}])
     with pytest.raises(OSError, match=r"cannot write the checkpoint .*step-00000009: No space"):
-        runs.save_checkpoint(tmp_path, model, optimizer, corpus, config, history)
+        save_checkpoint(tmp_path, model, optimizer, config, corpus.digest, history)
     shutil.rmtree(tmp_path / "kept")
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
 
@@ -570,10 +610,11 @@ CHILD = """
 import sys
 import torch
 torch.set_num_threads(1)
-from moe_lite.routing import MixtralConfig
+from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course.data import load_corpus
+from moe_lite.history import History
 from moe_lite.model import Mixtral
-from moe_lite.train import TrainConfig, train
+from moe_lite.train import train
 model_config, config, out = eval(sys.argv[1])
 torch.manual_seed(7)
 train(Mixtral(model_config), load_corpus(["prose"], max_bytes=40_000), config, out, resume=True,
@@ -606,12 +647,13 @@ def test_kill_at_any_moment_loses_no_finished_checkpoint(tmp_path):
         assert int(found[-1].name.removeprefix("step-")) >= reached
         for path in found:  # each is whole
             model = fresh(seed=1)
-            history = load_checkpoint(path, model, make_optimizer(model, config), text, config)
+            optimizer = make_optimizer(model, config)
+            history = load_checkpoint(path, model, optimizer, config, text.digest)
             assert timeless(history) == timeless(whole)[: len(history)]
     assert kills == 2 and reached == 40
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     model = fresh(seed=1)
-    last = load_checkpoint(found[-1], model, make_optimizer(model, config), text, config)
+    last = load_checkpoint(found[-1], model, make_optimizer(model, config), config, text.digest)
     assert timeless(last) == timeless(whole)
 
 

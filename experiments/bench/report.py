@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moe_lite import files
+from moe_lite.checked import read_json
 
 from .measure import Row
 
@@ -38,11 +39,8 @@ def read(path: Path) -> Row:
 
     Raises: ValueError if it is not one; OSError if there is no such file.
     """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
+    result = read_json(path)
+    if result.get("format") != FORMAT:
         raise ValueError(f"{path} is not a result of `python -m moe_lite bench` of format {FORMAT}")
     return result
 

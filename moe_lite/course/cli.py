@@ -86,12 +86,17 @@ def explore(argv: Sequence[str]) -> int:
     if not args.film and not all(text.strip() for text in texts):
         raise ValueError("there is no text to explore: give at least one word")
     for text in texts:
-        text.encode()  # raises ValueError for what the shell could not decode
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # what the shell could not decode
+            raise ValueError(f"the text {text!a} is not UTF-8") from None
 
+    from .. import files
     from ..hf import PRETRAINED
     from .film import Film
     from .widgets import RoutingExplorer
 
+    files.target(args.out)  # told before the work, not after
     folder = args.model or PRETRAINED / "mixtral-mini"
     if args.film:
         widget = RoutingExplorer(film=Film.load(_folder(folder) / "film.safetensors"))
@@ -134,7 +139,7 @@ def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
 
     from .. import hf
     from ..trace import record
-    from .data import load_tokenizer, pieces
+    from .data import encode, load_tokenizer, pieces
 
     own = _folder(folder) / "tokenizer.json"
     tokenizer = load_tokenizer(own if own.is_file() else None)
@@ -145,7 +150,7 @@ def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
             f"the model has {vocab} tokens and the tokenizer {known}: "
             f"put the tokenizer.json that the model was trained with into {folder}"
         )
-    ids_BS = torch.tensor([tokenizer.encode(text).ids])
+    ids_BS = torch.tensor([encode(tokenizer, text)])
     with torch.inference_mode(), record(model, partial(pieces, tokenizer)) as recorded:
         model(ids_BS)
     return model, tokenizer, replace(recorded.trace, source=folder.resolve().name)

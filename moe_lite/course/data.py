@@ -6,7 +6,8 @@ import codecs
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from ..checked import read_text, short
 from .texts import DOMAINS, SPLITS, Document, documents, split_of, split_texts  # noqa: F401
 
 END_OF_TEXT = "<|endoftext|>"
@@ -91,17 +93,39 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     >>> tokenizer.get_vocab_size(), tokenizer.token_to_id("<|endoftext|>")
     (4096, 0)
 
+    It never cuts a text or fills it up, whatever the file says of truncation and padding.
+
     Raises: FileNotFoundError if there is no such file; ValueError if it is not a tokenizer.
     """
     file = TOKENIZER_PATH if path is None else Path(path)
     if file.is_dir():
         file = file / "tokenizer.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no tokenizer at {file}")
+    text = read_text(file)
+    with _no_panic(f"{file} is not a tokenizer.json"):
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the token ids of a text.
+
+    Raises: ValueError if the tokenizer breaks on it, as a hostile regular expression makes it.
+    """
+    with _no_panic(f"the tokenizer cannot read {short(text)}"):
+        return list(tokenizer.encode(text).ids)
+
+
+@contextmanager
+def _no_panic(what: str) -> Iterator[None]:
+    """Turn what tokenizers raises, a bare Exception or a Rust panic, into a ValueError."""
     try:
-        return Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"{file} is not a tokenizer.json: {error}") from error
+        yield
+    except BaseException as error:  # a panic is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{what}: {short(str(error), 120)}") from error
 
 
 # Byte-level BPE writes each byte as one printable character: those of Latin-1 that can be
@@ -294,7 +318,9 @@ def load_corpus(
                 raise ValueError(
                     f"max_bytes is {max_bytes}, and no {split} document of {name} is so small"
                 )
-            ids = [i for code in tokenizer.encode_batch_fast(texts) for i in (*code.ids, end)]
+            with _no_panic(f"the tokenizer cannot read the text of {name}"):
+                codes = tokenizer.encode_batch_fast(texts)
+            ids = [i for code in codes for i in (*code.ids, end)]
             tokens[split, name] = torch.tensor(ids, dtype=torch.int32)
     kept = tuple(name for name in domains if ("train", name) in tokens)
     if not kept:

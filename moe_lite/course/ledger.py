@@ -26,7 +26,8 @@ from typing import Any, Literal
 from scipy.special import stdtrit
 
 from .. import __version__
-from ..files import write
+from ..checked import build, conform, read_json, short
+from ..files import target, write
 
 ROOT = Path(__file__).resolve().parents[2]
 Measures = dict[str, list[float | None]]
@@ -222,10 +223,34 @@ def read(path: Path) -> Result:
 
     Raises: OSError if it cannot be read; ValueError if it is not a result.
     """
-    try:
-        return Result(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} does not hold a result: {error}") from error
+    result = build(Result, read_json(path), str(path))
+    for key, values in result.measures.items():
+        if len(values) != len(result.seeds):
+            raise ValueError(
+                f"{path}: measures: {short(key)} has {len(values)} values for "
+                f"{len(result.seeds)} seeds"
+            )
+    for name, there, wanted in (
+        ("versions", result.versions, ("python", "torch")),
+        ("hardware", result.hardware, ("system", "cpu", "cores", "threads", "gpu")),
+    ):
+        if missing := [key for key in wanted if key not in there]:
+            raise ValueError(f"{path}: {name}: {', '.join(missing)} missing")
+    return result
+
+
+def unfinished(part: Path | None, mark: Any) -> dict[str, Any]:
+    """Return what an interrupted run has kept in a file, if its mark says that it was this one.
+
+    Raises: ValueError if the file is damaged.
+    """
+    if part is None or not part.is_file():
+        return {}
+    kept = read_json(part)
+    if kept.get("mark") != mark:
+        return {}
+    done: dict[str, Any] = conform(kept.get("done"), dict[str, Any], f"{part}: done")
+    return done
 
 
 def stored(name: str, root: Path = ROOT) -> Result:
@@ -432,12 +457,7 @@ def reproduce(name: str, seeds: int | None, out: Path | None, root: Path = ROOT)
     path, seeds = out or result_path(name, root), experiment.seeds if seeds is None else seeds
     if seeds < 2:
         raise ValueError(f"an interval needs at least 2 seeds, not {seeds}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"cannot write into {path.parent}")
+    target(path)
     if path.is_file() and (kept := len(read(path).seeds)) > seeds:
         raise ValueError(
             f"{path.name} holds {kept} seeds, which {seeds} would replace; "

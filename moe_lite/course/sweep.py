@@ -25,6 +25,7 @@ from torch import nn
 from ..config import MixtralConfig, TrainConfig
 from ..experts import Experts
 from ..files import write
+from ..history import History, Row
 from ..losses import drop_rate, load_balancing_loss, max_violation, mixtral_aux_loss
 from ..model import Mixtral
 from ..routers import (
@@ -37,8 +38,9 @@ from ..routers import (
     TopKRouter,
 )
 from ..routing import NotFinite
-from ..train import Balance, History, Probe, Row, cross_entropy, evaluate, train
+from ..train import Balance, Probe, cross_entropy, evaluate, train
 from .data import Corpus, load_corpus
+from .ledger import unfinished
 
 # 0.69 M parameters, of which a token uses 0.39 M; 300 steps take 20 to 30 s on a CPU core.
 SMALL = MixtralConfig(
@@ -222,10 +224,7 @@ def sweep(
     mark = json.loads(json.dumps({name: asdict(setting) for name, setting in settings.items()}))
     corpus, threads = load_corpus(max_bytes=max_bytes), torch.get_num_threads()
     mark["text"] = corpus.digest
-    done: dict[str, dict[str, float | None]] = {}
-    if part is not None and part.is_file():
-        kept = json.loads(part.read_text(encoding="utf-8"))
-        done = kept["done"] if kept["mark"] == mark else {}
+    done: dict[str, dict[str, float | None]] = unfinished(part, mark)
     torch.set_num_threads(1)  # products this small only wait for each other
     try:
         for seed in seeds:

@@ -19,7 +19,7 @@ from ...model import Mixtral
 from ...routers import Capacity, GShardRouter
 from ...routing import RoutingTrace
 from ...trace import record
-from ..data import load_tokenizer, pieces
+from ..data import encode, load_tokenizer, pieces
 from ..film import Film
 from ..viz import expert_colors, first_experts, ordered_pairs, overview
 from .portable import HERE, PortableWidget
@@ -141,7 +141,7 @@ class RoutingExplorer(PortableWidget):
             return packed
         if text is None:
             text = what if isinstance(what, str) else "".join(what.tokens if what else ())
-        ids = tokenizer.encode(text).ids
+        ids = encode(tokenizer, text)
         shown = pieces(tokenizer, ids)
         if not ids:
             raise ValueError("there is no text to run: give at least one word")
