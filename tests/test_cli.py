@@ -54,7 +54,13 @@ def test_every_command_is_listed(capsys):
         cli.main(["--help"])
     listed = capsys.readouterr().out
     course = (ROOT / "course.py").read_text(encoding="utf-8")
-    assert done.value.code == 0 and set(cli.COMMANDS) >= {"lab", "test", "build", "train", "bench"}
+    assert done.value.code == 0 and set(cli.COMMANDS) >= {
+        "lab",
+        "test",
+        "build",
+        "train",
+        "bench",
+    }
     for name in cli.COMMANDS:
         assert f"  {name} " in listed and f"python course.py {name} " in course
 
