@@ -142,7 +142,7 @@ def test_explore_refuses_empty_text(checkpoint, fails, text):
 
 
 def test_explore_refuses_text_that_is_no_text(checkpoint, fails):
-    assert "surrogates" in fails("explore", "to be\udcff", "--model", checkpoint)
+    assert "is not UTF-8" in fails("explore", "to be\udcff", "--model", checkpoint)
 
 
 def test_explore_refuses_more_than_the_context(checkpoint, tmp_path, fails):
