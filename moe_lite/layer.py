@@ -21,7 +21,8 @@ class MoELayer(nn.Module):
 
     The layer returns its routing; nothing is collected behind the caller's back.
 
-    Args:    gate: maps x_TD to a :class:`Routing` over as many experts as there are.
+    Args:    gate: a :class:`~moe_lite.routers.Router`, or what else maps x_TD (with mask_T and
+             ids_T) to a :class:`Routing` over as many experts as there are.
              backend: a key of ``moe_lite.fast.BACKENDS``.
              shared: experts that see every token, with a weight of 1, beside the routed ones.
     Shapes:  (B, S, D) or (T, D) in and out; the routing's T is B*S.
@@ -48,7 +49,7 @@ class MoELayer(nn.Module):
         """Route, run the experts, and give their sum and the routing.
 
         Args: mask_BS: False for padding, which then takes no expert's time and no one's place.
-              ids_BS: the tokens' ids, for a gate that reads them.
+              ids_BS: the tokens' ids, for a router that looks at them.
         """
         D = self.experts.w1.shape[-1]
         if x_BSD.shape[-1] != D:
@@ -60,9 +61,8 @@ class MoELayer(nn.Module):
                 "of them, or use torch.autocast"
             )
         x_TD = x_BSD.reshape(-1, D)
-        known = {"mask_T": mask_BS, "ids_T": ids_BS}
-        read = {name: known[name] for name in getattr(self.gate, "reads", ())}
-        routing: Routing = self.gate(x_TD, **read).masked(mask_BS)
+        mask_T, ids_T = (x if x is None else x.reshape(-1) for x in (mask_BS, ids_BS))
+        routing: Routing = self.gate(x_TD, mask_T=mask_T, ids_T=ids_T).masked(mask_T)
         if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
             routing.check_finite(self.name)  # on a GPU, looking would mean waiting
         out_TD = self.dispatch(x_TD, routing)

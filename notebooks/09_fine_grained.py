@@ -204,8 +204,8 @@ class WithoutBest(nn.Module):
         super().__init__()
         self.gate, self.off = gate, round(ratio * len(gate.weight))
 
-    def forward(self, x_TD):
-        logits_TE = self.gate.logits(x_TD)
+    def forward(self, x_TD, **_):
+        logits_TE = self.gate(x_TD).logits_TE
         best_TM = logits_TE.topk(self.off).indices
         logits_TE = logits_TE.scatter(1, best_TM, -1e9)  # as good as -inf; the layer refuses that
         probs_TE = logits_TE.softmax(-1)

@@ -26,15 +26,16 @@ from typing import Any, Literal, cast, get_args
 import torch
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..analysis import Labels, at_tokens, permuted
 from ..config import MixtralConfig
 from ..losses import load_balancing_loss
 from ..model import Mixtral
+from ..routers import ROUTERS, Router, Scores
 from ..routing import Routing, RoutingTrace
 from .data import SPLITS, Batch, Corpus
-from .sweep import ROUTERS, Outcome, Setting, run
+from .sweep import Outcome, Setting, run
 
 Cause = Literal["language", "verb"]
 
@@ -146,7 +147,7 @@ class Languages:
     def learn(self, setting: Setting, seed: int = 0) -> Outcome:
         """Train a model on sentences of this world.
 
-        Besides the routers of :data:`~moe_lite.course.sweep.ROUTERS` there are "by language" and
+        Besides the routers of :data:`~moe_lite.routers.ROUTERS` there are "by language" and
         "by verb", which know their label and learn nothing. Balance is asked of the verbs alone:
         what the experts do with tags and nouns is nobody's concern here.
         """
@@ -202,22 +203,17 @@ def agreement(expert_T: Labels, label_T: Labels, seeds: Iterable[int] = range(20
     return Agreement(accuracy, information, tuple(n[0] for n in nulls), tuple(n[1] for n in nulls))
 
 
-class Known(nn.Module):
+class Known(Router):
     """Route by a label that is read off the ids: the router that needs no training."""
-
-    reads = ("ids_T",)
 
     def __init__(self, world: Languages, by: Cause):
         super().__init__()
         self.world, self.by = world, by
 
-    def forward(self, x_TD: Tensor, ids_T: Tensor) -> Routing:
+    def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
+        assert ids_T is not None
         label_B = self.world.labels(ids_T.view(-1, 3))[self.by]
-        expert_T1 = label_B.repeat_interleave(3)[:, None]
-        logits_TE = x_TD.new_zeros(len(x_TD), self.world.count)
-        gate_T1 = torch.ones_like(logits_TE[:, :1])
-        probs_TE = logits_TE.scatter(1, expert_T1, gate_T1)
-        return Routing.from_choices(logits_TE, probs_TE, expert_T1, gate_T1)
+        return Scores.fixed(label_B.repeat_interleave(3), self.world.count, x_TD.dtype)
 
 
 def _known(world: Languages, by: Cause, config: MixtralConfig) -> Known:

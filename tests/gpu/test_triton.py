@@ -13,7 +13,7 @@ from moe_lite.dispatch import plan
 from moe_lite.experts import Experts
 from moe_lite.fast import BACKENDS
 from moe_lite.layer import MoELayer
-from moe_lite.routers import Capacity, ExpertChoiceRouter, TopKRouter
+from moe_lite.routers import ExpertChoiceRouter, TopKRouter
 from moe_lite.routing import Routing
 from tests.fuzz_dispatch import draw_case, judge
 
@@ -47,7 +47,8 @@ def route(kind: str, T: int, E: int, K: int, D: int) -> Routing:
             logits_TE, logits_TE.softmax(-1), expert_TK, torch.rand(T, 1) + 0.5
         )
     if kind == "full experts":
-        return Capacity(router, 0.6)(x_TD)
+        router.capacity_factor = 0.6
+        return router(x_TD)
     if kind == "nobody is kept":
         return router(x_TD).masked(torch.zeros(T))
     assert kind == "tokens choose"
