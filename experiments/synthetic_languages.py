@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_lite import analysis, causal
-from moe_lite.course.languages import Cause, Languages
+from moe_lite.course.languages import Cause, Languages, agreement
 from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
 from moe_lite.files import write
 from moe_lite.model import Mixtral
@@ -49,7 +49,7 @@ def score(world: Languages, model: Mixtral, seed: int) -> dict[str, float]:
         bits = analysis.mutual_information(trace, label[name]).item()
         chance = analysis.permuted_information(trace, label[name], seeds)
         within = analysis.permuted_information(trace, label[name], seeds, within_T=label[other])
-        fits = analysis.agreement(analysis.choices_LTK(trace)[0, :, 0], label[name], seeds)
+        fits = agreement(analysis.choices_LTK(trace)[0, :, 0], label[name], seeds)
         beats[role] = bits > within.max().item()
         found |= {
             f"bits of the {role}": bits,

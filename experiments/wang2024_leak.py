@@ -32,10 +32,10 @@ from moe_lite.config import MixtralConfig
 from moe_lite.course import sweep
 from moe_lite.course.data import Corpus
 from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
-from moe_lite.course.sweep import ROUTERS, Outcome, Setting
+from moe_lite.course.sweep import Outcome, Setting
 from moe_lite.files import write
 from moe_lite.model import Mixtral
-from moe_lite.routers import ExpertChoiceRouter, TopKRouter
+from moe_lite.routers import ROUTERS, ExpertChoiceRouter, TopKRouter
 from moe_lite.routing import Routing
 from moe_lite.train import cross_entropy
 
@@ -62,7 +62,7 @@ class Regrouped(nn.Module):
         super().__init__()
         self.router, self.order = router, order
 
-    def forward(self, x_TD: Tensor) -> Routing:
+    def forward(self, x_TD: Tensor, **_: Tensor | None) -> Routing:
         order_T = self.order(len(x_TD), self.training)
         routing: Routing = self.router(x_TD[order_T])
         back_T = order_T.argsort()
@@ -89,7 +89,7 @@ class Threshold(nn.Module):
         super().__init__()
         self.weight, self.bar_E = _router(router).weight, bar_E
 
-    def forward(self, x_TD: Tensor) -> Routing:
+    def forward(self, x_TD: Tensor, **_: Tensor | None) -> Routing:
         logits_TE = F.linear(x_TD.float(), self.weight)
         probs_TE = logits_TE.softmax(-1)
         token_N, expert_N = (probs_TE >= self.bar_E).nonzero().unbind(1)
@@ -170,7 +170,7 @@ def more(outcome: Outcome, corpus: Corpus) -> dict[str, float | None]:
         pairs.append(torch.stack(strangers_future(model, batch.ids_BS, batch.targets_BS)))
     gain_S = torch.stack(pairs).diff(dim=1).mean(0)[0]
     found["gain from the future"] = gain_S.mean().item()
-    if isinstance(gate := model.moe_layers[0].gate, TopKRouter):
+    if type(gate := model.moe_layers[0].gate) is TopKRouter:
         return found
     found["loss with thresholds"] = with_thresholds(model, corpus)
     if isinstance(gate, ExpertChoiceRouter) and gate.group_size == 16:

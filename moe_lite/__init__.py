@@ -22,11 +22,12 @@ _HOME = {
     "losses": ("load_balancing_loss", "max_violation", "router_z_loss"),
     "model": ("KVCache", "Mixtral"),
     "routers": (
-        "ExpertChoiceRouter", "GShardRouter", "HashRouter", "HierarchicalRouter",
-        "NoisyTopKRouter", "SigmoidBiasRouter", "SwitchRouter", "TopKRouter",
+        "ExpertChoiceRouter", "GShardRouter", "HashRouter", "NoisyTopKRouter", "Router", "Scores",
+        "SigmoidBiasRouter", "SwitchRouter", "TopKRouter",
     ),
     "routing": ("DispatchPlan", "Routing", "RoutingTrace"),
     "trace": ("record",),
+    "tree": ("HierarchicalRouter",),
 }  # fmt: skip
 __all__ = sorted(name for names in _HOME.values() for name in names)
 
@@ -44,12 +45,13 @@ if TYPE_CHECKING:  # the same for who reads types; tests/test_facade.py holds th
     from .losses import max_violation as max_violation, router_z_loss as router_z_loss
     from .model import KVCache as KVCache, Mixtral as Mixtral
     from .routers import ExpertChoiceRouter as ExpertChoiceRouter, GShardRouter as GShardRouter
-    from .routers import HashRouter as HashRouter, HierarchicalRouter as HierarchicalRouter
-    from .routers import NoisyTopKRouter as NoisyTopKRouter, SigmoidBiasRouter as SigmoidBiasRouter
+    from .routers import HashRouter as HashRouter, NoisyTopKRouter as NoisyTopKRouter
+    from .routers import Router as Router, Scores as Scores, SigmoidBiasRouter as SigmoidBiasRouter
     from .routers import SwitchRouter as SwitchRouter, TopKRouter as TopKRouter
     from .routing import DispatchPlan as DispatchPlan, Routing as Routing
     from .routing import RoutingTrace as RoutingTrace
     from .trace import record as record
+    from .tree import HierarchicalRouter as HierarchicalRouter
     # isort: on
 
 

@@ -310,7 +310,7 @@ def _check_same(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None
     if there.get("text") != here["text"]:
         raise ValueError(
             f"cannot resume from {path}: it was trained on other text (other domains, max_bytes, "
-            "shares or tokenizer, or another Python's standard library)"
+            "tokenizer, or another Python's standard library)"
         )
 
 

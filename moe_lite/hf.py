@@ -28,7 +28,6 @@ from .config import MixtralConfig
 from .cost import count_parameters
 from .files import commit
 from .model import Mixtral
-from .routers import TopKRouter
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints"  # comes with the course
 if not PRETRAINED.is_dir():  # installed from a wheel
@@ -416,7 +415,8 @@ def upcycle(
         if name.endswith(".gate.weight"):
             parameter.normal_(std=dense.config.initializer_range, generator=generator)
         else:
-            parameter.copy_(source[name].expand_as(parameter))  # one expert becomes E
+            one = _exported(dense, name, source[name])
+            parameter.copy_(one.expand_as(parameter))  # one expert becomes E
     return model.train(dense.training)
 
 
@@ -465,13 +465,21 @@ def _check_expressible(model: Mixtral) -> None:
                 f"its config makes it {want.get(name)}"
             )
     for layer in model.moe_layers:
-        gate = layer.gate
-        if not (
-            type(gate) is TopKRouter
-            and gate.top_k == model.config.num_experts_per_tok
-            and (gate.renormalize or gate.order == "topk_softmax")
-        ):
-            raise ValueError(f"the Mixtral layout cannot hold the router of {layer.name}: {gate}")
+        fits, K = getattr(layer.gate, "fits_mixtral", False), model.config.num_experts_per_tok
+        if not fits or layer.gate.top_k != K:
+            raise ValueError(
+                f"the Mixtral layout cannot hold the router of {layer.name}: {layer.gate} does not "
+                f"take the {K} best of a softmax, divided by their sum"
+            )
+
+
+def _exported(model: Mixtral, name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor as the layout holds it: there a w2 takes on its router's factor on gates."""
+    layer, _, weight = name.rpartition(".experts.")
+    if "w2" not in weight.split("."):
+        return tensor
+    gate: Any = model.get_submodule(layer.removeprefix("model.")).gate
+    return tensor if gate.gate_scale == 1 else tensor * gate.gate_scale
 
 
 def _write(model: Mixtral, folder: Path, max_bytes: int, dtype: torch.dtype | None) -> None:
@@ -494,7 +502,8 @@ def _write(model: Mixtral, folder: Path, max_bytes: int, dtype: torch.dtype | No
     for i, names in enumerate(shards, 1):
         one = len(shards) == 1
         file = folder / (WEIGHTS if one else f"model-{i:05}-of-{len(shards):05}.safetensors")
-        shard = {name: tensors[name].to("cpu", dtype).contiguous() for name in names}
+        shard = {name: _exported(model, name, tensors[name]) for name in names}
+        shard = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in shard.items()}
         try:
             save_file(shard, file, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk too

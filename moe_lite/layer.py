@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .dispatch import BACKENDS, carry
 from .experts import Experts
-from .linear import prefers_onednn
+from .fast import BACKENDS, choose
 from .routing import Routing
 
 
@@ -22,8 +21,9 @@ class MoELayer(nn.Module):
 
     The layer returns its routing; nothing is collected behind the caller's back.
 
-    Args:    gate: maps x_TD to a :class:`Routing` over as many experts as there are.
-             backend: a key of ``moe_lite.dispatch.BACKENDS``.
+    Args:    gate: a :class:`~moe_lite.routers.Router`, or what else maps x_TD (with mask_T and
+             ids_T) to a :class:`Routing` over as many experts as there are.
+             backend: a key of ``moe_lite.fast.BACKENDS``.
              shared: experts that see every token, with a weight of 1, beside the routed ones.
     Shapes:  (B, S, D) or (T, D) in and out; the routing's T is B*S.
     Raises:  ValueError for an unknown backend, a gate over another number of experts, an
@@ -49,15 +49,20 @@ class MoELayer(nn.Module):
         """Route, run the experts, and give their sum and the routing.
 
         Args: mask_BS: False for padding, which then takes no expert's time and no one's place.
-              ids_BS: the tokens' ids, for a gate that reads them.
+              ids_BS: the tokens' ids, for a router that looks at them.
         """
         D = self.experts.w1.shape[-1]
         if x_BSD.shape[-1] != D:
             raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the experts {D}")
+        types = x_BSD.dtype, self.experts.w1.dtype
+        if types[0] != types[1] and not torch.is_autocast_enabled(x_BSD.device.type):
+            raise ValueError(
+                f"{self.name}: the tokens are {types[0]} and the experts {types[1]}: convert one "
+                "of them, or use torch.autocast"
+            )
         x_TD = x_BSD.reshape(-1, D)
-        known = {"mask_T": mask_BS, "ids_T": ids_BS}
-        read = {name: known[name] for name in getattr(self.gate, "reads", ())}
-        routing: Routing = self.gate(x_TD, **read).masked(mask_BS)
+        mask_T, ids_T = (x if x is None else x.reshape(-1) for x in (mask_BS, ids_BS))
+        routing: Routing = self.gate(x_TD, mask_T=mask_T, ids_T=ids_T).masked(mask_T)
         if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
             routing.check_finite(self.name)  # on a GPU, looking would mean waiting
         out_TD = self.dispatch(x_TD, routing)
@@ -77,18 +82,19 @@ class MoELayer(nn.Module):
                 f"{self.name}: the gate routes to {routing.num_experts} experts, but there are "
                 f"{self.experts.num_experts}"
             )
-        return carry(BACKENDS[self.backend], x_TD, self.experts, routing)
+        return BACKENDS[self.backend](x_TD, self.experts, routing)
 
-    def explain(self) -> str:
-        """Say in a sentence which backend carries this layer's tokens, and why."""
+    def explain(self, tokens: int = 1024) -> str:
+        """Return a sentence that says which path carries so many tokens now, and why.
+
+        Gradients, autocast and compiling count: ask within ``torch.no_grad()`` about decoding.
+        """
         device = self.experts.w1.device.type
         if self.backend != "auto":
             return f"{self.name}: {self.backend!r} on the {device}, as asked"
-        why = "nothing was measured there yet"
-        if device == "cpu":
-            library = "oneDNN" if prefers_onednn() else "PyTorch's own choice"
-            why = f"the fastest measured there at most sizes; float32 products by {library}"
-        return f"{self.name}: 'grouped' on the {device}, chosen by 'auto': {why}"
+        _, why = choose(self.experts, tokens, tokens * getattr(self.gate, "top_k", 1))
+        how = f"on the {device}, {'with' if torch.is_grad_enabled() else 'without'} gradients"
+        return f"{self.name}: 'auto' takes {tokens} tokens {how}, by {why}"
 
     def extra_repr(self) -> str:
         return f"backend={self.backend!r}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import MixtralConfig
 from .experts import Experts
+from .fast import Linear
 from .layer import MoELayer
-from .linear import Projection
 from .routers import TopKRouter
 from .routing import ModelOutput, Routing
 
@@ -68,15 +70,15 @@ class Attention(nn.Module):
     Source: Ainslie et al. 2023 (arXiv:2305.13245); window: Jiang et al. 2023 (arXiv:2310.06825).
     """
 
-    def __init__(self, config: MixtralConfig):
+    def __init__(self, config: MixtralConfig, linear: type[nn.Linear] = Linear):
         super().__init__()
         D, A = config.hidden_size, config.head_dim
         assert A is not None
-        self.head_dim = A
-        self.q_proj = Projection(D, config.num_attention_heads * A)
-        self.k_proj = Projection(D, config.num_key_value_heads * A)
-        self.v_proj = Projection(D, config.num_key_value_heads * A)
-        self.o_proj = Projection(config.num_attention_heads * A, D)
+        self.head_dim, H, H_kv = A, config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = linear(D, H * A, bias=False)
+        self.k_proj = linear(D, H_kv * A, bias=False)
+        self.v_proj = linear(D, H_kv * A, bias=False)
+        self.o_proj = linear(H * A, D, bias=False)
 
     def forward(
         self,
@@ -105,16 +107,16 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One layer: x + attention(norm x), then x + experts(norm x)."""
 
-    def __init__(self, config: MixtralConfig, layer: int):
+    def __init__(
+        self, config: MixtralConfig, layer: int, router: nn.Module, linear: type[nn.Linear] = Linear
+    ):
         super().__init__()
-        D, E, K = config.hidden_size, config.num_local_experts, config.num_experts_per_tok
+        D, E = config.hidden_size, config.num_local_experts
         self.layer = layer
         self.input_layernorm = nn.RMSNorm(D, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, linear)
         self.post_attention_layernorm = nn.RMSNorm(D, eps=config.rms_norm_eps)
-        self.block_sparse_moe = MoELayer(
-            TopKRouter(D, E, K), Experts(E, D, config.intermediate_size)
-        )
+        self.block_sparse_moe = MoELayer(router, Experts(E, D, config.intermediate_size))
         self.block_sparse_moe.name = f"layers.{layer}.block_sparse_moe"
 
     def forward(
@@ -146,23 +148,35 @@ class Mixtral(nn.Module):
     The same numbers as Hugging Face's ``MixtralForCausalLM`` from the same weights
     (``moe_lite.hf`` reads and writes them).
 
+    Args:   router: makes each layer's router, which keeps the weights that it comes with; None:
+            a :class:`TopKRouter` of the config's sizes, its weights drawn like all others.
+            linear: the class of all projections; called as ``nn.Linear`` is, which also does.
     Source: Jiang et al. 2024 (arXiv:2401.04088), sections 2 and 2.1.
     """
 
-    def __init__(self, config: MixtralConfig):
+    def __init__(
+        self,
+        config: MixtralConfig,
+        router: Callable[[MixtralConfig], nn.Module] | None = None,
+        linear: type[nn.Linear] = Linear,
+    ):
         super().__init__()
+        D, E, K = config.hidden_size, config.num_local_experts, config.num_experts_per_tok
         self.config = config
         # As in transformers: the padding token's row gets no gradient from where it is read.
-        self.embed_tokens = nn.Embedding(
-            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        self.embed_tokens = nn.Embedding(config.vocab_size, D, padding_idx=config.pad_token_id)
+        self.layers = nn.ModuleList(
+            Block(config, i, TopKRouter(D, E, K) if router is None else router(config), linear)
+            for i in range(config.num_hidden_layers)
         )
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.lm_head = Projection(config.hidden_size, config.vocab_size)
+        self.norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
+        self.lm_head = linear(D, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+        gates = () if router is None else (layer.gate for layer in self.moe_layers)
+        as_made = {parameter for gate in gates for parameter in gate.parameters()}
         for parameter in self.parameters():
-            if parameter.dim() > 1:
+            if parameter.dim() > 1 and parameter not in as_made:
                 nn.init.normal_(parameter, std=config.initializer_range)
 
     @property

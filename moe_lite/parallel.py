@@ -27,14 +27,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
-from .dispatch import BACKENDS, carry, plan
+from .dispatch import plan
 from .dispatch.grouped import Combine, Permute
-from .experts import Experts
+from .fast import BACKENDS
 from .history import History, Row
 from .layer import MoELayer
 from .losses import load_balancing_loss
 from .model import Mixtral
-from .routing import Dispatch, DispatchPlan, Routing
+from .routing import Routing
 from .train import Balance, Corpus, Trainer, check_finite, cross_entropy, head_loss, router_terms
 from .train import evaluate as evaluate_in_one_process
 from .train import train as train_in_one_process
@@ -93,12 +93,7 @@ class AllToAll:
             raise ValueError(
                 f"{layer.name}: the gate routes to {routing.num_experts} experts, but there are {E}"
             )
-        return carry(partial(self._send, BACKENDS[layer.backend]), x_TD, layer.experts, routing)
-
-    def _send(
-        self, backend: Dispatch, x_TD: Tensor, experts: Experts, home: DispatchPlan
-    ) -> Tensor:
-        """Let a backend do there what it would do here."""
+        home, backend = plan(routing), BACKENDS[layer.backend]
         kind, dtype = x_TD.device.type, x_TD.dtype
         if torch.is_autocast_enabled(kind):  # what the product would round anyway travels light
             x_TD = x_TD.to(torch.get_autocast_dtype(kind))
@@ -110,15 +105,15 @@ class AllToAll:
         # 2. the rows out, the work, the rows back
         x_RD = Permute.apply(x_TD, home)[: sum(out)]  # behind these are the dropped pairs
         x_MD = _AllToAll.apply(x_RD, into, out, self.group)
-        y_MD = backend(x_MD, experts, _arrivals(x_MD, theirs_WE))
+        y_MD = backend(x_MD, layer.experts, _arrivals(x_MD, theirs_WE))
         y_RD = _AllToAll.apply(y_MD, out, into, self.group)
         # 3. at home, the weighted sum
         y_RD = F.pad(y_RD, (0, 0, 0, len(home.token_R) - len(y_RD)))
         return Combine.apply(y_RD * home.gate_R[:, None].to(y_RD.dtype), home).to(dtype)
 
 
-def _arrivals(x_MD: Tensor, counts_WE: Tensor) -> DispatchPlan:
-    """Plan for the M rows that came, rank by rank and in expert order from each."""
+def _arrivals(x_MD: Tensor, counts_WE: Tensor) -> Routing:
+    """Route the M rows that came, rank by rank and in expert order from each."""
     W, E = counts_WE.shape
     expert_WE = torch.arange(E, device=x_MD.device).expand(W, E)
     expert_M1 = expert_WE.flatten().repeat_interleave(
@@ -126,7 +121,7 @@ def _arrivals(x_MD: Tensor, counts_WE: Tensor) -> DispatchPlan:
     )[:, None]
     none_ME = x_MD.new_empty(1, 1).expand(len(x_MD), E)  # the scores stayed at home
     ones_M1 = x_MD.new_ones(len(x_MD), 1)
-    return plan(Routing.from_choices(none_ME, none_ME, expert_M1, ones_M1))
+    return Routing.from_choices(none_ME, none_ME, expert_M1, ones_M1)
 
 
 class _AllToAll(torch.autograd.Function):

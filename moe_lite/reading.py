@@ -20,7 +20,8 @@ from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 AFTERNOON = (
-    "routing", "config", "routers", "experts", "losses", "dispatch", "layer", "model", "train",
+    "routing", "config", "capacity", "routers", "experts", "losses", "dispatch", "layer", "model",
+    "train",
 )  # fmt: skip
 """What is read in an afternoon, in this order: each needs only what stands before it."""
 

@@ -76,9 +76,9 @@ class Routing:
         expert_TK: Tensor,
         gate_TK: Tensor,
         keep_TK: Tensor | None = None,
-        smooth_load_TE: Tensor | None = None,
+        **more: Tensor | None,
     ) -> Routing:
-        """Flatten each token's K choices into pairs, token by token.
+        """Flatten each token's K choices into pairs, token by token; ``more`` are other fields.
 
         >>> r = Routing.from_choices(
         ...     torch.zeros(2, 3), torch.full((2, 3), 1 / 3),
@@ -90,7 +90,7 @@ class Routing:
         token_N = torch.arange(T, device=expert_TK.device).repeat_interleave(K, output_size=T * K)
         keep_N = None if keep_TK is None else keep_TK.reshape(-1)
         expert_N, gate_N = expert_TK.reshape(-1), gate_TK.reshape(-1)
-        return cls(logits_TE, probs_TE, token_N, expert_N, gate_N, keep_N, K, smooth_load_TE)
+        return cls(logits_TE, probs_TE, token_N, expert_N, gate_N, keep_N, K, **more)  # type: ignore[arg-type]
 
     @property
     def num_tokens(self) -> int:
@@ -184,8 +184,8 @@ class DispatchPlan:
     dropless: bool
 
 
-Dispatch = Callable[[Tensor, "Experts", DispatchPlan], Tensor]
-"""A backend: (x_TD, experts, plan) -> out_TD."""
+Dispatch = Callable[[Tensor, "Experts", Routing], Tensor]
+"""A backend: (x_TD, experts, routing) -> out_TD."""
 
 
 @dataclass(frozen=True, eq=False)

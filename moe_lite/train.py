@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .checkpoint import held, hold_interrupt, load_checkpoint, save_checkpoint
 from .config import Autocast, TrainConfig
+from .fast import multiplies_bfloat16
 from .history import History, Row
 from .losses import drop_rate, load_balancing_loss, max_violation, router_z_loss
 from .model import Mixtral
@@ -285,9 +286,8 @@ def autocast_dtype(model: nn.Module, autocast: Autocast = "auto") -> torch.dtype
     if weight.is_cuda:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         wide = weight.device.type == "cpu" and weight.shape[-1] >= 256
-        fast = wide and any(getattr(torch.cpu, ask, lambda: False)() for ask in asks)
+        fast = wide and multiplies_bfloat16()
     return torch.bfloat16 if fast or autocast == "on" else None
 
 

@@ -27,9 +27,10 @@
 from functools import partial
 
 import torch
+from IPython.display import Markdown
 
 from moe_lite import count_parameters, load_pretrained, record
-from moe_lite.course import checks, data, viz
+from moe_lite.course import checks, data, eras, viz
 from moe_lite.course.widgets import RoutingExplorer
 
 ready = checks.check_environment()
@@ -209,6 +210,15 @@ checks.check_load(load)
 # the whole model. Want the story? Start with 01, where two small networks fall out over four
 # vowels.
 #
+# Most of these chapters are about one small thing: how the router makes its list. In the library it
+# takes four steps. It *scores* every expert, *chooses* some, *weighs* the chosen and, where an
+# expert can be full, *limits* how many tokens it takes. Each paper changed one or two of the steps.
+# This table is read off the code, with the lines of code that each change took:
+
+# %%
+Markdown(eras.table())
+
+# %% [markdown]
 # | word | meaning |
 # |---|---|
 # | token | a piece of text from a fixed list |

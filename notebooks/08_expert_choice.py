@@ -198,7 +198,9 @@ for ratio in stored.measures["speed-up over top-2"]:
 # %%
 hashed = HashRouter(vocab_size=4096, num_experts=8)
 ids_T = torch.tensor([17, 5, 17, 301, 5])
-print("experts", hashed(torch.randn(5, 16), ids_T).expert_N.tolist(), "for ids", ids_T.tolist())
+print(
+    "experts", hashed(torch.randn(5, 16), ids_T=ids_T).expert_N.tolist(), "for ids", ids_T.tolist()
+)
 print("ids of each expert", hashed.expert_V.bincount().tolist())
 
 # %% [markdown]

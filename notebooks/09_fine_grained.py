@@ -43,7 +43,7 @@ from torch import nn
 from moe_lite import Experts, MoELayer, Routing, SigmoidBiasRouter, TopKRouter, cost, losses
 from moe_lite.course import data, ledger, viz, widgets
 from moe_lite.course.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run
-from moe_lite.dispatch import BACKENDS, plan
+from moe_lite.fast import BACKENDS
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -114,7 +114,7 @@ by_pieces = Routing.from_choices(
     piece_TK, gate_TK.repeat_interleave(m, 1),
 )  # fmt: skip
 small = cut(whole.experts, m)
-torch.testing.assert_close(BACKENDS["auto"](x_TD, small, plan(by_pieces)), out_TD)
+torch.testing.assert_close(BACKENDS["auto"](x_TD, small, by_pieces), out_TD)
 print("equal:", tuple(piece_TK.shape), "pieces instead of", tuple(expert_TK.shape), "experts")
 
 # %% [markdown]
@@ -204,8 +204,8 @@ class WithoutBest(nn.Module):
         super().__init__()
         self.gate, self.off = gate, round(ratio * len(gate.weight))
 
-    def forward(self, x_TD):
-        logits_TE = self.gate.logits(x_TD)
+    def forward(self, x_TD, **_):
+        logits_TE = self.gate(x_TD).logits_TE
         best_TM = logits_TE.topk(self.off).indices
         logits_TE = logits_TE.scatter(1, best_TM, -1e9)  # as good as -inf; the layer refuses that
         probs_TE = logits_TE.softmax(-1)

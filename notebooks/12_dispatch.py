@@ -49,6 +49,7 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from moe_lite.linear import linear, product
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -56,7 +57,6 @@ from torch.utils._pytree import tree_leaves
 from moe_lite import Experts, Routing, TopKRouter
 from moe_lite.course import ledger, viz, widgets
 from moe_lite.dispatch import BACKENDS, plan
-from moe_lite.linear import linear, product
 
 try:
     import triton

@@ -256,19 +256,19 @@ routed, label = world.trace(learner, batch.ids_BS), world.labels(batch.ids_BS)
 for name, other in (("language", "verb"), ("verb", "language")):
     bits = analysis.mutual_information(routed, label[name]).item()
     within = analysis.permuted_information(routed, label[name], range(20), within_T=label[other])
-    fits = analysis.agreement(analysis.choices_LTK(routed)[0, :, 0], label[name])
+    fits = languages.agreement(analysis.choices_LTK(routed)[0, :, 0], label[name])
     chance = np.mean(fits.null_accuracy)
     print(f"{name:9} {bits:.2f} bits; shuffled among equal {other}s {within.mean():.2f}; "
           f"best match {fits.accuracy:.0%}, by chance {chance:.0%}")  # fmt: skip
 
 # %% [markdown]
 # The **best match** gives each expert one label, so that as many tokens as possible agree; an
-# expert has no name, so all namings must be tried (`analysis.best_match` does it without trying all
-# 40,320). Two things to see. Most of the *cause's* bits stay when tokens with equal verbs are
-# compared; most of the *decoy's* bits are there as well when its labels are shuffled among tokens
-# of one language, so the language explains them. And: **the learned router is far from the best
-# one.** The best match is above chance and nowhere near 100%, although a router with 100% exists,
-# and has the lower loss.
+# expert has no name, so all namings must be tried (SciPy's `linear_sum_assignment` does it without
+# trying all 40,320). Two things to see. Most of the *cause's* bits stay when tokens with equal
+# verbs are compared; most of the *decoy's* bits are there as well when its labels are shuffled
+# among tokens of one language, so the language explains them. And: **the learned router is far from
+# the best one.** The best match is above chance and nowhere near 100%, although a router with 100%
+# exists, and has the lower loss.
 #
 # One seed is an anecdote. From the ledger, both worlds (`python -m moe_lite reproduce
 # synthetic_languages`). Each number is a mean over seeds with its 95% interval; where a claim ends

@@ -40,7 +40,8 @@ from torch import Tensor
 
 from moe_lite import Experts, TopKRouter
 from moe_lite.course import checks, viz
-from moe_lite.dispatch import BACKENDS, plan
+from moe_lite.dispatch import plan
+from moe_lite.fast import BACKENDS
 
 torch.set_printoptions(precision=3, sci_mode=False)
 expert_N = torch.tensor([1, 0, 2, 1, 1, 2, 0, 2, 1, 0, 2, 1])  # six tokens, two pairs each

@@ -26,13 +26,12 @@ from moe_lite import launch, parallel
 from moe_lite.checkpoint import checkpoints
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course.data import Corpus, load_corpus
-from moe_lite.dispatch import BACKENDS
 from moe_lite.experts import Experts
+from moe_lite.fast import BACKENDS
 from moe_lite.layer import MoELayer
 from moe_lite.losses import importance_loss, load_balancing_loss, mixtral_aux_loss
 from moe_lite.model import Mixtral
 from moe_lite.routers import (
-    Capacity,
     ExpertChoiceRouter,
     SigmoidBiasRouter,
     TopKRouter,
@@ -52,7 +51,7 @@ CONFIG = TrainConfig(
 GATES: dict[str, Callable[[], nn.Module]] = {
     "top_k": lambda: TopKRouter(D, E, 2),
     "sigmoid_bias": lambda: SigmoidBiasRouter(D, E, 2, update_rate=0.01),
-    "capacity": lambda: Capacity(TopKRouter(D, E, 2), 0.75, group_size=S),
+    "capacity": lambda: TopKRouter(D, E, 2, capacity_factor=0.75, group_size=S),
 }
 # gate: rows in a batch (3 leave one of 4 ranks without any, 5 are uneven), and the backend
 CASES = {"top_k": (4, "loop"), "sigmoid_bias": (3, "padded"), "capacity": (5, "grouped")}
@@ -76,7 +75,7 @@ def layers(mesh: DeviceMesh, rank: int) -> dict[str, float]:
     """Hold one sharded layer to the whole one, with 7 tokens on each rank but none on the last."""
     found = {}
     gates = {**GATES, "expert_choice": lambda: ExpertChoiceRouter(D, E)}
-    gates["capacity"] = lambda: Capacity(TopKRouter(D, E, 2), 0.5)
+    gates["capacity"] = lambda: TopKRouter(D, E, 2, capacity_factor=0.5)
     for name, make in gates.items():
         for backend in (name for name in BACKENDS if name != "triton"):
             torch.manual_seed(0)
@@ -236,7 +235,7 @@ def first(rank: int, folder: Path, ports: list[str]) -> int:
         found["alone"][case] = train(fresh(case), corpus, config, out, progress=False).rows
     for seats in (4, 2, 1)[: 3 if rank == 0 else 2 if rank == 1 else 1]:
         os.environ |= {"WORLD_SIZE": str(seats), "MASTER_PORT": ports[(4, 2, 1).index(seats)]}
-        with launch.joined(min(seats, 2), "cpu", timeout=300) as (pairs, _):
+        with launch.joined(min(seats, 2), "cpu", timeout=900) as (pairs, _):
             flat = init_device_mesh("cpu", (seats,), mesh_dim_names=("ep",))
             meshes = {"top_k": flat, "sigmoid_bias": pairs, "capacity": pairs}
             measured = runs(meshes, rank, folder, corpus) | {"layers": layers(flat, rank)}
@@ -257,9 +256,9 @@ def second(rank: int, folder: Path, ports: list[str]) -> int:
     while not (folder / "killed" / "model" / "generation_config.json").exists():
         time.sleep(0.1)  # the first rank is still exporting, and the next wait is a short one
     os.environ["MASTER_PORT"] = ports[1]
-    average = fall(rank, 1, lambda: time.sleep(120))
+    average = fall(rank, 1, lambda: time.sleep(3600))
     parallel.ParallelTrainer._average_experts = average  # type: ignore[method-assign]
-    return command(folder, "asleep", "--timeout", "8")
+    return command(folder, "asleep", "--timeout", "30")
 
 
 def command(folder: Path, out: str, *more: str) -> int:

@@ -289,7 +289,8 @@ def test_a_failing_cell_is_named_and_the_old_notebook_stays(course):
 
 def test_the_limit_is_for_the_whole_notebook(tmp_path):
     notebook = cells(*["import time; time.sleep(1.5)"] * 4)
-    with pytest.raises(ValueError, match=r"cell [2-4] of 4 .*when the notebook\'s 4 s were up"):
+    # Which cell it is depends on how long the kernel took to start. Of itself each may take 4 s.
+    with pytest.raises(ValueError, match=r"cell \d of 4 .*still running after 4 s: the notebook"):
         build.execute(notebook, tmp_path, "n.ipynb", limit_s=4)
 
 

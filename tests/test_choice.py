@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite import losses
-from moe_lite.routers import ExpertChoiceRouter, HashRouter, SigmoidBiasRouter, capacity
+from moe_lite.capacity import capacity
+from moe_lite.routers import ExpertChoiceRouter, HashRouter, SigmoidBiasRouter
 
 X_TD = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
 

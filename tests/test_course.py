@@ -260,5 +260,5 @@ except KeyboardInterrupt:
     )
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: both get it
-    rest, _ = process.communicate(timeout=30)
+    rest, _ = process.communicate(timeout=900)
     assert rest == "tidied\n" and process.returncode == code

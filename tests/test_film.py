@@ -10,7 +10,6 @@ from moe_lite.course import recipes
 from moe_lite.course.data import load_corpus
 from moe_lite.course.film import Film, filmed, log_steps
 from moe_lite.model import Mixtral
-from moe_lite.routers import SwitchRouter
 from moe_lite.train import train
 
 CONFIG = MixtralConfig(
@@ -89,12 +88,8 @@ def test_what_is_no_film_is_refused(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_only_a_choice_by_logits_is_filmed(corpus, model):
-    film = Film.of(corpus, [0], length=20)
-    model.layers[1].block_sparse_moe.gate = SwitchRouter(16, 5)
-    with pytest.raises(ValueError, match="does not choose by them"):
-        film.take(model, 0)
-    assert not film.take(Mixtral(CONFIG.dense()), 0)
+def test_a_dense_model_leaves_no_frame(corpus):
+    assert not Film.of(corpus, [0], length=20).take(Mixtral(CONFIG.dense()), 0)
 
 
 def test_a_recipe_with_frames_leaves_its_film(tmp_path, monkeypatch):

@@ -264,7 +264,8 @@ def read_film(folder: Path) -> None:
 def whole_history(folder: Path) -> None:
     rows = [
         {"step": i, "tokens": 8 * i, "seconds": 0.5 * i, "loss": 2.0, "balance": 1.0, "z": 0.1,
-         "load": 1.5, "dropped": 0.0, "lr": 1e-3, "norm": 0.7, **({"bits": {"a": 2.5, "b": 3.0}} if i % 2 else {})}
+         "load": 1.5, "dropped": 0.0, "lr": 1e-3, "norm": 0.7,
+         **({"bits": {"a": 2.5, "b": 3.0}} if i % 2 else {})}
         for i in range(1, 6)
     ]  # fmt: skip
     History(rows).save(folder / "history.jsonl")

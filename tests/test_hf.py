@@ -88,7 +88,9 @@ def rewrite(file: Path, **fields) -> None:
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     experts=st.integers(1, 4),
@@ -593,11 +595,23 @@ def test_a_model_the_layout_cannot_hold_is_refused(model, tmp_path):
         layer.gate = gate
         with pytest.raises(ValueError, match=sentence):
             hf.save(model, tmp_path / "new")
-    layer.gate = TopKRouter(D, E, 2, order="topk_softmax")  # the same function
+    layer.gate = TopKRouter(D, E, 2)
     hf.save(model, tmp_path / "new")
     with pytest.raises(ValueError, match="max_shard_bytes must be at least 1, not 0"):
         hf.save(model, tmp_path / "newer", max_shard_bytes=0)
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_factor_on_the_gates_goes_into_w2(model, tmp_path):
+    D, E, ids_BS = SMALL.hidden_size, SMALL.num_local_experts, torch.arange(12).view(2, 6)
+    gate = TopKRouter(D, E, 2, gate_scale=2.5)
+    model.layers[1].block_sparse_moe.gate = gate
+    hf.save(model, tmp_path / "new")
+    back = hf.load(tmp_path / "new")
+    assert back.moe_layers[1].gate.gate_scale == 1
+    torch.testing.assert_close(back(ids_BS).logits_BSV, model(ids_BS).logits_BSV)
+    gate.gate_scale = 1.0
+    assert (back(ids_BS).logits_BSV - model(ids_BS).logits_BSV).abs().max() > 1e-4
 
 
 def test_a_model_that_does_not_come_with_the_course_is_refused():
@@ -623,6 +637,14 @@ def test_an_upcycled_model_is_the_dense_one_up_to_rounding(experts, top_k, tied,
     ours, theirs = model(ids).logits_BSV, dense(ids).logits_BSV
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
     assert (model.lm_head.weight is model.embed_tokens.weight) == tied
+
+
+def test_an_upcycled_model_keeps_the_factor_on_its_gates():
+    torch.manual_seed(0)
+    dense, ids = Mixtral(replace(DENSE, initializer_range=0.3)).double(), torch.arange(9).view(1, 9)
+    for layer in dense.moe_layers:
+        layer.gate.gate_scale = 2.5
+    torch.testing.assert_close(hf.upcycle(dense, 4)(ids).logits_BSV, dense(ids).logits_BSV)
 
 
 def test_the_routers_are_new_and_the_experts_part_with_the_first_step():

@@ -34,6 +34,7 @@ from moe_lite.model import Mixtral
 from moe_lite.routing import Routing
 
 ROOT = Path(__file__).resolve().parent.parent
+HANG_S = 1800  # a limit for what hangs, not for what is slow
 SMALL = {
     "model": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
     "training": {"steps": 8, "batch_size": 4, "seq_len": 16, "checkpoint_every": 2,
@@ -98,12 +99,12 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(folder) -> list[tuple[int, str]]:
-    return play("first", 4, folder, patience=dict.fromkeys(range(4), 600))
+    return play("first", 4, folder, patience=dict.fromkeys(range(4), HANG_S))
 
 
 @pytest.fixture(scope="module")
 def second(first, folder) -> list[tuple[int, str]]:
-    return play("second", 2, folder, patience={0: 600})  # the other one is asleep at the end
+    return play("second", 2, folder, patience={0: HANG_S})  # the other one is asleep at the end
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,7 @@ def test_a_rank_is_killed_and_the_others_say_so(first):
 def test_a_rank_that_does_not_answer_ends_the_run(second):
     code, said = second[0]
     assert code == 1, said
-    assert "moe_lite train: rank 0: another rank did not answer for 8 s; go on from" in said
+    assert "moe_lite train: rank 0: another rank did not answer for 30 s; go on from" in said
     assert "Traceback" not in said
 
 
@@ -275,14 +276,14 @@ def test_a_taken_port_is_named(monkeypatch):
         port = taken.getsockname()[1]
         launch(monkeypatch, port=port)
         with pytest.raises(
-            OSError, match=f"cannot meet at 127.0.0.1:{port} within 1 s; is the port"
-        ):
-            recipes.main(["--expert-parallel", "2", "--device", "cpu", "--timeout", "1"])
+            OSError, match=f"cannot meet at 127.0.0.1:{port} within 900 s; is the port"
+        ):  # at once; and after three times that the guard would end this very process
+            recipes.main(["--expert-parallel", "2", "--device", "cpu", "--timeout", "900"])
         # another rank on this machine, to whom what listens there never says a word, is silent too
         command = [sys.executable, "-m", "moe_lite", "train", "--expert-parallel", "2"]
         ranks = environment(RANK="1", LOCAL_RANK="1")
         done = subprocess.run([*command, "--device", "cpu", "--timeout", "1"], cwd=ROOT, env=ranks,
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
+                              capture_output=True, text=True, timeout=HANG_S)  # fmt: skip
     assert done.returncode == 1 and "moe_lite train" not in done.stderr
     assert not dist.is_initialized()
 

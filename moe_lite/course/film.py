@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..files import write
 from ..model import Mixtral
-from ..routers import TopKRouter
 from ..routing import Routing, RoutingTrace
 from .data import Corpus, pieces
 
@@ -43,7 +42,7 @@ def log_steps(last: int, frames: int) -> list[int]:
 
 
 class Film:
-    """Keep the router logits of every layer on one text, at several steps of a training run.
+    """Keep how every layer routed one text, at several steps of a training run.
 
     ::
 
@@ -52,8 +51,12 @@ class Film:
         train(model, corpus, config, callback=lambda row: film.take(model, row["step"]))
         film.trace(film.steps[-1])  # a RoutingTrace, for a widget or an analysis
 
-    Shapes: ids_BS, domain_BS int64 (B, S); logits[step] float16 (L, T, E), T = B*S. At half
-            precision two experts of one token can tie that did not: the earlier then wins.
+    A frame is the router logits where the routing follows from them, as in Mixtral: top-k of the
+    softmax, divided by its sum. Of any other router it is the routing itself.
+
+    Shapes: ids_BS, domain_BS int64 (B, S); logits[step] float16 (L, T, E), T = B*S; or
+            routings[step], one for each layer. At half precision two experts of one token can
+            tie that did not: the earlier then wins.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Film:
         self.ids_BS, self.domain_BS, self.domains = ids_BS, domain_BS, domains
         self.tokens, self.wanted, self.top_k = tokens, wanted, top_k
         self.logits: dict[int, Tensor] = {}
+        self.routings: dict[int, tuple[Routing, ...]] = {}
 
     @classmethod
     def of(cls, corpus: Corpus, wanted: list[int], length: int = 200, texts: int = 2) -> Film:
@@ -81,41 +85,37 @@ class Film:
     @property
     def steps(self) -> list[int]:
         """List the steps that were taken."""
-        return sorted(self.logits)
+        return sorted({*self.logits, *self.routings})
 
     @torch.no_grad()
     def take(self, model: Mixtral, step: int) -> bool:
-        """Take a frame, if one is wanted at this step and the model routes; say whether.
+        """Take a frame, if one is wanted at this step and the model routes; return whether.
 
         The model comes back in the mode (training or evaluation) that it had.
-        Raises: ValueError for a router whose choice does not follow from its logits alone.
         """
         if step not in self.wanted or model.config.num_local_experts == 1:
             return False
-        for layer in model.moe_layers:
-            if type(layer.gate) is not TopKRouter:
-                raise ValueError(f"a film holds logits, and {layer.gate} does not choose by them")
         training = model.training
         model.eval()
         _, routings = model.hidden(self.ids_BS.to(model.embed_tokens.weight.device))
         model.train(training)
         self.top_k = model.config.num_experts_per_tok
-        frame = torch.stack([routing.logits_TE for routing in routings])
-        self.logits[step] = frame.half().cpu()
+        if all(_same(_from_logits(r.logits_TE, self.top_k), r) for r in routings):
+            self.logits[step] = torch.stack([r.logits_TE for r in routings]).half().cpu()
+        else:
+            self.routings[step] = tuple(routing.detach() for routing in routings)
         return True
 
     def trace(self, step: int) -> RoutingTrace:
-        """Give the routing at a step that was taken: top-k of the softmax, divided by its sum."""
-        if step not in self.logits:
+        """Return how the text was routed at a step that was taken."""
+        if step in self.logits:
+            layers = tuple(_from_logits(x_TE, self.top_k) for x_TE in self.logits[step].float())
+        elif step in self.routings:
+            layers = self.routings[step]
+        else:
             raise ValueError(f"the film has no frame at step {step}, only at {self.steps}")
-        layers = []
-        for logits_TE in self.logits[step].float():
-            probs_TE = logits_TE.softmax(dim=-1)
-            gate_TK, expert_TK = probs_TE.topk(self.top_k, dim=-1)
-            gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
-            layers.append(Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK))
         names = tuple(f"layers.{i}.block_sparse_moe" for i in range(len(layers)))
-        return RoutingTrace(self.tokens, tuple(layers), names, f"the film at step {step}")
+        return RoutingTrace(self.tokens, layers, names, f"the film at step {step}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the film as one safetensors file, whole or not at all."""
@@ -123,7 +123,11 @@ class Film:
         path.parent.mkdir(parents=True, exist_ok=True)
         words = {name: getattr(self, name) for name in ("domains", "tokens", "wanted", "top_k")}
         tensors = {"ids_BS": self.ids_BS, "domain_BS": self.domain_BS}
-        tensors |= {f"logits.{step}": self.logits[step] for step in self.steps}
+        tensors |= {f"logits.{step}": frame for step, frame in self.logits.items()}
+        for step, routings in self.routings.items():
+            for layer, routing in enumerate(routings):
+                parts = _stored(routing).items()
+                tensors |= {f"routing.{step}.{layer}.{name}": part for name, part in parts}
         about = {name: json.dumps(value) for name, value in words.items()}
         write(path, save(tensors, about))
 
@@ -143,13 +147,62 @@ class Film:
                 tensors.pop("ids_BS"), tensors.pop("domain_BS"), tuple(words["domains"]),
                 words["tokens"], words["wanted"], words["top_k"],
             )  # fmt: skip
-            frames = {int(name.removeprefix("logits.")): frame for name, frame in tensors.items()}
+            parts: dict[int, dict[int, dict[str, Tensor]]] = {}
+            for key in [key for key in tensors if key.startswith("routing.")]:
+                _, step, layer, name = key.split(".")
+                layers = parts.setdefault(int(step), {})
+                layers.setdefault(int(layer), {})[name] = tensors.pop(key)
+            film.routings = {
+                step: tuple(_restored(layers[n]) for n in range(len(layers)))
+                for step, layers in parts.items()
+            }
+            film.logits = {
+                int(name.removeprefix("logits.")): frame for name, frame in tensors.items()
+            }
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a film: {error}") from error
-        film.logits = {
-            step: frame for step, frame in frames.items() if until is None or step <= until
-        }
+        for frames in (film.logits, film.routings):
+            for step in [step for step in frames if until is not None and step > until]:
+                del frames[step]
         return film
+
+
+def _from_logits(logits_TE: Tensor, top_k: int) -> Routing:
+    """Return Mixtral's routing by these logits."""
+    probs_TE = logits_TE.softmax(dim=-1)
+    gate_TK, expert_TK = probs_TE.topk(top_k, dim=-1)
+    gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
+    return Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK)
+
+
+def _same(one: Routing, other: Routing) -> bool:
+    """Tell whether two routings are the same up to rounding, and all that is in them."""
+    a, b = ({n: x for n, x in vars(r).items() if x is not None} for r in (one, other))
+    return a.keys() == b.keys() and all(
+        x.shape == b[n].shape and torch.allclose(x, b[n], atol=1e-5)
+        if isinstance(x, Tensor)
+        else x == b[n]
+        for n, x in a.items()
+    )
+
+
+def _stored(routing: Routing) -> dict[str, Tensor]:
+    """Return a routing's parts as they are stored: half precision, and whole numbers as int32."""
+    parts = {n: torch.as_tensor(x) for n, x in vars(routing).items() if x is not None}
+    small = {True: torch.float16, False: torch.int32}
+    return {
+        n: x if x.dtype == torch.bool else x.to(small[x.is_floating_point()]).contiguous()
+        for n, x in parts.items()
+    }
+
+
+def _restored(parts: dict[str, Tensor]) -> Routing:
+    """Return the routing whose parts were stored."""
+    large = {torch.float16: torch.float32, torch.int32: torch.int64, torch.bool: torch.bool}
+    fields: dict[str, Any] = {name: part.to(large[part.dtype]) for name, part in parts.items()}
+    if "per_token" in fields:
+        fields["per_token"] = int(fields["per_token"])
+    return Routing(**fields)
 
 
 def filmed(film: Film, model: Mixtral, path: Path) -> Callable[[dict[str, Any]], None]:

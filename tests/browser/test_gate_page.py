@@ -68,7 +68,7 @@ def test_sliders_and_the_button_answer_by_keyboard(open_page):
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     widget.noise, widget.draw = 3.0, 1
-    page.wait_for_timeout(100)
+    page.settle()
     agrees(page, widget)
     page.get_by_label("Token", exact=True).fill("17")
     page.get_by_text(re.compile(r"Token 17 goes to experts \d, \d, \d")).wait_for()

@@ -10,7 +10,7 @@ import torch
 import traitlets as t
 from torch import Tensor
 
-from ...routers import Priority, queue_rank
+from ...capacity import Priority, queue_rank
 from ...routing import Routing
 from ..viz import INK, QUIET, expert_colors
 from .portable import HERE, PortableWidget, bounded, panels

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ...causal import Effect, Intervention, Run, ablate, intervene, top_k
 from ...model import Mixtral
-from ...routers import Capacity, GShardRouter
 from ...routing import RoutingTrace
 from ...trace import record
 from ..data import encode, load_tokenizer, pieces
@@ -119,11 +118,7 @@ class RoutingExplorer(PortableWidget):
         traits: dict[str, Any] = {"live": model is not None}
         if film is not None:
             trace = film.trace(film.steps[-1])
-            logits = torch.stack([film.logits[step] for step in film.steps]).numpy().astype("<f2")
-            traits["film"] = {
-                "steps": film.steps, "top_k": film.top_k, "logits": logits.tobytes(),
-                "shape": list(logits.shape), "parts": _parts(film),
-            }  # fmt: skip
+            traits["film"] = {"steps": film.steps, "parts": _parts(film), **_frames(film)}
             traits["frame"] = len(film.steps) - 1
         if beside is not None:
             traits["beside"] = pack(beside)
@@ -359,6 +354,15 @@ class RoutingExplorer(PortableWidget):
         return overview(self._trace, self.layer)
 
 
+def _frames(film: Film) -> dict[str, Any]:
+    """Return a film's frames: logits, which the page routes itself, or each frame as a trace."""
+    if film.routings:
+        frames = [pack(film.trace(step)) for step in film.steps]
+        return {"frames": [{name: frame[name] for name in ("arrays", "data")} for frame in frames]}
+    logits = torch.stack([film.logits[step] for step in film.steps]).numpy().astype("<f2")
+    return {"top_k": film.top_k, "logits": logits.tobytes(), "shape": list(logits.shape)}
+
+
 def _parts(film: Film) -> list[list[Any]]:
     """Say of each stretch of the film's text what it is, and its first and last token."""
     S, domains = film.ids_BS.shape[1], film.domain_BS[:, 0].tolist()
@@ -397,9 +401,7 @@ def _moved(base: Run, run: Run) -> int:
 
 def _queue(gate: Any) -> list[Any]:
     """Say who stands in front in a gate's queues, and how many tokens share one (0: all)."""
-    known = gate.priority if isinstance(gate, Capacity) else "position"
-    priority = "choice" if isinstance(gate, GShardRouter) else known
-    return [priority, getattr(gate, "group_size", None) or 0]
+    return [getattr(gate, "priority", "position"), getattr(gate, "group_size", None) or 0]
 
 
 def pack(trace: RoutingTrace, model: Mixtral | None = None) -> dict[str, Any]:
