@@ -1,6 +1,7 @@
-"""The commands that need the course: ``python -m moe_lite {lab,test,build,train,explore,...}``.
+"""The commands: ``python -m moe_lite {lab,test,build,train,explore,bench,reproduce,read}``.
 
-Each imports what it needs when it runs, so that the list of commands can be shown without.
+Each imports what it needs when it runs: all can be listed, and ``read`` run, without the course's
+packages.
 """
 
 from __future__ import annotations
@@ -138,6 +139,7 @@ def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
     import torch
 
     from .. import hf
+    from ..checked import check_room
     from ..trace import record
     from .data import encode, load_tokenizer, pieces
 
@@ -150,7 +152,10 @@ def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
             f"the model has {vocab} tokens and the tokenizer {known}: "
             f"put the tokenizer.json that the model was trained with into {folder}"
         )
-    ids_BS = torch.tensor([encode(tokenizer, text)])
+    ids = encode(tokenizer, text)
+    S = len(ids) if model.config.sliding_window else 0  # a window needs a mask, S by S
+    check_room(8 * S * S, f"the attention over {len(ids):,} tokens")
+    ids_BS = torch.tensor([ids])
     with torch.inference_mode(), record(model, partial(pieces, tokenizer)) as recorded:
         model(ids_BS)
     return model, tokenizer, replace(recorded.trace, source=folder.resolve().name)
@@ -172,6 +177,22 @@ def reproduce(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def read(argv: Sequence[str]) -> int:
+    """Show which files to read in what order, and one token's trip through the layer."""
+    from .reading import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    command.__name__: command for command in (lab, test, build, train, explore, bench, reproduce)
+    command.__name__: command
+    for command in (lab, test, build, train, explore, bench, reproduce, read)
 }
+
+
+def installs(command: str) -> str:
+    """Return what to type to install what a command needs, with or without a clone."""
+    if (ROOT / "course.py").is_file():
+        return f"`python course.py {command}`"
+    extra = "test" if command in ("test", "build", "bench") else "course"
+    return f'`pip install "moe-lite[{extra}]"`'

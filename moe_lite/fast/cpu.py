@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..dispatch import plan
+from ..dispatch import Dispatch, plan
 from ..dispatch.grouped import combine, grouped_product
 from ..experts import Experts
-from ..routing import Dispatch, DispatchPlan, Routing
+from ..routing import DispatchPlan, Routing
 from .onednn import linear, prefers_onednn
 
 
