@@ -51,14 +51,13 @@ class MoELayer(nn.Module):
         Args: mask_BS: False for padding, which then takes no expert's time and no one's place.
               ids_BS: the tokens' ids, for a router that looks at them.
         """
-        D = self.experts.w1.shape[-1]
+        w1, D = self.experts.w1, self.experts.w1.shape[-1]
         if x_BSD.shape[-1] != D:
             raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the experts {D}")
-        types = x_BSD.dtype, self.experts.w1.dtype
-        if types[0] != types[1] and not torch.is_autocast_enabled(x_BSD.device.type):
+        if x_BSD.dtype != w1.dtype and not torch.is_autocast_enabled(w1.device.type):
             raise ValueError(
-                f"{self.name}: the tokens are {types[0]} and the experts {types[1]}: convert one "
-                "of them, or use torch.autocast"
+                f"{self.name}: the tokens are {x_BSD.dtype} and the experts {w1.dtype}: convert "
+                "one of them, or use torch.autocast"
             )
         x_TD = x_BSD.reshape(-1, D)
         mask_T, ids_T = (x if x is None else x.reshape(-1) for x in (mask_BS, ids_BS))
