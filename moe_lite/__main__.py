@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = str(error)
         if isinstance(error, OSError) and error.filename:
             problem = f"{error.filename}: {error.strerror}"
+    except (MemoryError, RuntimeError) as error:
+        said = re.search(r"(tried to allocate [\d.]+ \w+)|allocate|overflowed", str(error))
+        if not (isinstance(error, MemoryError) or said):
+            raise
+        problem = "there is not enough memory" + (f" ({said[1]})" if said and said[1] else "")
     print(f"moe_lite {name}: {' '.join(problem.split())}", file=sys.stderr)
     return 1
 

@@ -139,6 +139,7 @@ def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
     import torch
 
     from .. import hf
+    from ..checked import check_room
     from ..trace import record
     from .data import encode, load_tokenizer, pieces
 
@@ -151,7 +152,10 @@ def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
             f"the model has {vocab} tokens and the tokenizer {known}: "
             f"put the tokenizer.json that the model was trained with into {folder}"
         )
-    ids_BS = torch.tensor([encode(tokenizer, text)])
+    ids = encode(tokenizer, text)
+    S = len(ids) if model.config.sliding_window else 0  # a window needs a mask, S by S
+    check_room(8 * S * S, f"the attention over {len(ids):,} tokens")
+    ids_BS = torch.tensor([ids])
     with torch.inference_mode(), record(model, partial(pieces, tokenizer)) as recorded:
         model(ids_BS)
     return model, tokenizer, replace(recorded.trace, source=folder.resolve().name)

@@ -17,6 +17,7 @@ import platform
 import re
 import statistics
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,8 @@ from ..checked import build, conform, read_json, short
 from ..files import target, write
 
 ROOT = Path(__file__).resolve().parents[2]
+if not (ROOT / "experiments" / "__init__.py").is_file():  # installed from a wheel
+    ROOT = Path(sysconfig.get_path("data"), "share", "moe_lite")
 Measures = dict[str, list[float | None]]
 """What a run gives: for each measure one number per seed; None where a seed never got there."""
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TOP = 5  # next tokens that travel for each position
+LAYER_RUNS = 4096  # layers run for a page, all its questions together: seconds
 NEW = 12  # tokens of a continuation
 NO_LOSS = 0xFFFF  # nothing predicted the first token
 
@@ -190,7 +191,7 @@ class RoutingExplorer(PortableWidget):
 
         Each expert of each layer ablated for all tokens (those with most load first, at most
         ``limit``), each expert that the selected (else the last) token used ablated for that
-        token, and one expert per token everywhere.
+        token, and one expert per token everywhere; a very deep model gets fewer.
 
         Raises: ValueError without a model.
         """
@@ -204,6 +205,8 @@ class RoutingExplorer(PortableWidget):
         for n, layer in enumerate(self._trace.layers):
             used = layer.expert_N[layer.token_N == token].tolist()
             questions += [[ablate(n, e, token)] for e in used]
+        # Each is a run through all layers: of a thousand there are fewer.
+        del questions[max(4, LAYER_RUNS // len(self._trace.layers)) :]
         questions.append([top_k(1)])
         effect, answers = self.effect, {"[]": self.answers.get("[]", {})}
         threads = torch.get_num_threads()
