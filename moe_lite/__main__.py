@@ -85,7 +85,9 @@ def run() -> int:
     except KeyboardInterrupt:
         code = 130
     if signal.getsignal(signal.SIGINT) is interrupted:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: Python may be stopped tidying up
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # all is done: Python may be stopped tidying up
     return code
 
 

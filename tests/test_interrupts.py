@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from moe_lite.course import environment as course
+
 ROOT = Path(__file__).resolve().parent.parent
 posix = pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
 
@@ -64,6 +66,58 @@ def test_ctrl_c_at_many_moments_is_quiet_and_leaves_nothing_half_written(tmp_pat
         assert done.stderr == "", f"event {moment}"
         left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         assert left in ({}, {"page.html": page}), f"event {moment}"
+
+
+PRESS_EARLY = """
+import atexit, runpy, signal, sys
+moment, seen = int(sys.argv.pop(1)), -1
+
+def look(event, args):
+    global seen
+    if seen < 0 and event == "exec" and args[0].co_filename == "course.py":
+        seen = 0
+    elif seen >= 0 and event in ("import", "open", "exec"):
+        seen += 1
+        if seen == moment:
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.addaudithook(look)
+if not moment:
+    atexit.register(lambda: print("events:", seen))
+runpy.run_path("course.py", run_name="__main__")
+"""
+
+
+@posix
+def test_ctrl_c_while_course_py_starts_is_quiet():
+    def run(moment):
+        return subprocess.run(
+            [sys.executable, "-c", PRESS_EARLY, str(moment), "--help"],
+            capture_output=True, text=True, cwd=ROOT, env=environment(),
+        )  # fmt: skip
+
+    events = int(run(0).stdout.split("events:")[1])
+    # The first events are the imports that it needs before it can say what Ctrl-C is to do.
+    for moment in random.Random(0).sample(range(10, events + 1), 10):
+        done = run(moment)
+        assert done.returncode in (130, -signal.SIGINT) and done.stderr == "", f"{moment}: {done}"
+
+
+@posix
+def test_ctrl_c_is_held_until_the_command_can_answer():
+    child = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.raise_signal(signal.SIGINT)  # as pressed while Python starts
+try:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+    assert course.run(sys.executable, "-c", child, hold=True) == 7
+    assert course.run(sys.executable, "-c", child) == 130  # not held: with a traceback
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 AS_A_COMMAND = """
