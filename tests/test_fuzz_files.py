@@ -376,7 +376,7 @@ KINDS = {  # name: (share of the cases, the file, make it whole, spoil it, read 
               read_model),
     "film": (3, "film.safetensors", whole_film, spoil_tensors, read_film),
     "history": (3, "history.jsonl", whole_history, spoil_lines, read_history),
-    "state": (2, "step-00000005/state.json", whole_checkpoint, spoil_text, read_checkpoint),
+    "state": (1, "step-00000005/state.json", whole_checkpoint, spoil_text, read_checkpoint),
     "rows": (1, "step-00000005/history.jsonl", whole_checkpoint, spoil_lines, read_checkpoint),
     "tokenizer": (3, "tokenizer.json", whole_tokenizer, spoil_text, read_tokenizer),
     "result": (2, "result.json", whole_result, spoil_text, read_result),
