@@ -1,24 +1,14 @@
-"""The command line: ``python -m moe_lite COMMAND``; all but ``read`` are in :mod:`.course.cli`."""
+"""The command line: ``python -m moe_lite COMMAND``; the commands are in :mod:`.course.cli`."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from . import __version__
-from .course import cli
-
-
-def read(argv: Sequence[str]) -> int:
-    """Show which files to read in what order, and one token's trip through the layer."""
-    from .reading import main
-
-    return main(argv)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {**cli.COMMANDS, "read": read}
+from .course.cli import COMMANDS, installs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("moe_lite"):
             raise
-        problem = f"{error}; {_install(name)} installs what is missing"
+        problem = f"{error}; {installs(name)} installs what is missing"
     except (ValueError, OSError) as error:
         problem = str(error)
         if isinstance(error, OSError) and error.filename:
@@ -54,13 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = "there is not enough memory" + (f" ({said[1]})" if said and said[1] else "")
     print(f"moe_lite {name}: {' '.join(problem.split())}", file=sys.stderr)
     return 1
-
-
-def _install(command: str) -> str:
-    if (cli.ROOT / "course.py").is_file():
-        return f"`python course.py {command}`"
-    extra = "test" if command in ("test", "build", "bench") else "course"
-    return f'`pip install "moe-lite[{extra}]"`'
 
 
 if __name__ == "__main__":

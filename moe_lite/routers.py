@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -146,7 +145,7 @@ class Router(nn.Module):
         """Return the weights of the chosen experts, (T, K)."""
         gate_TK = scores.weigh_TE.gather(-1, expert_TK)
         if self.renormalize:
-            gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True).clamp(min=1e-20)
+            gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
         return gate_TK if self.gate_scale == 1 else gate_TK * self.gate_scale
 
     def limit(self, routing: Routing) -> Routing:
@@ -192,11 +191,11 @@ def linear_scores(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
             f"the router scores vectors of width {weight_ED.shape[1]}, not {x_TD.shape[-1]}"
         )
     dtype, kind = torch.promote_types(x_TD.dtype, torch.float32), x_TD.device.type
-    exact = (
-        torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-    )
-    with exact:
-        return F.linear(x_TD.to(dtype), weight_ED.to(dtype))
+    x_TD, weight_ED = x_TD.to(dtype), weight_ED.to(dtype)
+    if not torch.is_autocast_enabled(kind):
+        return F.linear(x_TD, weight_ED)
+    with torch.autocast(kind, enabled=False):
+        return F.linear(x_TD, weight_ED)
 
 
 # ----------------------------------------------------------------------- tokens choose
@@ -426,8 +425,8 @@ class SigmoidBiasRouter(TopKRouter, name="sigmoid + bias", era="DeepSeek-V3 2024
 
     def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
         logits_TE = linear_scores(x_TD, self.weight)
-        score_TE = logits_TE.sigmoid()
-        probs_TE = score_TE / score_TE.sum(dim=-1, keepdim=True).clamp(min=1e-20)
+        score_TE = logits_TE.sigmoid().clamp(min=1e-20)  # or a sum of them might be 0
+        probs_TE = score_TE / score_TE.sum(dim=-1, keepdim=True)
         bias_E = self.bias_E.clone()  # as it stood: update() moves it in place
         return Scores(logits_TE, probs_TE, score_TE.detach() + bias_E, score_TE, bias_E=bias_E)
 

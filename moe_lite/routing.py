@@ -18,15 +18,10 @@ gives N = T*K pairs, one in which experts choose gives N = E*C, and all that fol
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .experts import Experts
 
 
 class NotFinite(ValueError):
@@ -182,10 +177,6 @@ class DispatchPlan:
     row_N: Tensor
     per_token: int | None
     dropless: bool
-
-
-Dispatch = Callable[[Tensor, "Experts", Routing], Tensor]
-"""A backend: (x_TD, experts, routing) -> out_TD."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,7 +88,9 @@ def test_two_mistakes_are_never_taken_for_each_other(check, monkeypatch):
     getattr(checks, check)(next(answer for c, _, answer in RIGHT if c == check))
     assert put, "a check judges through the one mechanism"
     for cases in (judge.cases for judge in put):
-        (named_here,) = {tuple(text for text, _ in case.mistakes) for case in cases}
+        sentences = {tuple(text for text, _ in case.mistakes) for case in cases}
+        assert len(sentences) <= 1, "a mistake has its place in the list, case for case"
+        named_here = sentences.pop() if sentences else ()
         given = [[case.mistakes[i][1] for case in cases] for i in range(len(named_here))]
         for text, ones in zip(named_here, given, strict=True):
             pairs = list(zip(cases, ones, strict=True))

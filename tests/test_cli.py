@@ -55,7 +55,13 @@ def test_every_command_is_listed(capsys):
         cli.main(["--help"])
     listed = capsys.readouterr().out
     course = (ROOT / "course.py").read_text(encoding="utf-8")
-    assert done.value.code == 0 and set(cli.COMMANDS) >= {"lab", "test", "build", "train", "bench"}
+    assert done.value.code == 0 and set(cli.COMMANDS) >= {
+        "lab",
+        "test",
+        "build",
+        "train",
+        "bench",
+    }
     for name in cli.COMMANDS:
         assert f"  {name} " in listed and f"python course.py {name} " in course
 
@@ -137,7 +143,7 @@ def test_explore_refuses_empty_text(checkpoint, fails, text):
 
 
 def test_explore_refuses_text_that_is_no_text(checkpoint, fails):
-    assert "surrogates" in fails("explore", "to be\udcff", "--model", checkpoint)
+    assert "is not UTF-8" in fails("explore", "to be\udcff", "--model", checkpoint)
 
 
 def test_explore_refuses_more_than_the_context(checkpoint, tmp_path, fails):

@@ -4,14 +4,13 @@ import ast
 import importlib.util
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
 from moe_lite import __main__ as cli
-from moe_lite import reading
+from moe_lite.course import reading
 
-PACKAGE = Path(reading.__file__).parent
+PACKAGE = reading.PACKAGE
 PATHS = [path.relative_to(PACKAGE).as_posix() for path in reading.afternoon()]
 
 
@@ -75,7 +74,7 @@ def test_all_files_are_counted_once():
     assert {*files} < {*whole} and len({*files}) == len(files)
     assert [path.stem for path in files][:2] == ["routing", "config"]
     assert not any("course" in path.parts for path in whole)
-    assert {path.stem for path in whole} >= {"hf", "parallel", "reading", "__init__", "__main__"}
+    assert {path.stem for path in whole} >= {"hf", "parallel", "__init__", "__main__"}
 
 
 def test_a_trip_has_each_line_once_and_leaves_no_trace(tmp_path):

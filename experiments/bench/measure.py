@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
 
 from moe_lite.fast import linear
@@ -365,7 +366,10 @@ def layer(
             run = contender.build(its)
             if contender.scope not in rights:
                 rights[contender.scope] = reference(its, contender.scope)
+            counters.clear()
             found |= check(contender, run, its, rights[contender.scope])
+            if contender.compiled:
+                found["graph_breaks"] = sum(counters["graph_break"].values())
             if not shape.decode:
                 found["memory"] = activations(contender, run, its)
                 found["memory"]["least"] = its.shape.smallest_activations(case.dtype.itemsize)

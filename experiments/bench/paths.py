@@ -6,6 +6,7 @@ import copy
 import importlib
 import importlib.machinery
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ class Contender:
             exact: whether two runs are promised to give the same bits.
             scope: "experts" (the routing is given), "layer" (its router runs too) or "dense".
             memory: bytes taken beyond what every path takes, from the case; None: little.
+            compiled: whether torch.compile makes it; its graph breaks are then counted.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Contender:
     exact: bool = False
     scope: str = "experts"
     memory: Callable[[Case], int] | None = None
+    compiled: bool = False
 
     def build(self, case: Case) -> Run:
         """Make the path ready to run.
@@ -200,6 +203,20 @@ def our_layer(backend: str) -> Callable[[Case], Run]:
         return lambda x_TD, expert_TK, gate_TK: layer(x_TD)[0]
 
     return make
+
+
+COMPILER = "inductor"
+
+
+def compiled_layer(case: Case) -> Run:
+    """Run our layer as ``torch.compile`` makes it; the row says how often its graph breaks.
+
+    Raises: NotHere if there is no C++ compiler.
+    """
+    if COMPILER == "inductor" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        raise NotHere("missing", "torch.compile needs a C++ compiler (g++ or clang++)")
+    torch.compiler.reset()
+    return torch.compile(our_layer("auto")(case), backend=COMPILER)
 
 
 def transformers(implementation: str, block: bool = False) -> Callable[[Case], Run]:
@@ -309,6 +326,7 @@ CONTENDERS = [
     Contender("moe_lite loop", "ours", our("loop")),
     Contender("moe_lite padded", "ours", our("padded"), memory=_padded),
     Contender("moe_lite grouped", "ours", our("grouped"), exact=True),
+    Contender("moe_lite auto", "ours", our("auto"), exact=True),
     Contender("moe_lite triton", "ours", our("triton"), ("triton", "triton"), "cuda", exact=True),
     *(
         Contender(f"transformers {name}", "side by side", transformers(name), HF, memory=memory)
@@ -321,8 +339,9 @@ CONTENDERS = [
     ),
     Contender("sonicmoe", "interleaved", sonicmoe, ("sonicmoe", "sonic-moe"), "cuda"),
     Contender("dense", "one", dense, scope="dense"),
-    Contender("moe_lite dense", "ours", our("grouped"), scope="dense"),
+    Contender("moe_lite dense", "ours", our("auto"), scope="dense"),
     Contender("moe_lite layer", "ours", our_layer("auto"), scope="layer", exact=True),
+    Contender("moe_lite layer, compiled", "ours", compiled_layer, scope="layer", compiled=True),
     Contender("transformers layer", "side by side", transformers("grouped_mm", True), HF,
               scope="layer"),
 ]  # fmt: skip

@@ -1,6 +1,7 @@
-"""The commands that need the course: ``python -m moe_lite {lab,test,build,train,explore,...}``.
+"""The commands: ``python -m moe_lite {lab,test,build,train,explore,bench,reproduce,read}``.
 
-Each imports what it needs when it runs, so that the list of commands can be shown without.
+Each imports what it needs when it runs: all can be listed, and ``read`` run, without the course's
+packages.
 """
 
 from __future__ import annotations
@@ -176,6 +177,22 @@ def reproduce(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def read(argv: Sequence[str]) -> int:
+    """Show which files to read in what order, and one token's trip through the layer."""
+    from .reading import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    command.__name__: command for command in (lab, test, build, train, explore, bench, reproduce)
+    command.__name__: command
+    for command in (lab, test, build, train, explore, bench, reproduce, read)
 }
+
+
+def installs(command: str) -> str:
+    """Return what to type to install what a command needs, with or without a clone."""
+    if (ROOT / "course.py").is_file():
+        return f"`python course.py {command}`"
+    extra = "test" if command in ("test", "build", "bench") else "course"
+    return f'`pip install "moe-lite[{extra}]"`'

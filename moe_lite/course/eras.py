@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import tree
-from ..reading import count_lines
 from ..routers import Router
+from .reading import count_lines
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 STEPS = ("score", "choose", "weigh", "limit")

@@ -6,7 +6,16 @@ of the tests; ``padded`` is what GShard's einsum amounts to; ``grouped`` sorts. 
 :mod:`moe_lite.fast`.
 """
 
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..experts import Experts
+from ..routing import Routing
 from .grouped import combine, grouped, plan
 from .reference import loop, padded
 
-__all__ = ["combine", "grouped", "loop", "padded", "plan"]
+__all__ = ["Dispatch", "combine", "grouped", "loop", "padded", "plan"]
+
+Dispatch = Callable[[Tensor, Experts, Routing], Tensor]
+"""A path: (x_TD, experts, routing) -> out_TD."""

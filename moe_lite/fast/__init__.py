@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import grouped, loop, padded
+from ..dispatch import Dispatch, grouped, loop, padded
 from ..experts import Experts
-from ..routing import Dispatch, Routing
+from ..routing import Routing
 from . import cpu
 from .onednn import Linear, linear, multiplies_bfloat16
 

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..dispatch import plan
-from ..dispatch.grouped import Combine, Permute, combine, grouped_product
+from ..dispatch import Dispatch, plan
+from ..dispatch.grouped import combine, grouped_product
 from ..experts import Experts
-from ..routing import Dispatch, DispatchPlan, Routing
+from ..routing import DispatchPlan, Routing
 from .onednn import linear, prefers_onednn
 
 
@@ -207,12 +207,17 @@ def _to_tokens(rows_RD: Tensor, plan: DispatchPlan, gate_R: Tensor | None = None
 
 
 def compiled(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
-    """Do as the readable twin does, with products that the compiler takes as they are."""
+    """Do as the readable twin does, with products that the compiler takes as they are.
+
+    Gather and sum are left to autograd: with sizes that vary, the compiler loses the plan's
+    number of tokens in a Function.
+    """
     p, x = plan(routing), _cast(x_TD)
-    x_RD = Permute.apply(x, p)
-    up1_RF, up3_RF = (_product(x_RD, w.to(x.dtype), p.offsets_E1) for w in (experts.w1, experts.w3))
-    y_RD = _product(experts.activate(up1_RF, up3_RF), experts.w2.to(x.dtype), p.offsets_E1)
-    return Combine.apply(y_RD * p.gate_R[:, None].to(y_RD.dtype), p).to(x_TD.dtype)
+    w1, w3, w2 = (w.to(x.dtype) for w in (experts.w1, experts.w3, experts.w2))
+    x_RD = x.index_select(0, p.token_R)
+    up1_RF, up3_RF = _product(x_RD, w1, p.offsets_E1), _product(x_RD, w3, p.offsets_E1)
+    y_RD = _product(experts.activate(up1_RF, up3_RF), w2, p.offsets_E1)
+    return combine(y_RD * p.gate_R[:, None].to(y_RD.dtype), p).to(x_TD.dtype)
 
 
 @torch.library.custom_op("moe_lite::grouped_product", mutates_args=())

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .verdict import Check, Mistakes, judged, number, randn, refuse, show
+from .verdict import Check, Mistakes, number, randn, refuse, show
 
 
 def _share(expert_TK: Tensor, E: int, weight_T: Tensor | None = None) -> Tensor:
@@ -20,10 +20,6 @@ def _share(expert_TK: Tensor, E: int, weight_T: Tensor | None = None) -> Tensor:
     return pairs_TE.sum(0) / pairs_TE.sum()
 
 
-# --- the loss ------------------------------------------------------------------------------------
-
-
-@judged
 def check_balance_loss(balance_loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Check E * sum(f * P): (logits_TE, expert_TK) -> scalar, 1 where the counts are equal."""
     check = Check("balance_loss", balance_loss, _balance, _loss_mistakes, "not E * sum(f * P)")
@@ -88,10 +84,6 @@ def _loss_mistakes(logits_TE: Tensor, expert_TK: Tensor) -> Mistakes:
     ]  # fmt: skip
 
 
-# --- the gradient --------------------------------------------------------------------------------
-
-
-@judged
 def check_push(push: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Check the gradient by hand: (logits_TE, f_E) -> dL/dlogits, (T, E), with f as it is."""
 
@@ -137,12 +129,9 @@ def check_push(push: Callable[[Tensor, Tensor], Tensor]) -> None:
     check.passed("each token compares what is crowded with its own average of it.")
 
 
-# --- below 1 -------------------------------------------------------------------------------------
-
 LOW = {2: 0.9, 3: 0.8, 8: 0.45}  # a little above the least there is: 7/8, 3/4, 2/5
 
 
-@judged
 def check_below_one(below_one: Callable[[int], Tensor]) -> None:
     """Check logits whose loss lies below 1: (E) -> logits_TE, each token to its best expert."""
     check = Check("below_one", below_one, lambda E: True, see=_lies_low)
@@ -181,10 +170,6 @@ def _lies_low(logits_TE: Any, E: int) -> bool:
     return False
 
 
-# --- padding -------------------------------------------------------------------------------------
-
-
-@judged
 def check_masked_balance(masked: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Check the loss over the real tokens: (logits_TE, expert_TK, mask_T) -> scalar."""
 
@@ -241,10 +226,6 @@ def check_masked_balance(masked: Callable[[Tensor, Tensor, Tensor], Tensor]) -> 
     check.passed("padding chooses experts too, but nobody asked it.")
 
 
-# --- what to average, and when -------------------------------------------------------------------
-
-
-@judged
 def check_over_batches(over_batches: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Check the loss over the global batch: (f_LGE, P_LGE) -> scalar, the mean over the layers."""
 
@@ -289,8 +270,6 @@ def check_over_batches(over_batches: Callable[[Tensor, Tensor], Tensor]) -> None
         check.on(f"layers: {L}, micro-batches: {G}, experts: {E}", f, P)
     check.passed("average what belongs together, then multiply, then average what does not.")
 
-
-# --- which bug is it? ----------------------------------------------------------------------------
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits_LTE, expert_LTK, mask_T) -> scalar: a balancing loss of unknown health."""
@@ -339,7 +318,6 @@ PATIENTS: dict[str, tuple[Loss, str]] = {
 }
 
 
-@judged
 def check_diagnose(diagnose: Callable[[Loss], str]) -> None:
     """Check the learner's diagnosis: (loss) -> "sound", "K", "sum", "pooled", "padding", "top-k"
     or "detached".

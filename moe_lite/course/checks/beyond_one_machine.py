@@ -157,8 +157,8 @@ def check_distinct_experts(distinct_experts: Callable[[int, int, int], float]) -
         return [
             ("that is as if no two tokens ever agreed", float(min(E, K * T))),
             ("that is as if no two tokens ever agreed, and E were no limit", float(K * T)),
-            ("a token's K experts differ: it leaves one out with probability 1 - K/E, not "
-             "(1 - 1/E)^K", E * (1 - (1 - 1 / E) ** (K * T))),
+            ("a token's K experts differ: it leaves one out with probability 1 - K/E, not (1 - "
+             "1/E)^K", E * (1 - (1 - 1 / E) ** (K * T))),
             ("that is the chance of one expert to be in use; there are E of them", right / E),
             ("that is how many are left out", E - right),
             ("K/E to the power of T: an expert that every token chooses, not that any does",
@@ -208,8 +208,7 @@ def check_decode_bytes(decode_bytes: Callable[[MixtralConfig, int], float]) -> N
             ("a small batch leaves experts unread", 2.0 * (common + experts)),
             ("these are all parameters; a small batch leaves experts unread, and of the input "
              "embedding only a row per token is read", 2.0 * (common + experts + table)),
-            ("the weights are read once for the whole batch, not once for each text",
-             batch * one),
+            ("the weights are read once for the whole batch, not once for each text", batch * one),
             ("of the input embedding only a row per token is read",
              value + 2.0 * table if table else None),
             ("the output matrix is read whole", value - row),

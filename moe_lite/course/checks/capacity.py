@@ -12,12 +12,9 @@ from torch import Tensor
 
 from ...capacity import capacity, queue_rank
 from ...routing import Routing
-from .verdict import Check, Mistakes, judged, randn, show
-
-# --- the places ----------------------------------------------------------------------------------
+from .verdict import Check, Mistakes, randn, show
 
 
-@judged
 def check_places(places: Callable[[int, int, float, int], int]) -> None:
     """Check an expert's capacity: (num_tokens, num_experts, factor, top_k) -> places."""
 
@@ -27,8 +24,7 @@ def check_places(places: Callable[[int, int, float, int], int]) -> None:
             ("each token asks for K places: count pairs (K·T), not tokens", capacity(T, E, factor)),
             ("rounded up before K came: each of K choices was given whole places of its own",
              K * math.ceil(factor * T / E)),
-            ("an even share, whatever the factor; multiply it by the factor",
-             math.ceil(K * T / E)),
+            ("an even share, whatever the factor; multiply it by the factor", math.ceil(K * T / E)),
             ("the factor shrinks the share here; it should stretch it",
              math.ceil(K * T / E / factor)),
             ("rounded up before the factor came; multiply first, then round up",
@@ -62,10 +58,6 @@ def check_places(places: Callable[[int, int, float, int], int]) -> None:
     check.passed("the even share of all pairs, times the factor, rounded up.")
 
 
-# --- the ranks -----------------------------------------------------------------------------------
-
-
-@judged
 def check_rank(rank: Callable[[Tensor, int], Tensor]) -> None:
     """Check each token's place in its expert's queue: (expert_T, num_experts) -> rank_T."""
 
@@ -77,18 +69,17 @@ def check_rank(rank: Callable[[Tensor, int], Tensor]) -> None:
         over_experts = "the count runs over the experts (dim 1); let it run over the tokens (dim 0)"
         whole = "that is the place in the batch; every expert has a queue of its own"
         return [
-            ("the first in a queue has rank 0: the running count contains the token itself, "
-             "so take 1 away", right + 1),
+            ("the first in a queue has rank 0: the running count contains the token itself, so "
+             "take 1 away", right + 1),
             (over_experts, torch.zeros_like(expert_T)),
             (over_experts, torch.ones_like(expert_T)),
             (whole, torch.arange(T)),
             (whole, torch.arange(1, T + 1)),
             ("these stand behind the token; count those before it", load_E[expert_T] - 1 - right),
             ("that is the length of the queue, not the token's place in it", load_E[expert_T]),
-            ("that is the length of the queue, not the token's place in it",
-             load_E[expert_T] - 1),
-            ("sorted by expert, the queues stand one behind the other: take away where the "
-             "token's own begins", order_T.argsort()),
+            ("that is the length of the queue, not the token's place in it", load_E[expert_T] - 1),
+            ("sorted by expert, the queues stand one behind the other: take away where the token's "
+             "own begins", order_T.argsort()),
             ("right ranks in the order of the experts: put them back in the order of the tokens",
              right[order_T]),
             ("that is the order of the tokens, sorted by expert; asked is each token's rank",
@@ -123,7 +114,6 @@ def _rank(expert_N: Tensor, num_experts: int) -> Tensor:
     return torch.tensor(rank, dtype=torch.long)
 
 
-@judged
 def check_first_choices(rank: Callable[[Tensor, int], Tensor]) -> None:
     """Check GShard's order, first choices first: (expert_T2, num_experts) -> rank_T2."""
 
@@ -141,16 +131,15 @@ def check_first_choices(rank: Callable[[Tensor, int], Tensor]) -> None:
             return torch.stack([alone_T2[:, 0], alone_T2[:, 1] + offset], dim=1)
 
         return [
-            ("the second choices begin again at 0: two tokens would sit in one place; they "
-             "stand behind all first choices of that expert", alone_T2),
-            ("token by token: here a second choice stands before the first choices of later "
-             "tokens", _rank(expert_T2.flatten(), E).view(T, 2)),
-            ("the offset counts only the first choices that came earlier; all first choices "
-             "are seated before any second one", seconds(came_T)),
-            ("the offset is the number of all tokens; it should be the number of first choices "
-             "of that one expert", seconds(T)),
-            ("the second choices are seated before the first",
-             right(expert_T2.flip(1), E).flip(1)),
+            ("the second choices begin again at 0: two tokens would sit in one place; they stand "
+             "behind all first choices of that expert", alone_T2),
+            ("token by token: here a second choice stands before the first choices of later tokens",
+             _rank(expert_T2.flatten(), E).view(T, 2)),
+            ("the offset counts only the first choices that came earlier; all first choices are "
+             "seated before any second one", seconds(came_T)),
+            ("the offset is the number of all tokens; it should be the number of first choices of "
+             "that one expert", seconds(T)),
+            ("the second choices are seated before the first", right(expert_T2.flip(1), E).flip(1)),
             ("ranks begin at 0", right_T2 + 1),
             ("one place is left free between first and second choices",
              seconds(load_E[second_T] + 1)),
@@ -178,10 +167,6 @@ def check_first_choices(rank: Callable[[Tensor, int], Tensor]) -> None:
     check.passed("nobody's second choice takes the place of a first one.")
 
 
-# --- the dropped token ---------------------------------------------------------------------------
-
-
-@judged
 def check_dropped_token(block: Callable[..., Tensor]) -> None:
     """Check what leaves a Switch block: (h_TD, x_TD, expert_TD, gate_T, keep_T) -> out_TD."""
 
@@ -247,10 +232,6 @@ def check_dropped_token(block: Callable[..., Tensor]) -> None:
     check.passed("kept: h + p × the expert's answer; dropped: h, as it came.")
 
 
-# --- the loss ------------------------------------------------------------------------------------
-
-
-@judged
 def check_counted_before(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Check the loss of first choices: (probs_TE, expert_T2, keep_T2) -> scalar, 1 at balance."""
 
@@ -287,8 +268,7 @@ def check_counted_before(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> No
              E * (share_E * chosen.mean(0)).sum()),
             ("P is the mean over the seated tokens; all have probabilities",
              E * (share_E * probs[seated].mean(0)).sum() if seated.any() else None),
-            ("f times f has no gradient: one of the two has to be P",
-             E * share_E.square().sum()),
+            ("f times f has no gradient: one of the two has to be P", E * share_E.square().sum()),
             ("P times P: that is smooth, but it does not see who was chosen",
              E * mean_E.square().sum()),
             ("f and P are multiplied token by token, then averaged: average first",
@@ -323,8 +303,6 @@ def check_counted_before(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> No
                  torch.arange(18).view(9, 2) % 3 > 0, of={"the probabilities": 0})  # fmt: skip
     check.passed("what the tokens wanted, before anyone was turned away.")
 
-
-# --- the future ----------------------------------------------------------------------------------
 
 Seat = Callable[[Tensor, Tensor], Tensor]
 """(expert_TK, gate_TK) -> keep_TK: who finds a place."""
@@ -397,7 +375,6 @@ def _seats(T: int) -> list[tuple[str, Seat, bool, str]]:
     ]  # fmt: skip
 
 
-@judged
 def check_looks_ahead(looks_ahead: Callable[[Seat, Tensor, Tensor], bool]) -> None:
     """Check a detector of foresight: (seat, expert_TK, gate_TK) -> bool."""
     check = Check("looks_ahead", looks_ahead)

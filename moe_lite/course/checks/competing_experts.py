@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...mixtures import blend, mixture_error, responsibilities, squared_errors
-from .verdict import Check, Mistakes, judged, randn
+from .verdict import Check, Mistakes, randn
 
 Case = tuple[Tensor, Tensor, Tensor]
 """logits_TE, out_TEO, target_TO."""
@@ -29,10 +29,6 @@ def _cases() -> list[tuple[str, Case]]:
     return cases
 
 
-# --- responsibilities ----------------------------------------------------------------------------
-
-
-@judged
 def check_responsibilities(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Check the posterior: (logits_TE, out_TEO, target_TO) -> h_TE."""
     check = Check("responsibilities", answer, responsibilities, _posterior_mistakes,
@@ -81,10 +77,6 @@ def _posterior_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -
     ]  # fmt: skip
 
 
-# --- the third error -----------------------------------------------------------------------------
-
-
-@judged
 def check_mixture_error(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Check equation 1.3, also where experts are far off: (logits, out, target) -> error_T."""
     overflow = (
@@ -140,8 +132,8 @@ def _error_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Mi
          math.log(off_TE.shape[1]) - (-off_TE / 2).logsumexp(-1)),
         ("the proportions were added to the exponent; their logarithms belong there",
          -(p_TE - off_TE / 2).logsumexp(-1)),
-        ("only the best expert counts, a max for the logsumexp: that is hard competition, in "
-         "which the others learn nothing", -(log_p_TE - off_TE / 2).amax(-1)),
+        ("only the best expert counts, a max for the logsumexp: that is hard competition, in which "
+         "the others learn nothing", -(log_p_TE - off_TE / 2).amax(-1)),
         ("the normal density's constant, log 2π for two outputs, is kept; eq. 1.3 is without it",
          right_T + out_TEO.shape[-1] / 2 * math.log(2 * math.pi)),
         ("the normal density's constant, log 2π for two outputs, is kept; eq. 1.3 is without it",
@@ -158,10 +150,6 @@ def _error_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Mi
     ]  # fmt: skip
 
 
-# --- gradients -----------------------------------------------------------------------------------
-
-
-@judged
 def check_gradients(answer: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
     """Check the derivatives of E3: (logits, out, target) -> (by logits_TE, by out_TEO)."""
 
@@ -206,8 +194,7 @@ def check_gradients(answer: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Ten
             ("every expert is moved by its whole error, whoever is responsible", -rest_TEO),
             ("a factor of 2 too much: the ½ in the exponent cancels the square's 2",
              -2 * h_TE1 * rest_TEO),
-            ("each case has its own error: no mean over the cases",
-             -h_TE1 * rest_TEO / len(h_TE1)),
+            ("each case has its own error: no mean over the cases", -h_TE1 * rest_TEO / len(h_TE1)),
         ]  # fmt: skip
 
     def right(*case: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,10 +220,6 @@ def check_gradients(answer: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Ten
     check.passed("p - h for the gate, -h (d - o) for the experts, as autograd has them.")
 
 
-# --- the trap ------------------------------------------------------------------------------------
-
-
-@judged
 def check_working_experts(answer: Callable[[Tensor, float], Tensor]) -> None:
     """Check the instrument: (logits_QTE, share) -> how many experts work in each run, (Q,)."""
 
@@ -267,9 +250,8 @@ def check_working_experts(answer: Callable[[Tensor, float], Tensor]) -> None:
             (over_cases, torch.stack([torch.tensor(len(run.unique()))
                                       for run in logits_QTE.argmax(1)])),
             (over_cases, (F.one_hot(logits_QTE.argmax(1), T).double().mean(1) >= share).sum(-1)),
-            ("this counts experts by their mean proportion: a gate that is never sure looks like "
-             "a division of labour; count the cases each one wins",
-             (p_QTE.mean(1) >= share).sum(-1)),
+            ("this counts experts by their mean proportion: a gate that is never sure looks like a "
+             "division of labour; count the cases each one wins", (p_QTE.mean(1) >= share).sum(-1)),
             ("this asks each case how many experts the gate gives at least that share; ask each "
              "expert how many cases it wins", (p_QTE >= share).sum(-1).double().mean(1)),
             ("this counts the experts that do not work", E - right_Q),
@@ -304,10 +286,6 @@ def check_working_experts(answer: Callable[[Tensor, float], Tensor]) -> None:
     check.passed("a run in which one expert takes everything now shows as a 1.")
 
 
-# --- the product ---------------------------------------------------------------------------------
-
-
-@judged
 def check_product(answer: Callable[[Tensor], Tensor]) -> None:
     """Check the product of experts on a grid: log_XE, each expert's log density -> log_X."""
 
@@ -323,15 +301,14 @@ def check_product(answer: Callable[[Tensor], Tensor]) -> None:
             (mixture, log_XE.logsumexp(-1).log_softmax(0)),
             ("exp underflows, and 0 / 0 is not a number; normalise by log_softmax",
              (log_XE.exp().prod(-1) / log_XE.exp().prod(-1).sum()).log()),
-            ("the product is not normalised: its probabilities do not add up to 1",
-             log_XE.sum(-1)),
+            ("the product is not normalised: its probabilities do not add up to 1", log_XE.sum(-1)),
             ("a mean of logarithms is the E-th root of the product: every veto gets weaker",
              log_XE.mean(-1).log_softmax(0)),
             ("this is the probability; return its logarithm", right_X.exp()),
             ("the logarithm of an expert's density is multiplied; logarithms add",
              log_XE.prod(-1).log_softmax(0)),
-            ("the normalising runs over the experts (dim -1); the points' probabilities add up "
-             "to 1", log_XE.log_softmax(-1).sum(-1)),
+            ("the normalising runs over the experts (dim -1); the points' probabilities add up to "
+             "1", log_XE.log_softmax(-1).sum(-1)),
             ("the largest was taken away; subtract the logarithm of the sum",
              log_XE.sum(-1) - log_XE.sum(-1).max()),
             ("the logarithm was divided by its sum: divide the probabilities, or subtract logs",

@@ -89,8 +89,7 @@ def check_offsets(offsets: Callable[[Tensor], Tensor]) -> None:
         loads = "these are the loads; where an expert begins is the sum of those before it"
         return [
             ("these are the ends; expert 0 begins at row 0", load_E.cumsum(0)),
-            ("the zero belongs in front: expert 0 begins there",
-             F.pad(load_E.cumsum(0), (0, 1))),
+            ("the zero belongs in front: expert 0 begins there", F.pad(load_E.cumsum(0), (0, 1))),
             ("one number is missing: where the last expert's rows end", value[:-1]),
             (loads, load_E),
             (loads, F.pad(load_E, (1, 0))),
@@ -205,8 +204,8 @@ def check_tile_schedule(tile_schedule: Callable[[Tensor, int], tuple[Tensor, Ten
             ("these are the tiles' last rows; asked are the first", (expert_M, row_M + BM - 1)),
             ("one tile for each expert, however many rows it has",
              cut(offsets_E1, lambda n: min(1, n), rows)),
-            ("tiles of one row: they are as high as said", cut(offsets_E1, lambda n: n,
-                                                               lambda start, i: start + i)),
+            ("tiles of one row: they are as high as said",
+             cut(offsets_E1, lambda n: n, lambda start, i: start + i)),
         ]  # fmt: skip
 
     check = Check("tile_schedule", tile_schedule, right, mistakes,
@@ -245,8 +244,8 @@ def check_sum_by_token(
         )
         mine_TKD = weighed_RD[row_N].view(-1, K, D)
         return [
-            ("NaN came in from rows that nobody computed; their gate is 0, but 0 × NaN is NaN: take "
-             "the rows away, not only their weight", add((y_RD * gate_R[:, None])[row_N], K)),
+            ("NaN came in from rows that nobody computed; their gate is 0, but 0 × NaN is NaN: "
+             "take the rows away, not only their weight", add((y_RD * gate_R[:, None])[row_N], K)),
             (hidden, value.nan_to_num()),
             (hidden, add(weighed_RD.nan_to_num()[row_N], K)),
             ("the gates are missing", add(clean_RD[row_N], K)),

@@ -9,15 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .verdict import Check, Mistakes, judged, number, randn, refuse
-
-# --- choosing ------------------------------------------------------------------------------------
+from .verdict import Check, Mistakes, number, randn, refuse
 
 Choice = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 """(logits_TE, c) -> (token_EC, gate_EC), an expert's best first."""
 
 
-@judged
 def check_expert_choice(expert_choice: Choice) -> None:
     """Check eqs. 1-2: (logits_TE, c) -> (token_EC, gate_EC), an expert's best token first."""
     check = Check("expert_choice", expert_choice, _choose, _choice_mistakes,
@@ -91,10 +88,6 @@ def _choice_mistakes(logits_TE: Tensor, c: float) -> Mistakes:
     ]  # fmt: skip
 
 
-# --- how many experts a token gets ---------------------------------------------------------------
-
-
-@judged
 def check_experts_per_token(shares: Callable[[Tensor, int], Tensor]) -> None:
     """Check Figure 3's count: (token_EC, num_tokens) -> shares of 0, 1, 2, 3-4 and more experts."""
 
@@ -154,13 +147,10 @@ def _bins(count_T: Tensor, weight_T: Tensor | None = None) -> Tensor:
     )
 
 
-# --- back to the tokens --------------------------------------------------------------------------
-
 Combine = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """(out_ECD, token_EC, gate_EC, num_tokens) -> y_TD."""
 
 
-@judged
 def check_combine(combine: Combine) -> None:
     """Check eq. 4: (out_ECD, token_EC, gate_EC, num_tokens) -> y_TD."""
 
@@ -228,8 +218,6 @@ def check_combine(combine: Combine) -> None:
                  of={"the gates": 2, "the answers": 0})  # fmt: skip
     check.passed("each answer where its token is, added to the others, and nobody's row is 0.")
 
-
-# --- the leak ------------------------------------------------------------------------------------
 
 Route = Callable[[Tensor], Tensor]
 """x_TD -> chosen_TE, True where the token has the expert."""
@@ -300,7 +288,6 @@ ROUTES: list[tuple[str, Route, bool, str]] = [
 ]  # fmt: skip
 
 
-@judged
 def check_reads_future(reads_future: Callable[[Route, Tensor], bool]) -> None:
     """Check a detector: (route, x_TD) -> does any token's choice depend on a later token?"""
     check = Check("reads_future", reads_future)
@@ -311,10 +298,6 @@ def check_reads_future(reads_future: Callable[[Route, Tensor], bool]) -> None:
     check.passed("three routers cleared, and all caught that leak, if only to one token.")
 
 
-# --- groups that do not leak ---------------------------------------------------------------------
-
-
-@judged
 def check_causal_groups(causal_groups: Callable[[int, int], Tensor]) -> None:
     """Check (num_sequences, seq_len) -> token_GS: groups in which experts may choose safely.
 

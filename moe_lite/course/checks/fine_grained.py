@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .verdict import Check, Mistakes, fit, judged, randn, refuse
+from .verdict import Check, Mistakes, fit, randn, refuse
 
 
 def _spread(exercise: str, value: Any, logits_TE: Tensor, k: int) -> Tensor:
@@ -42,13 +42,10 @@ def _top(by_TE: Tensor, k: int) -> Tensor:
     return torch.zeros_like(by_TE).scatter(1, by_TE.topk(min(k, by_TE.shape[1])).indices, 1.0)
 
 
-# --- splitting -----------------------------------------------------------------------------------
-
 Split = Callable[[int, int, int, int, int], tuple[int, int, int]]
 """(N, K, F, m, shared) -> routed experts, routed experts per token, width."""
 
 
-@judged
 def check_split_experts(split: Split) -> None:
     """Check a split at equal parameters and equal work: (N, K, F, m, shared) -> (E, K, F)."""
 
@@ -92,10 +89,6 @@ def check_split_experts(split: Split) -> None:
     check.passed("as many parameters, as much work, and more ways to combine them.")
 
 
-# --- the gate and its bias -----------------------------------------------------------------------
-
-
-@judged
 def check_biased_choice(choice: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> None:
     """Check a bias that selects and never weighs: (logits_TE, bias_E, k) -> (gate_TK, expert_TK).
 
@@ -161,7 +154,6 @@ Step = Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
 """(logits_TE, bias_E, k, u) -> expert_TK, the next bias_E."""
 
 
-@judged
 def check_balanced_step(step: Step) -> None:
     """Check one turn of Algorithm 1: (logits_TE, bias_E, k, u) -> (expert_TK, new bias_E).
 
@@ -254,10 +246,6 @@ def check_balanced_step(step: Step) -> None:
     check.passed("choose by the old bias, count, move by u towards the mean.")
 
 
-# --- measuring -----------------------------------------------------------------------------------
-
-
-@judged
 def check_violations(violations: Callable[[Tensor], tuple[float, float]]) -> None:
     """Check both kinds of MaxVio: loads_SE of S batches -> (global, mean over the batches)."""
 
@@ -321,7 +309,6 @@ def check_violations(violations: Callable[[Tensor], tuple[float, float]]) -> Non
     check.passed("pooled first for the global one, batch by batch for the other.")
 
 
-@judged
 def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tensor]]) -> None:
     """Check Figure 4's masking: (logits_TE, k, ratio) -> (gate_TK, expert_TK).
 

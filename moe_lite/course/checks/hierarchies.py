@@ -9,15 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...hierarchy import HME, affine, constrain, random_tree, sum_upwards
-from .verdict import Check, Mistakes, call, judged, randn, refuse, show
+from .verdict import Check, Mistakes, call, randn, refuse, show
 
 DAMPING = 1e-3
 
 
-# --- the tree ------------------------------------------------------------------------------------
-
-
-@judged
 def check_leaf_priors(leaf_priors: Callable[[Tensor], Tensor]) -> None:
     """Check the gates' products: left_TG, each gate's probability of left -> prior_TE."""
 
@@ -30,8 +26,8 @@ def check_leaf_priors(leaf_priors: Callable[[Tensor], Tensor]) -> None:
             ("the root is missing: a leaf needs every gate on its way, also the first", rootless),
             ("the probabilities along the way are averaged; all of them must happen: multiply",
              _leaf_priors(left_TG, mean=True)),
-            ("the gates are read depth first; they are counted level by level, "
-             "so gate n has the children 2n+1 and 2n+2", _leaf_priors(_depth_first(left_TG))),
+            ("the gates are read depth first; they are counted level by level, so gate n has the "
+             "children 2n+1 and 2n+2", _leaf_priors(_depth_first(left_TG))),
             ("only the lowest gate counts; a leaf needs every gate on its way",
              _leaf_priors(left_TG, lowest=True)),
             ("every gate is taken as a step to the left; a right child has 1 - p",
@@ -82,7 +78,6 @@ def _depth_first(left_TG: Tensor) -> Tensor:
     return left_TG[:, torch.tensor(place(0)).argsort()]
 
 
-@judged
 def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Check the E step: (prior_TE, density_TE) -> posterior_TN of all nodes, root first."""
 
@@ -116,8 +111,8 @@ def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
             (from_prior, torch.cat([sum_upwards(prior_TE)[:, : E - 1], leaf_TE], -1)),
             ("a manager's posterior is the sum of its children's, not their mean",
              right / 2 ** (level_N[-1] - level_N)),
-            ("the likeliest expert takes all: EM shares", sum_upwards(
-                F.one_hot(joint_TE.argmax(-1), E).to(joint_TE))),
+            ("the likeliest expert takes all: EM shares",
+             sum_upwards(F.one_hot(joint_TE.argmax(-1), E).to(joint_TE))),
             ("prior and density are added; both have to happen: multiply",
              sum_upwards((prior_TE + density_TE) / (prior_TE + density_TE).sum(-1, keepdim=True))),
         ]  # fmt: skip
@@ -137,9 +132,6 @@ def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
     check.passed("Bayes' rule at the leaves, and sums upwards: the root's is 1.")
 
 
-# --- the M step ----------------------------------------------------------------------------------
-
-
 def _weighted(x_TD: Tensor, y_TO: Tensor, weight_T: Tensor, ridge: float = 0.0) -> Tensor:
     """Solve a weighted least-squares problem."""
     wx_DT = (weight_T[:, None] * x_TD).mT
@@ -148,7 +140,6 @@ def _weighted(x_TD: Tensor, y_TO: Tensor, weight_T: Tensor, ridge: float = 0.0) 
     )
 
 
-@judged
 def check_fit_expert(fit_expert: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Check weighted least squares: (x_TD, y_TO, weight_T) -> the expert's weights, (D, O)."""
 
@@ -159,8 +150,8 @@ def check_fit_expert(fit_expert: Callable[[Tensor, Tensor, Tensor], Tensor]) -> 
         return [
             ("all tokens count the same: the weights are not used",
              torch.linalg.solve(xx_DD, xy_DO)),
-            ("the weights count twice: multiplying both x and y by them squares them; "
-             "use their square roots, or weigh one side", _weighted(x_TD, y_TO, weight_T**2)),
+            ("the weights count twice: multiplying both x and y by them squares them; use their "
+             "square roots, or weigh one side", _weighted(x_TD, y_TO, weight_T**2)),
             ("the weights are there as square roots: in x'Wx and x'Wy they stand as they are",
              _weighted(x_TD, y_TO, weight_T.sqrt())),
             ("only y is weighted: x'Wy and x'Wx both have the weights",
@@ -206,7 +197,6 @@ def _gate_step(v_D: Tensor, x_TD: Tensor, own_T: Tensor, left_T: Tensor) -> Tens
     return v_D + _newton(v_D, x_TD, left_T - own_T * p_T, own_T * p_T * (1 - p_T))
 
 
-@judged
 def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
     """Check a step of IRLS: (v_D, x_TD, own_T, left_T) -> v_D.
 
@@ -270,7 +260,6 @@ def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
     check.passed("one Newton step uphill, each token counted by how much of it came here.")
 
 
-@judged
 def check_m_step(m_step: Callable[[HME, Tensor, Tensor, Tensor], HME]) -> None:
     """Check a whole M step: (tree, x_TD, y_TO, posterior_TN) -> tree, for one tree.
 
@@ -435,10 +424,6 @@ def _gate_likelihoods(gate_GD: Tensor, x_TD: Tensor, posterior_TN: Tensor) -> Te
     return (posterior_TN[:, 1:].unflatten(-1, (len(gate_GD), 2)) * step_TG2).sum(dim=(0, 2))
 
 
-# --- 2013 ----------------------------------------------------------------------------------------
-
-
-@judged
 def check_constrain(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """Check Eigen's constraint: (gate_TE, total_E, margin) -> gate_TE."""
 

@@ -13,9 +13,7 @@ from packaging.requirements import Requirement
 from torch import Tensor
 
 from ...routing import Routing, RoutingTrace
-from .verdict import Check, Mistakes, judged, randn
-
-# --- the machine ----------------------------------------------------------------------------------
+from .verdict import Check, Mistakes, randn
 
 
 def check_environment() -> bool:
@@ -62,8 +60,6 @@ def check_environment() -> bool:
     return not missing
 
 
-# --- reading a routing ----------------------------------------------------------------------------
-
 _PAIRS = "expert_N has a row for each pair, not for each token: find the token's pairs first"
 _BELIEF = "that is what the router's scores favour; the routing says what was done: its pairs"
 
@@ -73,7 +69,6 @@ def _mine(routing: Routing, token: int) -> tuple[list[int], list[float]]:
     return routing.expert_N[mine_N].tolist(), routing.gate_N[mine_N].tolist()
 
 
-@judged
 def check_first_expert(first_expert: Callable[[Routing, int], int]) -> None:
     """Check (routing, token) -> the expert that got most of the token's weight."""
 
@@ -104,7 +99,6 @@ def check_first_expert(first_expert: Callable[[Routing, int], int]) -> None:
     check.passed("you can read a routing.")
 
 
-@judged
 def check_path(path: Callable[[RoutingTrace, int], list[int]]) -> None:
     """Check (trace, token) -> the token's first expert in every layer, in order."""
 
@@ -141,7 +135,6 @@ def check_path(path: Callable[[RoutingTrace, int], list[int]]) -> None:
     check.passed("one expert for each layer, in order.")
 
 
-@judged
 def check_load(load: Callable[[Routing], Tensor]) -> None:
     """Check routing -> how many pairs each expert got, (E,), experts without any included."""
 
@@ -165,8 +158,7 @@ def check_load(load: Callable[[Routing], Tensor]) -> None:
              routing.gates_TE().sum(0)),
             ("these are sums of probabilities: what the router believed, not what it did",
              routing.probs_TE.sum(0)),
-            ("this counts the pairs of each token, not of each expert",
-             routing.token_N.bincount()),
+            ("this counts the pairs of each token, not of each expert", routing.token_N.bincount()),
             ("this says which experts were used; the load says how often", (right > 0).long()),
             ("this is the number of all pairs; each expert has its own", right.sum()),
             ("this is the number of the busiest expert's pairs; each expert has its own",
@@ -183,7 +175,6 @@ def check_load(load: Callable[[Routing], Tensor]) -> None:
     check.passed("every pair counted once, idle experts included.")
 
 
-@judged
 def check_networks_used(networks_used: Callable[[RoutingTrace, Sequence[int]], int]) -> None:
     """Check (trace, tokens) -> how many different expert networks those tokens met."""
 
@@ -200,19 +191,17 @@ def check_networks_used(networks_used: Callable[[RoutingTrace, Sequence[int]], i
         first = {step for token in tokens for step in enumerate(_path(trace, token))}
         paths = {tuple(_path(trace, token)) for token in tokens}
         return [
-            ("a network that two tokens share is counted twice; count different ones",
-             len(pairs)),
+            ("a network that two tokens share is counted twice; count different ones", len(pairs)),
             ("a network that two tokens share is counted twice; count different ones",
              sum(len(set(met(trace, [token]))) for token in tokens)),
-            ("expert 3 of one layer and expert 3 of the next are two networks: count "
-             "(layer, expert)", len({expert for _, expert in pairs})),
+            ("expert 3 of one layer and expert 3 of the next are two networks: count (layer, "
+             "expert)", len({expert for _, expert in pairs})),
             ("every expert of every layer is counted; a token meets only those it was sent to",
              sum(r.num_experts for r in trace.layers)),
             ("this is the last layer alone", len({e for layer, e in pairs if layer == L - 1})),
             ("this is the first layer alone", len({e for layer, e in pairs if layer == 0})),
             ("only first choices are counted; the second choice did work too", len(first)),
-            ("these are different ways through the layers; count the networks on them",
-             len(paths)),
+            ("these are different ways through the layers; count the networks on them", len(paths)),
             ("these are the networks that all tokens meet; count those that any of them meets",
              len(set.intersection(*(set(met(trace, [token])) for token in tokens)))),
             ("all tokens are counted, not only those asked for",

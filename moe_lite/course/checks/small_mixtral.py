@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...config import MixtralConfig
 from ...losses import load_balancing_loss
 from ...routing import Routing
-from .verdict import Check, Mistakes, call, judged, passed, randn, refuse, same, show
+from .verdict import Check, Mistakes, call, passed, randn, refuse, same, show
 
 Gates = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(logits_TE, k) -> (gate_TK, expert_TK), best first."""
@@ -23,24 +23,18 @@ Loss = Callable[[Tensor, Tensor, float], Tensor]
 """(lm_loss, logits_TE, coef) -> the loss to be minimised."""
 
 
-# --- the gate, in both orders --------------------------------------------------------------------
-
-
-@judged
 def check_top_k(top_k: Gates) -> None:
     """Check softmax → top-k → renormalise: (logits_TE, k) -> (gate_TK, expert_TK), best first."""
     _check_gates("top_k", top_k)
     passed("top_k", "the right experts, gates that add up to 1, and a gradient for the router.")
 
 
-@judged
 def check_softmax_order(topk_softmax: Gates) -> None:
     """Check top-k → softmax: (logits_TE, k) -> (gate_TK, expert_TK), best first."""
     _check_gates("topk_softmax", topk_softmax)
     passed("topk_softmax", "the gates of softmax → top-k → renormalise, to the last digits.")
 
 
-@judged
 def check_orders_agree(orders_agree: Callable[[bool, int, int], bool]) -> None:
     """Check the claim (renormalize, k, num_experts) -> bool: do both orders give equal gates?
 
@@ -145,10 +139,6 @@ def _check_gates(exercise: str, answer: Gates) -> None:
     check.judge()
 
 
-# --- the layer -----------------------------------------------------------------------------------
-
-
-@judged
 def check_moe_layer(moe_layer: Callable[..., Tensor]) -> None:
     """Check the loop over experts: (x_TD, gate_TK, expert_TK, w1, w3, w2) -> out_TD."""
     check = Check("moe_layer", moe_layer, _moe, _moe_mistakes,
@@ -223,8 +213,8 @@ def _moe_mistakes(
         (overwritten, weighed_TKD[torch.arange(T), expert_TK.argmax(dim=1)]),
         (overwritten, weighed_TKD[torch.arange(T), expert_TK.argmin(dim=1)]),
         (overwritten, weighed_TKD[:, -1]),
-        ("an expert with exactly one token is passed over: a lone index lost its dimension, or "
-         "was taken for none", (weighed_TKD * ~alone_TK[..., None]).sum(1)),
+        ("an expert with exactly one token is passed over: a lone index lost its dimension, or was "
+         "taken for none", (weighed_TKD * ~alone_TK[..., None]).sum(1)),
         ("the last expert is left out: there are E of them, from 0 to E - 1",
          (weighed_TKD * kept_TK[..., None]).sum(1)),
         ("every expert is weighed by the gate of the first choice; each has its own",
@@ -250,10 +240,6 @@ def _moe_mistakes(
     ]  # fmt: skip
 
 
-# --- a real bug ----------------------------------------------------------------------------------
-
-
-@judged
 def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
     """Check the repaired router: Router(hidden_size, num_experts, top_k)(x_TD) -> gates, experts.
 
@@ -293,10 +279,6 @@ def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
     check.passed("the answer follows the argument, whatever else the notebook holds.")
 
 
-# --- Mixtral's arithmetic ------------------------------------------------------------------------
-
-
-@judged
 def check_parameter_count(parameter_count: Callable[[MixtralConfig], tuple[int, int]]) -> None:
     """Check (config) -> (total, active): all parameters, and those that one token touches.
 
@@ -366,8 +348,7 @@ def _count_mistakes(c: MixtralConfig) -> Mistakes:
         ("the output head is missing; untied, it is a V × D matrix of its own", total - head),
         ("attention has four matrices, and one of the four is missing",
          total - c.num_hidden_layers * D * H * int(c.head_dim or D // H)),
-        ("each layer has two norms, and one of them is missing",
-         total - c.num_hidden_layers * D),
+        ("each layer has two norms, and one of them is missing", total - c.num_hidden_layers * D),
     ]  # fmt: skip
     actives = [
         ("every expert is counted as active; a token uses num_experts_per_tok", total),
@@ -387,10 +368,6 @@ def _count_mistakes(c: MixtralConfig) -> Mistakes:
             *((text, (..., value)) for text, value in actives)]  # fmt: skip
 
 
-# --- a loss that is computed and never used ------------------------------------------------------
-
-
-@judged
 def check_balance_is_used(balance_is_used: Callable[[Loss], bool]) -> None:
     """Check the learner's own test: (loss) -> does its balance term teach the router?
 

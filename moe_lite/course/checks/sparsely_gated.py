@@ -10,12 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .verdict import Check, Mistakes, judged, number, randn
-
-# --- the gates -----------------------------------------------------------------------------------
+from .verdict import Check, Mistakes, number, randn
 
 
-@judged
 def check_sparse_gates(sparse_gates: Callable[[Tensor, int], Tensor]) -> None:
     """Check softmax(KeepTopK(scores, k)): (scores_TE, k) -> gates_TE, zero where not chosen."""
 
@@ -43,8 +40,7 @@ def check_sparse_gates(sparse_gates: Callable[[Tensor, int], Tensor]) -> None:
              kept_TE.softmax(0).nan_to_num()),
             (by_expert, column_TE),
             (by_expert, scores_TE.where(column_TE > 0, -torch.inf).softmax(-1).nan_to_num()),
-            ("these are the kept scores; a gate is their softmax",
-             scores_TE.where(chosen_TE, 0.0)),
+            ("these are the kept scores; a gate is their softmax", scores_TE.where(chosen_TE, 0.0)),
             ("the kept scores are divided by their sum; their exponentials should be",
              positive_TE / positive_TE.sum(-1, keepdim=True)),
             ("each chosen expert counts the same; a gate is soft, or there is nothing to learn",
@@ -102,13 +98,10 @@ def _in_order(gates_TE: Any, *args: Any) -> Any:
     return gates_TE if found is None else found.sort(-1, descending=True).values
 
 
-# --- the noise -----------------------------------------------------------------------------------
-
 Scores = Callable[[Tensor, Tensor, Tensor, Tensor, bool], Tensor]
 """(x_TD, w_gate_ED, w_noise_ED, normal_TE, training) -> scores_TE."""
 
 
-@judged
 def check_noisy_scores(noisy_scores: Scores) -> None:
     """Check eq. 4: (x_TD, w_gate_ED, w_noise_ED, normal_TE, training) -> scores_TE."""
 
@@ -133,8 +126,7 @@ def check_noisy_scores(noisy_scores: Scores) -> None:
             ("the noise is scaled by the gate's own weights, in evaluation too: two mistakes",
              clean + eps * F.softplus(clean)),
             ("w_gate and w_noise are swapped", right(x, n, g, eps, training)),
-            ("without the softplus a deviation can be negative, and starts at 0",
-             noise(eps * raw)),
+            ("without the softplus a deviation can be negative, and starts at 0", noise(eps * raw)),
             ("that is exp, not softplus: ln(1 + e^a)", noise(eps * raw.exp())),
             ("a ReLU gives no noise where it is negative, and no gradient to grow it",
              noise(eps * raw.relu())),
@@ -178,8 +170,6 @@ def check_noisy_scores(noisy_scores: Scores) -> None:
     check.passed("noise in training, of its own learned size, and none in evaluation.")
 
 
-# --- the probability -----------------------------------------------------------------------------
-
 Probability = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """(clean_TE, noisy_TE, std_TE, k) -> p_TE."""
 
@@ -197,7 +187,6 @@ def _prob(clean: Tensor, noisy: Tensor, std: Tensor, k: int) -> Tensor:
     return torch.special.ndtr(z)
 
 
-@judged
 def check_prob_in_top_k(prob: Probability) -> None:
     """Check eqs. 8-9: (clean_TE, noisy_TE, std_TE, k) -> p_TE."""
 
@@ -263,10 +252,6 @@ def check_prob_in_top_k(prob: Probability) -> None:
     check.passed("what an expert's bell has beyond the k-th best of the others.")
 
 
-# --- three real bugs -----------------------------------------------------------------------------
-
-
-@judged
 def check_top1_gate(top1_gate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
     """Check a top-1 gate from which a router can learn: scores_TE -> (gate_T, expert_T)."""
 
@@ -318,7 +303,6 @@ Load = Callable[[Tensor, Tensor, "Tensor | None", int], Tensor]
 """(clean_TE, noisy_TE, std_TE or None, k) -> load_E."""
 
 
-@judged
 def check_load_anywhere(load: Load) -> None:
     """Check a load that works in training and evaluation: (clean, noisy, std or None, k) -> load_E.
 
@@ -342,8 +326,7 @@ def check_load_anywhere(load: Load) -> None:
              torch.zeros_like(counts_E) if bare else right_E),
             ("these are sums of gates, the importance; load counts tokens",
              gates_TE.sum(0) if bare else right_E),
-            ("these are sums of gates, the importance, with noise and without",
-             gates_TE.sum(0)),
+            ("these are sums of gates, the importance, with noise and without", gates_TE.sum(0)),
             ("in training a count has no gradient: sum the probabilities", counts_E),
             ("the load is a sum over the batch, not a mean", right_E / T),
             ("the load is a sum over the batch, not a mean", counts_E / T if bare else right_E),

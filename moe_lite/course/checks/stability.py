@@ -10,12 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .verdict import Check, Mistakes, judged, number, randn, refuse
-
-# --- bfloat16 ------------------------------------------------------------------------------------
+from .verdict import Check, Mistakes, number, randn, refuse
 
 
-@judged
 def check_spacing(spacing: Callable[[float], float]) -> None:
     """Check the distance to the next larger bfloat16 number: x -> step, for x of at least 1."""
 
@@ -32,8 +29,7 @@ def check_spacing(spacing: Callable[[float], float]) -> None:
              below / 1024),
             ("that is float32's distance; bfloat16 keeps its upper 16 bits and so 7 of the 23",
              below / 2**23),
-            ("within a power of two the numbers are evenly spaced: it is not x over 128",
-             x / 128),
+            ("within a power of two the numbers are evenly spaced: it is not x over 128", x / 128),
             ("that is twice too much: 7 bits after the leading one, not 6", 2 * step),
             (grows, 2.0**-7),
             ("that is the next number, not the distance to it", below + step),
@@ -55,8 +51,6 @@ def check_spacing(spacing: Callable[[float], float]) -> None:
     check.passed("128 steps between a power of two and the next, so 1 at 128 and 8 at 1,024.")
 
 
-# --- the z-loss ----------------------------------------------------------------------------------
-
 # By hand: the rows' log-sum-exps are 2, 3 and -1 times log 2, so the loss is 14/3 (log 2)^2.
 BY_HAND_TE = torch.tensor([[1.0, 1.0, 1.0, 1.0], [5.0, 1.0, 1.0, 1.0], [0.125] * 4]).log()
 BY_HAND = "the logarithms of [[1, 1, 1, 1], [5, 1, 1, 1], [1/8, 1/8, 1/8, 1/8]]"
@@ -67,7 +61,6 @@ def _logits() -> list[tuple[str, Tensor]]:
     return [(BY_HAND, BY_HAND_TE), *drawn, ("six tokens, all lower by 9", randn(0, 6, 5) - 9)]
 
 
-@judged
 def check_z_loss(z_loss: Callable[[Tensor], Tensor]) -> None:
     """Check eq. 5 of ST-MoE: logits_TE -> scalar."""
 
@@ -78,8 +71,7 @@ def check_z_loss(z_loss: Callable[[Tensor], Tensor]) -> None:
              lse_T.mean()),
             ("the absolute value is not the square: its push does not fade near zero",
              lse_T.abs().mean()),
-            ("the square goes on each token's log-sum-exp, before the mean",
-             lse_T.mean().square()),
+            ("the square goes on each token's log-sum-exp, before the mean", lse_T.mean().square()),
             ("this is the z-loss of the probabilities: take the logits, before the softmax",
              probs_TE.logsumexp(-1).square().mean()),
             ("of the softmax's logarithm the log-sum-exp is always 0: take the logits themselves",
@@ -122,7 +114,6 @@ def check_z_loss(z_loss: Callable[[Tensor], Tensor]) -> None:
     check.passed("least where the exponentials sum to 1, and it grows on both sides.")
 
 
-@judged
 def check_z_gradient(z_gradient: Callable[[Tensor], Tensor]) -> None:
     """Check the gradient of the z-loss by hand: logits_TE -> d loss / d logits_TE."""
 
@@ -137,8 +128,7 @@ def check_z_gradient(z_gradient: Callable[[Tensor], Tensor]) -> None:
             ("the mean's 1/T is missing", right_TE * T),
             ("this is the gradient without the square: the log-sum-exp itself is a factor",
              probs_TE / T),
-            ("the factor is the log-sum-exp, not its square",
-             2 * lse_T1.square() * probs_TE / T),
+            ("the factor is the log-sum-exp, not its square", 2 * lse_T1.square() * probs_TE / T),
             ("the inner derivative is missing: that of log-sum-exp is the softmax",
              (2 * lse_T1 / T).expand(T, E)),
             ("the inner derivative is the softmax, not the logits", 2 * lse_T1 * logits_TE / T),
@@ -166,10 +156,6 @@ def check_z_gradient(z_gradient: Callable[[Tensor], Tensor]) -> None:
     check.passed("2 · log-sum-exp · softmax / T: over a token's experts it sums to 2 lse / T.")
 
 
-# --- precision -----------------------------------------------------------------------------------
-
-
-@judged
 def check_selective_logits(selective_logits: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Check a router's logits in float32 whatever comes in: (x_TD, weight_ED) -> logits_TE.
 
@@ -194,8 +180,8 @@ def check_selective_logits(selective_logits: Callable[[Tensor, Tensor], Tensor])
         return [
             ("under autocast a product runs in bfloat16 even if you cast its inputs: switch "
              "autocast off around it", rounded if autocast else exact),
-            ("too late: the product was rounded to bfloat16, and a cast brings nothing back; "
-             "cast its inputs instead", rounded),
+            ("too late: the product was rounded to bfloat16, and a cast brings nothing back; cast "
+             "its inputs instead", rounded),
             ("float32 inputs must not be rounded on the way in",
              F.linear(x.bfloat16().float(), w.bfloat16().float())),
             ("the weights are float32: use them as they are",
@@ -223,12 +209,9 @@ def check_selective_logits(selective_logits: Callable[[Tensor, Tensor], Tensor])
     check.passed("the router counts in float32, whatever the layers around it do.")
 
 
-# --- first weights -------------------------------------------------------------------------------
-
 CUT = 0.87962566  # the deviation of a standard normal that is cut at two
 
 
-@judged
 def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> None:
     """Check Switch's first weights: (rows, fan_in, scale) -> weight (rows, fan_in).
 

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ Of several things returned, ``...`` stands for those that the mistake does not t
 
 NO_GRADIENT = "no gradient"
 _FOREIGN = (str(Path(__file__).parents[2]), *sysconfig.get_paths().values())
-_Answer = TypeVar("_Answer")
 
 
 class CheckFailed(AssertionError):
@@ -44,13 +43,13 @@ class CheckBroken(RuntimeError):
     """Say that the check went wrong, not the answer: a bug of the course."""
 
 
-def judged(check: Callable[[_Answer], None]) -> Callable[[_Answer], None]:
+def judged(check: Callable[..., Any]) -> Callable[..., Any]:
     """Return the check, with any error of its own raised as CheckBroken."""
 
     @functools.wraps(check)
-    def guarded(answer: _Answer) -> None:
+    def guarded(*answer: Any) -> Any:
         try:
-            check(answer)
+            return check(*answer)
         except (CheckFailed, NotImplementedError):
             raise
         except Exception as error:
@@ -581,13 +580,3 @@ def _kind(value: Any) -> str:
     return known.get(
         type(value), f"a {type(value).__module__.split('.')[0]} {type(value).__name__}"
     )
-
-
-def expect(
-    exercise: str, given: str, yours: Any, right: Any, mistakes: Mistakes, otherwise: str
-) -> None:
-    """TEMPORARY: the old way, until every chapter is judged by a Check."""
-    if same(yours, right):
-        return
-    verdict = next((name for name, value in mistakes if same(yours, value)), otherwise)
-    refuse(exercise, verdict, given, show(yours), show(right))

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 AFTERNOON = (
     "routing", "config", "capacity", "routers", "experts", "losses", "dispatch", "layer", "model",
     "train",
@@ -147,7 +147,7 @@ def layer_trip() -> list[Stop]:
     """Return the trip of four tokens through a layer of four experts, on the readable path."""
     import torch
 
-    from . import Experts, MoELayer, TopKRouter
+    from .. import Experts, MoELayer, TopKRouter
 
     layer = MoELayer(TopKRouter(8, 4, 2), Experts(4, 8, 16), backend="grouped")
     x_TD = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
