@@ -51,17 +51,18 @@ class MoELayer(nn.Module):
         Args: mask_BS: False for padding, which then takes no expert's time and no one's place.
               ids_BS: the tokens' ids, for a router that looks at them.
         """
-        D = self.experts.w1.shape[-1]
+        w1, D = self.experts.w1, self.experts.w1.shape[-1]
         if x_BSD.shape[-1] != D:
             raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the experts {D}")
-        types = x_BSD.dtype, self.experts.w1.dtype
-        if types[0] != types[1] and not torch.is_autocast_enabled(x_BSD.device.type):
+        if x_BSD.dtype != w1.dtype and not torch.is_autocast_enabled(w1.device.type):
             raise ValueError(
-                f"{self.name}: the tokens are {types[0]} and the experts {types[1]}: convert one "
-                "of them, or use torch.autocast"
+                f"{self.name}: the tokens are {x_BSD.dtype} and the experts {w1.dtype}: convert "
+                "one of them, or use torch.autocast"
             )
         x_TD = x_BSD.reshape(-1, D)
         mask_T, ids_T = (x if x is None else x.reshape(-1) for x in (mask_BS, ids_BS))
+        if mask_T is not None and len(mask_T) == len(x_TD):
+            x_TD = x_TD.where(mask_T[:, None].bool(), 0)  # padding may hold NaN: 0 * NaN is NaN
         routing: Routing = self.gate(x_TD, mask_T=mask_T, ids_T=ids_T).masked(mask_T)
         if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
             routing.check_finite(self.name)  # on a GPU, looking would mean waiting

@@ -1,6 +1,6 @@
 """Expert parallelism: a model whose experts live on several ranks, on torch's own engine.
 
-A rank is a process (:mod:`moe_lite.launch`) with its own rows of each batch. Everything but
+A rank is a process (:mod:`moe_lite.course.launch`) with its own rows of each batch. Everything but
 the experts is on every rank (DDP keeps it equal); of the E experts of a layer each rank has
 E / ep, and a token's vector travels to its experts and back by all-to-all. The gate, the
 weighted combine and the losses stay at home. ``dp`` groups of ``ep`` ranks may stand side by

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_lite import analysis
+from moe_lite.course import analysis
 from moe_lite.course.languages import Languages, agreement
 from moe_lite.routing import Routing, RoutingTrace
 

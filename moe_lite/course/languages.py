@@ -28,12 +28,12 @@ from scipy import stats
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..analysis import Labels, at_tokens, permuted
 from ..config import MixtralConfig
 from ..losses import load_balancing_loss
 from ..model import Mixtral
 from ..routers import ROUTERS, Router, Scores
 from ..routing import Routing, RoutingTrace
+from .analysis import Labels, at_tokens, permuted
 from .data import SPLITS, Batch, Corpus
 from .sweep import Outcome, Setting, run
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ..experts import Experts
 from ..routing import DispatchPlan, Routing
@@ -80,9 +81,8 @@ def grouped_product(x_RI: Tensor, weight_EOI: Tensor, offsets_E1: Tensor) -> Ten
 
 def grouped_mm_takes(x_RI: Tensor, weight_EOI: Tensor) -> bool:
     """Tell whether torch's grouped product takes these types and strides (16-byte multiples)."""
-    types = [torch.bfloat16, torch.float16, torch.float32]
-    if torch.compiler.is_compiling():
-        types = types[:1]  # all that the compiler knows of it
+    # The compiler knows the first of these alone.
+    types = (torch.bfloat16, torch.float16, torch.float32)[: 1 if is_compiling() else 3]
     aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
     return aligned and weight_EOI.is_contiguous() and x_RI.dtype in types
 
