@@ -655,7 +655,7 @@ for name, routing in cases.items():
 #
 # Apart from that, there is little between loop and grouped on a CPU: one core has no idle
 # processors to fill, and its loop has no device to wait for. (A GPU has both: see section 2 and
-# the widget.) So what the library takes on a CPU (`fast/cpu.py`) sorts as you did and then *is a loop*,
+# the widget.) So what the library takes on a CPU (`fast/cpu.py`) sorts as you did, then *is a loop*
 # over blocks: it carries each expert's rows through all three products while they lie in the cache,
 # instead of writing all rows of one product before the next begins. And its backward pass is
 # written out by hand, for the reason of section 10. (Without gradients, and with few rows for each
