@@ -487,3 +487,11 @@ def test_gradient_checkpointing_is_recorded_once():
         losses = [model(ids, labels=ids).loss for ids in (IDS, IDS[:, :3])]
         torch.stack(losses).sum().backward()  # runs every layer once more
     assert [layer.num_tokens for layer in rec.trace.layers] == [11, 11, 11]
+
+
+def test_a_model_without_weights_is_refused():
+    with torch.device("meta"):
+        outline = Mixtral(SMALL)
+    told = pytest.raises(ValueError, match="Mixtral is on the meta device: it has shapes, no w")
+    with told, trace.record(outline):
+        pass
