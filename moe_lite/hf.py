@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 
 from .checked import build, check_room, hints, open_tensors, read_json, short
 from .config import MixtralConfig
-from .cost import count_parameters
 from .files import commit
 from .model import Mixtral
 
@@ -294,7 +293,7 @@ def _shards(folder: Path) -> dict[Path, list[str]]:
         raise ValueError(f"{index}: has no weight_map from tensor names to files")
     claimed: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\:"):
+        if not isinstance(file, str) or not re.fullmatch(r"\w[\w.-]{0,200}", file):
             raise ValueError(
                 f"{index}: {_few([name])} is said to lie in {short(file)}, outside the folder"
             )
@@ -333,7 +332,7 @@ def _check_size(
             f"num_local_experts {config.num_local_experts:,} ask for more than the "
             f"{len(stored):,} tensors that are stored"
         )
-    size = count_parameters(config).total * (dtype or torch.bfloat16).itemsize
+    size = config.num_parameters * (dtype or torch.bfloat16).itemsize
     check_room(size, f"{folder / CONFIG}: the model", device)
 
 

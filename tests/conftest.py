@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, settings
 from torch import nn
 
 from moe_lite import routers
+from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.routers import Router, Scores, TopKRouter
-from moe_lite.tree import HierarchicalRouter
 
 collect_ignore_glob = ["mutants/*"]  # wrong on purpose: run by the test of the checks alone
 

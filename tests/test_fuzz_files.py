@@ -29,6 +29,7 @@ from moe_lite.course.film import Film
 from moe_lite.course.recipes import RECIPES, Recipe, read_recipe
 from moe_lite.history import History
 from moe_lite.model import Mixtral
+from moe_lite.routing import Routing
 from moe_lite.train import make_optimizer
 
 CASES = int(os.environ.get("FUZZ_CASES", "10000"))
@@ -247,6 +248,14 @@ def whole_film(folder: Path) -> None:
     ids_BS, domain_BS = torch.arange(6).view(2, 3), torch.tensor([[0] * 3, [1] * 3])
     film = Film(ids_BS, domain_BS, ("a", "b"), list("abcdef"), [0, 1, 5], 2)
     film.logits = {step: torch.randn(2, 6, 4).half() for step in (0, 5)}
+    choices_TK = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0], [0, 2], [1, 3]])
+    half_TE, gates_TK = torch.full((6, 4), 0.5), torch.full((6, 2), 0.5)
+    kept_TK = torch.tensor([[True, False]] * 6)
+    film.routings[1] = (
+        Routing.from_choices(half_TE, half_TE / 2, choices_TK, gates_TK),
+        Routing.from_choices(half_TE, half_TE / 2, choices_TK, gates_TK, kept_TK, noise_TE=half_TE,
+                             bias_E=torch.zeros(4)),
+    )  # fmt: skip
     film.save(folder / "film.safetensors")
 
 
@@ -258,16 +267,16 @@ def read_film(folder: Path) -> None:
         assert len(trace.tokens) == film.ids_BS.numel() == trace.layers[0].num_tokens
         assert all(isinstance(token, str) for token in trace.tokens)
         assert all(r.num_experts == trace.layers[0].num_experts for r in trace.layers)
+        assert all(r.gates_TE().isfinite().all() and len(r.load_E()) for r in trace.layers)
     assert len(film.domains) > int(film.domain_BS.max()) and int(film.domain_BS.min()) >= 0
 
 
 def whole_history(folder: Path) -> None:
-    rows = [
-        {"step": i, "tokens": 8 * i, "seconds": 0.5 * i, "loss": 2.0, "balance": 1.0, "z": 0.1,
-         "load": 1.5, "dropped": 0.0, "lr": 1e-3, "norm": 0.7,
-         **({"bits": {"a": 2.5, "b": 3.0}} if i % 2 else {})}
-        for i in range(1, 6)
-    ]  # fmt: skip
+    rows = []
+    for i in range(1, 6):
+        row = {"step": i, "tokens": 8 * i, "seconds": 0.5 * i, "loss": 2.0, "balance": 1.0}
+        row |= {"z": 0.1, "load": 1.5, "dropped": 0.0, "lr": 1e-3, "norm": 0.7, "mine": math.nan}
+        rows.append(row | ({"bits": {"a": 2.5, "b": 3.0}} if i % 2 else {}))
     History(rows).save(folder / "history.jsonl")
 
 
@@ -367,7 +376,7 @@ KINDS = {  # name: (share of the cases, the file, make it whole, spoil it, read 
               read_model),
     "film": (3, "film.safetensors", whole_film, spoil_tensors, read_film),
     "history": (3, "history.jsonl", whole_history, spoil_lines, read_history),
-    "state": (2, "step-00000005/state.json", whole_checkpoint, spoil_text, read_checkpoint),
+    "state": (1, "step-00000005/state.json", whole_checkpoint, spoil_text, read_checkpoint),
     "rows": (1, "step-00000005/history.jsonl", whole_checkpoint, spoil_lines, read_checkpoint),
     "tokenizer": (3, "tokenizer.json", whole_tokenizer, spoil_text, read_tokenizer),
     "result": (2, "result.json", whole_result, spoil_text, read_result),

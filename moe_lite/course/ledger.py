@@ -234,6 +234,8 @@ def read(path: Path) -> Result:
                 f"{path}: measures: {short(key)} has {len(values)} values for "
                 f"{len(result.seeds)} seeds"
             )
+        if huge := [value for value in values if value is not None and abs(value) > 1e100]:
+            raise ValueError(f"{path}: measures: {short(key)} has {huge[0]}, beyond any mean")
     for name, there, wanted in (
         ("versions", result.versions, ("python", "torch")),
         ("hardware", result.hardware, ("system", "cpu", "cores", "threads", "gpu")),
