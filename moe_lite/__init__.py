@@ -26,8 +26,8 @@ _HOME = {
         "ExpertChoiceRouter", "GShardRouter", "HashRouter", "NoisyTopKRouter", "Router", "Scores",
         "SigmoidBiasRouter", "SwitchRouter", "TopKRouter",
     ),
-    "routing": ("DispatchPlan", "Routing", "RoutingTrace"),
-    "trace": ("record",),
+    "routing": ("DispatchPlan", "Routing"),
+    "trace": ("RoutingTrace", "record"),
 }  # fmt: skip
 __all__ = sorted(name for names in _HOME.values() for name in names)
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # the same for who reads types; tests/test_facade.py holds th
     from .routers import Router as Router, Scores as Scores, SigmoidBiasRouter as SigmoidBiasRouter
     from .routers import SwitchRouter as SwitchRouter, TopKRouter as TopKRouter
     from .routing import DispatchPlan as DispatchPlan, Routing as Routing
-    from .routing import RoutingTrace as RoutingTrace
+    from .trace import RoutingTrace as RoutingTrace
     from .trace import record as record
     # isort: on
 
