@@ -1,6 +1,6 @@
 """Mixture of Experts from 1991 to today: one small layer, and a model around it.
 
-What an engineer needs stands here, each name imported when it is first asked for::
+Each name here is imported when it is first asked for::
 
     from moe_lite import Experts, MoELayer, TopKRouter
 """
