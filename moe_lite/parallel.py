@@ -29,14 +29,15 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .dispatch import plan
 from .dispatch.grouped import Combine, Permute
+from .evaluation import Corpus, cross_entropy
+from .evaluation import evaluate as evaluate_in_one_process
 from .fast import BACKENDS
 from .history import History, Row
 from .layer import MoELayer
 from .losses import load_balancing_loss
 from .model import Mixtral
 from .routing import Routing
-from .train import Balance, Corpus, Trainer, check_finite, cross_entropy, head_loss, router_terms
-from .train import evaluate as evaluate_in_one_process
+from .train import Balance, Trainer, check_finite, head_loss, router_terms
 from .train import train as train_in_one_process
 
 
@@ -346,7 +347,7 @@ def train(
 def evaluate(
     model: Mixtral, corpus: Corpus, *, config: TrainConfig | None = None
 ) -> dict[str, float]:
-    """Measure a sharded model as :func:`moe_lite.train.evaluate` does; every rank calls it."""
+    """Measure a sharded model as :func:`moe_lite.evaluation.evaluate` does; every rank calls it."""
     return evaluate_in_one_process(model, corpus, config=config, nats=_summed_loss)
 
 

@@ -39,8 +39,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from moe_lite import Mixtral, causal, cost, hf, record
-from moe_lite.course import analysis, data, languages, ledger, recipes, viz
+from moe_lite import Mixtral, causal, hf, record
+from moe_lite.course import analysis, cost, data, languages, ledger, recipes, viz
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer
 

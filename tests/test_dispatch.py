@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_lite import losses
+from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.dispatch import grouped, plan
 from moe_lite.experts import Experts
 from moe_lite.fast import BACKENDS, choose, cpu
 from moe_lite.layer import MoELayer
 from moe_lite.routers import NoisyTopKRouter, TopKRouter
 from moe_lite.routing import Routing
-from moe_lite.tree import HierarchicalRouter
 from tests.fuzz_dispatch import run as run_fuzz
 
 D, F = 8, 12

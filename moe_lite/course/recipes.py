@@ -19,10 +19,11 @@ from .. import files, hf, parallel
 from ..checked import build, check_room, read_json
 from ..checkpoint import find_checkpoint
 from ..config import MixtralConfig, TrainConfig
-from ..cost import count_parameters
+from ..evaluation import evaluate
 from ..model import Mixtral
-from ..train import evaluate, train
+from ..train import train
 from . import launch
+from .cost import count_parameters
 from .data import DOMAINS, END_OF_TEXT, load_corpus
 from .film import Film, filmed, log_steps
 

@@ -67,9 +67,8 @@ def grouped_product(x_RI: Tensor, weight_EOI: Tensor, offsets_E1: Tensor) -> Ten
 
     Rows behind the last offset belong to nobody, and may hold anything afterwards.
     """
-    kind = x_RI.device.type
-    if torch.is_autocast_enabled(kind):  # as F.linear does
-        x_RI = x_RI.to(torch.get_autocast_dtype(kind))
+    if torch.is_autocast_enabled(x_RI.device.type):  # as F.linear does
+        x_RI = x_RI.to(torch.get_autocast_dtype(x_RI.device.type))
     weight_EOI = weight_EOI.to(x_RI.dtype)
     if grouped_mm_takes(x_RI, weight_EOI):
         return F.grouped_mm(x_RI, weight_EOI.transpose(1, 2), offs=offsets_E1[1:])
