@@ -19,7 +19,8 @@ def test_quick_says_what_it_left_out():
     full = [line for line in collect("--collect-only") if "::" in line]
     *_, said, _ = collect("--quick")
     slow = {name: sum(line.startswith(f"tests/{path}") for line in full)
-            for name, path in (("notebooks", "test_notebooks"), ("browser", "browser"))}  # fmt: skip
+            for name, path in (("notebooks", "test_notebooks"), ("browser", "browser"))
+    }  # fmt: skip
     parts = ", ".join(f"{n} of {name}" for name, n in sorted(slow.items(), key=lambda i: -i[1]))
     assert min(slow.values()) > 3
     assert said == (
