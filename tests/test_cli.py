@@ -253,6 +253,12 @@ def test_ctrl_c_is_130_and_quiet(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("size", [(2**45,), (2**62, 8)])
+def test_what_memory_lacks_is_one_line(monkeypatch, fails, size):
+    monkeypatch.setitem(cli.COMMANDS, "train", lambda argv: torch.empty(size))
+    assert fails("train").startswith("moe_lite train: there is not enough memory")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(argv):
         raise AssertionError("shapes")
