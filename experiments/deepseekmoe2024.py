@@ -28,9 +28,9 @@ from moe_lite.course.data import Corpus, load_corpus
 from moe_lite.course.ledger import Claim, Experiment, Measures
 from moe_lite.course.sweep import MAX_BYTES, Outcome, Setting, sweep
 from moe_lite.course.sweep import run as train_one
+from moe_lite.evaluation import cross_entropy
 from moe_lite.model import Mixtral
 from moe_lite.routers import Router, Scores, TopKRouter
-from moe_lite.train import cross_entropy
 
 STEPS, EARLY, BATCHES = 200, 20, 4
 SIXTEENTHS = (0, 1, 2, 3, 4, 8)  # of the routed experts, each token's best, disabled

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_lite import analysis
+from moe_lite.course import analysis
 from moe_lite.course.film import Film
 from moe_lite.course.ledger import Claim, Experiment, Measures
 from moe_lite.course.recipes import FILM

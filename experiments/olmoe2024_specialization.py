@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_lite import analysis
+from moe_lite.course import analysis
 from moe_lite.course.data import Corpus, load_corpus
 from moe_lite.course.ledger import Claim, Experiment, Measures
 from moe_lite.hf import load_pretrained

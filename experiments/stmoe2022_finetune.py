@@ -22,13 +22,14 @@ from moe_lite.config import MixtralConfig
 from moe_lite.course.data import Corpus, load_corpus
 from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
 from moe_lite.course.sweep import MAX_BYTES, SMALL, TRAINING
+from moe_lite.evaluation import evaluate
 from moe_lite.experts import Experts
 from moe_lite.files import write
 from moe_lite.history import Row
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
-from moe_lite.train import evaluate, train
+from moe_lite.train import train
 
 CONFIG: dict[str, Any] = {
     "pretrain_steps": 250, "tune_steps": 100, "every": 10, "lr": 2e-3, "batch": 8,

@@ -20,7 +20,8 @@ from typing import Any, get_args
 import torch
 import torch.nn.functional as F
 
-from moe_lite import analysis, causal
+from moe_lite import causal
+from moe_lite.course import analysis
 from moe_lite.course.languages import Cause, Languages, agreement
 from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
 from moe_lite.files import write

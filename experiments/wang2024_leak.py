@@ -33,11 +33,11 @@ from moe_lite.course import sweep
 from moe_lite.course.data import Corpus
 from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
 from moe_lite.course.sweep import Outcome, Setting
+from moe_lite.evaluation import cross_entropy
 from moe_lite.files import write
 from moe_lite.model import Mixtral
 from moe_lite.routers import ROUTERS, ExpertChoiceRouter, TopKRouter
 from moe_lite.routing import Routing
-from moe_lite.train import cross_entropy
 
 TRAINING = {"steps": 250}
 B, S = 16, 64

@@ -15,19 +15,19 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "causal": ("ablate", "ban", "force", "intervene", "swap", "top_k"),
     "config": ("MixtralConfig", "TrainConfig"),
-    "cost": ("count_parameters",),
     "experts": ("Experts",),
     "hf": ("load", "load_pretrained", "save", "upcycle"),
     "layer": ("MoELayer",),
     "losses": ("load_balancing_loss", "max_violation", "router_z_loss"),
-    "model": ("KVCache", "Mixtral"),
+    "evaluation": ("evaluate",),
+    "generate": ("KVCache",),
+    "model": ("Mixtral",),
     "routers": (
         "ExpertChoiceRouter", "GShardRouter", "HashRouter", "NoisyTopKRouter", "Router", "Scores",
         "SigmoidBiasRouter", "SwitchRouter", "TopKRouter",
     ),
     "routing": ("DispatchPlan", "Routing", "RoutingTrace"),
     "trace": ("record",),
-    "tree": ("HierarchicalRouter",),
 }  # fmt: skip
 __all__ = sorted(name for names in _HOME.values() for name in names)
 
@@ -36,14 +36,15 @@ if TYPE_CHECKING:  # the same for who reads types; tests/test_facade.py holds th
     from .causal import ablate as ablate, ban as ban, force as force
     from .causal import intervene as intervene, swap as swap, top_k as top_k
     from .config import MixtralConfig as MixtralConfig, TrainConfig as TrainConfig
-    from .cost import count_parameters as count_parameters
     from .experts import Experts as Experts
     from .hf import load as load, load_pretrained as load_pretrained
     from .hf import save as save, upcycle as upcycle
     from .layer import MoELayer as MoELayer
     from .losses import load_balancing_loss as load_balancing_loss
     from .losses import max_violation as max_violation, router_z_loss as router_z_loss
-    from .model import KVCache as KVCache, Mixtral as Mixtral
+    from .evaluation import evaluate as evaluate
+    from .generate import KVCache as KVCache
+    from .model import Mixtral as Mixtral
     from .routers import ExpertChoiceRouter as ExpertChoiceRouter, GShardRouter as GShardRouter
     from .routers import HashRouter as HashRouter, NoisyTopKRouter as NoisyTopKRouter
     from .routers import Router as Router, Scores as Scores, SigmoidBiasRouter as SigmoidBiasRouter
@@ -51,7 +52,6 @@ if TYPE_CHECKING:  # the same for who reads types; tests/test_facade.py holds th
     from .routing import DispatchPlan as DispatchPlan, Routing as Routing
     from .routing import RoutingTrace as RoutingTrace
     from .trace import record as record
-    from .tree import HierarchicalRouter as HierarchicalRouter
     # isort: on
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
@@ -126,7 +126,7 @@ def conform(value: Any, kind: Any, what: str) -> Any:
         for option in args:
             with suppress(ValueError):
                 return conform(value, option, what)
-    elif origin in (tuple, list) and isinstance(value, list):
+    elif origin in (tuple, list) and isinstance(value, list | tuple):
         kinds = args if origin is tuple and args[-1] is not ... else args[:1] * len(value)
         if len(kinds) == len(value):
             found = zip(value, kinds, strict=True)
@@ -141,6 +141,26 @@ def conform(value: Any, kind: Any, what: str) -> Any:
     elif kind is Any or kind is type(value) or (origin is Literal and value in args):
         return value
     raise ValueError(f"{what} must be {_spell(kind)}, not {short(value)}")
+
+
+def check_fields(record: Any, least: Mapping[str, float]) -> None:
+    """Hold a dataclass's values against its annotations, and these fields against their least.
+
+    Raises: ValueError naming the field and the value that cannot be.
+    """
+    for name, kind in hints(type(record)).items():
+        value = getattr(record, name)
+        try:
+            conform(value, kind, name)
+            if name in least and value is not None and value < least[name]:
+                raise ValueError
+        except ValueError as error:
+            if name not in least or str(error).find("2**63") > 0:
+                raise
+            of = "a number" if kind is float else _spell(kind)
+            raise ValueError(
+                f"{name} must be {of} of at least {least[name]:g}, not {short(value)}"
+            ) from None
 
 
 def _spell(kind: Any) -> str:

@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 
 from .checked import build, check_room, hints, open_tensors, read_json, short
 from .config import MixtralConfig
-from .cost import count_parameters
 from .files import commit
 from .model import Mixtral
 
@@ -333,7 +332,7 @@ def _check_size(
             f"num_local_experts {config.num_local_experts:,} ask for more than the "
             f"{len(stored):,} tensors that are stored"
         )
-    size = count_parameters(config).total * (dtype or torch.bfloat16).itemsize
+    size = config.num_parameters * (dtype or torch.bfloat16).itemsize
     check_room(size, f"{folder / CONFIG}: the model", device)
 
 

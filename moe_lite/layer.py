@@ -51,24 +51,31 @@ class MoELayer(nn.Module):
         Args: mask_BS: False for padding, which then takes no expert's time and no one's place.
               ids_BS: the tokens' ids, for a router that looks at them.
         """
-        D = self.experts.w1.shape[-1]
-        if x_BSD.shape[-1] != D:
-            raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the experts {D}")
-        types = x_BSD.dtype, self.experts.w1.dtype
-        if types[0] != types[1] and not torch.is_autocast_enabled(x_BSD.device.type):
-            raise ValueError(
-                f"{self.name}: the tokens are {types[0]} and the experts {types[1]}: convert one "
-                "of them, or use torch.autocast"
-            )
-        x_TD = x_BSD.reshape(-1, D)
+        if x_BSD.shape[-1] != self.experts.w1.shape[-1] or x_BSD.dtype != self.experts.w1.dtype:
+            self._check_input(x_BSD)
+        # 1. who goes where
+        x_TD = x_BSD.flatten(0, -2)
         mask_T, ids_T = (x if x is None else x.reshape(-1) for x in (mask_BS, ids_BS))
+        if mask_T is not None and len(mask_T) == len(x_TD):
+            x_TD = x_TD.where(mask_T[:, None].bool(), 0)  # padding may hold NaN: 0 * NaN is NaN
         routing: Routing = self.gate(x_TD, mask_T=mask_T, ids_T=ids_T).masked(mask_T)
         if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
             routing.check_finite(self.name)  # on a GPU, looking would mean waiting
+        # 2. to the experts and back
         out_TD = self.dispatch(x_TD, routing)
         for expert in self.shared.each() if self.shared is not None else ():
             out_TD = out_TD + expert(x_TD)
         return out_TD.view_as(x_BSD), routing
+
+    def _check_input(self, x_BSD: Tensor) -> None:
+        w1 = self.experts.w1
+        if x_BSD.shape[-1] != (D := w1.shape[-1]):
+            raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the experts {D}")
+        if not torch.is_autocast_enabled(w1.device.type):
+            raise ValueError(
+                f"{self.name}: the tokens are {x_BSD.dtype} and the experts {w1.dtype}: convert "
+                "one of them, or use torch.autocast"
+            )
 
     def dispatch(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """Return the weighted sum of what each token's experts answer, (T, D).

@@ -1,6 +1,6 @@
 """Expert parallelism: a model whose experts live on several ranks, on torch's own engine.
 
-A rank is a process (:mod:`moe_lite.launch`) with its own rows of each batch. Everything but
+A rank is a process (:mod:`moe_lite.course.launch`) with its own rows of each batch. Everything but
 the experts is on every rank (DDP keeps it equal); of the E experts of a layer each rank has
 E / ep, and a token's vector travels to its experts and back by all-to-all. The gate, the
 weighted combine and the losses stay at home. ``dp`` groups of ``ep`` ranks may stand side by
@@ -29,14 +29,15 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .dispatch import plan
 from .dispatch.grouped import Combine, Permute
+from .evaluation import Corpus, cross_entropy
+from .evaluation import evaluate as evaluate_in_one_process
 from .fast import BACKENDS
 from .history import History, Row
 from .layer import MoELayer
 from .losses import load_balancing_loss
 from .model import Mixtral
 from .routing import Routing
-from .train import Balance, Corpus, Trainer, check_finite, cross_entropy, head_loss, router_terms
-from .train import evaluate as evaluate_in_one_process
+from .train import Balance, Trainer, check_finite, head_loss, router_terms
 from .train import train as train_in_one_process
 
 
@@ -346,7 +347,7 @@ def train(
 def evaluate(
     model: Mixtral, corpus: Corpus, *, config: TrainConfig | None = None
 ) -> dict[str, float]:
-    """Measure a sharded model as :func:`moe_lite.train.evaluate` does; every rank calls it."""
+    """Measure a sharded model as :func:`moe_lite.evaluation.evaluate` does; every rank calls it."""
     return evaluate_in_one_process(model, corpus, config=config, nats=_summed_loss)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -35,18 +35,16 @@ class Scores:
     Shapes:
         logits_TE, probs_TE: what losses read, as in :class:`~moe_lite.routing.Routing`.
         choose_TE: what the choice ranks. weigh_TE: what the weights are made of.
-        noise_TE, bias_E, smooth_load_TE: for the Routing.
         mask_T: False for padding, for a choice in which tokens compete.
+        more: what else the Routing is to hold: noise_TE, bias_E, smooth_load_TE.
     """
 
     logits_TE: Tensor
     probs_TE: Tensor
     choose_TE: Tensor
     weigh_TE: Tensor
-    noise_TE: Tensor | None = None
-    bias_E: Tensor | None = None
-    smooth_load_TE: Tensor | None = None
     mask_T: Tensor | None = None
+    more: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def softmax(cls, logits_TE: Tensor) -> Scores:
@@ -63,10 +61,7 @@ class Scores:
 
     def routing(self, expert_TK: Tensor, gate_TK: Tensor) -> Routing:
         """Return the routing that these choices and weights make."""
-        return Routing.from_choices(
-            self.logits_TE, self.probs_TE, expert_TK, gate_TK, smooth_load_TE=self.smooth_load_TE,
-            noise_TE=self.noise_TE, bias_E=self.bias_E,
-        )  # fmt: skip
+        return Routing.from_choices(self.logits_TE, self.probs_TE, expert_TK, gate_TK, **self.more)
 
 
 class Router(nn.Module):
@@ -272,14 +267,15 @@ class NoisyTopKRouter(TopKRouter, name="noisy top-k", era="Shazeer et al. 2017")
 
     def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
         logits_TE = clean_TE = linear_scores(x_TD, self.weight)
-        noise_TE = load_TE = None
+        more = {}
         if self.training:
             std_TE = F.softplus(linear_scores(x_TD, self.w_noise))
             noise_TE = torch.randn_like(clean_TE) * std_TE
             logits_TE = clean_TE + noise_TE
             load_TE = prob_in_top_k(clean_TE, logits_TE, std_TE, self.top_k)
+            more = {"noise_TE": noise_TE, "smooth_load_TE": load_TE}
         probs_TE = logits_TE.softmax(dim=-1)
-        return Scores(logits_TE, probs_TE, logits_TE, logits_TE, noise_TE, smooth_load_TE=load_TE)
+        return Scores(logits_TE, probs_TE, logits_TE, logits_TE, more=more)
 
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
         return self.gate_scale * scores.weigh_TE.gather(-1, expert_TK).softmax(dim=-1)
@@ -428,7 +424,9 @@ class SigmoidBiasRouter(TopKRouter, name="sigmoid + bias", era="DeepSeek-V3 2024
         score_TE = logits_TE.sigmoid().clamp(min=1e-20)  # or a sum of them might be 0
         probs_TE = score_TE / score_TE.sum(dim=-1, keepdim=True)
         bias_E = self.bias_E.clone()  # as it stood: update() moves it in place
-        return Scores(logits_TE, probs_TE, score_TE.detach() + bias_E, score_TE, bias_E=bias_E)
+        return Scores(
+            logits_TE, probs_TE, score_TE.detach() + bias_E, score_TE, more={"bias_E": bias_E}
+        )
 
     @torch.no_grad()
     def update(self, load_E: Tensor) -> None:

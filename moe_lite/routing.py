@@ -70,7 +70,6 @@ class Routing:
         probs_TE: Tensor,
         expert_TK: Tensor,
         gate_TK: Tensor,
-        keep_TK: Tensor | None = None,
         **more: Tensor | None,
     ) -> Routing:
         """Flatten each token's K choices into pairs, token by token; ``more`` are other fields.
@@ -83,9 +82,8 @@ class Routing:
         """
         T, K = expert_TK.shape
         token_N = torch.arange(T, device=expert_TK.device).repeat_interleave(K, output_size=T * K)
-        keep_N = None if keep_TK is None else keep_TK.reshape(-1)
         expert_N, gate_N = expert_TK.reshape(-1), gate_TK.reshape(-1)
-        return cls(logits_TE, probs_TE, token_N, expert_N, gate_N, keep_N, K, **more)  # type: ignore[arg-type]
+        return cls(logits_TE, probs_TE, token_N, expert_N, gate_N, per_token=K, **more)  # type: ignore[arg-type]
 
     @property
     def num_tokens(self) -> int:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .checkpoint import held, hold_interrupt, load_checkpoint, save_checkpoint
-from .config import Autocast, TrainConfig
-from .fast import multiplies_bfloat16
+from .config import TrainConfig
+from .evaluation import Corpus, cross_entropy, evaluate
+from .fast import autocast_dtype
 from .history import History, Row
 from .losses import drop_rate, load_balancing_loss, max_violation, router_z_loss
 from .model import Mixtral
@@ -30,34 +31,6 @@ from .routing import NotFinite, Routing
 Balance = Callable[..., Tensor]
 """From the layers' routings to a loss; on several ranks it is given ``all_reduce`` too."""
 Probe = Callable[[Sequence[Routing]], dict[str, float]]
-
-
-class Batch(Protocol):
-    """Hold windows of tokens and, at the same places, the tokens that follow: int64 (B, S)."""
-
-    @property
-    def ids_BS(self) -> Tensor: ...
-    @property
-    def targets_BS(self) -> Tensor: ...
-
-
-class Corpus(Protocol):
-    """Give text to train on, and held-out windows of each of its domains.
-
-    ``bytes_V`` says how many bytes each token stands for; ``digest`` differs for other text;
-    ``batch`` and ``windows`` depend on their arguments alone.
-    """
-
-    @property
-    def domains(self) -> Sequence[str]: ...
-    @property
-    def bytes_V(self) -> Tensor: ...
-    @property
-    def digest(self) -> str: ...
-    def batch(
-        self, split: str, batch_size: int, seq_len: int, *, seed: int, step: int
-    ) -> Batch: ...
-    def windows(self, domain: str, seq_len: int, count: int) -> Batch: ...
 
 
 class Trainer:
@@ -208,12 +181,6 @@ def _due(every: int, step: int, config: TrainConfig) -> bool:
     return every > 0 and (step % every == 0 or step == config.steps)
 
 
-def cross_entropy(logits_BSV: Tensor, targets_BS: Tensor, reduction: str = "mean") -> Tensor:
-    """Return -log p(target) in float32, in nats: its mean over all tokens, or their sum."""
-    logits_TV = logits_BSV.flatten(0, 1).float()
-    return F.cross_entropy(logits_TV, targets_BS.flatten(), reduction=reduction)
-
-
 def head_loss(lm_head: nn.Linear, hidden_BSD: Tensor, targets_BS: Tensor) -> Tensor:
     """Return the mean cross entropy of the next token, straight from the hidden states.
 
@@ -270,66 +237,3 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     ]
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
-
-
-def autocast_dtype(model: nn.Module, autocast: Autocast = "auto") -> torch.dtype | None:
-    """Return bfloat16 where the machine multiplies it faster, else None: the weights' own type.
-
-    That is a CUDA device with bfloat16 in hardware, or a CPU that multiplies it (AMX or
-    AVX512-BF16), there from a width of 256 on. Measured with AVX512-BF16 on one core, three
-    layers of 8 experts, F = 1.75 D, a step in bfloat16 took 0.97 of float32's time at
-    width 128, 0.84 at 256 and 0.73 at 512. "on" forces it.
-    """
-    weight = next(model.parameters())
-    if autocast == "off" or weight.dtype != torch.float32:
-        return None
-    if weight.is_cuda:
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        wide = weight.device.type == "cpu" and weight.shape[-1] >= 256
-        fast = wide and multiplies_bfloat16()
-    return torch.bfloat16 if fast or autocast == "on" else None
-
-
-def summed_loss(model: Mixtral, ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
-    """Return the cross entropy of the next token, summed over all tokens, in nats."""
-    return cross_entropy(model(ids_BS).logits_BSV, targets_BS, reduction="sum")
-
-
-@torch.no_grad()
-def evaluate(
-    model: Mixtral,
-    corpus: Corpus,
-    *,
-    config: TrainConfig | None = None,
-    nats: Callable[[Mixtral, Tensor, Tensor], Tensor] = summed_loss,
-) -> dict[str, float]:
-    """Return held-out bits per byte of each domain: always the same, evenly spaced windows.
-
-    Bits per byte = loss in nats / (ln 2 * bytes), so that tokenizers can be compared. The
-    first tokens of a window are predicted with little before them, which counts too.
-
-    Args:    config: its seq_len, batch_size, eval_windows (per domain) and autocast are used.
-             nats: from model, ids and targets to the sum of the losses.
-    Returns: for each domain of the corpus, in bits per byte of UTF-8.
-    Raises:  ValueError if a domain's text is shorter than a window.
-    """
-    config = config or TrainConfig()
-    device, dtype = model.embed_tokens.weight.device, autocast_dtype(model, config.autocast)
-    training = model.training
-    model.eval()
-    bits = {}
-    for domain in corpus.domains:
-        windows = corpus.windows(domain, config.seq_len, config.eval_windows)
-        total = 0.0
-        for ids_BS, targets_BS in zip(
-            windows.ids_BS.to(device).split(config.batch_size),
-            windows.targets_BS.to(device).split(config.batch_size),
-            strict=True,
-        ):
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                total += nats(model, ids_BS, targets_BS).item()
-        size = int(corpus.bytes_V[windows.targets_BS].sum())
-        bits[domain] = total / (math.log(2) * max(size, 1))
-    model.train(training)
-    return bits

@@ -29,8 +29,8 @@ from functools import partial
 import torch
 from IPython.display import Markdown
 
-from moe_lite import count_parameters, load_pretrained, record
-from moe_lite.course import checks, data, eras, viz
+from moe_lite import load_pretrained, record
+from moe_lite.course import checks, cost, data, eras, viz
 from moe_lite.course.widgets import RoutingExplorer
 
 ready = checks.check_environment()
@@ -64,7 +64,7 @@ print(show(ids))
 
 # %%
 model = load_pretrained("mixtral-mini").eval()
-config, count = model.config, count_parameters(model.config)
+config, count = model.config, cost.count_parameters(model.config)
 print(f"{config.num_hidden_layers} layers, {config.num_local_experts} experts in each,", end=" ")
 print(f"{config.num_experts_per_tok} of them for each token")
 print(f"{count.total:,} numbers in memory, {count.active:,} of them used for one token")

@@ -33,8 +33,8 @@
 import matplotlib.pyplot as plt
 import torch
 
-from moe_lite import Experts, MoELayer, TopKRouter, mixtures
-from moe_lite.course import ledger, viz
+from moe_lite import Experts, MoELayer, TopKRouter
+from moe_lite.course import ledger, mixtures, viz
 from moe_lite.course.vowels import IPA, load_vowels
 from moe_lite.course.widgets import CompetitionExplorer
 

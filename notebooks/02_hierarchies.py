@@ -43,10 +43,9 @@ import torch.nn.functional as F
 from matplotlib.ft2font import FT2Font
 from torch import nn
 
-from moe_lite import hierarchy
-from moe_lite.course import arm, ledger, viz
+from moe_lite.course import arm, hierarchy, ledger, viz
+from moe_lite.course.hierarchy import HME, affine, em_step, fit_experts, fit_gates, random_tree
 from moe_lite.course.widgets import TreeExplorer
-from moe_lite.hierarchy import HME, affine, em_step, fit_experts, fit_gates, random_tree
 
 torch.set_printoptions(precision=3, sci_mode=False)
 
@@ -598,5 +597,5 @@ print("in logarithms: ", (prior_E.log() - distance_E.square() / 2).softmax(dim=-
 # | E step, M step | `em_step` | |
 # | $G_i$, $m$ | `total_E`, `margin` in `constrain` | Eigen's constraint |
 #
-# **Read on:** the 1994 paper's section on EM is the clearest there is; `moe_lite/hierarchy.py` is
+# **Read on:** the 1994 paper's section on EM is the clearest there is; `moe_lite/course/hierarchy.py` is
 # what you have now built. Chapter 04 stops computing the experts that nobody asked.

@@ -35,9 +35,9 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from moe_lite import Experts, HierarchicalRouter, Mixtral, MixtralConfig, MoELayer, losses
-from moe_lite.course import data, ledger, viz
-from moe_lite.course.widgets import NoisyGate
+from moe_lite import Experts, Mixtral, MixtralConfig, MoELayer, losses
+from moe_lite.course import data, ledger, viz, widgets
+from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.routers import NoisyTopKRouter, TopKRouter, kth_excluding, prob_in_top_k
 
 torch.manual_seed(0)
@@ -345,7 +345,7 @@ torch.testing.assert_close(losses.load_loss(routing), cv_squared(routing.smooth_
 
 # %%
 lean = torch.randn(64, 8) * 0.6 + torch.linspace(1.2, -1.2, 8)
-gate = NoisyGate(lean, k=2, noise=0.7)
+gate = widgets.NoisyGate(lean, k=2, noise=0.7)
 gate
 
 # %% [markdown]
@@ -360,7 +360,7 @@ gate
 
 # %%
 for noise in (0.0, 0.35, 0.7, 1.5, 3.0):
-    load_E = NoisyGate(lean, k=2, noise=noise).routing.load_E()
+    load_E = widgets.NoisyGate(lean, k=2, noise=noise).routing.load_E()
     print(f"noise {noise:4}: CV of the load {losses.cv_squared(load_E).sqrt():.2f}")
 
 # %% [markdown]

@@ -40,8 +40,8 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-from moe_lite import Experts, MoELayer, Routing, SigmoidBiasRouter, TopKRouter, cost, losses
-from moe_lite.course import data, ledger, viz, widgets
+from moe_lite import Experts, MoELayer, Routing, SigmoidBiasRouter, TopKRouter, losses
+from moe_lite.course import cost, data, ledger, viz, widgets
 from moe_lite.course.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run
 from moe_lite.fast import BACKENDS
 

@@ -39,10 +39,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe_lite import Experts, MixtralConfig, MoELayer, TopKRouter, TrainConfig, cost, record
-from moe_lite.course import data, viz, widgets
-from moe_lite.model import Attention, KVCache, Mixtral, rotary, rotate
-from moe_lite.train import evaluate, train
+from moe_lite import (
+    Experts,
+    KVCache,
+    MixtralConfig,
+    MoELayer,
+    TopKRouter,
+    TrainConfig,
+    evaluate,
+    record,
+)
+from moe_lite.course import cost, data, viz, widgets
+from moe_lite.model import Attention, Mixtral, rotary, rotate
+from moe_lite.train import train
 
 torch.manual_seed(0)
 torch.set_printoptions(precision=3, sci_mode=False)

@@ -49,8 +49,8 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from moe_lite import Experts, Mixtral, MixtralConfig, MoELayer, TopKRouter, cost, hf, train
-from moe_lite.course import data, ledger, sweep, viz
+from moe_lite import Experts, Mixtral, MixtralConfig, MoELayer, TopKRouter, hf, train
+from moe_lite.course import cost, data, ledger, sweep, viz
 from moe_lite.course.widgets import CostCalculator, TrafficMatrix
 
 torch.manual_seed(0)

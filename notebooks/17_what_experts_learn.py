@@ -39,8 +39,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from moe_lite import Mixtral, analysis, causal, cost, hf, record
-from moe_lite.course import data, languages, ledger, recipes, viz
+from moe_lite import Mixtral, causal, hf, record
+from moe_lite.course import analysis, cost, data, languages, ledger, recipes, viz
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer
 
@@ -851,7 +851,7 @@ for at in (1, 4):
 # The filling. Padding is routed like anything else, and all padding looks alike, so it goes to one
 # expert: the favourite of whatever is short. transformers' own balancing loss counted padding for a
 # while ([issue 28505](https://github.com/huggingface/transformers/issues/28505)). Give padding the
-# label -1, which every measure of `moe_lite.analysis` leaves out:
+# label -1, which every measure of `moe_lite.course.analysis` leaves out:
 #
 # </details>
 

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from moe_lite import __main__ as cli
-from moe_lite import launch, parallel
+from moe_lite import parallel
 from moe_lite.checkpoint import checkpoints
 from moe_lite.config import MixtralConfig, TrainConfig
+from moe_lite.course import launch
 from moe_lite.course.data import Corpus, load_corpus
 from moe_lite.experts import Experts
 from moe_lite.fast import BACKENDS

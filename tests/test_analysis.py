@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from moe_lite import analysis
+from moe_lite.course import analysis
 from moe_lite.routing import Routing, RoutingTrace
 from moe_lite.trace import record
 

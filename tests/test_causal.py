@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from moe_lite.causal import ablate, ban, effect, force, intervene, swap, top_k
 from moe_lite.config import MixtralConfig
+from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
 from moe_lite.routers import (
@@ -18,7 +19,6 @@ from moe_lite.routers import (
     SwitchRouter,
     TopKRouter,
 )
-from moe_lite.tree import HierarchicalRouter
 
 D, E, L, V = 16, 6, 3, 50
 SIZES = dict(

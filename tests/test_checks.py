@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lite.config import MixtralConfig
-from moe_lite.cost import count_parameters
 from moe_lite.course import checks
 from moe_lite.course.checks.small_mixtral import _count
 from moe_lite.course.checks.verdict import Check, CheckBroken, call, judged, same
+from moe_lite.course.cost import count_parameters
 
 HERE = Path(__file__).parent
 CHECKS = [

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_lite import losses
+from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.dispatch import grouped, plan
 from moe_lite.experts import Experts
 from moe_lite.fast import BACKENDS, choose, cpu
 from moe_lite.layer import MoELayer
 from moe_lite.routers import NoisyTopKRouter, TopKRouter
 from moe_lite.routing import Routing
-from moe_lite.tree import HierarchicalRouter
 from tests.fuzz_dispatch import run as run_fuzz
 
 D, F = 8, 12
@@ -220,6 +220,28 @@ def test_shared_experts_see_every_token_with_a_weight_of_one() -> None:
     first, second = layer.shared.each()
     layer.shared = None
     torch.testing.assert_close(with_shared, layer(x_BSD)[0] + first(x_BSD) + second(x_BSD))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+def test_what_padding_holds_reaches_no_answer_and_no_gradient(
+    any_router: Callable[..., torch.nn.Module], bad: float
+) -> None:
+    def step(padding: float) -> list[Tensor]:
+        torch.manual_seed(3)
+        layer = MoELayer(any_router(D, 6, 9), Experts(6, D, F), shared=Experts(1, D, F))
+        x_TD, ids_T, mask_T = torch.randn(30, D), torch.arange(30) % 9, torch.arange(30) % 5 > 0
+        x_TD[~mask_T] = padding
+        out_TD, routing = layer(x_TD.requires_grad_(), mask_T, ids_T)
+        loss = out_TD[mask_T].square().sum() + losses.importance_loss(routing)
+        wanted = [x_TD, *layer.parameters()]
+        grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+        return [
+            out_TD,
+            *(w.detach() * 0 if g is None else g for w, g in zip(wanted, grads, strict=True)),
+        ]
+
+    for a, b in zip(step(0.0), step(bad), strict=True):
+        assert a.equal(b) and a.isfinite().all()
 
 
 def test_padding_takes_no_place_and_changes_nothing_for_the_others(

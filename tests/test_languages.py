@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_lite import analysis
+from moe_lite.course import analysis
 from moe_lite.course.languages import Languages, agreement
 from moe_lite.routing import Routing, RoutingTrace
 
@@ -72,6 +72,18 @@ def test_a_router_that_knows_its_label_agrees_with_it(world):
         label = world.labels(ids_BS)
         assert agreement(expert_T, label[by], range(2)).accuracy == 1
         assert torch.equal(expert_T, label[by])
+
+
+def test_a_choice_counts_also_where_the_expert_was_full():
+    world = WORLDS[0]
+    model = world.setting().build(0)
+    model.moe_layers[0].gate.capacity_factor = 0.25
+    ids_BS = world.batch("validation", 256).ids_BS
+    with torch.no_grad():
+        (whole,) = model.eval()(ids_BS).routings
+    (verbs,) = world.trace(model, ids_BS).layers
+    assert not whole.keep_N[2::3].all()
+    assert torch.equal(verbs.expert_N, whole.expert_N[2::3]) and verbs.keep_N is None
 
 
 def test_a_router_that_learns_is_balanced_over_the_verbs_and_gets_better():

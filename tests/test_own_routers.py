@@ -18,12 +18,12 @@ from moe_lite.course import eras
 from moe_lite.course.data import load_tokenizer, pieces
 from moe_lite.course.film import Film
 from moe_lite.course.sweep import Setting, sweep
+from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.course.widgets import RoutingExplorer
 from moe_lite.dispatch import BACKENDS
 from moe_lite.model import Mixtral
 from moe_lite.routing import Routing
 from moe_lite.trace import record
-from moe_lite.tree import HierarchicalRouter
 
 PACKAGE = Path(__file__).resolve().parent.parent / "moe_lite"
 D, E = 16, 6

@@ -319,7 +319,7 @@ def test_an_all_reduce_makes_every_loss_and_measure_the_whole_batchs():
     def routing(part: slice) -> Routing:
         return Routing.from_choices(
             logits_TE[part], logits_TE[part].softmax(-1), expert_TK[part], gate_TK[part],
-            keep_TK[part], smooth_load_TE=logits_TE[part].sigmoid(),
+            keep_N=keep_TK[part].flatten(), smooth_load_TE=logits_TE[part].sigmoid(),
         )  # fmt: skip
 
     whole = routing(slice(None))

@@ -35,8 +35,8 @@ def random_routing(T: int, E: int, K: int, seed: int, dropped: float = 0.0) -> R
     generator = torch.Generator().manual_seed(seed)
     logits_TE = torch.randn(T, E, generator=generator)
     gate_TK, expert_TK = logits_TE.softmax(-1).topk(K, dim=-1)
-    keep_TK = torch.rand(T, K, generator=generator) >= dropped if dropped else None
-    return Routing.from_choices(logits_TE, logits_TE.softmax(-1), expert_TK, gate_TK, keep_TK)
+    keep_N = torch.rand(T * K, generator=generator) >= dropped if dropped else None
+    return Routing.from_choices(logits_TE, logits_TE.softmax(-1), expert_TK, gate_TK, keep_N=keep_N)
 
 
 @pytest.mark.parametrize("priority", ["position", "choice", "gate"])

@@ -11,8 +11,8 @@ import torch
 
 from moe_lite import hf
 from moe_lite.checkpoint import checkpoints
-from moe_lite.cost import count_parameters
 from moe_lite.course import recipes
+from moe_lite.course.cost import count_parameters
 from moe_lite.course.data import load_tokenizer
 from moe_lite.course.recipes import RECIPES, main, read_recipe
 from moe_lite.history import History

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite import losses
+from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.routers import (
     NoisyTopKRouter,
     TopKRouter,
     kth_excluding,
     prob_in_top_k,
 )
-from moe_lite.tree import HierarchicalRouter
 
 X_TD = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
 

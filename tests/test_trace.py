@@ -331,7 +331,10 @@ def test_a_noisy_gate_is_recorded_with_its_smooth_load(model):
 def test_dropped_and_dropless_calls_join(model):
     a = Routing.from_choices(*(torch.rand(2, 3),) * 2, torch.tensor([[0], [1]]), torch.rand(2, 1))
     b = Routing.from_choices(
-        *(torch.rand(1, 3),) * 2, torch.tensor([[2]]), torch.rand(1, 1), torch.tensor([[False]])
+        *(torch.rand(1, 3),) * 2,
+        torch.tensor([[2]]),
+        torch.rand(1, 1),
+        keep_N=torch.tensor([False]),
     )
     joined = trace._join([a, b], [2, 1])
     assert joined.keep_N.tolist() == [True, True, False] and joined.per_token == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -43,7 +44,10 @@ def test(argv: Sequence[str]) -> int:
     import pytest
 
     os.chdir(ROOT)  # where pytest finds its configuration, and the paths it was given
-    return int(pytest.main(list(argv)))
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest sums up what was done
+    code = pytest.main(list(argv))
+    return 130 if code == pytest.ExitCode.INTERRUPTED else int(code)
 
 
 def build(argv: Sequence[str]) -> int:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .. import tree
 from ..routers import Router
+from . import tree
 from .reading import count_lines
 
 README = Path(__file__).resolve().parents[2] / "README.md"

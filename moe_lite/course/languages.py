@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast, get_args
 
@@ -28,12 +28,12 @@ from scipy import stats
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..analysis import Labels, at_tokens, permuted
 from ..config import MixtralConfig
 from ..losses import load_balancing_loss
 from ..model import Mixtral
 from ..routers import ROUTERS, Router, Scores
 from ..routing import Routing, RoutingTrace
+from .analysis import Labels, at_tokens, permuted
 from .data import SPLITS, Batch, Corpus
 from .sweep import Outcome, Setting, run
 
@@ -127,7 +127,9 @@ class Languages:
         """Record how the verbs are routed: after them, and nowhere else, one noun is right."""
         with torch.no_grad():
             routings = model(ids_BS).routings
-        layers = tuple(at_tokens(r.detach(), torch.arange(2, r.num_tokens, 3)) for r in routings)
+        verbs = (at_tokens(r.detach(), torch.arange(2, r.num_tokens, 3)) for r in routings)
+        # A choice counts, also where the expert was full.
+        layers = tuple(replace(routing, keep_N=None) for routing in verbs)
         names = tuple(f"layers.{i}" for i in range(len(layers)))
         return RoutingTrace(
             [f"verb {v}" for v in self.labels(ids_BS)["verb"].tolist()], layers, names, "languages"

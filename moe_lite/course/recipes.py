@@ -15,13 +15,15 @@ import torch
 from tokenizers import Tokenizer
 from torch.distributed.device_mesh import DeviceMesh
 
-from .. import files, hf, launch, parallel
+from .. import files, hf, parallel
 from ..checked import build, check_room, read_json
 from ..checkpoint import find_checkpoint
 from ..config import MixtralConfig, TrainConfig
-from ..cost import count_parameters
+from ..evaluation import evaluate
 from ..model import Mixtral
-from ..train import evaluate, train
+from ..train import train
+from . import launch
+from .cost import count_parameters
 from .data import DOMAINS, END_OF_TEXT, load_corpus
 from .film import Film, filmed, log_steps
 

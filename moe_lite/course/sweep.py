@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from ..config import MixtralConfig, TrainConfig
+from ..evaluation import cross_entropy, evaluate
 from ..experts import Experts
 from ..files import write
 from ..history import History, Row
@@ -30,7 +31,7 @@ from ..losses import drop_rate, load_balancing_loss, max_violation, mixtral_aux_
 from ..model import Mixtral
 from ..routers import ROUTERS
 from ..routing import NotFinite
-from ..train import Balance, Probe, cross_entropy, evaluate, train
+from ..train import Balance, Probe, train
 from .data import Corpus, load_corpus
 from .ledger import unfinished
 

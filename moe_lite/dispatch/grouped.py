@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ..experts import Experts
 from ..routing import DispatchPlan, Routing
@@ -66,9 +67,8 @@ def grouped_product(x_RI: Tensor, weight_EOI: Tensor, offsets_E1: Tensor) -> Ten
 
     Rows behind the last offset belong to nobody, and may hold anything afterwards.
     """
-    kind = x_RI.device.type
-    if torch.is_autocast_enabled(kind):  # as F.linear does
-        x_RI = x_RI.to(torch.get_autocast_dtype(kind))
+    if torch.is_autocast_enabled(x_RI.device.type):  # as F.linear does
+        x_RI = x_RI.to(torch.get_autocast_dtype(x_RI.device.type))
     weight_EOI = weight_EOI.to(x_RI.dtype)
     if grouped_mm_takes(x_RI, weight_EOI):
         return F.grouped_mm(x_RI, weight_EOI.transpose(1, 2), offs=offsets_E1[1:])
@@ -80,9 +80,8 @@ def grouped_product(x_RI: Tensor, weight_EOI: Tensor, offsets_E1: Tensor) -> Ten
 
 def grouped_mm_takes(x_RI: Tensor, weight_EOI: Tensor) -> bool:
     """Tell whether torch's grouped product takes these types and strides (16-byte multiples)."""
-    types = [torch.bfloat16, torch.float16, torch.float32]
-    if torch.compiler.is_compiling():
-        types = types[:1]  # all that the compiler knows of it
+    # The compiler knows the first of these alone.
+    types = (torch.bfloat16, torch.float16, torch.float32)[: 1 if is_compiling() else 3]
     aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
     return aligned and weight_EOI.is_contiguous() and x_RI.dtype in types
 

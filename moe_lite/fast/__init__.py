@@ -13,9 +13,9 @@ from ..dispatch import Dispatch, grouped, loop, padded
 from ..experts import Experts
 from ..routing import Routing
 from . import cpu
-from .onednn import Linear, linear, multiplies_bfloat16
+from .onednn import Linear, autocast_dtype, linear
 
-__all__ = ["BACKENDS", "Linear", "choose", "linear", "multiplies_bfloat16"]
+__all__ = ["BACKENDS", "Linear", "autocast_dtype", "choose", "linear"]
 
 
 def choose(

@@ -254,7 +254,18 @@ def make_film(T, L, E, steps):
     return film
 
 
-def test_a_film_is_watched_with_a_slider(open_page):
+def make_whole_film(T, L, E, steps):
+    """Film a router whose choice does not follow from its logits."""
+    film, router = make_film(T, L, E, steps), SigmoidBiasRouter(E, E, gate_scale=2.5)
+    router.bias_E.normal_()
+    for step in steps:
+        logits_LTE = film.logits.pop(step).float()
+        film.routings[step] = tuple(router(logits_TE).detach() for logits_TE in logits_LTE)
+    return film
+
+
+@pytest.mark.parametrize("make_film", [make_film, make_whole_film])
+def test_a_film_is_watched_with_a_slider(open_page, make_film):
     film = make_film(60, 3, 8, (0, 1, 10, 1000))
     page = open_page(RoutingExplorer(film=film, layer=1))
     slider = page.get_by_label("Training step")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from moe_lite import cost
+from moe_lite.course import cost
 from moe_lite.course.widgets import CostCalculator, TrafficMatrix
 
 UNITS = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1, "B": 1}

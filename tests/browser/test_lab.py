@@ -58,7 +58,7 @@ print(*(f"{100 * run.log_probs_BSV[0, 3, i].exp():.1f}" for i in top
 CELLS["two"] = [
     """\
 import torch
-from moe_lite.mixtures import Mixture, descend
+from moe_lite.course.mixtures import Mixture, descend
 from moe_lite.course.widgets import CompetitionExplorer, TrafficMatrix
 
 x_T2, target_T1 = torch.rand(20, 2).double(), torch.arange(20)[:, None] % 2

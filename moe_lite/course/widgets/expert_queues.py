@@ -129,8 +129,8 @@ class ExpertQueues(PortableWidget):
 
         there = Routing.from_choices(
             routing.logits_TE[order_T], routing.probs_TE[order_T], moved(routing.expert_N),
-            moved(routing.gate_N), moved(torch.tensor(self.sent)),
-        )  # fmt: skip
+            moved(routing.gate_N),
+        ).kept(moved(torch.tensor(self.sent)).view(-1))  # fmt: skip
         rank_TK = queue_rank(there, cast(Priority, self.priority)).view(T, K)
         return torch.empty_like(rank_TK).index_copy(0, order_T, rank_TK).view(-1)
 

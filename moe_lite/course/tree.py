@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .routers import Router, Scores
-from .routing import Routing
+from ..routers import Router, Scores
+from ..routing import Routing
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +64,9 @@ class HierarchicalRouter(Router, era="Shazeer et al. 2017, appendix B"):
         inner_Tab = torch.stack([r.logits_TE.log_softmax(-1) for r in groups], dim=1)
         logits_TE = (first.logits_TE.log_softmax(-1)[..., None] + inner_Tab).flatten(1)
         probs_TE, load_TE = logits_TE.exp(), self._smooth_load(first, groups)
-        return TreeScores(
-            logits_TE, probs_TE, logits_TE, probs_TE, smooth_load_TE=load_TE,
-            answers=(first, *groups),
-        )  # fmt: skip
+        more = {} if load_TE is None else {"smooth_load_TE": load_TE}
+        answers = (first, *groups)
+        return TreeScores(logits_TE, probs_TE, logits_TE, probs_TE, more=more, answers=answers)
 
     def choose(self, scores: Scores, k: int | None = None) -> Routing:
         assert isinstance(scores, TreeScores)

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .routing import Routing, RoutingTrace
+from ..routing import Routing, RoutingTrace
 
 Choice = Literal["all", "first"]
 Labels = Tensor | Sequence[int]

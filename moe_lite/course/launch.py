@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from .routing import NotFinite
+from ..routing import NotFinite
 
 MEETING = "MOE_LITE_MEETING"  # in the environment of a rank that start() made: the file
 GRACE = 8.0  # seconds: how long the others may take to say that one rank is gone
