@@ -35,7 +35,7 @@ hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 def short(value: Any, most: int = 60) -> str:
     """Spell a value on one line, the middle left out if it is long."""
     text = repr(value[: 4 * most] if isinstance(value, str | list) else value)
-    half = most // 2 - 1
+    half = most // 2 - 2
     return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 
 

@@ -1,7 +1,8 @@
-"""What all tests share: one random state, no network, and the browser where there is one."""
+"""What all tests share: one random state, no clock, no network, the browser, and --quick."""
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ torch.set_num_threads(1)  # the tensors are tiny: more threads mostly wait for o
 # No clock decides anything here: a busy machine is slow, not wrong.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+QUICK = pytest.StashKey[Counter]()
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -81,6 +84,40 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if name in metafunc.fixturenames:
             made = {n: make for n, make in ROUTERS.items() if n.startswith("a reader") or not own}
             metafunc.parametrize(name, made.values(), ids=made)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick", action="store_true", help="an answer in minutes; says what it omits"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow(what): takes long; --quick leaves it out, and says so")
+
+
+@pytest.hookimpl(trylast=True)  # when each folder has set its marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--quick"):
+        return
+    kept, left = [], Counter()
+    for item in items:
+        mark = next(filter(None, map(item.get_closest_marker, ("browser", "notebooks", "slow"))), 0)
+        if mark:
+            left[mark.args[0] if mark.args else mark.name] += 1
+        else:
+            kept.append(item)
+    items[:], config.stash[QUICK] = kept, left
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if left := config.stash.get(QUICK, None):
+        parts = ", ".join(f"{count} of {what}" for what, count in left.most_common())
+        terminalreporter.write_line(
+            f"--quick left out {left.total()} tests: {parts}. `python course.py test` runs all."
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -123,7 +123,7 @@ def test_explore_shows_the_film(checkpoint, tmp_path, capsys, fails):
     folder, out = tmp_path / "filmed", tmp_path / "film.html"
     hf.save(hf.load(checkpoint), folder)
     film = ["explore", "--film", "--model", str(folder), "--out", str(out)]
-    assert "there is no film at" in fails(*film) and not out.exists()
+    assert "there is no film.safetensors" in fails(*film) and not out.exists()
     ids_BS = torch.arange(6).view(1, 6)
     taken = Film(ids_BS, torch.zeros_like(ids_BS), ("a",), [*"abcdef"], [0, 7])
     for step in taken.wanted:

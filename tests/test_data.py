@@ -1,6 +1,7 @@
 """The five domains, the tokenizer's round trip, and batches that need no state."""
 
 import hashlib
+import json
 import math
 import re
 import sys
@@ -15,7 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite.course import data
-from moe_lite.course.data import DOMAINS, END_OF_TEXT, SPLITS, load_corpus, load_tokenizer, pieces
+from moe_lite.course.data import (
+    DOMAINS,
+    END_OF_TEXT,
+    SPLITS,
+    encode,
+    load_corpus,
+    load_tokenizer,
+    pieces,
+)
 
 TOKENIZER = load_tokenizer()
 untimed = settings(deadline=None)
@@ -352,3 +361,34 @@ def test_what_cannot_be_loaded_is_refused(arguments, message):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=message):
             load_corpus(**arguments)
+
+
+# Hostile tokenizers
+
+
+def rewritten(tmp_path, **parts):
+    words = json.loads(TOKENIZER.to_str()) | parts
+    (tmp_path / "tokenizer.json").write_text(json.dumps(words), encoding="utf-8")
+    return load_tokenizer(tmp_path)
+
+
+def test_a_regular_expression_that_breaks_is_a_sentence(tmp_path, capfd):
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated",
+             "invert": False}  # fmt: skip
+    tokenizer = rewritten(tmp_path, pre_tokenizer=split)
+    assert encode(tokenizer, "ab")
+    with pytest.raises(ValueError, match="the tokenizer cannot read 'aaa.*: .*retry-limit") as told:
+        encode(tokenizer, "a" * 40 + "!")
+    assert "\n" not in str(told.value)
+    split["pattern"] = {"Regex": "("}
+    with pytest.raises(ValueError, match="is not a tokenizer.json: 'Oniguruma error"):
+        rewritten(tmp_path, pre_tokenizer=split)
+
+
+def test_no_tokenizer_cuts_a_text_or_fills_it_up(tmp_path):
+    """A stride beyond the length panics; padding to a trillion tokens ends the process."""
+    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 5}
+    fill = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}  # fmt: skip
+    tokenizer = rewritten(tmp_path, truncation=cut, padding=fill)
+    assert encode(tokenizer, "To be, or not") == encode(TOKENIZER, "To be, or not")

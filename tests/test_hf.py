@@ -258,6 +258,9 @@ def test_optional_fields(tmp_path):
         ),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number, not nan"),
         ({"rope_theta": -1}, "rope_theta must be a number of at least 0, not -1"),
+        ({"pad_token_id": 32000}, "pad_token_id must be None or a token of the 32,000, not 32000"),
+        ({"hidden_size": 2**63}, "hidden_size must be below 2**63"),
+        ({"pretraining_tp": 2}, "pretraining_tp is 2, which would change the forward pass"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false, not 1"),
     ],
 )
@@ -275,7 +278,7 @@ def test_ignored_fields_are_read_past(tmp_path):
     assert config.eos_token_id is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": \udc80}'])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": \udc80}', "[" * 100_000])
 def test_a_broken_config_is_named(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"config\.json: (not valid JSON|not UTF-8|holds \[1\])"):
@@ -385,6 +388,22 @@ BREAK = {
     "too many experts": (
         lambda f: rewrite(f / "config.json", num_local_experts=2),
         r"holds the unexpected tensor model\.layers\.0\.block_sparse_moe\.experts\.2\.w",
+    ),
+    "layers without end": (
+        lambda f: rewrite(f / "config.json", num_hidden_layers=10**9),
+        r"config.json: num_hidden_layers 1,000,000,000 and num_local_experts 3 ask for more than",
+    ),
+    "experts without end": (
+        lambda f: rewrite(f / "config.json", num_local_experts=2**62),
+        r"ask for more than the \d+ tensors that are stored",
+    ),
+    "widths without end": (
+        lambda f: rewrite(f / "config.json", hidden_size=2**62, head_dim=2),
+        r"config.json: the model takes .* GB of memory, and there are",
+    ),
+    "a vocabulary without end": (
+        lambda f: rewrite(f / "config.json", vocab_size=2**62),
+        r"config.json: the model takes .* GB of memory",
     ),
     "both kinds of weights": (
         lambda f: shard(f, 0).rename(f / "model.safetensors"),
@@ -683,3 +702,51 @@ def test_only_a_dense_model_can_be_upcycled(model):
     other.moe_layers[0].gate = TopKRouter(8, 2, 1)
     with pytest.raises(ValueError, match="the Mixtral layout cannot hold this model"):
         hf.upcycle(other, 2)
+
+
+# --------------------------------------------------------------------------- as transformers does
+
+
+def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path):
+    model = Mixtral(replace(SMALL, tie_word_embeddings=True))
+    hf.save(model, tmp_path)
+    stored = tmp_path / "model.safetensors"
+    change(stored, lm_head__weight=model.embed_tokens.weight.detach().clone())
+    loaded = hf.load(tmp_path)
+    assert same(loaded, model) and loaded.lm_head.weight is loaded.embed_tokens.weight
+    change(stored, lm_head__weight=model.embed_tokens.weight.detach() + 1)
+    with pytest.raises(
+        ValueError, match="lm_head.weight is not the embedding, but the config ties"
+    ):
+        hf.load(tmp_path)
+    change(stored, lm_head__weight=torch.zeros(3, 8))
+    with pytest.raises(ValueError, match=r"lm_head.weight has shape \(3, 8\)"):
+        hf.load(tmp_path)
+
+
+def test_fields_that_change_nothing_are_read(tmp_path):
+    config = hf.load_config(
+        config_folder(
+            tmp_path, eos_token_id=[2, 3], pretraining_tp=1, unsloth_version="2024.9",
+            tokenizer_class="LlamaTokenizer",
+        )
+    )  # fmt: skip
+    assert config.eos_token_id == (2, 3)
+    assert json.loads(hf._config_json(config, torch.float32))["eos_token_id"] == [2, 3]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("pad", [None, 0, 3, -1])
+def test_the_padding_token_gets_the_gradient_that_transformers_gives_it(tmp_path, tied, pad):
+    from transformers import MixtralForCausalLM
+
+    hf.save(Mixtral(replace(SMALL, tie_word_embeddings=tied, pad_token_id=pad)), tmp_path)
+    ours, theirs = hf.load(tmp_path), MixtralForCausalLM.from_pretrained(tmp_path)
+    assert ours.config.pad_token_id == pad
+    ids = torch.tensor([[3, 0, 19, 5, 3, 0, 19, 1]])
+    ours(ids).logits_BSV.logsumexp(-1).sum().backward()
+    theirs(ids).logits.logsumexp(-1).sum().backward()
+    mine, other = ours.embed_tokens.weight.grad, theirs.model.embed_tokens.weight.grad
+    torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+    if pad is not None:
+        assert (mine[pad] == 0).all() != tied

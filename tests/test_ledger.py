@@ -2,6 +2,12 @@
 
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +18,7 @@ from moe_lite import __main__ as cli
 from moe_lite.course import ledger
 from moe_lite.course.ledger import Claim, Estimate
 
+ROOT = Path(__file__).resolve().parent.parent
 FAKE = """
 import random
 from moe_lite.course.ledger import Claim, Experiment
@@ -240,3 +247,26 @@ def test_a_part_run_again_agrees(name):
 def test_the_ledger_is_not_stale():
     stale = [p.name for p, text in ledger.pages().items() if p.read_text("utf-8") != text]
     assert stale == [], "`python -m moe_lite reproduce --table` writes them"
+
+
+def test_results_are_found_where_no_clone_is(tmp_path):
+    """As a wheel lays them: the package in one folder, the data under another."""
+    shutil.copytree(ROOT / "moe_lite", tmp_path / "site" / "moe_lite")
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        data = tomllib.load(file)["tool"]["setuptools"]["data-files"]
+    for folder, patterns in data.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for path in (p for pattern in patterns for p in ROOT.glob(pattern)):
+            shutil.copy(path, tmp_path / folder)
+    code = (
+        f"import sysconfig; sysconfig.get_path = lambda *_: {str(tmp_path)!r}\n"
+        "from moe_lite.course import ledger\n"
+        "for name in ledger.names(): ledger.stored(name), ledger.load(name)\n"
+        "print(ledger.__file__, len(list((ledger.ROOT / 'experiments/results/bench').iterdir())))"
+    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site")) and not done.stdout.endswith(" 0\n")

@@ -17,7 +17,8 @@ from moe_lite.config import MixtralConfig
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
 from moe_lite.routers import NoisyTopKRouter
-from moe_lite.routing import Routing, RoutingTrace
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 
 SMALL = MixtralConfig(
     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
@@ -490,3 +491,11 @@ def test_gradient_checkpointing_is_recorded_once():
         losses = [model(ids, labels=ids).loss for ids in (IDS, IDS[:, :3])]
         torch.stack(losses).sum().backward()  # runs every layer once more
     assert [layer.num_tokens for layer in rec.trace.layers] == [11, 11, 11]
+
+
+def test_a_model_without_weights_is_refused():
+    with torch.device("meta"):
+        outline = Mixtral(SMALL)
+    told = pytest.raises(ValueError, match="Mixtral is on the meta device: it has shapes, no w")
+    with told, trace.record(outline):
+        pass

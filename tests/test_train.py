@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from moe_lite import checkpoint
+from moe_lite import train as train_module
 from moe_lite.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from moe_lite.config import MixtralConfig, TrainConfig
+from moe_lite.course import viz
 from moe_lite.course.data import load_corpus
+from moe_lite.fast import multiplies_bfloat16
 from moe_lite.history import History
 from moe_lite.losses import load_balancing_loss, router_z_loss
 from moe_lite.model import Mixtral
@@ -211,6 +214,7 @@ def test_config_refuses_what_cannot_be(change, message):
 def test_autocast_is_chosen_by_capability_and_width(monkeypatch):
     narrow, wide = fresh(), fresh(replace(SMALL, hidden_size=256, head_dim=None))
     asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    monkeypatch.setattr(train_module, "multiplies_bfloat16", multiplies_bfloat16.__wrapped__)
     for able in (None, *asks):
         for ask in asks:
             monkeypatch.setattr(torch.cpu, ask, lambda ask=ask, able=able: ask == able)
@@ -275,27 +279,18 @@ def test_smoothing_is_centred_and_keeps_a_straight_line_straight():
     assert history.smooth("loss", 5)[0] == 1.0  # of 0, 1, 2: the window is cut at the ends
 
 
-def test_history_plots_itself(corpus):
+def test_a_run_is_drawn(corpus):
     history = run(fresh(), corpus)
     for x in ("step", "tokens", "seconds"):
-        panels = history.plot(x).axes
+        panels = viz.training(history, x).axes
         assert [panel.get_xlabel() for panel in panels] == [x] * 3
         assert list(panels[0].lines[0].get_ydata()) == history.column("loss")
         labels = [text.get_text() for text in panels[2].get_legend().get_texts()]
         assert labels == list(corpus.domains)
-    assert history._repr_png_().startswith(b"\x89PNG")
-    assert len(run(fresh(), corpus, replace(CONFIG, eval_every=0)).plot().axes) == 2
-    assert History()._repr_png_() is None and "no steps" in repr(History())
+    assert len(viz.training(run(fresh(), corpus, replace(CONFIG, eval_every=0))).axes) == 2
+    assert "no steps" in repr(History()) and "loss" in repr(history)
     with pytest.raises(ValueError, match="x must be step, tokens or seconds, not 'epoch'"):
-        history.plot("epoch")
-
-
-def test_without_matplotlib_a_history_says_what_to_install(corpus, monkeypatch):
-    history = run(fresh(), corpus, replace(CONFIG, steps=1))
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'moe-lite\[course\]'"):
-        history.plot()
-    assert history._repr_png_() is None and "History(step 1, loss" in repr(history)
+        viz.training(history, "epoch")
 
 
 # Checkpoints and resuming
@@ -679,3 +674,87 @@ def test_loss_from_the_hidden_states_is_the_loss_from_the_logits(dtype):
         results.append((value, *torch.autograd.grad(value, [hidden_BSD, head.weight])))
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain)
+
+
+# What stays of a run that another would break
+
+
+def test_a_second_run_is_refused_and_the_first_goes_on(corpus, tmp_path):
+    """Resuming sweeps what was left half-written, but not what is being written."""
+    begun = []
+
+    def second(row):
+        if row["step"] != 3:
+            return
+        (tmp_path / ".step-00000006.unfinished").mkdir()
+        for resume in (False, True):
+            refusal = "already holds a run" if not resume else "another process trains there"
+            with pytest.raises((ValueError, OSError), match=refusal):
+                run(fresh(), corpus, CONFIG, tmp_path, resume=resume)
+        assert (tmp_path / ".step-00000006.unfinished").is_dir()
+        begun.append(row)
+
+    whole = run(fresh(), corpus, CONFIG, tmp_path, callback=second)
+    assert len(begun) == 1 and len(whole) == CONFIG.steps
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert run(fresh(), corpus, CONFIG, tmp_path, resume=True).rows == whole.rows
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"sha256": {}}, "a file is missing or was added"),
+        ({"sha256": {"/dev/zero": "0" * 64}}, "a file is missing or was added"),
+        ({"sha256": {"../x": "0" * 64}}, "a file is missing or was added"),
+        ({"sha256": None}, "state.json: sha256 must be an object, not None"),
+        (
+            {"sha256": {"history.jsonl": 1}},
+            "state.json: sha256: 'history.jsonl' must be text, not 1",
+        ),
+        ({"model": []}, r"state.json: model must be an object, not \[\]"),
+        ({"step": 8}, "state.json and history.jsonl disagree"),
+        ({"format": "2"}, "state.json: format must be a whole number, not '2'"),
+    ],
+)
+def test_a_hostile_description_of_a_checkpoint_is_refused(corpus, tmp_path, change, told):
+    config = replace(CONFIG, steps=3)
+    run(fresh(), corpus, config, tmp_path)
+    (last,) = checkpoints(tmp_path)
+    state = json.loads((last / "state.json").read_text(encoding="utf-8"))
+    (last / "state.json").write_text(json.dumps(state | change), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"damaged .*{told}"):
+        run(fresh(), corpus, config, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["[2]"], r"line 1 must be an object, not \[2\]"),
+        (['{"step": 1}'], "line 1: tokens, seconds, loss, load missing"),
+        ([None, None], "line 2: step 1 follows step 1"),
+        ([{"loss": "low"}], "line 1: 'loss' must be a finite number, not 'low'"),
+        ([{"step": True}], "line 1: 'step' must be a whole number, not True"),
+        ([{"bits": {"a": 1}}, {"step": 2, "bits": {"b": 1}}], "line 2: bits are of other domains"),
+        ([{"mine": []}], r"line 1: 'mine' must be a finite number, not \[\]"),
+        (["{"], "line 1: not valid JSON"),
+    ],
+)
+def test_a_hostile_history_is_refused(tmp_path, lines, told):
+    row = {"step": 1, "tokens": 1, "seconds": 1.0, "loss": 2.0, "load": 1.0}
+    text = [ln if isinstance(ln, str) else json.dumps(row | (ln or {})) for ln in lines]
+    (tmp_path / "h.jsonl").write_text("\n".join(text), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"h.jsonl: {told}"):
+        History.load(tmp_path / "h.jsonl")
+
+
+def test_a_history_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    row = {"step": 1, "tokens": 1, "seconds": 1.0, "loss": 2.0, "load": 1.0}
+    History([row]).save(tmp_path / "h.jsonl")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="cannot write .*h.jsonl: No space left on device"):
+        History([row, row | {"step": 2}]).save(tmp_path / "h.jsonl")
+    assert len(History.load(tmp_path / "h.jsonl")) == 1

@@ -12,7 +12,8 @@ import torch
 from packaging.requirements import Requirement
 from torch import Tensor
 
-from ...routing import Routing, RoutingTrace
+from ...routing import Routing
+from ...trace import RoutingTrace
 from .verdict import Check, Mistakes, randn
 
 
