@@ -247,6 +247,7 @@ def test_a_result_is_of_this_experiment(name):
     assert {claim.measure for claim in experiment.claims} <= set(result.measures)
 
 
+@pytest.mark.slow("experiments run again")
 @pytest.mark.parametrize("name", ledger.names())
 def test_a_part_run_again_agrees(name):
     fresh = ledger.load(name).spot()

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -15,12 +17,12 @@ def collect(*options):
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow("the tests of --quick")
 def test_quick_says_what_it_left_out():
     full = [line for line in collect("--collect-only") if "::" in line]
     *_, said, _ = collect("--quick")
     slow = {name: sum(line.startswith(f"tests/{path}") for line in full)
-            for name, path in (("notebooks", "test_notebooks"), ("browser", "browser"))
-    }  # fmt: skip
+            for name, path in (("notebooks", "test_note"), ("browser", "browser"))}  # fmt: skip
     parts = ", ".join(f"{n} of {name}" for name, n in sorted(slow.items(), key=lambda i: -i[1]))
     assert min(slow.values()) > 3
     assert said == (

@@ -624,6 +624,7 @@ train(Mixtral(model_config), load_corpus(["prose"], max_bytes=40_000), config, o
 """
 
 
+@pytest.mark.slow("Ctrl-C and kill")
 def test_kill_at_any_moment_loses_no_finished_checkpoint(tmp_path):
     config = replace(CONFIG, steps=40, checkpoint_every=1, eval_every=0)
     text = load_corpus(["prose"], max_bytes=40_000)
