@@ -46,14 +46,11 @@ def check_block_counts(block_counts: Callable[[Tensor, int, int], Tensor]) -> No
             "chunk(n) makes n pieces; split(n) makes pieces of n, and blocks are as long as said"
         )
         return [
-            ("the last block is shorter, and its pairs count too",
-             of(whole, E) if whole else right[:0]),
+            ("the last block is shorter, and counts too", of(whole, E) if whole else right[:0]),
             ("the last block was filled up with zeros, and zero is an expert: those are no pairs",
              of(F.pad(expert_N, (0, -N % block)).split(block), E)),
-            ("each program counts its own block alone; the running sum comes later",
-             right.cumsum(0)),
-            ("that is one histogram of all pairs: many programs would have to write into it at "
-             "once", right.sum(0)),
+            ("each program counts its block alone; the running sum comes later", right.cumsum(0)),
+            ("one histogram of all pairs: many programs would write into it at once", right.sum(0)),
             ("a row for each block, a column for each expert: yours is the transpose", right.T),
             ("block b has the pairs b·block, b·block + 1, …, neighbours; these were dealt in turn",
              of([expert_N[b :: len(parts)] for b in range(len(parts))], E)),
@@ -101,7 +98,7 @@ def check_offsets(offsets: Callable[[Tensor], Tensor]) -> None:
              F.pad(count_BE.cumsum(0).sum(0), (1, 0))),
             ("offsets are where rows begin, not the last row of the one before", value - 1),
             ("there are E + 1 offsets: the end is there twice", F.pad(value, (0, 1), value=value[-1])),
-            ("these are offsets within each block; add up the blocks first",
+            ("offsets within each block; add up the blocks first",
              F.pad(count_BE.cumsum(1), (1, 0))),
             ("an expert without rows has an offset too", value.unique()),
         ]  # fmt: skip
@@ -132,7 +129,7 @@ def check_stable_rows(stable_rows: Callable[[Tensor, Tensor], Tensor]) -> None:
             ("one too many: the first pair of an expert lands at its offset", right + 1),
             ("pairs of one expert come in reverse: not stable",
              offsets_E1[expert_N] + load_E[expert_N] - 1 - rank),
-            ("each pair starts at its expert's end, not at its beginning",
+            ("pairs start at their expert's end, not its beginning",
              offsets_E1[expert_N + 1] + rank),
             ("all pairs of an expert land in one row", offsets_E1[expert_N]),
             ("these are the experts in order; asked are rows", expert_N.sort().values),
@@ -187,10 +184,9 @@ def check_tile_schedule(tile_schedule: Callable[[Tensor, int], tuple[Tensor, Ten
         full = "an expert whose rows fill its tiles needs no further one"
         padded = "rows of one expert follow those of the one before: no row is padding here"
         return [
-            ("an expert's last rows need a tile too, even if they do not fill it",
+            ("last rows need a tile too, even if they do not fill it",
              cut(offsets_E1, lambda n: n // BM, rows)),
-            ("an expert without rows needs no tile",
-             cut(offsets_E1, lambda n: max(1, up(n)), rows)),
+            ("an expert without rows needs none", cut(offsets_E1, lambda n: max(1, up(n)), rows)),
             (full, cut(offsets_E1, lambda n: n // BM + 1, rows)),
             (full, cut(offsets_E1, lambda n: n // BM + 1 if n else 0, rows)),
             ("a tile has one expert's weights, so each expert's tiles start at its own offset",
@@ -199,10 +195,10 @@ def check_tile_schedule(tile_schedule: Callable[[Tensor, int], tuple[Tensor, Ten
              cut(offsets_E1, up, lambda start, i: i * BM)),
             ("these count tiles, not rows", cut(offsets_E1, up, lambda start, i: start + i)),
             (padded, (expert_M, BM * torch.arange(len(expert_M)))),
-            ("these are the tiles' numbers; asked are their first rows",
+            ("these are tiles' numbers; asked are first rows",
              (expert_M, torch.arange(len(expert_M)))),
             ("these are the tiles' last rows; asked are the first", (expert_M, row_M + BM - 1)),
-            ("one tile for each expert, however many rows it has",
+            ("one tile for each expert, whatever its rows",
              cut(offsets_E1, lambda n: min(1, n), rows)),
             ("tiles of one row: they are as high as said",
              cut(offsets_E1, lambda n: n, lambda start, i: start + i)),
@@ -250,18 +246,17 @@ def check_sum_by_token(
             (hidden, add(weighed_RD.nan_to_num()[row_N], K)),
             ("the gates are missing", add(clean_RD[row_N], K)),
             ("rows lie in expert order; a token finds its own through row_N", add(weighed_RD, K)),
-            ("row_N was taken for its inverse: it says for each pair where its row is",
+            ("row_N was taken for its inverse: it says where a pair's row is",
              add(weighed_RD[order_R], K)),
             ("rows and gates are both in expert order; weigh before you move, or move both",
              add(clean_RD[row_N] * gate_R[:, None], K)),
             ("these are means; a token's answers are added", value / K),
-            ("the pairs of one token lie side by side: (T, K), not (K, T)",
+            ("a token's pairs lie side by side: (T, K), not (K, T)",
              weighed_RD[row_N].view(K, -1, D).sum(0)),
             ("each token has K answers; this keeps the last that came, as += does where an index "
              "comes twice", mine_TKD[:, -1]),
             ("each token has K answers; this keeps the first", mine_TKD[:, 0]),
-            ("the last row that was computed is left out: there are kept of them",
-             right(y_RD, gate_R, row_N, K, kept - 1)),
+            ("the last row that was computed is left out", right(y_RD, gate_R, row_N, K, kept - 1)),
             ("the gates are made to add up to 1 over what was kept; each stands as it is",
              value / gate_R[row_N].view(-1, K).sum(1, keepdim=True)),
         ]  # fmt: skip
@@ -326,13 +321,12 @@ def check_expert_blocks(expert_blocks: Block) -> None:
         return [
             ("silu belongs to w1's projection, not to w3's", rows(F.silu, x, w3, w1, w2, offsets_E1)),
             ("silu is missing", rows(lambda up: up, x, w1, w3, w2, offsets_E1)),
-            ("that is a sigmoid; silu(a) is a times it",
-             rows(torch.sigmoid, x, w1, w3, w2, offsets_E1)),
+            ("that is a sigmoid, not silu", rows(torch.sigmoid, x, w1, w3, w2, offsets_E1)),
             ("that is a ReLU, not silu", rows(F.relu, x, w1, w3, w2, offsets_E1)),
             ("that is a GELU, not silu", rows(F.gelu, x, w1, w3, w2, offsets_E1)),
             ("expert 0's weights were used for every block", rows(F.silu, x, *first, offsets_E1)),
             ("each block is one expert off", rows(F.silu, x, *last, offsets_E1)),
-            ("the rows were cut in equal blocks; offsets_E1 says where each begins",
+            ("the rows were cut in equal blocks, not at the offsets",
              rows(F.silu, x, w1, w3, w2, even)),
         ]  # fmt: skip
 
