@@ -63,20 +63,15 @@ def _loss_mistakes(logits_TE: Tensor, expert_TK: Tensor) -> Mistakes:
         ("P comes from the renormalised top-k weights; it is the mean of the softmax over all "
          "experts", E * (f * (top_TE / top_TE.sum(-1, keepdim=True)).mean(0)).sum()),
         ("both factors are probabilities; f counts choices", E * (P * P).sum()),
-        ("both factors are counts, without a gradient; P is the mean probability",
-         E * (f * f).sum()),
+        ("both factors are counts, without gradient; P is a probability", E * (f * f).sum()),
         ("f counts each token's first choice only; here all K count", E * (first * P).sum()),
-        ("f is counted from the logits; the choices are given, and may differ",
-         E * (own * P).sum()),
+        ("f is counted from the logits; the choices are given", E * (own * P).sum()),
         ("P is a sum over the tokens; it should be their mean", right * T),
         ("f counts pairs; divide it by how many there are", right * T * K),
         (over_tokens, E * (f * logits_TE.softmax(0).mean(0)).sum()),
         (by_token, E * (hot_TE / K * p_TE).sum(1).mean()),
         (by_token, E * (hot_TE * p_TE).sum(1).mean()),
         (by_token, (hot_TE / K * p_TE).sum(1).mean()),
-        ("P is the mean of the softmax, not its reverse",
-         E * (f * logits_TE.mean(0).softmax(0)).sum()),
-        ("logits stand for P, the mean of their softmax", E * (f * logits_TE.mean(0)).sum()),
         ("f times P for each expert: add them up", E * f * P),
         ("1 is subtracted; the value at balance is 1", right - 1),
     ]  # fmt: skip
@@ -94,14 +89,12 @@ def check_push(push: Callable[[Tensor, Tensor], Tensor]) -> None:
         own_T1, P = (p * f_E).sum(-1, keepdim=True), p.mean(0)
         return [
             ("that is the way down; the gradient points up", -value),
-            ("that is the slope by P; the softmax is still to be passed",
-             (E / T * f_E).expand(T, E)),
+            ("that is the slope by P; the softmax is to be passed", (E / T * f_E).expand(T, E)),
             ("raising one logit lowers the token's other probabilities: subtract the token's own "
              "average of f", E / T * p * f_E),
             ("that is the diagonal of the softmax's derivative alone, p (1 - p): a logit moves the "
              "token's other probabilities too", E / T * p * (1 - p) * f_E),
-            ("a token compares with its own average of f, not with 1 / E",
-             E / T * p * (f_E - 1 / E)),
+            ("a token compares with its average of f, not 1 / E", E / T * p * (f_E - 1 / E)),
             ("each token compares with its own average of f; that is the average over the batch",
              E / T * p * (f_E - (P * f_E).sum())),
             ("the factor p is missing: a probability near 0 hardly moves", E / T * (f_E - own_T1)),
@@ -110,10 +103,6 @@ def check_push(push: Callable[[Tensor, Tensor], Tensor]) -> None:
             ("both the factor E and the mean's 1/T are missing", value / E * T),
             ("each slope is that of the mean token; every token has probabilities of its own",
              (E / T * P * (f_E - (P * f_E).sum())).expand(T, E)),
-            ("the softmax runs over the tokens (dim 0)",
-             E / T * logits_TE.softmax(0) * (f_E - (logits_TE.softmax(0) * f_E).sum(-1, keepdim=True))),
-            ("this is the slope of P², as if f were P; f counts, and stands as it is",
-             2 * E / T * p * (P - (p * P).sum(-1, keepdim=True))),
         ]  # fmt: skip
 
     check = Check("push", push, right, mistakes, "not (E / T) * p * (f - sum p f)")
@@ -196,8 +185,6 @@ def check_masked_balance(masked: Callable[[Tensor, Tensor, Tensor], Tensor]) -> 
             (zeros, E * (f * (w @ blank + (1 - w) @ blank) / T).sum()),
             (to_zero, E * (f_zero * P).sum()),
             (to_zero, E * (f_zero * P_all).sum()),
-            ("the whole loss is scaled by the share of real tokens; leave padding out of f and P",
-             _balance(logits_TE, expert_TK) * real / T),
             ("f is not divided by K", value * K),
             ("the factor E is missing", value / E),
         ]  # fmt: skip
@@ -236,8 +223,7 @@ def check_over_batches(over_batches: Callable[[Tensor, Tensor], Tensor]) -> None
              "be balanced", E * (f * P).sum(-1).mean()),
             ("the layers are averaged before f and P are multiplied: one layer's crowd hides the "
              "other's gap", E * (f.mean((0, 1)) * P.mean((0, 1))).sum()),
-            ("layers are averaged where micro-batches should",
-             E * (f.mean(0) * P.mean(0)).sum(-1).mean()),
+            ("layers averaged, not micro-batches", E * (f.mean(0) * P.mean(0)).sum(-1).mean()),
             ("a sum over the layers: with twice as many it would push twice as hard", value * L),
             ("the factor E is missing", value / E),
             ("a sum over the micro-batches; average them", value * G),

@@ -98,8 +98,7 @@ def check_offsets(offsets: Callable[[Tensor], Tensor]) -> None:
              F.pad(count_BE.cumsum(0).sum(0), (1, 0))),
             ("offsets are where rows begin, not the last row of the one before", value - 1),
             ("there are E + 1 offsets: the end is there twice", F.pad(value, (0, 1), value=value[-1])),
-            ("offsets within each block; add up the blocks first",
-             F.pad(count_BE.cumsum(1), (1, 0))),
+            ("offsets within a block; add up the blocks first", F.pad(count_BE.cumsum(1), (1, 0))),
             ("an expert without rows has an offset too", value.unique()),
         ]  # fmt: skip
 
@@ -127,10 +126,8 @@ def check_stable_rows(stable_rows: Callable[[Tensor, Tensor], Tensor]) -> None:
             ("this is the pair in each row; asked for is the row of each pair, the inverse", order),
             ("this is the place among the expert's own rows; its offset has to be added", rank),
             ("one too many: the first pair of an expert lands at its offset", right + 1),
-            ("pairs of one expert come in reverse: not stable",
-             offsets_E1[expert_N] + load_E[expert_N] - 1 - rank),
-            ("pairs start at their expert's end, not its beginning",
-             offsets_E1[expert_N + 1] + rank),
+            ("in reverse: not stable", offsets_E1[expert_N] + load_E[expert_N] - 1 - rank),
+            ("pairs start at their expert's end", offsets_E1[expert_N + 1] + rank),
             ("all pairs of an expert land in one row", offsets_E1[expert_N]),
             ("these are the experts in order; asked are rows", expert_N.sort().values),
             ("the pairs are left in the order in which they came", torch.arange(len(right))),
@@ -184,7 +181,7 @@ def check_tile_schedule(tile_schedule: Callable[[Tensor, int], tuple[Tensor, Ten
         full = "an expert whose rows fill its tiles needs no further one"
         padded = "rows of one expert follow those of the one before: no row is padding here"
         return [
-            ("last rows need a tile too, even if they do not fill it",
+            ("rows need a tile too, even if they do not fill it",
              cut(offsets_E1, lambda n: n // BM, rows)),
             ("an expert without rows needs none", cut(offsets_E1, lambda n: max(1, up(n)), rows)),
             (full, cut(offsets_E1, lambda n: n // BM + 1, rows)),
@@ -195,13 +192,8 @@ def check_tile_schedule(tile_schedule: Callable[[Tensor, int], tuple[Tensor, Ten
              cut(offsets_E1, up, lambda start, i: i * BM)),
             ("these count tiles, not rows", cut(offsets_E1, up, lambda start, i: start + i)),
             (padded, (expert_M, BM * torch.arange(len(expert_M)))),
-            ("these are tiles' numbers; asked are first rows",
-             (expert_M, torch.arange(len(expert_M)))),
             ("these are the tiles' last rows; asked are the first", (expert_M, row_M + BM - 1)),
-            ("one tile for each expert, whatever its rows",
-             cut(offsets_E1, lambda n: min(1, n), rows)),
-            ("tiles of one row: they are as high as said",
-             cut(offsets_E1, lambda n: n, lambda start, i: start + i)),
+            ("one tile for each expert", cut(offsets_E1, lambda n: min(1, n), rows)),
         ]  # fmt: skip
 
     check = Check("tile_schedule", tile_schedule, right, mistakes,
@@ -246,19 +238,15 @@ def check_sum_by_token(
             (hidden, add(weighed_RD.nan_to_num()[row_N], K)),
             ("the gates are missing", add(clean_RD[row_N], K)),
             ("rows lie in expert order; a token finds its own through row_N", add(weighed_RD, K)),
-            ("row_N was taken for its inverse: it says where a pair's row is",
-             add(weighed_RD[order_R], K)),
+            ("row_N was taken for its inverse", add(weighed_RD[order_R], K)),
             ("rows and gates are both in expert order; weigh before you move, or move both",
              add(clean_RD[row_N] * gate_R[:, None], K)),
             ("these are means; a token's answers are added", value / K),
-            ("a token's pairs lie side by side: (T, K), not (K, T)",
-             weighed_RD[row_N].view(K, -1, D).sum(0)),
+            ("a token's pairs are (T, K), not (K, T)", weighed_RD[row_N].view(K, -1, D).sum(0)),
             ("each token has K answers; this keeps the last that came, as += does where an index "
              "comes twice", mine_TKD[:, -1]),
             ("each token has K answers; this keeps the first", mine_TKD[:, 0]),
             ("the last row that was computed is left out", right(y_RD, gate_R, row_N, K, kept - 1)),
-            ("the gates are made to add up to 1 over what was kept; each stands as it is",
-             value / gate_R[row_N].view(-1, K).sum(1, keepdim=True)),
         ]  # fmt: skip
 
     check = Check("sum_by_token", sum_by_token, right, mistakes,
@@ -326,8 +314,7 @@ def check_expert_blocks(expert_blocks: Block) -> None:
             ("that is a GELU, not silu", rows(F.gelu, x, w1, w3, w2, offsets_E1)),
             ("expert 0's weights were used for every block", rows(F.silu, x, *first, offsets_E1)),
             ("each block is one expert off", rows(F.silu, x, *last, offsets_E1)),
-            ("the rows were cut in equal blocks, not at the offsets",
-             rows(F.silu, x, w1, w3, w2, even)),
+            ("rows cut in equal blocks, not at the offsets", rows(F.silu, x, w1, w3, w2, even)),
         ]  # fmt: skip
 
     check = Check(exercise, expert_blocks, lambda *args: rows(F.silu, *args), mistakes,

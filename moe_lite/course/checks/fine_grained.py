@@ -54,15 +54,13 @@ def check_split_experts(split: Split) -> None:
             "each token still has K experts, now small ones: 1/m of the work; give it m * K seats"
         )
         return [
-            ("as wide as before, so m times the parameters: F / m is right",
-             (m * N - s, m * K - s, F)),
+            ("as wide as before, so m times the parameters: F / m", (m * N - s, m * K - s, F)),
             (few_seats, (m * N - s, K - s, F // m)),
             (few_seats, (m * N - s, K, F // m)),
             ("the shared experts are extra work: each takes a seat", (m * N - s, m * K, F // m)),
             ("the shared experts are extra parameters: count them in", (m * N, m * K - s, F // m)),
             ("the shared experts come on top; each is a piece, in a seat", (m * N, m * K, F // m)),
-            ("a shared expert is small: it takes one seat, not m",
-             (m * N - m * s, m * K - m * s, F // m)),
+            ("a shared expert takes one seat, not m", (m * N - m * s, m * K - m * s, F // m)),
             ("splitting in m gives m times as many experts", (N - s, m * K - s, F // m)),
             ("nothing was split", (N - s, K - s, F)),
             ("shared experts are added; they are taken out", (m * N + s, m * K + s, F // m)),

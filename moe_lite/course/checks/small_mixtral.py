@@ -104,8 +104,7 @@ def _gate_mistakes(logits_TE: Tensor, k: int) -> Mistakes:
          (zeroed_TE.gather(-1, expert_TK), expert_TK)),
         ("these are the logits themselves; a gate is their softmax", (top_TK, expert_TK)),
         ("logits divided by their sum; a gate is their softmax", (normed(top_TK), expert_TK)),
-        ("sigmoids of each logit; in a softmax the experts compete",
-         (normed(top_TK.sigmoid()), expert_TK)),
+        ("sigmoids; in a softmax the experts compete", (normed(top_TK.sigmoid()), expert_TK)),
         ("two softmaxes, one after the other: one is enough", (gate_TK.softmax(-1), expert_TK)),
         ("two softmaxes, one after the other: one is enough", (p_TK.softmax(-1), expert_TK)),
         (each, (by_expert.values, by_expert.indices)),
@@ -113,8 +112,6 @@ def _gate_mistakes(logits_TE: Tensor, k: int) -> Mistakes:
         ("the sum you divide by is detached; it depends on the logits as well",
          (p_TK / p_TK.sum(dim=-1, keepdim=True).detach(), expert_TK)),
         ("exp overflows, and inf / inf is not a number; use a softmax", (raw_TK, expert_TK)),
-        ("a place in the list is taken for an expert: topk was taken of a topk",
-         (gate_TK, torch.arange(k).expand(len(gate_TK), k))),
     ]  # fmt: skip
 
 
@@ -212,18 +209,13 @@ def _moe_mistakes(
         ("an expert with exactly one token is passed over: a lone index lost its dimension, or was "
          "taken for none", (weighed_TKD * ~alone_TK[..., None]).sum(1)),
         ("the last expert, number E - 1, is left out", (weighed_TKD * kept_TK[..., None]).sum(1)),
-        ("every expert is weighed by the gate of the first choice",
-         gate_TK1[:, 0] * out_TKD.sum(1)),
+        ("all are weighed by the gate of the first choice", gate_TK1[:, 0] * out_TKD.sum(1)),
         ("the gates stand in reverse order", (gate_TK1.flip(1) * out_TKD).sum(1)),
         ("the gate is squared: weigh once", (gate_TK1.square() * out_TKD).sum(1)),
         ("w1 and w3 are swapped; silu is for w1's", _moe(x_TD, gate_TK, expert_TK, w3, w1, w2)),
         ("the silu is missing; SwiGLU is w2 (silu(w1 x) * w3 x)", with_act(lambda up: up)),
         ("that is a sigmoid, not silu", with_act(torch.sigmoid)),
         ("that is a ReLU; SwiGLU has silu", with_act(F.relu)),
-        ("the silu is of the product; it is of w1's projection alone",
-         (gate_TK1 * torch.einsum("tef,edf->ted", F.silu(
-             torch.einsum("td,efd->tef", x_TD, w1) * torch.einsum("td,efd->tef", x_TD, w3)),
-             w2)[torch.arange(T)[:, None], expert_TK]).sum(1)),
         ("x is added; the residual connection belongs to the block around", x_TD + right_TD),
         ("the gate weighs the input; an expert is not linear: weigh its output", scaled_TD),
         ("a choice's position is taken for its expert's number; that stands in expert_TK",
@@ -337,8 +329,6 @@ def _count_mistakes(c: MixtralConfig) -> Mistakes:
         ("tied embeddings are one matrix; here they are counted twice",
          total + (embedding if c.tie_word_embeddings else 0)),
         ("the output head is missing; untied, it is a V × D matrix of its own", total - head),
-        ("attention has four matrices, and one of the four is missing",
-         total - c.num_hidden_layers * D * H * int(c.head_dim or D // H)),
         ("each layer has two norms, and one of them is missing", total - c.num_hidden_layers * D),
     ]  # fmt: skip
     actives = [

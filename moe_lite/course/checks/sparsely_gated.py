@@ -35,7 +35,7 @@ def check_sparse_gates(sparse_gates: Callable[[Tensor, int], Tensor]) -> None:
              "dropped", probs_TE.where(chosen_TE, 0.0)),
             ("nothing was dropped: this is the dense gate of 1991", probs_TE),
             ("these are the lowest scores", scores_TE.where(least_TE, -torch.inf).softmax(-1)),
-            ("the softmax runs over the tokens (dim 0), not over a token's experts (dim -1)",
+            ("the softmax runs over the tokens (dim 0), not the experts",
              kept_TE.softmax(0).nan_to_num()),
             (by_expert, column_TE),
             (by_expert, scores_TE.where(column_TE > 0, -torch.inf).softmax(-1).nan_to_num()),
@@ -48,7 +48,6 @@ def check_sparse_gates(sparse_gates: Callable[[Tensor, int], Tensor]) -> None:
             ("one expert too many is kept", more_TE),
             ("one expert too few is kept", fewer_TE),
             (twice, right_TE.softmax(-1)),
-            ("the logarithm of the gates: log_softmax for softmax", kept_TE.log_softmax(-1)),
         ]  # fmt: skip
 
     check = Check("sparse_gates", sparse_gates, _gates, mistakes,
@@ -127,7 +126,7 @@ def check_noisy_scores(noisy_scores: Scores) -> None:
             ("that is a sigmoid; softplus is ln(1 + e^a)", noise(eps * raw.sigmoid())),
             ("softplus is the deviation itself; no square root of it", noise(eps * soft.sqrt())),
             ("softplus is the deviation itself; no square of it", noise(eps * soft.square())),
-            ("the noise is added to the score, not multiplied with it",
+            ("it is added to the score, not multiplied",
              clean * (1 + eps * soft) if training else clean),
             ("the noise has the same size everywhere; it should depend on the token", noise(eps)),
             ("the size without the random numbers: that is a shift, not noise", noise(soft)),
@@ -136,8 +135,7 @@ def check_noisy_scores(noisy_scores: Scores) -> None:
             ("0.01 is added to the deviation, as published code does; equation 4 has nothing",
              noise(eps * (soft + 0.01))),
             ("the noise is taken away; it is added", noise(-eps * soft)),
-            ("the softmax of the scores, not the scores",
-             right(x, g, n, eps, training).softmax(-1)),
+            ("the softmax of the scores", right(x, g, n, eps, training).softmax(-1)),
         ]  # fmt: skip
 
     check = Check("noisy_scores", noisy_scores, right, mistakes, "not clean + normal × softplus")
@@ -187,8 +185,7 @@ def check_prob_in_top_k(prob: Probability) -> None:
             return torch.ones_like(value) if k == E else value
 
         return [
-            ("an expert that is in would have to beat itself: the k-th of all",
-             cut(phi((clean - kth) / std))),
+            ("an expert that is in would have to beat itself", cut(phi((clean - kth) / std))),
             ("the bar is the k+1-th of all: right for those that are in, too low for the others",
              cut(phi((clean - behind) / std))),
             ("the two bars are swapped: who is in has to beat the one behind",
@@ -196,8 +193,7 @@ def check_prob_in_top_k(prob: Probability) -> None:
             ("the bar is the others' k+1-th, one too low", phi((clean - _bar(noisy, k + 1)) / std)),
             ("the bar is the k-1-th of the others, which is one too high",
              phi((clean - _bar(noisy, k - 1)) / std) if k > 1 else None),
-            ("the bell is centred on the clean score, not on the noisy",
-             cut(phi((noisy - bar) / std))),
+            ("the bell is centred on the clean score", cut(phi((noisy - bar) / std))),
             ("the bar is made of the others' noisy scores: their noise stays as it is",
              phi((clean - _bar(clean, k)) / std)),
             ("the distance is measured in standard deviations: divide by std", phi(clean - bar)),
@@ -207,13 +203,10 @@ def check_prob_in_top_k(prob: Probability) -> None:
             ("in Phi(z) = (1 + erf(z / √2)) / 2 the √2 is missing", (1 + torch.erf(z)) / 2),
             ("erf is not Phi: Phi(z) is (1 + erf(z / √2)) / 2", torch.erf(z / math.sqrt(2))),
             ("that is the probability to stay below the bar", cut(phi(-z))),
-            ("a step has no slope: it says not how probably",
-             cut((noisy > behind).to(clean.dtype))),
+            ("a step has no slope: how probably?", cut((noisy > behind).to(clean.dtype))),
             ("that is the normal density; Phi is the area below it",
              cut(torch.exp(-(z**2) / 2) / (2 * torch.pi) ** 0.5)),
             ("that is a logistic curve; the noise is normal, so it is Phi", torch.sigmoid(z)),
-            ("a token's probabilities are divided by their sum; they add up to about k",
-             phi(z) / phi(z).sum(-1, keepdim=True)),
             ("that is the distance in deviations; Phi makes a probability of it", cut(z)),
             ("that is the logarithm of the probability", torch.special.log_ndtr(z)),
         ]  # fmt: skip
@@ -247,15 +240,12 @@ def check_top1_gate(top1_gate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Non
             ("that is the score itself; the gate is its share in the softmax", (top_T, ...)),
             ("each score's own sigmoid; in a softmax the experts compete", (top_T.sigmoid(), ...)),
             ("that is the logarithm of the gate", (probs_TE.amax(-1).log(), ...)),
-            ("the softmax runs over the tokens (dim 0), not over a token's experts (dim -1)",
+            ("the softmax runs over the tokens (dim 0), not the experts",
              (scores_TE.softmax(0).gather(1, expert_T[:, None])[:, 0], ...)),
-            ("the softmax runs over the tokens' best scores, not the experts",
-             (top_T.softmax(0), ...)),
+            ("the softmax runs over the tokens' best scores", (top_T.softmax(0), ...)),
             ("the softmax is over the two best; it is over all", (two_T2.softmax(-1)[:, 0], ...)),
             ("these are all the probabilities; the gate is that of the chosen", (probs_TE, ...)),
             ("a second softmax was taken", (probs_TE.softmax(-1).amax(-1), ...)),
-            ("the chosen expert's score is divided by the sum of the scores; a softmax divides "
-             "exponentials", (top_T / scores_TE.sum(-1), ...)),
             ("these are the worst experts; choose the best", (..., scores_TE.argmin(-1))),
             ("the second best experts; choose the best", (..., scores_TE.topk(2).indices[:, 1])),
             ("experts chose tokens (dim 0); tokens choose", (..., scores_TE.argmax(0))),
@@ -302,8 +292,7 @@ def check_load_anywhere(load: Load) -> None:
              soft_E if bare else right_E),
             ("no load at all in evaluation; it is wanted there to watch the balance",
              torch.zeros_like(counts_E) if bare else right_E),
-            ("these are sums of gates, the importance; load counts tokens",
-             gates_TE.sum(0) if bare else right_E),
+            ("these are sums of gates; load counts tokens", gates_TE.sum(0) if bare else right_E),
             ("these are sums of gates, the importance, with noise and without", gates_TE.sum(0)),
             ("in training a count has no gradient: sum the probabilities", counts_E),
             ("the load is a sum over the batch, not a mean", right_E / T),

@@ -48,7 +48,6 @@ def check_information(information: Callable[[Tensor], float]) -> None:
             ("NaN; a cell without tokens adds nothing, because p log p goes to 0 with p, but 0 "
              "times log 0 is NaN", naive.sum()),
             ("these are nats; a bit is ln 2 nats, so use log2", value * math.log(2)),
-            ("that is in tens (log10); a bit is log2", value * math.log10(2)),
             ("what the label leaves open once the expert is known: H(label | expert)",
              joint - expert),
             ("what the expert leaves open once the label is known: H(expert | label)",
@@ -57,15 +56,12 @@ def check_information(information: Callable[[Tensor], float]) -> None:
             ("that is the label's entropy: the most that there could be to tell", label),
             ("that is the expert's entropy: the most that it could tell", expert),
             ("divided by the label's entropy: a useful share, but no bits", value / label),
-            ("divided by the expert's entropy: a useful share, but no bits", value / expert),
             ("labels and experts are not equally frequent: compare with the product of the row's "
              "and the column's share, not with 1 / (C E)", cells),
             ("each label counts as much as every other here, whatever its tokens", rows),
             ("each label counts as much as every other here, and then their mean is taken; weigh "
              "labels by their tokens", rows / C),
             ("the sign: information is never negative", -value),
-            ("each cell is not weighed by its share",
-             naive.where(p_CE > 0, 0.0).div(p_CE.where(p_CE > 0, 1.0)).sum()),
             ("the counts are weighed as they are; make shares of them", value * count_CE.sum()),
             ("p(c) belongs to the rows and p(e) to the columns: keep one's dimension, or each "
              "label is multiplied with the expert of its own number", crossed),
@@ -188,8 +184,7 @@ def check_saturation(saturation: Callable[[Tensor, Tensor], float]) -> None:
         n_T, value = equal_TKK.any(1).sum(1).double(), right(early_TK, final_TK)
         early_E, final_E = (part.flatten().bincount(minlength=E) for part in (early_TK, final_TK))
         return [
-            ("the order of choices does not matter: compare sets",
-             (early_TK == final_TK).double().mean()),
+            ("order does not matter: compare sets", (early_TK == final_TK).double().mean()),
             ("eq. 5 divides by k, not by the size of the union", (n_T / (2 * K - n_T)).mean()),
             ("a token counts only if all its experts are the same", (n_T == K).double().mean()),
             ("a token counts if any one of its experts is the same", (n_T > 0).double().mean()),
@@ -201,8 +196,6 @@ def check_saturation(saturation: Callable[[Tensor, Tensor], float]) -> None:
             ("that asks for each final choice whether any token had it; compare token by token",
              torch.isin(final_TK, early_TK).double().mean()),
             ("only first choices are compared", (early_TK[:, 0] == final_TK[:, 0]).double().mean()),
-            ("that asks whether the final first choice was among the early ones; all k count",
-             equal_TKK[:, :, 0].any(1).double().mean()),
             ("that compares how often each expert is used, and not token by token",
              torch.minimum(early_E, final_E).sum() / (T * K)),
         ]  # fmt: skip
@@ -245,8 +238,6 @@ def check_repetition(repetition: Callable[[Tensor, int], float]) -> None:
              (text_BS[:, 2:] == text_BS[:, :-2]).double().mean()),
             ("the first text alone is counted", right(text_BS[0], length)),
             ("that is what chance would give: sums of squares", share_E.square().sum()),
-            ("any two tokens of a text are compared; neighbours alone count",
-             torch.stack([(row[:, None] == row).double().mean() for row in text_BS]).mean()),
         ]  # fmt: skip
 
     check = Check("repetition", repetition, right, mistakes,
