@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .verdict import Check, Mistakes, randn, refuse
+from .verdict import Check, Mistakes, randn, refuse, same
 
 
 def _chosen(seed: int, N: int, E: int) -> Tensor:
@@ -143,14 +143,10 @@ def check_stable_rows(stable_rows: Callable[[Tensor, Tensor], Tensor]) -> None:
         given = f"experts {expert_N.tolist()}, offsets {offsets_E1.tolist()}"
         check.on(given, expert_N, offsets_E1)
     for case, (expert_N, E) in zip(check.cases, cases, strict=True):
-        home = [case.right[expert_N == e].sort().values for e in range(E)]
-        if isinstance(case.yours, Tensor) and case.yours.shape == case.right.shape:
-            if all(torch.equal(case.yours[expert_N == e].sort().values.long(), home[e])
-                   for e in range(E)):  # fmt: skip
-                case.otherwise = (
-                    "every pair is in its expert's block, but pairs of one expert changed their "
-                    "order: not stable"
-                )
+        blocks = [(case.yours[mine], case.right[mine]) for mine in (expert_N == e for e in range(E))
+                  if isinstance(case.yours, Tensor) and case.yours.shape == case.right.shape]  # fmt: skip
+        if blocks and all(same(a.sort().values, b.sort().values) for a, b in blocks):
+            case.otherwise = "in its expert's block each, but some changed their order: not stable"
     check.passed("the offset, and the number of earlier pairs of the same expert.")
 
 
