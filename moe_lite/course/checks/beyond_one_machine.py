@@ -127,7 +127,7 @@ def check_rank_weights(rank_weights: Callable[[Tensor], Tensor]) -> None:
         ]  # fmt: skip
 
     check = Check("rank_weights", rank_weights, lambda n_R: len(n_R) * n_R / n_R.sum(), mistakes,
-                  "with these weights the average over the ranks is not the mean over all tokens")  # fmt: skip
+                  "so weighed, the ranks' average is not the mean of all tokens")  # fmt: skip
     for tokens in ([30, 10], [7, 0, 3], [5, 5, 5, 5], [4, 1, 2], [9], [0, 0, 6, 2, 1]):
         check.on(f"tokens {tokens}", torch.tensor(tokens))
     check.passed("R times a rank's share of the tokens: the mean over all of them, everywhere.")
@@ -148,9 +148,8 @@ def check_distinct_experts(distinct_experts: Callable[[int, int, int], float]) -
             ("K/E to the power of T: an expert that every token chooses", E * (K / E) ** T),
             ("an expectation need not be whole: keep its decimals", float(round(right))),
             ("an expectation need not be whole: keep its decimals", float(int(right))),
-            ("one token chooses K different experts; here it chooses one", E * (1 - (1 - 1 / E) ** T)),
-            ("E and K are exchanged", K * (1 - (1 - E / K) ** T)),
-            ("the power is the number of tokens, not of their pairs", E * (1 - (1 - K / E) ** (K * T))),
+            ("one token chooses K experts; here it chooses one", E * (1 - (1 - 1 / E) ** T)),
+            ("the power is the number of tokens, not pairs", E * (1 - (1 - K / E) ** (K * T))),
             ("one token less: all of them choose", E * (1 - (1 - K / E) ** (T - 1))),
         ]  # fmt: skip
 
@@ -247,8 +246,8 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
         wrong(f"q has to have the shape of w, {tuple(w_FD.shape)}, not {tuple(q_FD.shape)}")
     F, largest = len(w_FD), w_FD.abs().amax(1, keepdim=True)
     if scale_F1.numel() == 1 != F:
-        wrong("one scale for the whole matrix: a row of small weights is lost beside a row with one "
-              "large one; give each row its own")  # fmt: skip
+        wrong("one scale for the whole matrix: a row of small weights is lost beside one of large "
+              "ones; give each row its own")  # fmt: skip
     if scale_F1.shape != (F, 1):
         wrong(f"return a tensor of shape {(F, 1)} for the scale: one for each row of w, not "
               f"{tuple(scale_F1.shape)}")  # fmt: skip

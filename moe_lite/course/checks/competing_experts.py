@@ -61,7 +61,8 @@ def _posterior_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -
         ("the factor ½ in the exponent is missing", (logits_TE - off_TE).softmax(-1)),
         ("the gate's prior is missing: this is the likelihood alone", (-off_TE / 2).softmax(-1)),
         ("the worst expert gets the most: the sign", (logits_TE + off_TE / 2).softmax(-1)),
-        ("distance, not its square", (logits_TE - off_TE.sqrt() / 2).softmax(-1)),
+        ("the exponent holds the distance; a normal density has its square",
+         (logits_TE - off_TE.sqrt() / 2).softmax(-1)),
         ("the logits are not the prior; their softmax is", logits_TE * (-off_TE / 2).exp()),
         ("prior times likelihood went through a softmax", log_TE.exp().softmax(-1)),
         ("the prior was added in the exponent, not its logarithm", (p_TE - off_TE / 2).softmax(-1)),
@@ -119,16 +120,13 @@ def _error_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Mi
         ("logits are not log-probabilities: take log_softmax, or the gate can lower the error by "
          "raising all its logits", -(logits_TE - off_TE / 2).logsumexp(-1)),
         ("the gate's proportions are missing: experts count alike", -(-off_TE / 2).logsumexp(-1)),
-        ("the gate's proportions are missing: experts count alike",
-         math.log(off_TE.shape[1]) - (-off_TE / 2).logsumexp(-1)),
         ("proportions in the exponent, not their logarithms", -(p_TE - off_TE / 2).logsumexp(-1)),
         ("only the best expert counts, a max for the logsumexp: that is hard competition, in which "
          "the others learn nothing", -(log_p_TE - off_TE / 2).amax(-1)),
         ("the normal density's constant, log 2π for two outputs, is kept; eq. 1.3 is without it",
          right_T + out_TEO.shape[-1] / 2 * math.log(2 * math.pi)),
-        ("the normal density's constant, log 2π for two outputs, is kept; eq. 1.3 is without it",
-         right_T + math.log(2 * math.pi) / 2),
-        ("distance, not its square", -(log_p_TE - off_TE.sqrt() / 2).logsumexp(-1)),
+        ("the exponent holds the distance; a normal density has its square",
+         -(log_p_TE - off_TE.sqrt() / 2).logsumexp(-1)),
         ("the outputs are averaged; ||d - o||² is their sum",
          -(log_p_TE - each_TE / 2).logsumexp(-1)),
         ("the softmax runs over the cases (dim 0), not over a case's experts (dim -1)",
@@ -281,9 +279,6 @@ def check_product(answer: Callable[[Tensor], Tensor]) -> None:
             ("a mean of logarithms is the product's E-th root", log_XE.mean(-1).log_softmax(0)),
             ("this is the probability; return its logarithm", right_X.exp()),
             ("logarithms are multiplied here; they add", log_XE.prod(-1).log_softmax(0)),
-            ("the normalising runs over the experts (dim -1); the points' probabilities add up to "
-             "1", log_XE.log_softmax(-1).sum(-1)),
-            ("the weakest expert alone decides; each has a say", log_XE.amin(-1).log_softmax(0)),
             ("this multiplies the points, not the experts", log_XE.sum(0).log_softmax(0)),
         ]  # fmt: skip
 

@@ -59,12 +59,11 @@ def check_block_counts(block_counts: Callable[[Tensor, int, int], Tensor]) -> No
             (empty, right[:, right.any(0)]),
             (pieces, of(expert_N.chunk(block), E)),
             (pieces, of(expert_N.chunk(len(parts)), E)),
-            ("that says who was chosen; count how often", right.clamp(max=1)),
             ("these are shares of the block; a histogram counts", right / block),
         ]  # fmt: skip
 
-    check = Check("block_counts", block_counts, lambda expert_N, E, block: of(expert_N.split(block), E),
-                  mistakes, "not the number of pairs of each block that chose each expert")  # fmt: skip
+    check = Check("block_counts", block_counts, lambda e_N, E, block: of(e_N.split(block), E),
+                  mistakes, "not each block's number of pairs for each expert")  # fmt: skip
     cases = [(torch.tensor([1, 0, 2, 1, 1, 2, 0, 2, 1, 0]), 3, 4)]  # blocks of 4, 4 and 2
     for seed, (N, E, block) in enumerate(
         ((12, 4, 3), (13, 5, 4), (7, 3, 16), (33, 6, 8), (9, 3, 4), (5, 4, 1), (16, 4, 4))
@@ -97,7 +96,7 @@ def check_offsets(offsets: Callable[[Tensor], Tensor]) -> None:
             ("the running sum goes over the experts; here it went over the blocks",
              F.pad(count_BE.cumsum(0).sum(0), (1, 0))),
             ("offsets are where rows begin, not the last row of the one before", value - 1),
-            ("there are E + 1 offsets: the end is there twice", F.pad(value, (0, 1), value=value[-1])),
+            ("E + 1 offsets: the end is there twice", F.pad(value, (0, 1), value=int(value[-1]))),
             ("offsets within a block; add up the blocks first", F.pad(count_BE.cumsum(1), (1, 0))),
             ("an expert without rows has an offset too", value.unique()),
         ]  # fmt: skip
@@ -126,7 +125,8 @@ def check_stable_rows(stable_rows: Callable[[Tensor, Tensor], Tensor]) -> None:
             ("this is the pair in each row; asked for is the row of each pair, the inverse", order),
             ("this is the place among the expert's own rows; its offset has to be added", rank),
             ("one too many: the first pair of an expert lands at its offset", right + 1),
-            ("in reverse: not stable", offsets_E1[expert_N] + load_E[expert_N] - 1 - rank),
+            ("pairs of one expert come in reverse: not stable",
+             offsets_E1[expert_N] + load_E[expert_N] - 1 - rank),
             ("pairs start at their expert's end", offsets_E1[expert_N + 1] + rank),
             ("all pairs of an expert land in one row", offsets_E1[expert_N]),
             ("these are the experts in order; asked are rows", expert_N.sort().values),
@@ -134,7 +134,7 @@ def check_stable_rows(stable_rows: Callable[[Tensor, Tensor], Tensor]) -> None:
             ("experts come from the last to the first", (-expert_N).argsort(stable=True).argsort()),
         ]  # fmt: skip
 
-    check = Check("stable_rows", stable_rows, lambda expert_N, offsets_E1: _rows(expert_N), mistakes,
+    check = Check("stable_rows", stable_rows, lambda expert_N, _: _rows(expert_N), mistakes,
                   "not a row of its own for each pair, in expert order")  # fmt: skip
     cases = [(torch.tensor([1, 0, 2, 1, 1, 2, 0, 2, 1, 0, 2, 1]), 3)]
     cases += [(_chosen(s, N, E), E) for s, (N, E) in enumerate(((9, 4), (40, 5), (16, 1), (30, 8)))]
@@ -144,7 +144,7 @@ def check_stable_rows(stable_rows: Callable[[Tensor, Tensor], Tensor]) -> None:
         check.on(given, expert_N, offsets_E1)
     for case, (expert_N, E) in zip(check.cases, cases, strict=True):
         blocks = [(case.yours[mine], case.right[mine]) for mine in (expert_N == e for e in range(E))
-                  if isinstance(case.yours, Tensor) and case.yours.shape == case.right.shape]  # fmt: skip
+                  if getattr(case.yours, "shape", 0) == case.right.shape]  # fmt: skip
         if blocks and all(same(a.sort().values, b.sort().values) for a, b in blocks):
             case.otherwise = "in its expert's block each, but some changed their order: not stable"
     check.passed("the offset, and the number of earlier pairs of the same expert.")
@@ -177,7 +177,7 @@ def check_tile_schedule(tile_schedule: Callable[[Tensor, int], tuple[Tensor, Ten
         full = "an expert whose rows fill its tiles needs no further one"
         padded = "rows of one expert follow those of the one before: no row is padding here"
         return [
-            ("rows need a tile too, even if they do not fill it",
+            ("the last rows need a tile too, even if they do not fill it",
              cut(offsets_E1, lambda n: n // BM, rows)),
             ("an expert without rows needs none", cut(offsets_E1, lambda n: max(1, up(n)), rows)),
             (full, cut(offsets_E1, lambda n: n // BM + 1, rows)),
@@ -196,7 +196,7 @@ def check_tile_schedule(tile_schedule: Callable[[Tensor, int], tuple[Tensor, Ten
                   "not each expert's rows, cut into tiles from its offset on",
                   parts=("expert_M", "row_M"))  # fmt: skip
     for offsets, BM in (([0, 3, 8, 12], 2), ([0, 3, 3, 8], 4), ([0, 0, 16, 16, 17, 17], 8),
-                        ([0, 5], 16), ([0, 0, 0], 4), ([0, 7, 9, 9, 30, 31], 5), ([0, 1, 2, 3], 1)):  # fmt: skip
+                        ([0, 5], 16), ([0, 0, 0], 4), ([0, 7, 9, 30], 5), ([0, 1], 1)):  # fmt: skip
         check.on(f"offsets {offsets}, tiles of {BM} rows", torch.tensor(offsets), BM)
     check.passed("rounded up for each expert, from its own offset; none for who has no rows.")
 
@@ -204,7 +204,7 @@ def check_tile_schedule(tile_schedule: Callable[[Tensor, int], tuple[Tensor, Ten
 def check_sum_by_token(
     sum_by_token: Callable[[Tensor, Tensor, Tensor, int, int], Tensor],
 ) -> None:
-    """Check the combine: (y_RD, gate_R, row_N, per_token, kept) -> out_TD, rows past kept unread."""
+    """Check the combine: (y_RD, gate_R, row_N, per_token, kept) -> out_TD; no row past kept."""
 
     def clean(y_RD: Tensor, kept: int) -> Tensor:
         return y_RD.where((torch.arange(len(y_RD)) < kept)[:, None], 0.0)
@@ -303,7 +303,7 @@ def check_expert_blocks(expert_blocks: Block) -> None:
         last = [w.roll(1, 0) for w in (w1, w3, w2)]
         even = (torch.arange(len(offsets_E1)) * len(x)).div(len(w1), rounding_mode="floor")
         return [
-            ("silu belongs to w1's projection, not to w3's", rows(F.silu, x, w3, w1, w2, offsets_E1)),
+            ("silu belongs to w1's projection", rows(F.silu, x, w3, w1, w2, offsets_E1)),
             ("silu is missing", rows(lambda up: up, x, w1, w3, w2, offsets_E1)),
             ("that is a sigmoid, not silu", rows(torch.sigmoid, x, w1, w3, w2, offsets_E1)),
             ("that is a ReLU, not silu", rows(F.relu, x, w1, w3, w2, offsets_E1)),
@@ -325,12 +325,12 @@ def check_expert_blocks(expert_blocks: Block) -> None:
         check.slopes(given, *args, of={"x_RD": 0, "w1": 1, "w3": 2, "w2": 3})
     check.judge()
     leaves = [arg.requires_grad_() for arg in args[:4]]
-    y_RD = expert_blocks(*leaves, offsets_E1)
+    y_RD = expert_blocks(*leaves, offsets_E1)  # type: ignore[call-arg]
     with _Written() as watch:
         torch.autograd.grad(y_RD, leaves, randn(9, R, D))
     times = watch.bytes / sum(w.nbytes for w in leaves[1:])
     if times > 10:
-        refuse(exercise, f"right, but the backward pass writes {times:.0f} times the weights' bytes: "
-               f"a slice's gradient is as large as the whole stack, and there are {E} of them; take "
-               "the stack apart once, before the loop")  # fmt: skip
+        refuse(exercise, f"right, but the backward pass writes {times:.0f} times the bytes of the "
+               "weights: a slice's gradient is as large as the whole stack; take the stack apart "
+               "once, before the loop")  # fmt: skip
     check.passed("every block by its own expert, and every gradient written once.")

@@ -18,7 +18,7 @@ Choice = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 def check_expert_choice(expert_choice: Choice) -> None:
     """Check eqs. 1-2: (logits_TE, c) -> (token_EC, gate_EC), an expert's best token first."""
     check = Check("expert_choice", expert_choice, _choose, _choice_mistakes,
-                  ("not each expert's k best tokens: k = c * T / E, rounded up, and never more than "
+                  ("not each expert's k best tokens: k = c * T / E, rounded up, at most as many as "
                    "there are", "not what these tokens gave the expert of their softmax"),
                   parts=("token_EC", "gate_EC"))  # fmt: skip
     # Softmaxed: token 0 (4/5, 1/5), token 1 (6/8, 2/8), token 2 (1/4, 3/4), token 3 (1/2, 1/2).

@@ -76,7 +76,7 @@ def check_split_experts(split: Split) -> None:
     check = Check("split_experts", split, right, mistakes, "total and active width must stay "
                   "N * F and K * F", parts=("routed", "per token", "width"))  # fmt: skip
     # 16 experts of width 128, 2 for each token, cut in four with one shared: 63, 7, 32.
-    for N, K, F, m, s in ((16, 2, 128, 4, 1), (8, 2, 96, 3, 2), (16, 2, 128, 2, 0), (6, 3, 10, 1, 1),
+    for N, K, F, m, s in ((16, 2, 128, 4, 1), (8, 2, 96, 3, 2), (16, 2, 128, 2, 0), (6, 3, 9, 1, 1),
                           (5, 1, 60, 5, 3), (4, 4, 64, 8, 1)):  # fmt: skip
         check.on(f"N = {N}, K = {K}, F = {F}, m = {m}, {s} shared", N, K, F, m, s)
     check.passed("as many parameters, as much work, and more ways to combine them.")
@@ -133,7 +133,7 @@ def check_biased_choice(choice: Callable[[Tensor, Tensor, int], tuple[Tensor, Te
                       "biased_choice", value, logits_TE, k))  # fmt: skip
     # Scores and biases add up to .1, .5, 0, .8, .6: experts 3 and 4, whose scores are .6 and .2.
     hand = torch.tensor([[0.5, 0.4, 0.3, 0.6, 0.2], [-0.4, 0.1, -0.3, 0.2, 0.4]])
-    check.on("scores sigmoid(logits) = [[.5, .4, .3, .6, .2]], bias = [-.4, .1, -.3, .2, .4], k = 2",
+    check.on("sigmoid(logits) = [[.5, .4, .3, .6, .2]], bias = [-.4, .1, -.3, .2, .4], k = 2",
              hand[:1].logit(), hand[1], 2)  # fmt: skip
     for T, E, k in ((8, 5, 1), (8, 5, 3), (8, 5, 5), (6, 6, 2), (1, 9, 4)):
         given = f"tokens: {T}, experts: {E}, k = {k}"
@@ -194,8 +194,6 @@ def check_balanced_step(step: Step) -> None:
             ("the old bias is forgotten; the step is added to it", (chosen_TE, u * way_E)),
             ("the step ignores u", (chosen_TE, bias_E + way_E)),
             ("the bias has not moved", (chosen_TE, bias_E)),
-            ("only the overloaded are moved", (chosen_TE, bias_E + u * way_E.clamp(max=0))),
-            ("only the underloaded are moved", (chosen_TE, bias_E + u * way_E.clamp(min=0))),
             ("an expert exactly at the mean stands still: its sign is 0",
              (chosen_TE, bias_E + u * torch.where(load_E > mean, -1.0, 1.0))),
             (centred, (chosen_TE, ahead_E - ahead_E.mean())),
@@ -223,7 +221,7 @@ def check_balanced_step(step: Step) -> None:
         f"{given}, k = 1, u = .1", torch.tensor(rows).logit(), torch.tensor([0, -0.2, 0]), 1, 0.1
     )
     for seed, (T, E, k, u) in enumerate(((40, 6, 2, 0.1), (40, 6, 1, 0.3), (40, 6, 3, 0.01),
-                                         (6, 6, 2, 0.05), (12, 4, 1, 0.2), (9, 3, 2, 0.1))):  # fmt: skip
+                                         (6, 6, 2, 0.05), (12, 4, 1, 0.2))):  # fmt: skip
         lean_TE = randn(seed, T, E) + torch.linspace(1, -1, E)
         given = f"tokens: {T}, experts: {E}, k = {k}, u = {u}"
         check.on(given, lean_TE, 0.3 * randn(seed + 9, E), k, u)
@@ -325,7 +323,7 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
             ("the same experts are disabled for every token; it is each token's own best",
              gates(other_TE, ranks(other_TE) < k)),
             ("the ratio is of all E experts, not of k", without(logits_TE, k, round(ratio * k))),
-            ("ratio × E was cut to a whole number; round it", without(logits_TE, k, int(ratio * E))),
+            ("ratio × E was cut to a whole number", without(logits_TE, k, int(ratio * E))),
             ("ratio × E was rounded up, not to nearest",
              without(logits_TE, k, math.ceil(ratio * E))),
             ("one expert more was disabled than round(ratio × E)", without(logits_TE, k, off + 1)),
@@ -339,8 +337,8 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
              gates(logits_TE, rank_TE >= off) * (right > 0)),
         ]  # fmt: skip
 
-    check = Check("disable_top", disable, lambda z_TE, k, r: without(z_TE, k, round(r * len(z_TE[0]))),
-                  mistakes,
+    check = Check("disable_top", disable,
+                  lambda z, k, ratio: without(z, k, round(ratio * len(z[0]))), mistakes,
                   "not the softmax of the k best of those left (shown: a column for every expert)",
                   see=lambda value, logits_TE, k, ratio: _spread(
                       "disable_top", value, logits_TE, k))  # fmt: skip

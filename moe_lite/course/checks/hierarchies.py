@@ -137,7 +137,6 @@ def check_fit_expert(fit_expert: Callable[[Tensor, Tensor, Tensor], Tensor]) -> 
     def mistakes(x_TD: Tensor, y_TO: Tensor, weight_T: Tensor) -> Mistakes:
         w, xx_DD, xy_DO = weight_T[:, None], x_TD.mT @ x_TD, x_TD.mT @ y_TO
         ridge = "something was added to the diagonal: that pulls the weights towards zero"
-        share_T = weight_T / weight_T.sum()
         return [
             ("all tokens count alike: the weights are not used", torch.linalg.solve(xx_DD, xy_DO)),
             ("the weights count twice: multiplying both x and y by them squares them; use their "
@@ -150,7 +149,6 @@ def check_fit_expert(fit_expert: Callable[[Tensor, Tensor, Tensor], Tensor]) -> 
              _weighted(x_TD, y_TO, (weight_T > 0.5).to(weight_T), 1e-12)),
             *((ridge, _weighted(x_TD, y_TO, weight_T, size)) for size in (1e-3, 1e-2, 0.1, 1.0)),
             ("x'Wy alone is not yet solved: divide by x'Wx", x_TD.mT @ (w * y_TO)),
-            ("x'Wy divided by the weights' sum, not by x'Wx", x_TD.mT @ (share_T[:, None] * y_TO)),
             ("a weight is turned round: 1 - w", _weighted(x_TD, y_TO, 1 - weight_T, 1e-12)),
         ]  # fmt: skip
 
@@ -200,7 +198,6 @@ def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
             "the curvature is that of a linear regression; a logistic one has W = own p (1 - p)"
         )
         right = v_D + step(slope_T, curve_T)
-        pull_DD = (curve_T[:, None] * x_TD).mT @ x_TD + DAMPING * torch.eye(len(v_D)).to(v_D)
         return [
             ("the step goes downhill: we climb x'(left - own p)", v_D - step(slope_T, curve_T)),
             ("that is the gradient alone; divide by the curvature x'Wx", v_D + x_TD.mT @ slope_T),
@@ -215,8 +212,6 @@ def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
             ("the target is the right child's share, own - left; it should be the left one's",
              v_D + step(own_T - left_T - own_T * p_T, curve_T)),
             ("0.001 on the curvature's diagonal is missing", v_D + step(slope_T, curve_T, 0.0)),
-            ("the damping pulls towards zero: it belongs to the curvature, not to the slope",
-             v_D + torch.linalg.solve(pull_DD, x_TD.mT @ slope_T - DAMPING * v_D)),
             ("a second step was taken; one was asked", _gate_step(right, x_TD, own_T, left_T)),
             ("the gate has not moved", v_D),
         ]  # fmt: skip
@@ -345,8 +340,6 @@ def _m_mistakes(tree: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> 
          (..., ..., (weight_TE * error_TE).sum(0))),
         (f"{var_is}: divide by their sum, not by the number of tokens",
          (..., ..., (weight_TE * error_TE).mean(0))),
-        ("one variance for all experts; each has its own",
-         (..., ..., (weight_TE * error_TE).sum().div(len(x_TD)).expand(G + 1))),
     ]  # fmt: skip
 
 

@@ -117,8 +117,8 @@ def _gate_mistakes(logits_TE: Tensor, k: int) -> Mistakes:
 
 def _check_gates(exercise: str, answer: Gates) -> None:
     check = Check(exercise, answer, _gates, _gate_mistakes, parts=("gate_TK", "expert_TK"),
-                  otherwise=("the gates are not the right ones", "the experts are not the right ones"),
-                  nan="exp overflows, and inf / inf is not a number; a softmax takes care of that")  # fmt: skip
+                  otherwise=tuple(f"the {p} are not the right ones" for p in ("gates", "experts")),
+                  nan="exp overflows, and inf / inf is not a number; use a softmax")  # fmt: skip
     # The softmax of log p is p, so these gates can be found by hand.
     probs_TE = [[0.1, 0.2, 0.3, 0.4], [0.5, 0.3, 0.15, 0.05], [0.05, 0.6, 0.1, 0.25]]
     check.on(f"the logarithms of {probs_TE}, k = 2", torch.tensor(probs_TE).log(), 2)
@@ -241,9 +241,8 @@ def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
         check.on(f"a fresh batch of shape {tuple(x_TD.shape)}: {show(x_TD)}", x_TD)
     for name, value in forward.__globals__.items():
         if isinstance(value, Tensor) and before.get(name) is not value:
-            refuse(exercise, f"forward writes the global `{name}`, and whoever reads that name next "
-                   "gets this batch; let it read its argument only, and leave nothing but its "
-                   "result")  # fmt: skip
+            refuse(exercise, f"forward writes the global `{name}`, whose readers get this batch: "
+                   "let it read its argument, and leave its result alone")  # fmt: skip
     defaults = [*(forward.__defaults__ or ()), *(forward.__kwdefaults__ or {}).values()]
     loaded = [step.argval for step in dis.get_instructions(forward) if step.opname == "LOAD_GLOBAL"]
     read = [name for name in loaded if name in before]

@@ -126,8 +126,7 @@ def check_noisy_scores(noisy_scores: Scores) -> None:
             ("that is a sigmoid; softplus is ln(1 + e^a)", noise(eps * raw.sigmoid())),
             ("softplus is the deviation itself; no square root of it", noise(eps * soft.sqrt())),
             ("softplus is the deviation itself; no square of it", noise(eps * soft.square())),
-            ("it is added to the score, not multiplied",
-             clean * (1 + eps * soft) if training else clean),
+            ("noise is added, not multiplied", clean * (1 + eps * soft) if training else clean),
             ("the noise has the same size everywhere; it should depend on the token", noise(eps)),
             ("the size without the random numbers: that is a shift, not noise", noise(soft)),
             ("the softplus is of noise times size: multiply after", noise(F.softplus(eps * raw))),
@@ -247,7 +246,6 @@ def check_top1_gate(top1_gate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Non
             ("these are all the probabilities; the gate is that of the chosen", (probs_TE, ...)),
             ("a second softmax was taken", (probs_TE.softmax(-1).amax(-1), ...)),
             ("these are the worst experts; choose the best", (..., scores_TE.argmin(-1))),
-            ("the second best experts; choose the best", (..., scores_TE.topk(2).indices[:, 1])),
             ("experts chose tokens (dim 0); tokens choose", (..., scores_TE.argmax(0))),
         ]  # fmt: skip
 

@@ -383,7 +383,7 @@ class Check:
         wrong = [case for case in self.cases if case.wrong()]
         if not wrong:
             return
-        first = min(wrong, key=lambda case: bool(case.otherwise))
+        first = min(wrong, key=lambda case: bool(case.otherwise or case.leaves))
         verdict, case = self._named() or (self._formal(first), first)
         yours, right = case.yours, case.right
         given = case.given
