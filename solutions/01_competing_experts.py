@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from moe_lite.course import checks
+from moe_lite.course.mixtures import Mixture, descend
 from moe_lite.course.vowels import load_vowels
-from moe_lite.mixtures import Mixture, descend
 
 torch.set_printoptions(precision=3, sci_mode=False)
 

@@ -1,6 +1,6 @@
 """Answers to check_decode_bytes: a wrong one's docstring is what its verdict must say."""
 
-from moe_lite.cost import count_parameters, distinct_experts
+from moe_lite.course.cost import count_parameters, distinct_experts
 
 
 def _table(config, count):

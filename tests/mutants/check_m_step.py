@@ -2,7 +2,7 @@
 
 import torch
 
-from moe_lite.hierarchy import HME, em_step, fit_experts, fit_gates
+from moe_lite.course.hierarchy import HME, em_step, fit_experts, fit_gates
 
 
 def _experts(tree, x_TD, y_TO, weight_TE):

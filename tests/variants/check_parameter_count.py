@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from moe_lite.cost import count_parameters
+from moe_lite.course.cost import count_parameters
 
 
 def as_integers_of_numpy(config):

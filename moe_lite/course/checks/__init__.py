@@ -14,7 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..environment import check_environment
+from ..machine import check_environment
 from .verdict import CheckFailed, judged
 
 CHAPTERS = (

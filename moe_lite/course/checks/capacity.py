@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...routers import capacity, queue_rank
+from ...capacity import capacity, queue_rank
 from ...routing import Routing
 from .verdict import Check, Mistakes, randn, show
 

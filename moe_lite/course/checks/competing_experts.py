@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...mixtures import blend, mixture_error, responsibilities, squared_errors
+from ..mixtures import blend, mixture_error, responsibilities, squared_errors
 from .verdict import Check, Mistakes, randn
 
 Case = tuple[Tensor, Tensor, Tensor]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...hierarchy import HME, affine, constrain, random_tree, sum_upwards
+from ..hierarchy import HME, affine, constrain, random_tree, sum_upwards
 from .verdict import Check, Mistakes, call, randn, refuse, show
 
 DAMPING = 1e-3

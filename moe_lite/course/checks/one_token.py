@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ...routing import Routing, RoutingTrace
+from ...routing import Routing
+from ...trace import RoutingTrace
 from .verdict import Check, Mistakes, randn
 
 _PAIRS = "expert_N has a row for each pair, not for each token: find the token's pairs first"
