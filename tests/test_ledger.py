@@ -222,7 +222,7 @@ def test_a_missing_or_damaged_result_is_told(root):
         ('{"name": "fake"}', "seeds is missing"),
         (json.dumps(kept | {"seconds": "1"}), "seconds must be a finite number, not '1'"),
         (json.dumps(kept | {"seeds": [0]}), "measures: 'speed' has 2 values for 1 seeds"),
-        (json.dumps(kept | {"measures": {"speed": [1, True]}}), r"measures: 'speed'\[1\] must be a f"),
+        (json.dumps(kept | {"measures": {"speed": [1, True]}}), r"'speed'\[1\] must be a f"),
         (json.dumps(kept | {"hardware": {}}), "hardware: system, cpu, cores, threads, gpu missing"),
     ):  # fmt: skip
         ledger.result_path("fake", root).write_text(damage, encoding="utf-8")
