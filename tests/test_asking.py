@@ -8,15 +8,16 @@ import pytest
 import torch
 from traitlets import TraitError
 
-from moe_lite.causal import ablate, ban, effect, force, intervene, swap, top_k
+from moe_lite.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.config import MixtralConfig
 from moe_lite.course.data import load_tokenizer, pieces
+from moe_lite.course.effects import effect
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer, routing_explorer
 from moe_lite.course.widgets.routing_explorer import NO_LOSS, TOP, pack
 from moe_lite.model import Mixtral
 from moe_lite.routers import NoisyTopKRouter, SigmoidBiasRouter, TopKRouter
-from moe_lite.routing import RoutingTrace
+from moe_lite.trace import RoutingTrace
 
 TEXT = "To be, or not to be: that is the question."
 
@@ -269,3 +270,14 @@ def test_beside_another(model):
     both = RoutingExplorer(one.trace, beside=two.trace)
     assert both.beside["tokens"] == two.tokens and both.tokens == one.tokens
     assert both.title.startswith("Routing of moe_lite.Mixtral beside moe_lite.Mixtral: ")
+
+
+def test_a_very_deep_model_gets_fewer_answers_not_minutes(monkeypatch):
+    runs = []
+    whole = RoutingExplorer(TEXT, model=make_model(num_hidden_layers=40))
+    monkeypatch.setattr(whole, "_reply", lambda q: runs.append(q) or {"key": json.dumps(q)})
+    whole.precompute()
+    usual = len(runs)
+    monkeypatch.setattr(routing_explorer, "LAYER_RUNS", 400)
+    whole.precompute()
+    assert usual > 64 and len(runs) - usual == 400 // 40 + 1  # and one expert per token everywhere

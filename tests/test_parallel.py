@@ -20,12 +20,11 @@ from moe_lite import hf, parallel
 from moe_lite.checkpoint import checkpoints
 from moe_lite.config import MixtralConfig
 from moe_lite.course import recipes
+from moe_lite.course.losses2017 import importance_loss, load_loss
 from moe_lite.history import History
 from moe_lite.losses import (
     drop_rate,
-    importance_loss,
     load_balancing_loss,
-    load_loss,
     max_violation,
     mixtral_aux_loss,
     router_z_loss,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..machine import check_environment
 from .verdict import CheckFailed, judged
 
 CHAPTERS = (
@@ -21,7 +22,7 @@ CHAPTERS = (
     "stability", "expert_choice", "fine_grained", "small_mixtral", "dispatch_paths",
     "beyond_one_machine", "what_experts_learn",
 )  # fmt: skip
-__all__ = ["CheckFailed"]
+__all__ = ["CheckFailed", "check_environment"]
 for _chapter in CHAPTERS:
     for _name, _check in vars(import_module(f"{__name__}.{_chapter}")).items():
         if _name.startswith("check_"):

@@ -164,15 +164,6 @@ def number(value: Any) -> Tensor | None:
         return None
 
 
-def flag(exercise: str, value: Any, given: str = "") -> bool:
-    """Return a learner's yes or no as a bool, whatever holds it; refuse what is neither."""
-    found = number(value)
-    if found is None or found.numel() != 1 or found.item() not in (0, 1):
-        refuse(exercise, f"return True or False, not {show(value)}", given)
-        raise AssertionError
-    return bool(found)
-
-
 def _wanted(right: Any) -> Any:
     """Bring a right value to one form: tuples of tensors and words."""
     if isinstance(right, tuple):
@@ -288,9 +279,8 @@ class Case:
             return True
         if self.leaves and not same(value[0], self.right[0], self.slack):
             return same(self.yours[0], value[0], self.slack)
-        return same(self.yours, value, self.slack) or not finite(
-            self.yours
-        )  # overflow hides what it was
+        # Where numbers overflowed, what they came from cannot be seen.
+        return same(self.yours, value, self.slack) or not finite(self.yours)
 
     def shows(self, value: Any) -> bool:
         """Ask whether a mistake's value gives yours here, and not what is right."""
@@ -343,7 +333,7 @@ class Check:
         mistakes = self.mistakes(*args) if self.mistakes else ()
         self.cases.append(
             Case(given, fit(value, right), right, mistakes, otherwise,
-                 again=lambda: fit(self._call(given, args), right), slack=self.slack)
+                 again=lambda: fit(self._ask(given, args), right), slack=self.slack)
         )  # fmt: skip
         if self.see is None:
             self._notice(value, raw)
@@ -366,27 +356,21 @@ class Check:
             (text, None if value is None else (_wanted(value), *slopes(_wanted(value))))
             for text, value in (self.mistakes(*args) if self.mistakes else ())
         ]
-        self.cases.append(
-            Case(
-                given,
-                (yours, *slopes(yours, wanted[1:])),
-                wanted,
-                mistakes,
-                "",
-                tuple(leaves),
-                slack=self.slack,
-            )
-        )
+        found = (yours, *slopes(yours, wanted[1:]))
+        self.cases.append(Case(given, found, wanted, mistakes, "", tuple(leaves), slack=self.slack))
 
     def passed(self, verdict: str) -> None:
         """Judge all cases; print the verdict if they are all right."""
         self.judge()
         passed(self.exercise, verdict + self.note)
 
+    def _ask(self, given: str, args: tuple[Any, ...]) -> Any:
+        value = call(self.exercise, self.answer, *args, on=given)
+        return value if self.see is None else self.see(value, *args)
+
     def _call(self, given: str, args: tuple[Any, ...]) -> Any:
         try:
-            value = call(self.exercise, self.answer, *args, on=given)
-            return value if self.see is None else self.see(value, *args)
+            return self._ask(given, args)
         except CheckFailed:
             self.judge()  # an earlier case that is wrong says more than this crash
             raise
@@ -403,7 +387,7 @@ class Check:
         wrong = [case for case in self.cases if case.wrong()]
         if not wrong:
             return
-        first = min(wrong, key=lambda case: bool(case.otherwise))
+        first = min(wrong, key=lambda case: bool(case.otherwise or case.leaves))
         verdict, case = self._named() or (self._formal(first), first)
         yours, right = case.yours, case.right
         given = case.given
@@ -537,16 +521,16 @@ def form(pairs: Sequence[tuple[Any, Any]]) -> str:
         times = sorted({f"{c:.4g}" for c in scales if not math.isnan(c)})
         if len(times) == 1 or all(r.numel() > 1 for _, r in pairs):
             return f"right up to a factor: yours is {' or '.join(times)} times what is asked"
-    shifts = {f"{(y - r).mean().item():+,.10g}" for y, r in pairs}
+    shifts = {f"{(y - r).mean().item():+,.6g}" for y, r in pairs}
     several = len(pairs) > 1 or right.numel() > 1
     if several and len(shifts) == 1 and all(same(y, r + (y - r).mean()) for y, r in pairs):
         return f"every number is off by {shifts.pop()}"
     if all(same(y.flatten().sort().values, r.flatten().sort().values) for y, r in pairs):
         return "the right numbers, but in another order"
-    rows = [(y, r) for y, r in pairs if r.dim() and r.shape[-1] > 1]
-    if rows and all(same(r.sum(-1), torch.ones_like(r.sum(-1))) for _, r in rows):
-        if not all(same(y.sum(-1), torch.ones_like(y.sum(-1))) for y, _ in rows):
-            return "they do not add up to 1 over the last dimension, and the right ones do"
+    sums = [[t.sum(-1) for t in (y, r)] for y, r in pairs if r.dim() and r.shape[-1] > 1]
+    ones = [[same(t, torch.ones_like(t)) for t in both] for both in sums]
+    if ones and all(right for _, right in ones) and not all(mine for mine, _ in ones):
+        return "they do not add up to 1 over the last dimension, and the right ones do"
     return ""
 
 
