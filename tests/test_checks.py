@@ -309,9 +309,7 @@ def test_same(a, b, equal):
 def test_the_environment_is_told_what_it_lacks(monkeypatch, capsys):
     from moe_lite.course import machine
 
-    monkeypatch.setattr(
-        machine, "requires", lambda name: ["torch>=2.10", "pytest ; extra == 't'"]
-    )
+    monkeypatch.setattr(machine, "requires", lambda name: ["torch>=2.10", "pytest ; extra == 't'"])
     assert checks.check_environment()
     assert "Everything is here" in capsys.readouterr().out
     lacking = ["torch>=999", "no-such-package>=1.2; extra == 'course'", "numpy", "x; extra == 't'"]
