@@ -35,9 +35,9 @@ def check_environment() -> bool:
         except PackageNotFoundError:
             have = ""
         if not have or not requirement.specifier.contains(have, prereleases=True):
-            missing.append(f'"{requirement}"')
+            missing.append(f'"{requirement.name}{requirement.specifier}"')
             lines.append(
-                f"✗ {requirement.name} {have or 'is not installed'}; needed: {requirement}"
+                f"✗ {requirement.name} {have or 'is not installed'}; needed: {requirement.name}{requirement.specifier}"
             )
     if not missing:
         lines.append(f"✓ torch {torch.__version__} and all that the course needs beside it")
