@@ -22,16 +22,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_lite.course.data import Corpus, load_corpus
 from moe_lite.course.ledger import Claim, Experiment, Measures
 from moe_lite.course.sweep import MAX_BYTES, Outcome, Setting, sweep
 from moe_lite.course.sweep import run as train_one
+from moe_lite.evaluation import cross_entropy
 from moe_lite.model import Mixtral
-from moe_lite.routers import TopKRouter
-from moe_lite.routing import Routing
-from moe_lite.train import cross_entropy
+from moe_lite.routers import Router, Scores, TopKRouter
 
 STEPS, EARLY, BATCHES = 200, 20, 4
 SIXTEENTHS = (0, 1, 2, 3, 4, 8)  # of the routed experts, each token's best, disabled
@@ -56,7 +55,7 @@ SETTINGS = {
 }
 
 
-class WithoutBest(nn.Module):
+class WithoutBest(Router):
     """Take each token's best few experts from it; it gets the next best, as many as before.
 
     Their gates are probabilities among those that are left; with ``faint`` among all, so that what
@@ -66,16 +65,15 @@ class WithoutBest(nn.Module):
     """
 
     def __init__(self, gate: TopKRouter, off: int, faint: bool = False):
-        super().__init__()
+        super().__init__(gate.top_k, renormalize=False)
         self.gate, self.off, self.faint = gate, off, faint
 
-    def forward(self, x_TD: Tensor) -> Routing:
-        logits_TE = self.gate.logits(x_TD)
+    def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
+        logits_TE = self.gate.score(x_TD).logits_TE
         best_TM = logits_TE.topk(self.off, dim=-1).indices
         left_TE = logits_TE.scatter(-1, best_TM, -1e9)  # the layer refuses infinite logits
-        expert_TK = left_TE.topk(self.gate.top_k, dim=-1).indices
         probs_TE = (logits_TE if self.faint else left_TE).softmax(-1)
-        return Routing.from_choices(left_TE, probs_TE, expert_TK, probs_TE.gather(-1, expert_TK))
+        return Scores(left_TE, probs_TE, left_TE, probs_TE)
 
 
 @torch.no_grad()

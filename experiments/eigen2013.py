@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_lite.course.hierarchy import constrain
 from moe_lite.course.ledger import Claim, Experiment, Measures
-from moe_lite.hierarchy import constrain
 
 CONFIG: dict[str, Any] = {
     "train": 6000, "test": 2000, "side": 24, "noise": 0.1, "width": 50, "experts": 4,

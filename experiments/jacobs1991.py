@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.mixtures import Backprop, Descent, Mixture, descend
 from moe_lite.course.vowels import Vowels, load_vowels
-from moe_lite.mixtures import Backprop, Descent, Mixture, descend
 
 SYSTEMS: dict[str, Callable[[Sequence[int], int], Mixture | Backprop]] = {
     "4 experts": lambda seeds, O: Mixture(2, 4, O, seeds=seeds),  # noqa: E741

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from moe_lite.course import arm
+from moe_lite.course.hierarchy import affine, em_step, random_tree
 from moe_lite.course.ledger import Claim, Experiment, Measures
-from moe_lite.hierarchy import affine, em_step, random_tree
 
 CONFIG: dict[str, Any] = {
     "train": 15_000, "test": 5_000, "data_seed": 0,

@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from moe_lite.course.data import Corpus, load_corpus
 from moe_lite.course.ledger import Claim, Experiment, Measures
-from moe_lite.course.sweep import MAX_BYTES, ROUTERS, Outcome, Routers, Setting, sweep
+from moe_lite.course.sweep import MAX_BYTES, Outcome, Routers, Setting, sweep
 from moe_lite.course.sweep import run as train_one
-from moe_lite.routers import SigmoidBiasRouter
-from moe_lite.routing import Routing
+from moe_lite.routers import ROUTERS, SigmoidBiasRouter
 
 STEPS, EARLY, SPANS = 200, 20, 10
 MODEL = {"num_local_experts": 31, "num_experts_per_tok": 3, "intermediate_size": 64}
@@ -40,21 +41,18 @@ def setting(u: float = 0.0, alpha: float = 0.0) -> Setting:
 class FallingRateRouter(SigmoidBiasRouter):
     """Lower the update rate to zero step by step: quick at first, still in the end."""
 
-    def __init__(self, *sizes: int, update_rate: float, steps: int):
-        super().__init__(*sizes, update_rate=update_rate)
+    def __init__(
+        self, hidden_size: int, num_experts: int, top_k: int, *, update_rate: float, steps: int
+    ):
+        super().__init__(hidden_size, num_experts, top_k, update_rate=update_rate)
         self.fall = update_rate / steps
 
-    def update(self, routing: Routing) -> None:
-        super().update(routing)
+    def update(self, load_E: Tensor) -> None:
+        super().update(load_E)
         self.update_rate = max(0.0, self.update_rate - self.fall)
 
 
-OUR_ROUTERS: Routers = {
-    **ROUTERS,
-    "falling rate": lambda c, **options: FallingRateRouter(
-        c.hidden_size, c.num_local_experts, c.num_experts_per_tok, **options
-    ),
-}
+OUR_ROUTERS: Routers = {**ROUTERS, "falling rate": FallingRateRouter.from_config}
 SETTINGS = {
     "nothing": setting(),
     "alpha 0.001": setting(alpha=0.001),

@@ -10,7 +10,6 @@ out otherwise: it has four experts, about as many as a collapse leaves at work, 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from moe_lite import losses
 from moe_lite.config import MixtralConfig
+from moe_lite.course import losses2017
 from moe_lite.course.data import Corpus, load_corpus
-from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
+from moe_lite.files import write
 from moe_lite.model import Mixtral
 from moe_lite.routers import NoisyTopKRouter
 
@@ -62,8 +62,8 @@ def train(
         batch = corpus.batch("train", CONFIG["batch"], CONFIG["context"], seed=seed, step=step)
         out = model(batch.ids_BS)
         loss = F.cross_entropy(out.logits_BSV.flatten(0, 1), batch.targets_BS.flatten())
-        loss = loss + w_importance * losses.importance_loss(out.routings)
-        loss = loss + w_load * losses.load_loss(out.routings)
+        loss = loss + w_importance * losses2017.importance_loss(out.routings)
+        loss = loss + w_load * losses2017.load_loss(out.routings)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -87,8 +87,8 @@ def measure(model: Mixtral, corpus: Corpus) -> dict[str, float]:
     load_E = torch.stack([routing.load_E() for routing in routings]).sum(0)
     return {
         "perplexity": torch.tensor(nats).mean().exp().item(),
-        "CV of importance": losses.cv_squared(importance_E).sqrt().item(),
-        "CV of load": losses.cv_squared(load_E).sqrt().item(),
+        "CV of importance": losses2017.cv_squared(importance_E).sqrt().item(),
+        "CV of load": losses2017.cv_squared(load_E).sqrt().item(),
         "max/mean load": (load_E.max() / load_E.mean()).item(),
         "larger gate": torch.stack([r.gates_TE().amax(-1).mean() for r in routings]).mean().item(),
     }
@@ -105,9 +105,7 @@ def run(seeds: Sequence[int]) -> Measures:
     torch.set_num_threads(1)  # products this small only wait for each other
     corpus = load_corpus(max_bytes=CONFIG["max_bytes"])
     mark = json.loads(json.dumps({"config": CONFIG, "text": corpus.digest}))
-    done: dict[str, dict[str, float]] = {}
-    if PART.is_file() and (kept := json.loads(PART.read_text(encoding="utf-8")))["mark"] == mark:
-        done = kept["done"]
+    done: dict[str, dict[str, float]] = unfinished(PART, mark)
     models = {name(setting): (*setting, CONFIG["experts"]) for setting in SETTINGS}
     models["control"] = (*SETTINGS[3], CONFIG["control"])  # as many experts as a collapse leaves
     for seed in seeds:
@@ -115,9 +113,7 @@ def run(seeds: Sequence[int]) -> Measures:
             if (key := f"{label}; seed {seed}") not in done:
                 done[key] = train(corpus, *model, seed, whole=True)
                 print(key, {k: round(v, 3) for k, v in done[key].items()}, flush=True)
-                aside = PART.with_suffix(".aside")
-                aside.write_text(json.dumps({"mark": mark, "done": done}), encoding="utf-8")
-                os.replace(aside, PART)
+                write(PART, json.dumps({"mark": mark, "done": done}))
     PART.unlink(missing_ok=True)  # the next run is to be a run
     torch.set_num_threads(threads)
     found: Measures = {}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +20,16 @@ import torch
 
 from moe_lite.config import MixtralConfig
 from moe_lite.course.data import Corpus, load_corpus
-from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
 from moe_lite.course.sweep import MAX_BYTES, SMALL, TRAINING
+from moe_lite.evaluation import evaluate
 from moe_lite.experts import Experts
+from moe_lite.files import write
+from moe_lite.history import Row
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
-from moe_lite.train import Row, evaluate, train
+from moe_lite.train import train
 
 CONFIG: dict[str, Any] = {
     "pretrain_steps": 250, "tune_steps": 100, "every": 10, "lr": 2e-3, "batch": 8,
@@ -169,16 +171,12 @@ def run(seeds: Sequence[int]) -> Measures:
     corpora = texts()
     digests = [corpus.digest for corpus in corpora]
     mark = json.loads(json.dumps({"config": CONFIG, "text": digests}))
-    done: dict[str, dict[str, float]] = {}
-    if PART.is_file() and (kept := json.loads(PART.read_text(encoding="utf-8")))["mark"] == mark:
-        done = kept["done"]
+    done: dict[str, dict[str, float]] = unfinished(PART, mark)
     for seed in seeds:
         if str(seed) not in done:
             done[str(seed)] = one(corpora, seed)
             print(seed, {k: round(v, 3) for k, v in done[str(seed)].items()}, flush=True)
-            aside = PART.with_suffix(".aside")
-            aside.write_text(json.dumps({"mark": mark, "done": done}), encoding="utf-8")
-            os.replace(aside, PART)
+            write(PART, json.dumps({"mark": mark, "done": done}))
     PART.unlink(missing_ok=True)  # the next run is to be a run
     torch.set_num_threads(threads)
     return {what: [done[str(s)][what] for s in seeds] for what in done[str(seeds[0])]}

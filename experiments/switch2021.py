@@ -27,7 +27,8 @@ import torch
 from moe_lite.course.data import Corpus, load_corpus
 from moe_lite.course.ledger import Claim, Experiment, Measures
 from moe_lite.course.sweep import BALANCES, MAX_BYTES, TRAINING, Outcome, Setting, sweep
-from moe_lite.train import Row, train
+from moe_lite.history import Row
+from moe_lite.train import train
 
 FACTORS = (2.0, 1.25, 1.0)
 ONE: dict[str, Any] = {"num_experts_per_tok": 1}

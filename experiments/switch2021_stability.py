@@ -37,11 +37,10 @@ from torch import Tensor, nn
 from moe_lite.config import TrainConfig
 from moe_lite.course.data import Corpus, load_corpus
 from moe_lite.course.ledger import Claim, Experiment, Measures
-from moe_lite.course.sweep import MAX_BYTES, ROUTERS, Outcome, Routers, Setting, sweep
+from moe_lite.course.sweep import MAX_BYTES, Outcome, Routers, Setting, sweep
 from moe_lite.course.sweep import run as train_one
 from moe_lite.model import Mixtral
-from moe_lite.routers import SwitchRouter
-from moe_lite.routing import Routing
+from moe_lite.routers import ROUTERS, Scores, SwitchRouter
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -49,29 +48,19 @@ RESULTS = Path(__file__).parent / "results"
 class RoundedRouter(SwitchRouter):
     """Do all that a Switch router does in bfloat16; ``offset`` is added to each logit before."""
 
-    def __init__(self, *args: Any, offset: float = 0.0, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, hidden_size: int, num_experts: int, *, offset: float = 0.0, **options: Any):
+        super().__init__(hidden_size, num_experts, **options)
         self.offset = offset
 
-    def logits(self, x_TD: Tensor) -> Tensor:
+    def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = F.linear(x_TD.bfloat16(), self.weight.bfloat16())
-            return (logits_TE.float() + self.offset).bfloat16()
-
-    def forward(self, x_TD: Tensor, mask_T: Tensor | None = None) -> Routing:
-        routing = super().forward(x_TD, mask_T)  # its softmax runs in the type of the logits
-        return replace(
-            routing,
-            logits_TE=routing.logits_TE.float(),
-            probs_TE=routing.probs_TE.float(),
-            gate_N=routing.gate_N.float(),
-        )
+            logits_TE = (logits_TE.float() + self.offset).bfloat16()
+            probs_TE = logits_TE.softmax(dim=-1)  # in bfloat16, and so is the choice
+        return Scores(logits_TE.float(), probs_TE.float(), probs_TE, probs_TE.float())
 
 
-MINE: Routers = {
-    **ROUTERS,
-    "rounded": lambda c, **o: RoundedRouter(c.hidden_size, c.num_local_experts, **o),
-}
+MINE: Routers = {**ROUTERS, "rounded": RoundedRouter.from_config}
 
 
 @dataclass(frozen=True)

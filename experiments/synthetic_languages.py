@@ -12,7 +12,6 @@ router is the best one is no assumption: routers that know the cause, or the dec
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,9 +20,11 @@ from typing import Any, get_args
 import torch
 import torch.nn.functional as F
 
-from moe_lite import analysis, causal
-from moe_lite.course.languages import Cause, Languages
-from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite import causal
+from moe_lite.course import analysis, effects
+from moe_lite.course.languages import Cause, Languages, agreement
+from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
+from moe_lite.files import write
 from moe_lite.model import Mixtral
 
 SENTENCES, NULLS = 4096, 20
@@ -49,7 +50,7 @@ def score(world: Languages, model: Mixtral, seed: int) -> dict[str, float]:
         bits = analysis.mutual_information(trace, label[name]).item()
         chance = analysis.permuted_information(trace, label[name], seeds)
         within = analysis.permuted_information(trace, label[name], seeds, within_T=label[other])
-        fits = analysis.agreement(analysis.choices_LTK(trace)[0, :, 0], label[name], seeds)
+        fits = agreement(analysis.choices_LTK(trace)[0, :, 0], label[name], seeds)
         beats[role] = bits > within.max().item()
         found |= {
             f"bits of the {role}": bits,
@@ -76,7 +77,7 @@ def ablated(world: Languages, model: Mixtral, seed: int) -> dict[str, float]:
     one_CB = F.one_hot(label_B, world.count).T.double()
     hits = []
     for expert in range(world.count):
-        rise_B = causal.effect(model, whole_BS, causal.ablate(0, expert)).rise_T.view(-1, 4)[:, 3]
+        rise_B = effects.effect(model, whole_BS, causal.ablate(0, expert)).rise_T.view(-1, 4)[:, 3]
         rise_C = one_CB @ rise_B.double() / one_CB.sum(1)
         hits.append(float(rise_C.argmax() == share_CE[:, expert].argmax()))
     return {"ablation hits the label served most": sum(hits) / len(hits)}
@@ -109,16 +110,12 @@ def run(seeds: Sequence[int]) -> Measures:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     mark = json.loads(json.dumps(CONFIG))
-    done: dict[str, dict[str, float]] = {}
-    if PART.is_file() and (kept := json.loads(PART.read_text(encoding="utf-8")))["mark"] == mark:
-        done = kept["done"]
+    done: dict[str, dict[str, float]] = unfinished(PART, mark)
     for seed in seeds:
         if str(seed) not in done:
             done[str(seed)] = one(WORLDS["language"], seed) | one(WORLDS["verb"], seed)
             print(seed, flush=True)
-            aside = PART.with_suffix(".aside")
-            aside.write_text(json.dumps({"mark": mark, "done": done}), encoding="utf-8")
-            os.replace(aside, PART)
+            write(PART, json.dumps({"mark": mark, "done": done}))
     PART.unlink(missing_ok=True)  # the next run is to be a run
     torch.set_num_threads(threads)
     return {what: [done[str(s)][what] for s in seeds] for what in done[str(seeds[0])]}

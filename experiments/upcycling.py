@@ -10,7 +10,6 @@ ours has read 0.4 million, so only the direction can be compared.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any
 import torch
 
 from moe_lite.course.data import Corpus, load_corpus
-from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
 from moe_lite.course.sweep import MAX_BYTES, SMALL, TRAINING
+from moe_lite.files import write
 from moe_lite.hf import upcycle
 from moe_lite.model import Mixtral
 from moe_lite.train import train
@@ -98,16 +98,12 @@ def run(seeds: Sequence[int]) -> Measures:
     torch.set_num_threads(1)
     corpus = load_corpus(max_bytes=CONFIG["max_bytes"])
     mark = json.loads(json.dumps({"config": CONFIG, "text": corpus.digest}))
-    done: dict[str, dict[str, float | None]] = {}
-    if PART.is_file() and (kept := json.loads(PART.read_text(encoding="utf-8")))["mark"] == mark:
-        done = kept["done"]
+    done: dict[str, dict[str, float | None]] = unfinished(PART, mark)
     for seed in seeds:
         if str(seed) not in done:
             done[str(seed)] = one(corpus, seed)
             print(seed, {k: v for k, v in done[str(seed)].items() if "at " not in k}, flush=True)
-            aside = PART.with_suffix(".aside")
-            aside.write_text(json.dumps({"mark": mark, "done": done}), encoding="utf-8")
-            os.replace(aside, PART)
+            write(PART, json.dumps({"mark": mark, "done": done}))
     PART.unlink(missing_ok=True)  # the next run is to be a run
     torch.set_num_threads(threads)
     return {what: [done[str(s)][what] for s in seeds] for what in done[str(seeds[0])]}

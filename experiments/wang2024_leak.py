@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,12 +31,13 @@ from torch import Tensor, nn
 from moe_lite.config import MixtralConfig
 from moe_lite.course import sweep
 from moe_lite.course.data import Corpus
-from moe_lite.course.ledger import Claim, Experiment, Measures
-from moe_lite.course.sweep import ROUTERS, Outcome, Setting
+from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
+from moe_lite.course.sweep import Outcome, Setting
+from moe_lite.evaluation import cross_entropy
+from moe_lite.files import write
 from moe_lite.model import Mixtral
-from moe_lite.routers import ExpertChoiceRouter, TopKRouter
+from moe_lite.routers import ROUTERS, ExpertChoiceRouter, TopKRouter
 from moe_lite.routing import Routing
-from moe_lite.train import cross_entropy
 
 TRAINING = {"steps": 250}
 B, S = 16, 64
@@ -62,7 +62,7 @@ class Regrouped(nn.Module):
         super().__init__()
         self.router, self.order = router, order
 
-    def forward(self, x_TD: Tensor) -> Routing:
+    def forward(self, x_TD: Tensor, **_: Tensor | None) -> Routing:
         order_T = self.order(len(x_TD), self.training)
         routing: Routing = self.router(x_TD[order_T])
         back_T = order_T.argsort()
@@ -89,7 +89,7 @@ class Threshold(nn.Module):
         super().__init__()
         self.weight, self.bar_E = _router(router).weight, bar_E
 
-    def forward(self, x_TD: Tensor) -> Routing:
+    def forward(self, x_TD: Tensor, **_: Tensor | None) -> Routing:
         logits_TE = F.linear(x_TD.float(), self.weight)
         probs_TE = logits_TE.softmax(-1)
         token_N, expert_N = (probs_TE >= self.bar_E).nonzero().unbind(1)
@@ -170,7 +170,7 @@ def more(outcome: Outcome, corpus: Corpus) -> dict[str, float | None]:
         pairs.append(torch.stack(strangers_future(model, batch.ids_BS, batch.targets_BS)))
     gain_S = torch.stack(pairs).diff(dim=1).mean(0)[0]
     found["gain from the future"] = gain_S.mean().item()
-    if isinstance(gate := model.moe_layers[0].gate, TopKRouter):
+    if type(gate := model.moe_layers[0].gate) is TopKRouter:
         return found
     found["loss with thresholds"] = with_thresholds(model, corpus)
     if isinstance(gate, ExpertChoiceRouter) and gate.group_size == 16:
@@ -220,19 +220,14 @@ def leaked(group: str | int, seed: int, steps: int | None = None) -> float:
 def probe(seeds: Sequence[int]) -> Measures:
     """Measure the leak of every grouping with every seed; an interrupted probe goes on."""
     mark, threads = json.loads(json.dumps(CONFIG["probe"])), torch.get_num_threads()
-    done: dict[str, float] = {}
-    if PROBE_PART.is_file():
-        kept = json.loads(PROBE_PART.read_text(encoding="utf-8"))
-        done = kept["done"] if kept["mark"] == mark else {}
+    done: dict[str, float] = unfinished(PROBE_PART, mark)
     torch.set_num_threads(1)
     for group in CONFIG["probe groups"]:
         for seed in seeds:
             if (key := f"{group}; seed {seed}") not in done:
                 done[key] = leaked(group, seed)
                 print("bits leaked", key, round(done[key], 4), flush=True)
-                aside = PROBE_PART.with_suffix(".aside")
-                aside.write_text(json.dumps({"mark": mark, "done": done}), encoding="utf-8")
-                os.replace(aside, PROBE_PART)
+                write(PROBE_PART, json.dumps({"mark": mark, "done": done}))
     torch.set_num_threads(threads)
     return {
         f"bits leaked, {group}": [done[f"{group}; seed {seed}"] for seed in seeds]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from operator import index
 from typing import Any, Literal, get_args
 
@@ -14,16 +13,7 @@ from torch import Tensor, nn
 
 from .layer import MoELayer
 from .model import Mixtral
-from .routers import (
-    Capacity,
-    GShardRouter,
-    HashRouter,
-    NoisyTopKRouter,
-    SigmoidBiasRouter,
-    SwitchRouter,
-    TopKRouter,
-    limit,
-)
+from .routers import Scores
 from .routing import Routing
 
 Kind = Literal["force", "ablate", "ban", "swap", "top_k"]
@@ -120,10 +110,11 @@ def intervene(model: Mixtral, *interventions: Intervention) -> Iterator[Mixtral]
         with intervene(model, ablate(3, 5), force(0, 2, tokens=[7])):
             changed = model(ids_BS).logits_BSV
 
-    In each layer first what the router chooses is settled (force, ban and top_k, together), then
-    pairs are swapped and ablated in the order given. Where a queue is limited, it is made anew
-    from the new choice. A token that no intervention names keeps its experts and gates, to the
-    bit. Losses and traces see the changed routing.
+    In each layer first the router chooses, from scores in which force and ban are written, and
+    as many as top_k says; it weighs and limits as it always does. Then pairs are swapped and
+    ablated, in the order given. A token that no intervention names keeps its experts and gates,
+    to the bit; where experts have a capacity, it may find or lose a place. Losses and traces see
+    the changed routing.
 
     With a KV cache the position of a token of a single text is that in the whole text, so that
     :meth:`~moe_lite.model.Mixtral.generate` can be changed from any new token on; of several
@@ -131,7 +122,7 @@ def intervene(model: Mixtral, *interventions: Intervention) -> Iterator[Mixtral]
 
     Raises: ValueError for a layer, an expert, a k or (when the model runs) a position that does
             not exist; for force and ban of one expert at once, or fewer experts left than k; for
-            a router whose choice is not one top-k of scores, which only takes swap and ablate.
+            a router that does not choose as its scores ask, which only takes swap and ablate.
     """
     if not isinstance(model, Mixtral):
         raise ValueError(f"interventions need moe_lite's Mixtral, not a {type(model).__name__}")
@@ -145,6 +136,7 @@ def intervene(model: Mixtral, *interventions: Intervention) -> Iterator[Mixtral]
                 changer = _Changer(layer, mine)
                 hooks.callback(block.register_forward_pre_hook(changer.place).remove)
                 hooks.callback(layer.gate.register_forward_hook(changer.change).remove)
+                hooks.enter_context(changer.in_place())
         yield model
 
 
@@ -167,20 +159,37 @@ def _check(model: Mixtral, i: Intervention) -> None:
 
 
 class _Changer:
-    """Change what one layer's gate answers."""
+    """Stand in for one layer's router where it chooses, and change what it then answers."""
 
     def __init__(self, layer: MoELayer, interventions: list[Intervention]):
-        self.layer, self.interventions = layer, interventions
-        self.start, self.texts, self.cached = 0, 1, False
+        self.gate = layer.gate
+        self.choosing = [i for i in interventions if i.kind in ("force", "ban", "top_k")]
+        self.moving = [i for i in interventions if i.kind in ("swap", "ablate")]
+        self.own: Callable[..., Routing] | None = getattr(layer.gate, "choose", None)
+        self.start, self.texts, self.cached, self.asked = 0, 1, False, False
 
     def place(self, block: nn.Module, args: tuple[Any, ...]) -> None:
         """Note, before the layer runs, where in the text its tokens stand."""
         x_BSD, _, _, cache, *_ = args
         self.start, self.cached = (0, False) if cache is None else (cache.length, True)
-        self.texts = len(x_BSD)
+        self.texts, self.asked = len(x_BSD), False
 
-    def named(self, tokens: tuple[int, ...] | None, T: int, device: torch.device) -> Tensor:
-        """Say which of this call's tokens an intervention names: bool (T,)."""
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Choose for the router while the block runs."""
+        before = vars(self.gate).get("choose")  # where another block does the same
+        if self.own is not None:
+            vars(self.gate)["choose"] = self.choose
+        try:
+            yield
+        finally:
+            vars(self.gate).pop("choose", None)
+            if before is not None:
+                vars(self.gate)["choose"] = before
+
+    def named(self, tokens: tuple[int, ...] | None, like_TE: Tensor) -> Tensor:
+        """Return which of this call's tokens an intervention names: bool (T,)."""
+        T, device = len(like_TE), like_TE.device
         if tokens is None:
             return torch.ones(T, dtype=torch.bool, device=device)
         hit_T = torch.zeros(T, dtype=torch.bool, device=device)
@@ -192,173 +201,124 @@ class _Changer:
         hit_T[[t - self.start for t in tokens if self.start <= t < self.start + T]] = True
         return hit_T
 
+    def choose(self, scores: Scores, k: int | None = None) -> Routing:
+        """Let the router choose as it is, and again as it is asked to for the tokens named."""
+        assert self.own is not None
+        self.asked, before = True, self.own(scores, k)
+        hits = [(i, self.named(i.tokens, scores.choose_TE)) for i in self.choosing]
+        if not any(hit_T.any() for _, hit_T in hits):
+            return before
+        wish = _Wish(scores, before, hits)
+        if before.per_token is None:
+            raise self._refusal()
+        # Each number of experts is a choice of its own, of which its tokens keep their rows.
+        parts = [_only(before, ~wish.touched_T)]
+        for few in wish.k_T[wish.touched_T].unique().tolist():
+            again = self.own(wish.scores, few)
+            parts.append(_only(again, wish.touched_T & (wish.k_T == few)))
+        routing = _joined(before, parts, scores.choose_TE, wish)
+        if not wish.granted(routing):
+            raise self._refusal()
+        return routing
+
     def change(self, gate: nn.Module, args: Any, routing: Routing) -> Routing:
-        T, device = routing.num_tokens, routing.logits_TE.device
-        hits = [(i, self.named(i.tokens, T, device)) for i in self.interventions]
-        choosing = [(i, hit_T) for i, hit_T in hits if i.kind in ("force", "ban", "top_k")]
-        touched_T = torch.zeros(T, dtype=torch.bool, device=device)
-        for _, hit_T in choosing:
-            touched_T |= hit_T
-        if touched_T.any():
-            routing = _chosen_anew(gate, routing, choosing, touched_T)
-        for i, hit_T in hits:
-            hit_N = hit_T.index_select(0, routing.token_N)
+        """Swap and ablate in the router's answer."""
+        if not self.asked and any(
+            self.named(i.tokens, routing.logits_TE).any() for i in self.choosing
+        ):
+            raise self._refusal()
+        for i in self.moving:
+            hit_N = self.named(i.tokens, routing.logits_TE).index_select(0, routing.token_N)
             if i.kind == "ablate":
                 gone_N = hit_N & (routing.expert_N == i.expert)
                 routing = replace(routing, gate_N=routing.gate_N.masked_fill(gone_N, 0.0))
-            elif i.kind == "swap":
+            else:
                 is_a_N, is_b_N = (hit_N & (routing.expert_N == e) for e in (i.expert, i.other))
                 expert_N = routing.expert_N.masked_fill(is_a_N, i.other)
                 routing = replace(routing, expert_N=expert_N.masked_fill(is_b_N, i.expert))
         return routing
 
+    def _refusal(self) -> ValueError:
+        return ValueError(
+            f"{type(self.gate).__name__} does not choose by one top-k of scores: "
+            "only swap and ablate can be done to it"
+        )
 
-def _chosen_anew(
-    gate: nn.Module,
-    routing: Routing,
-    choosing: list[tuple[Intervention, Tensor]],
-    touched_T: Tensor,
-) -> Routing:
-    """Choose again for the tokens that were touched, and weigh by the router's own rule."""
-    router = gate.router if isinstance(gate, Capacity) else gate
-    wish_TE, weight_TE, divide = _rule(router, routing)  # type: ignore[arg-type]
-    own_TE, T = wish_TE.detach(), routing.num_tokens
-    k_T = torch.bincount(routing.token_N, minlength=T)
-    forced_TE = torch.zeros_like(own_TE, dtype=torch.bool)
-    banned_TE = torch.zeros_like(forced_TE)
-    for i, hit_T in choosing:
-        if isinstance(router, HashRouter) and i.kind != "force":
-            raise ValueError(f"cannot {i}: a hash router's table knows no next best")
-        if i.kind == "top_k":
-            k_T = k_T.masked_fill(hit_T, i.k)
-        else:
-            (forced_TE if i.kind == "force" else banned_TE)[:, i.expert] |= hit_T
-    for bad_T, complaint in (
-        ((forced_TE & banned_TE).any(1), "one expert is both forced and banned"),
-        (forced_TE.sum(1) > k_T, "more experts are forced than it has"),
-        ((~banned_TE).sum(1) < k_T, "fewer experts are left than it has"),
-    ):
-        if (bad_T & touched_T).any():
-            raise ValueError(f"token {int((bad_T & touched_T).nonzero()[0])}: {complaint}")
-    wish_TE = own_TE.masked_fill(forced_TE, torch.inf).masked_fill(banned_TE, -torch.inf)
-    K = int(k_T.max())
-    expert_TK = wish_TE.topk(K, dim=-1).indices
-    used_TK = torch.arange(K, device=k_T.device) < k_T[:, None]
-    gate_TK = weight_TE.gather(1, expert_TK) * used_TK
-    if divide:
-        gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True).clamp(min=1e-20)
-    # A forced expert need not be the best: best first again, those not used last.
-    own_TK = own_TE.gather(1, expert_TK).where(used_TK, -torch.inf)
-    order_TK = own_TK.argsort(dim=1, descending=True, stable=True)
-    expert_TK, gate_TK = expert_TK.gather(1, order_TK), gate_TK.gather(1, order_TK)
-    # The pairs of untouched tokens stay, those of the others are replaced, in the tokens' order.
-    stay_N = ~touched_T.index_select(0, routing.token_N)
-    new_TK = used_TK & touched_T[:, None]
-    token_N = torch.cat([routing.token_N[stay_N], new_TK.nonzero()[:, 0]])
-    token_N, order_N = token_N.sort(stable=True)
-    changed = replace(
+
+class _Wish:
+    """Write what is asked of a choice into the scores.
+
+    Shapes: touched_T, the tokens named; k_T, each token's number of experts; scores, in which
+            a forced expert has +inf and a banned one -inf.
+    """
+
+    def __init__(self, scores: Scores, before: Routing, hits: list[tuple[Intervention, Tensor]]):
+        T = before.num_tokens
+        self.touched_T = torch.stack([hit_T for _, hit_T in hits]).any(0)
+        self.k_T = torch.bincount(before.token_N, minlength=T)
+        self.forced_TE = torch.zeros_like(scores.choose_TE, dtype=torch.bool)
+        self.banned_TE = torch.zeros_like(self.forced_TE)
+        for i, hit_T in hits:
+            if i.kind == "top_k":
+                self.k_T = self.k_T.masked_fill(hit_T, i.k)
+            else:
+                (self.forced_TE if i.kind == "force" else self.banned_TE)[:, i.expert] |= hit_T
+        wish_TE = scores.choose_TE.detach()
+        wish_TE = wish_TE.masked_fill(self.forced_TE, torch.inf)
+        wish_TE = wish_TE.masked_fill(self.banned_TE, -torch.inf)
+        for bad_T, complaint in (
+            ((self.forced_TE & self.banned_TE).any(1), "one expert is both forced and banned"),
+            (self.forced_TE.sum(1) > self.k_T, "more experts are forced than it has"),
+            (
+                (wish_TE > -torch.inf).sum(1) < self.k_T,
+                "fewer experts are left to choose from than it has",
+            ),
+        ):
+            if (bad_T & self.touched_T).any():
+                raise ValueError(f"token {int((bad_T & self.touched_T).nonzero()[0])}: {complaint}")
+        self.scores = replace(scores, choose_TE=wish_TE)
+
+    def granted(self, routing: Routing) -> bool:
+        """Tell whether a router did what it was asked to; one that looks elsewhere does not."""
+        got_TE = torch.zeros_like(self.forced_TE)
+        got_TE[routing.token_N, routing.expert_N] = True
+        bad_TE = (self.forced_TE & ~got_TE) | (self.banned_TE & got_TE)
+        k_T = torch.bincount(routing.token_N, minlength=len(self.k_T))
+        return not bool(bad_TE.any() or (k_T != self.k_T).any())
+
+
+def _only(routing: Routing, who_T: Tensor) -> Routing:
+    """Return the pairs of some tokens."""
+    mine_N = who_T.index_select(0, routing.token_N)
+    return replace(
         routing,
-        token_N=token_N,
-        expert_N=torch.cat([routing.expert_N[stay_N], expert_TK[new_TK]])[order_N],
-        gate_N=torch.cat([routing.gate_N[stay_N], gate_TK[new_TK]])[order_N],
-        keep_N=None,
-        per_token=K if bool((k_T == K).all()) else None,
-    ).masked(routing.mask_T)
-    if isinstance(gate, Capacity):
-        return limit(changed, gate.factor, gate.priority, gate.group_size)
-    if isinstance(gate, SwitchRouter):
-        return limit(changed, gate.capacity_factor, group_size=gate.group_size)
-    if isinstance(gate, GShardRouter):
-        return limit(changed, gate.capacity_factor / 2, "choice", gate.group_size)
-    return changed
-
-
-def _rule(router: nn.Module, routing: Routing) -> tuple[Tensor, Tensor, bool]:
-    """Tell how a router decides: by what it chooses, by what it weighs, whether it divides."""
-    probs_TE = routing.probs_TE
-    if isinstance(router, TopKRouter):
-        return routing.logits_TE, probs_TE, router.renormalize or router.order == "topk_softmax"
-    if isinstance(router, NoisyTopKRouter):
-        return routing.logits_TE, probs_TE, True
-    if isinstance(router, SigmoidBiasRouter):
-        score_TE = routing.logits_TE.sigmoid()
-        return score_TE + router.bias_E, score_TE, router.renormalize
-    if isinstance(router, HashRouter):
-        return probs_TE, torch.ones_like(probs_TE), True
-    raise ValueError(
-        f"{type(router).__name__} does not choose by one top-k of scores: "
-        "only swap and ablate can be done to it"
+        token_N=routing.token_N[mine_N],
+        expert_N=routing.expert_N[mine_N],
+        gate_N=routing.gate_N[mine_N],
+        keep_N=None if routing.keep_N is None else routing.keep_N[mine_N],
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Keep what a model made of a text.
-
-    Shapes: ids_BS; logits_BSV; one routing per layer.
-    """
-
-    ids_BS: Tensor
-    logits_BSV: Tensor
-    routings: tuple[Routing, ...]
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, model: Mixtral, ids_BS: Tensor, *interventions: Intervention) -> Run:
-        """Run a text, in evaluation; the model is left in the mode it was in.
-
-        Raises: ValueError as :func:`intervene` and the model do.
-        """
-        training = model.training
-        try:
-            with intervene(model.eval(), *interventions):
-                out = model(ids_BS)
-        finally:
-            model.train(training)
-        return cls(ids_BS, out.logits_BSV, out.routings)
-
-    @cached_property
-    def log_probs_BSV(self) -> Tensor:
-        """Give the log-probability of every next token, float32."""
-        return self.logits_BSV.float().log_softmax(dim=-1)
-
-    @cached_property
-    def loss_T(self) -> Tensor:
-        """Give what each token of the flattened batch cost, given those before it, in nats.
-
-        The first of each text is NaN: nothing predicted it. What an intervention at token t can
-        change is the loss of the tokens after t.
-        """
-        told_BS1 = self.log_probs_BSV[:, :-1].gather(-1, self.ids_BS[:, 1:, None])
-        first_B1 = torch.full_like(self.log_probs_BSV[:, :1, 0], torch.nan)
-        return torch.cat([first_B1, -told_BS1[..., 0]], dim=1).flatten()
-
-
-@dataclass(frozen=True, eq=False)
-class Effect:
-    """Hold a run as it was beside the same run with interventions."""
-
-    base: Run
-    changed: Run
-    interventions: tuple[Intervention, ...]
-
-    @property
-    def rise_T(self) -> Tensor:
-        """Give by how much each token's loss rose, in nats; NaN where it has none."""
-        return self.changed.loss_T - self.base.loss_T
-
-
-def effect(model: Mixtral, ids_BS: Tensor, *interventions: Intervention) -> Effect:
-    """Run a text as it is and with interventions.
-
-    >>> from moe_lite import MixtralConfig
-    >>> model = Mixtral(MixtralConfig(vocab_size=64, hidden_size=32, intermediate_size=48,
-    ...     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2))
-    >>> found = effect(model, torch.arange(10).view(1, 10), ablate(1, 3), ban(0, 2, tokens=4))
-    >>> found.rise_T[:5].nan_to_num().abs().max() < 1, found.rise_T.shape
-    (tensor(True), torch.Size([10]))
-
-    Raises: ValueError as :func:`intervene` and the model do.
-    """
-    changed = Run.of(model, ids_BS, *interventions)
-    return Effect(Run.of(model, ids_BS), changed, interventions)
+def _joined(before: Routing, parts: list[Routing], own_TE: Tensor, wish: _Wish) -> Routing:
+    """Return one routing of several tokens' pairs, in the tokens' order and each best first."""
+    token_N, expert_N, gate_N = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("token_N", "expert_N", "gate_N")
+    )
+    keep_N = None
+    if any(part.keep_N is not None for part in parts):
+        every = [torch.ones_like(p.token_N).bool() if p.keep_N is None else p.keep_N for p in parts]
+        keep_N = torch.cat(every)
+    # A forced expert need not be the best. The pairs of untouched tokens keep their order.
+    own_N = own_TE.detach()[token_N, expert_N].where(wish.touched_T[token_N], 0.0)
+    order_N = own_N.argsort(descending=True, stable=True)
+    order_N = order_N[token_N[order_N].argsort(stable=True)]
+    k_T = wish.k_T
+    return replace(
+        before,
+        token_N=token_N[order_N],
+        expert_N=expert_N[order_N],
+        gate_N=gate_N[order_N],
+        keep_N=keep_N if keep_N is None else keep_N[order_N],
+        per_token=int(k_T.max()) if bool((k_T == k_T.max()).all()) else None,
+    )

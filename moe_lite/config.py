@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
+
+from .checked import check_fields
 
 Autocast = Literal["auto", "on", "off"]
 
@@ -36,19 +38,21 @@ class MixtralConfig:
     router_aux_loss_coef: float = 0.001
     initializer_range: float = 0.02
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
         if self.head_dim is None:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        for name in (
+        sizes = (
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
             "num_attention_heads", "num_key_value_heads", "head_dim", "num_local_experts",
-            "num_experts_per_tok", "max_position_embeddings",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+            "num_experts_per_tok", "max_position_embeddings", "sliding_window",
+        )  # fmt: skip
+        rates = dict(rope_theta=0, rms_norm_eps=0, router_aux_loss_coef=0, initializer_range=0)
+        check_fields(self, dict.fromkeys(sizes, 1) | rates)
+        if self.rope_theta == 0:
+            raise ValueError("rope_theta must be above 0, not 0")
         if self.num_experts_per_tok > self.num_local_experts:
             raise ValueError(
                 f"num_experts_per_tok (K) is {self.num_experts_per_tok}, but there are only "
@@ -61,10 +65,18 @@ class MixtralConfig:
             )
         if self.head_dim % 2:  # type: ignore[operator]
             raise ValueError(f"head_dim must be even for rotary embeddings, not {self.head_dim}")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(
-                f"sliding_window must be None or at least 1, not {self.sliding_window}"
-            )
+        pad, V = self.pad_token_id, self.vocab_size
+        if pad is not None and not -V <= pad < V:
+            raise ValueError(f"pad_token_id must be None or a token of the {V:,}, not {pad!r}")
+
+    @property
+    def num_parameters(self) -> int:
+        """Return how many parameters such a model has: those of all experts."""
+        D, H, E = self.hidden_size, self.num_attention_heads, self.num_local_experts
+        attention = 2 * D * self.head_dim * (H + self.num_key_value_heads)  # type: ignore[operator]
+        layer = attention + E * D + 3 * E * D * self.intermediate_size + 2 * D
+        matrices = 1 if self.tie_word_embeddings else 2
+        return self.num_hidden_layers * layer + D + matrices * self.vocab_size * D
 
     def dense(self, match: str = "active") -> MixtralConfig:
         """Give the dense twin: one expert as wide as the active ("active") or all ("total") ones.
@@ -127,20 +139,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        whole = {"steps": 1, "batch_size": 1, "seq_len": 1, "eval_windows": 1, "keep": 1}
-        whole |= {"warmup": 0, "seed": 0, "eval_every": 0, "checkpoint_every": 0}
-        for name, low in whole.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
-        for name in ("lr", "min_lr_ratio", "weight_decay", "grad_clip", "aux_coef", "z_coef"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        least = dict(steps=1, batch_size=1, seq_len=1, eval_windows=1, keep=1, warmup=0, seed=0)
+        least |= dict(eval_every=0, checkpoint_every=0, lr=0, min_lr_ratio=0, weight_decay=0)
+        check_fields(self, least | dict(grad_clip=0, aux_coef=0, z_coef=0))
+        if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers from 0 to below 1, not {self.betas}")
-        if self.autocast not in get_args(Autocast):
-            raise ValueError(f"autocast must be one of {get_args(Autocast)}, not {self.autocast!r}")
 
     def lr_at(self, step: int) -> float:
         """Give the learning rate of a step, counted from 0.

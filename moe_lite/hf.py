@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
+import re
 import shutil
 import sysconfig
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .checked import build, check_room, hints, open_tensors, read_json, short
 from .config import MixtralConfig
-from .files import flush
+from .files import commit
 from .model import Mixtral
-from .routers import TopKRouter
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "checkpoints"  # comes with the course
 if not PRETRAINED.is_dir():  # installed from a wheel
@@ -35,6 +34,7 @@ if not PRETRAINED.is_dir():  # installed from a wheel
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+HEAD = "lm_head.weight"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # Sizes have no default worth guessing; the other fields have the one transformers gives them.
@@ -50,6 +50,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "attention_dropout": (0, None),
+    "pretraining_tp": (1, None),
     "router_jitter_noise": (0, None),
     "partial_rotary_factor": (1, None),
     "rope_scaling": (None,),
@@ -59,9 +60,9 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 HARMLESS = {
     "_name_or_path", "_attn_implementation", "_attn_implementation_autoset", "dtype",
-    "torch_dtype", "transformers_version", "use_cache", "pad_token_id", "output_router_logits",
+    "torch_dtype", "transformers_version", "use_cache", "output_router_logits",
     "output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id",
-    "problem_type", "chunk_size_feed_forward",
+    "problem_type", "chunk_size_feed_forward", "tokenizer_class", "unsloth_version",
 }  # fmt: skip
 
 
@@ -76,42 +77,29 @@ def load_config(path: str | os.PathLike[str], *, ignore: Collection[str] = ()) -
              value if it is unknown, malformed, or asks for another forward pass.
     """
     file = _folder(path) / CONFIG
-    fields = {name: value for name, value in _read_json(file).items() if name not in ignore}
+    fields = {name: value for name, value in read_json(file).items() if name not in ignore}
     if fields.get("model_type") != "mixtral":
-        raise ValueError(f"{file}: model_type is {fields.get('model_type')!r}, not 'mixtral'")
+        raise ValueError(f"{file}: model_type is {short(fields.get('model_type'))}, not 'mixtral'")
     _read_rope(fields, file)
-    hints = get_type_hints(MixtralConfig)
     for name, value in fields.items():
-        read_past = f"ignore=({name!r},) reads past it"
+        read_past = f"ignore=({short(name)},) reads past it"
         if name in FIXED:
             if value not in FIXED[name]:
                 raise ValueError(
-                    f"{file}: {name} is {value!r}, which would change the forward pass; "
+                    f"{file}: {name} is {short(value)}, which would change the forward pass; "
                     f"only {FIXED[name][0]!r} is computed here ({read_past})"
                 )
-        elif name not in hints and name not in HARMLESS:
+        elif name not in hints(MixtralConfig) and name not in HARMLESS:
             raise ValueError(
-                f"{file}: the field {name!r} ({value!r}) is unknown and might change the "
-                f"model; if it does not matter, {read_past}"
+                f"{file}: the field {short(name)} ({short(value)}) is unknown and might change "
+                f"the model; if it does not matter, {read_past}"
             )
     if fields.get("num_key_value_heads") is None:
         fields["num_key_value_heads"] = fields.get("num_attention_heads")
     if missing := [name for name in REQUIRED if name not in fields]:
         raise ValueError(f"{file}: {', '.join(missing)} missing")
-    used = {name: fields[name] for name in hints if name in fields}
-    for name, value in used.items():
-        kinds = get_args(hints[name]) or (hints[name],)
-        if float in kinds:
-            fits = type(value) in (int, float) and 0 <= value < math.inf
-        else:
-            fits = type(value) in kinds  # exactly: True is no 1
-        if not fits:
-            wanted = " or ".join("null" if k is NoneType else k.__name__ for k in kinds)
-            raise ValueError(f"{file}: {name} must be {wanted}, not {value!r}")
-    try:
-        return MixtralConfig(**used)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    used = {name: value for name, value in fields.items() if name in hints(MixtralConfig)}
+    return build(MixtralConfig, used, str(file))
 
 
 def _read_rope(fields: dict[str, Any], file: Path) -> None:
@@ -125,11 +113,13 @@ def _read_rope(fields: dict[str, Any], file: Path) -> None:
         kinds = [rope.pop("rope_type", "default"), rope.pop("type", "default")]
         if kinds != ["default"] * 2 or rope.pop("partial_rotary_factor", 1) != 1 or rope:
             raise ValueError(
-                f"{file}: {key} is {fields[key]!r}; only the default rotary embedding is computed"
+                f"{file}: {key} is {short(fields[key])}; only the default rotary embedding "
+                "is computed"
             )
         if theta is not None and fields.setdefault("rope_theta", theta) != theta:
             raise ValueError(
-                f"{file}: rope_theta is {fields['rope_theta']!r}, but {key} says {theta!r}"
+                f"{file}: rope_theta is {short(fields['rope_theta'])}, but {key} says "
+                f"{short(theta)}"
             )
         del fields[key]
     if fields.get("rope_parameters", 0) is None:
@@ -155,7 +145,7 @@ def _config_json(config: MixtralConfig, dtype: torch.dtype) -> str:
 # --------------------------------------------------------------------------- names
 
 
-def _layout(model: Mixtral, stored: Iterable[str] = ()) -> dict[str, tuple[Tensor, ...]]:
+def _layout(model: Mixtral, stored: Collection[str] = ()) -> dict[str, tuple[Tensor, ...]]:
     """Give each tensor of a checkpoint the pieces of the parameters that it holds.
 
     In the published layout every expert has its own tensors. In transformers 5's own names
@@ -174,6 +164,8 @@ def _layout(model: Mixtral, stored: Iterable[str] = ()) -> dict[str, tuple[Tenso
         else:
             for e, expert in enumerate(tensor):
                 names[f"model.{layer}.experts.{e}.{weight}.weight"] = (expert,)
+    if HEAD in stored and HEAD not in names:  # tied, and stored all the same: a copy to compare
+        names[HEAD] = (torch.empty_like(model.lm_head.weight),)
     if stacked:
         return {name.replace(".block_sparse_moe.", ".mlp."): names[name] for name in names}
     return names
@@ -217,8 +209,10 @@ def load(
     """
     folder = _folder(path)
     _check_dtype(dtype)
-    model = _outline(load_config(folder, ignore=ignore))
-    shards = _shards(folder)
+    config, shards = load_config(folder, ignore=ignore), _shards(folder)
+    stored_names = {name for names in shards.values() for name in names}
+    _check_size(folder, config, stored_names, device, dtype)
+    model = _outline(config)
     stored_dtype = _verify(model, shards)
     if dtype is None and len(stored_dtype) > 1:
         raise ValueError(
@@ -226,14 +220,17 @@ def load(
             f"({', '.join(sorted(map(str, stored_dtype)))}); say which to load, dtype=..."
         )
     _allocate(model, torch.device(device), dtype or stored_dtype.pop())
-    layout = _layout(model, (name for names in shards.values() for name in names))
+    layout = _layout(model, stored_names)
     for file, names in shards.items():
-        with _open(file) as shard:
+        with open_tensors(file) as shard:
             for name in names:
                 stored, pieces = shard.get_tensor(name), layout[name]
                 parts = stored.chunk(len(pieces), dim=1) if len(pieces) > 1 else (stored,)
                 for piece, part in zip(pieces, parts, strict=True):
                     piece.copy_(part)
+    tied = config.tie_word_embeddings and HEAD in layout
+    if tied and not torch.equal(layout[HEAD][0], model.lm_head.weight):
+        raise ValueError(f"{folder}: {HEAD} is not the embedding, but the config ties the two")
     return model
 
 
@@ -275,18 +272,6 @@ def _folder(path: str | os.PathLike[str]) -> Path:
     raise FileNotFoundError(f"there is no folder {folder}{hint}")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no {file.name} in {file.parent}")
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad UTF-8 too
-        raise ValueError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file}: holds a {type(value).__name__}, not a JSON object")
-    return value
-
-
 def _shards(folder: Path) -> dict[Path, list[str]]:
     """List the weight files and the tensors in each, as the files themselves say."""
     single, index = folder / WEIGHTS, folder / INDEX
@@ -303,16 +288,18 @@ def _shards(folder: Path) -> dict[Path, list[str]]:
             )
         raise FileNotFoundError(f"there is neither {WEIGHTS} nor {INDEX} in {folder}")
 
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: has no weight_map from tensor names to files")
     claimed: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\:"):
-            raise ValueError(f"{index}: {name} is said to lie in {file!r}, outside the folder")
+        if not isinstance(file, str) or not re.fullmatch(r"\w[\w.-]{0,200}", file):
+            raise ValueError(
+                f"{index}: {_few([name])} is said to lie in {short(file)}, outside the folder"
+            )
         if not file.endswith(".safetensors"):
             raise ValueError(
-                f"{index}: {name} is said to lie in {file}, which is no safetensors file; "
+                f"{index}: {_few([name])} is said to lie in {short(file)}, no safetensors file; "
                 "a pickle is refused, convert it first"
             )
         claimed.setdefault(folder / file, []).append(name)
@@ -329,37 +316,39 @@ def _shards(folder: Path) -> dict[Path, list[str]]:
     return dict(sorted(claimed.items()))
 
 
+def _check_size(
+    folder: Path,
+    config: MixtralConfig,
+    stored: Collection[str],
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> None:
+    """Count what a config asks for before an outline of it is made: that would take as long."""
+    stacked = any(name.endswith(".gate_up_proj") for name in stored)
+    experts = config.num_hidden_layers * (1 if stacked else config.num_local_experts)
+    if experts > len(stored):
+        raise ValueError(
+            f"{folder / CONFIG}: num_hidden_layers {config.num_hidden_layers:,} and "
+            f"num_local_experts {config.num_local_experts:,} ask for more than the "
+            f"{len(stored):,} tensors that are stored"
+        )
+    size = config.num_parameters * (dtype or torch.bfloat16).itemsize
+    check_room(size, f"{folder / CONFIG}: the model", device)
+
+
 def _check_dtype(dtype: torch.dtype | None) -> None:
     if dtype not in (None, *DTYPES.values()):
         raise ValueError(f"dtype must be None or one of {[*DTYPES.values()]}, not {dtype!r}")
 
 
-def _open(file: Path) -> safe_open:
-    """Open one safetensors file; its header and its length are checked by the library."""
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        with file.open("rb") as raw:
-            start = raw.read(8)
-        # A zip as torch.save makes them; or a protocol number and an opcode, where a short
-        # safetensors header would have the zeros of its length.
-        pickled = start[:1] == b"\x80" and start[1:2] <= b"\x05" and any(start[2:3])
-        if start.startswith(b"PK\x03\x04") or pickled:
-            why = "it is a pickle, which is refused; convert it to safetensors first"
-        elif start == b"version ":
-            why = "it is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
-        else:
-            why = f"truncated, damaged, or of another format ({error})"
-        raise ValueError(f"{file}: not a readable safetensors file: {why}") from error
-
-
 def _names(file: Path) -> list[str]:
-    with _open(file) as shard:
+    with open_tensors(file) as shard:
         return sorted(shard.keys())
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    first = [name if re.fullmatch(r"[\w.-]{1,99}", name) else short(name) for name in names[:3]]
+    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _verify(model: Mixtral, shards: dict[Path, list[str]]) -> set[torch.dtype]:
@@ -371,10 +360,10 @@ def _verify(model: Mixtral, shards: dict[Path, list[str]]) -> set[torch.dtype]:
         raise ValueError(f"{folder}: the checkpoint lacks {_few(missing)}")
     dtypes = set()
     for file, names in shards.items():
-        with _open(file) as shard:
+        with open_tensors(file) as shard:
             for name in names:
                 if name not in layout:
-                    raise ValueError(f"{file}: holds the unexpected tensor {name}")
+                    raise ValueError(f"{file}: holds the unexpected tensor {_few([name])}")
                 pieces, stored = layout[name], shard.get_slice(name)
                 shape = list(pieces[0].shape)
                 if len(pieces) > 1:
@@ -425,7 +414,8 @@ def upcycle(
         if name.endswith(".gate.weight"):
             parameter.normal_(std=dense.config.initializer_range, generator=generator)
         else:
-            parameter.copy_(source[name].expand_as(parameter))  # one expert becomes E
+            one = _exported(dense, name, source[name])
+            parameter.copy_(one.expand_as(parameter))  # one expert becomes E
     return model.train(dense.training)
 
 
@@ -439,18 +429,17 @@ def save(
     max_shard_bytes: int = 5_000_000_000,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
+    also: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model as a checkpoint folder that transformers reads, all of it or nothing.
 
-    Everything is written to a folder beside it, flushed to the disk and then renamed, so a
-    crash at any moment leaves the old checkpoint or the new one. (Between the two renames of
-    an overwriting save the old one is ``.NAME.replaced``; the next save puts it back, and
-    :func:`load` says where it is.) With ``overwrite`` the weights and the config are replaced
-    and every other file of the folder (a tokenizer, a note) stays. Beyond the model, memory
-    holds one shard if tensors must be converted.
+    The folder changes in one act (:func:`moe_lite.files.commit`). With ``overwrite`` the weights
+    and the config are replaced and every other file there (a tokenizer, a note) stays. Beyond
+    the model, memory holds one shard if tensors must be converted.
 
     Args:    max_shard_bytes: above it the weights are split; a larger tensor has a shard of
-             its own. dtype: of the stored weights; None keeps that of each.
+             its own. dtype: of the stored weights; None keeps that of each. also: writes more
+             into the folder it is given (a tokenizer), in the same act.
     Raises:  ValueError if the model is not a Mixtral that the layout can express;
              FileExistsError if the folder is not empty and overwrite is not given; OSError
              if it cannot be written.
@@ -459,39 +448,10 @@ def save(
         raise ValueError(f"max_shard_bytes must be at least 1, not {max_shard_bytes}")
     _check_dtype(dtype)
     _check_expressible(model)
-    target = Path(path).resolve()  # a link stays a link
-    part = target.with_name(f".{target.name}.unfinished")
-    replaced = target.with_name(f".{target.name}.replaced")
-    if replaced.exists() and not target.exists():
-        replaced.rename(target)  # an earlier save was cut off between its two renames
-    if target.exists() and not target.is_dir():
-        raise FileExistsError(f"{target} is a file, not a folder to save to")
-    kept = target.is_dir() and any(target.iterdir())
-    if kept and not overwrite:
-        raise FileExistsError(f"{target} is not empty; choose another or pass overwrite=True")
-    try:
-        for leftover in (part, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
-        part.mkdir(parents=True)
+    with commit(path, _ours, overwrite) as part:
         _write(model, part, max_shard_bytes, dtype)
-        if kept:
-            shutil.copytree(
-                target, part, symlinks=True, copy_function=_link, dirs_exist_ok=True,
-                ignore=lambda folder, names: _ours(names) if Path(folder) == target else set(),
-            )  # fmt: skip
-        flush(part)
-        if target.exists():
-            target.rename(replaced)
-        part.rename(target)
-        flush(target.parent)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"cannot save the checkpoint to {target}: {reason}") from error
-    finally:  # also on Ctrl-C
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        for leftover in (part, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if also is not None:
+            also(part)
 
 
 def _check_expressible(model: Mixtral) -> None:
@@ -504,13 +464,21 @@ def _check_expressible(model: Mixtral) -> None:
                 f"its config makes it {want.get(name)}"
             )
     for layer in model.moe_layers:
-        gate = layer.gate
-        if not (
-            type(gate) is TopKRouter
-            and gate.top_k == model.config.num_experts_per_tok
-            and (gate.renormalize or gate.order == "topk_softmax")
-        ):
-            raise ValueError(f"the Mixtral layout cannot hold the router of {layer.name}: {gate}")
+        fits, K = getattr(layer.gate, "fits_mixtral", False), model.config.num_experts_per_tok
+        if not fits or layer.gate.top_k != K:
+            raise ValueError(
+                f"the Mixtral layout cannot hold the router of {layer.name}: {layer.gate} does not "
+                f"take the {K} best of a softmax, divided by their sum"
+            )
+
+
+def _exported(model: Mixtral, name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor as the layout holds it: there a w2 takes on its router's factor on gates."""
+    layer, _, weight = name.rpartition(".experts.")
+    if "w2" not in weight.split("."):
+        return tensor
+    gate: Any = model.get_submodule(layer.removeprefix("model.")).gate
+    return tensor if gate.gate_scale == 1 else tensor * gate.gate_scale
 
 
 def _write(model: Mixtral, folder: Path, max_bytes: int, dtype: torch.dtype | None) -> None:
@@ -533,27 +501,20 @@ def _write(model: Mixtral, folder: Path, max_bytes: int, dtype: torch.dtype | No
     for i, names in enumerate(shards, 1):
         one = len(shards) == 1
         file = folder / (WEIGHTS if one else f"model-{i:05}-of-{len(shards):05}.safetensors")
-        shard = {name: tensors[name].to("cpu", dtype).contiguous() for name in names}
-        save_file(shard, file, metadata={"format": "pt"})
+        shard = {name: _exported(model, name, tensors[name]) for name in names}
+        shard = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in shard.items()}
+        try:
+            save_file(shard, file, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk too
+            raise OSError(str(error)) from error
         shutil.copymode(config, file)  # safetensors makes it private to its owner
-        flush(file)
         weight_map.update(dict.fromkeys(names, file.name))
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / INDEX).write_text(text, encoding="utf-8", newline="\n")
-        flush(folder / INDEX)
-    flush(config)
 
 
-def _ours(names: list[str]) -> set[str]:
-    """Pick the files of a folder that a save replaces."""
-    return {n for n in names if n in (CONFIG, WEIGHTS, INDEX) or Path(n).match(SHARDS)}
-
-
-def _link(source: str, copy: str) -> None:
-    """Hand a file on to the new folder without copying its bytes, where the disk allows it."""
-    try:
-        os.link(source, copy)
-    except OSError:
-        shutil.copy2(source, copy)
+def _ours(name: str) -> bool:
+    """Say whether a file of a folder is one that a save replaces."""
+    return name in (CONFIG, WEIGHTS, INDEX) or Path(name).match(SHARDS)

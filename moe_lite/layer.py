@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-from .dispatch import BACKENDS, carry
 from .experts import Experts
-from .linear import prefers_onednn
+from .fast import BACKENDS, choose
 from .routing import Routing
-
-if TYPE_CHECKING:
-    from .parallel import Across
 
 
 class MoELayer(nn.Module):
@@ -27,11 +21,10 @@ class MoELayer(nn.Module):
 
     The layer returns its routing; nothing is collected behind the caller's back.
 
-    Args:    gate: maps x_TD to a :class:`Routing` over as many experts as there are.
-             backend: a key of ``moe_lite.dispatch.BACKENDS``.
+    Args:    gate: a :class:`~moe_lite.routers.Router`, or what else maps x_TD (with mask_T and
+             ids_T) to a :class:`Routing` over as many experts as there are.
+             backend: a key of ``moe_lite.fast.BACKENDS``.
              shared: experts that see every token, with a weight of 1, beside the routed ones.
-    Attrs:   across: None, or the way to experts on other ranks, of which ``experts`` are then
-             this rank's share; :func:`moe_lite.parallel.shard_experts` sets it.
     Shapes:  (B, S, D) or (T, D) in and out; the routing's T is B*S.
     Raises:  ValueError for an unknown backend, a gate over another number of experts, an
              input of another width, or (checked on the CPU) router logits that are not finite.
@@ -48,7 +41,6 @@ class MoELayer(nn.Module):
     ):
         super().__init__()
         self.gate, self.experts, self.backend, self.shared = gate, experts, backend, shared
-        self.across: Across | None = None
         self.name = "MoELayer"  # a model gives its place; error messages say it
 
     def forward(
@@ -57,41 +49,59 @@ class MoELayer(nn.Module):
         """Route, run the experts, and give their sum and the routing.
 
         Args: mask_BS: False for padding, which then takes no expert's time and no one's place.
-              ids_BS: the tokens' ids, for a gate that reads them.
+              ids_BS: the tokens' ids, for a router that looks at them.
         """
-        D = self.experts.w1.shape[-1]
-        if x_BSD.shape[-1] != D:
-            raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the experts {D}")
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {sorted(BACKENDS)}, not {self.backend!r}")
-        x_TD = x_BSD.reshape(-1, D)
-        known = {"mask_T": mask_BS, "ids_T": ids_BS}
-        read = {name: known[name] for name in getattr(self.gate, "reads", ())}
-        routing: Routing = self.gate(x_TD, **read).masked(mask_BS)
-        E, dispatch = self.experts.num_experts, BACKENDS[self.backend]
-        if self.across is not None:
-            E, dispatch = E * self.across.ranks, self.across.reach(dispatch)
-        if routing.num_experts != E:
-            raise ValueError(
-                f"{self.name}: the gate routes to {routing.num_experts} experts, but there are {E}"
-            )
+        if x_BSD.shape[-1] != self.experts.w1.shape[-1] or x_BSD.dtype != self.experts.w1.dtype:
+            self._check_input(x_BSD)
+        # 1. who goes where
+        x_TD = x_BSD.flatten(0, -2)
+        mask_T, ids_T = (x if x is None else x.reshape(-1) for x in (mask_BS, ids_BS))
+        if mask_T is not None and len(mask_T) == len(x_TD):
+            x_TD = x_TD.where(mask_T[:, None].bool(), 0)  # padding may hold NaN: 0 * NaN is NaN
+        routing: Routing = self.gate(x_TD, mask_T=mask_T, ids_T=ids_T).masked(mask_T)
         if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
             routing.check_finite(self.name)  # on a GPU, looking would mean waiting
-        out_TD = carry(dispatch, x_TD, self.experts, routing)
+        # 2. to the experts and back
+        out_TD = self.dispatch(x_TD, routing)
         for expert in self.shared.each() if self.shared is not None else ():
             out_TD = out_TD + expert(x_TD)
         return out_TD.view_as(x_BSD), routing
 
-    def explain(self) -> str:
-        """Say in a sentence which backend carries this layer's tokens, and why."""
+    def _check_input(self, x_BSD: Tensor) -> None:
+        w1 = self.experts.w1
+        if x_BSD.shape[-1] != (D := w1.shape[-1]):
+            raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the experts {D}")
+        if not torch.is_autocast_enabled(w1.device.type):
+            raise ValueError(
+                f"{self.name}: the tokens are {x_BSD.dtype} and the experts {w1.dtype}: convert "
+                "one of them, or use torch.autocast"
+            )
+
+    def dispatch(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """Return the weighted sum of what each token's experts answer, (T, D).
+
+        Raises: ValueError for an unknown backend, or a routing to another number of experts.
+        """
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {sorted(BACKENDS)}, not {self.backend!r}")
+        if routing.num_experts != self.experts.num_experts:
+            raise ValueError(
+                f"{self.name}: the gate routes to {routing.num_experts} experts, but there are "
+                f"{self.experts.num_experts}"
+            )
+        return BACKENDS[self.backend](x_TD, self.experts, routing)
+
+    def explain(self, tokens: int = 1024) -> str:
+        """Return a sentence that says which path carries so many tokens now, and why.
+
+        Gradients, autocast and compiling count: ask within ``torch.no_grad()`` about decoding.
+        """
         device = self.experts.w1.device.type
         if self.backend != "auto":
             return f"{self.name}: {self.backend!r} on the {device}, as asked"
-        why = "nothing was measured there yet"
-        if device == "cpu":
-            library = "oneDNN" if prefers_onednn() else "PyTorch's own choice"
-            why = f"the fastest measured there at most sizes; float32 products by {library}"
-        return f"{self.name}: 'grouped' on the {device}, chosen by 'auto': {why}"
+        _, why = choose(self.experts, tokens, tokens * getattr(self.gate, "top_k", 1))
+        how = f"on the {device}, {'with' if torch.is_grad_enabled() else 'without'} gradients"
+        return f"{self.name}: 'auto' takes {tokens} tokens {how}, by {why}"
 
     def extra_repr(self) -> str:
         return f"backend={self.backend!r}"

@@ -1,21 +1,47 @@
 """Losses and measures of balance: pure functions of a :class:`~moe_lite.routing.Routing`.
 
-Padding counts in none of them: a routing that was made with a mask brings it along
-(``routing.mask_T``), for others ``mask_T`` can be given here.
+Each takes one layer's routing, or several and gives their mean. Padding does not count: a routing
+made with a mask brings it along (``routing.mask_T``); for others, give ``mask_T``. All are made of
+sums over tokens. Where the tokens are one rank's share of a batch, ``all_reduce`` adds up those
+sums over the ranks and lets gradients through; the loss is then the whole batch's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
 
 from .routing import Routing
 
+AllReduce = Callable[[Tensor], Tensor]
+P = ParamSpec("P")
 
-def _token_weights(routing: Routing, mask_T: Tensor | None) -> Tensor:
-    """Weigh each token 1, or 0 where the mask says padding: (T,) in the type of the probs."""
+
+def here(amount: Tensor) -> Tensor:
+    """Return a sum over the tokens of one process, which has them all, as it is."""
+    return amount
+
+
+def of_layers(
+    loss: Callable[Concatenate[Routing, P], Tensor],
+) -> Callable[Concatenate[Routing | Sequence[Routing], P], Tensor]:
+    """Make a loss of one layer's routing take several, and return their mean."""
+
+    @wraps(loss)
+    def mean(routing: Routing | Sequence[Routing], *args: P.args, **options: P.kwargs) -> Tensor:
+        if isinstance(routing, Routing):
+            return loss(routing, *args, **options)
+        return torch.stack([loss(layer, *args, **options) for layer in routing]).mean()
+
+    return mean
+
+
+def token_weights(routing: Routing, mask_T: Tensor | None) -> Tensor:
+    """Return each token's weight, 1, or 0 where the mask says padding: (T,), the probs' type."""
     mask_T = routing.mask_T if mask_T is None else mask_T
     if mask_T is None:
         return routing.probs_TE.new_ones(routing.num_tokens)
@@ -26,11 +52,11 @@ def _token_weights(routing: Routing, mask_T: Tensor | None) -> Tensor:
     return mask_T.reshape(-1).to(routing.probs_TE.dtype)
 
 
-def _sums(
-    routing: Routing, mask_T: Tensor | None, choices: int | None = None
+def sums(
+    routing: Routing, mask_T: Tensor | None, all_reduce: AllReduce, choices: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum over the real tokens: pairs per expert (E,), probabilities per expert (E,), tokens ()."""
-    weight_T = _token_weights(routing, mask_T)
+    """Return, of the real tokens, each expert's pairs (E,) and probabilities (E,), and count ()."""
+    weight_T = token_weights(routing, mask_T)
     token_N, expert_N = routing.token_N, routing.expert_N
     if choices is not None:  # each token's best few, of which pairs n*K .. are the best first
         K = routing.per_token
@@ -39,80 +65,24 @@ def _sums(
         token_N, expert_N = (x.view(-1, K)[:, :choices].reshape(-1) for x in (token_N, expert_N))
     weight_N = weight_T.index_select(0, token_N)
     pairs_E = weight_T.new_zeros(routing.num_experts).index_add(0, expert_N, weight_N)
-    sums = pairs_E, weight_T @ routing.probs_TE, weight_T.sum()
-    return tuple(map(routing.total, sums))  # type: ignore[return-value]
+    probs_E = weight_T @ routing.probs_TE
+    return all_reduce(pairs_E), all_reduce(probs_E), all_reduce(weight_T.sum())
 
 
-def cv_squared(amount_E: Tensor) -> Tensor:
-    """Square the coefficient of variation, the deviation over the mean: 0 if all are equal.
-
-    >>> cv_squared(torch.tensor([1.0, 3.0])).item()  # mean 2, deviation 1
-    0.25
-
-    Returns: scalar, dimensionless; at most E - 1, where one has everything.
-    Source:  the form of eqs. 7 and 11 in Shazeer et al. 2017 (arXiv:1701.06538).
-    """
-    return amount_E.var(correction=0) / amount_E.mean().square().clamp(min=1e-10)
-
-
-def importance_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
-    """Penalise unequal importance, an expert's sum of gates over the batch: CV squared.
-
-    Of several layers, the mean.
-
-    >>> gate_TK = torch.tensor([[0.75, 0.25], [0.75, 0.25]])
-    >>> r = Routing.from_choices(
-    ...     torch.zeros(2, 2), torch.full((2, 2), 0.5), torch.tensor([[0, 1], [0, 1]]), gate_TK)
-    >>> importance_loss(r).item()  # importance 1.5 and 0.5
-    0.25
-
-    Returns: scalar, dimensionless, without the weight w_importance.
-    Raises:  ValueError if the mask's length differs from the number of tokens.
-    Source:  Shazeer et al. 2017 (arXiv:1701.06538), eqs. 6-7.
-    """
-    if not isinstance(routing, Routing):
-        return torch.stack([importance_loss(r, mask_T) for r in routing]).mean()
-    weight_N = _token_weights(routing, mask_T).index_select(0, routing.token_N)
-    gates_E = weight_N.new_zeros(routing.num_experts)
-    gates_E = gates_E.index_add(0, routing.expert_N, routing.gate_N * weight_N)
-    return cv_squared(routing.total(gates_E))
-
-
-def load_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
-    """Penalise unequal load, the number of tokens an expert is to expect: CV squared.
-
-    The number that came is a count and has no gradient, so a router with noise gives a smooth
-    one (``smooth_load_TE``). Where there is none, as in evaluation, it is the count: what the
-    smooth one becomes when the noise goes to zero. Of several layers, the mean.
-
-    >>> r = Routing.from_choices(
-    ...     torch.zeros(4, 2), torch.full((4, 2), 0.5),
-    ...     torch.tensor([[0], [0], [0], [1]]), torch.ones(4, 1))
-    >>> load_loss(r).item()  # loads 3 and 1
-    0.25
-
-    Returns: scalar, dimensionless, without the weight w_load.
-    Raises:  ValueError if the mask's length differs from the number of tokens.
-    Source:  Shazeer et al. 2017 (arXiv:1701.06538), eqs. 10-11.
-    """
-    if not isinstance(routing, Routing):
-        return torch.stack([load_loss(r, mask_T) for r in routing]).mean()
-    if routing.smooth_load_TE is None:
-        return cv_squared(_sums(routing, mask_T)[0])
-    return cv_squared(routing.total(_token_weights(routing, mask_T) @ routing.smooth_load_TE))
-
-
+@of_layers
 def load_balancing_loss(
-    routing: Routing | Sequence[Routing],
+    routing: Routing,
     mask_T: Tensor | None = None,
     *,
     choices: int | None = None,
+    all_reduce: AllReduce = here,
 ) -> Tensor:
-    """Penalise sending many tokens where the router already believes strongly: E * sum(f * P).
+    """Return the load-balancing loss without its weight: E * sum(f * P).
 
+    It is large where many tokens go where the router already believes strongly.
     f_e is the share of all pairs that go to expert e, P_e its mean probability. With K = 1
     this is the Switch loss; dividing f by K keeps its value at balance at 1 for any K.
-    Pairs are counted before any are dropped. Of several layers, the mean.
+    Pairs are counted before any are dropped.
 
     >>> uniform = Routing.from_choices(
     ...     torch.zeros(8, 4), torch.full((8, 4), 0.25),
@@ -129,17 +99,15 @@ def load_balancing_loss(
     Source:  Fedus, Zoph, Shazeer 2021 (arXiv:2101.03961), eqs. 4-6, without the factor alpha;
              choices=1: Lepikhin et al. 2020 (arXiv:2006.16668), algorithm 1, times E squared.
     """
-    if not isinstance(routing, Routing):
-        return torch.stack(
-            [load_balancing_loss(r, mask_T, choices=choices) for r in routing]
-        ).mean()
-    pairs_E, probs_E, tokens = _sums(routing, mask_T, choices)
+    pairs_E, probs_E, tokens = sums(routing, mask_T, all_reduce, choices)
     f_E = pairs_E / pairs_E.sum().clamp(min=1)
     return routing.num_experts * (f_E * probs_E / tokens.clamp(min=1)).sum()
 
 
-def mixtral_aux_loss(routings: Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
-    """Compute the balance loss as the published Mixtral code does.
+def mixtral_aux_loss(
+    routings: Sequence[Routing], mask_T: Tensor | None = None, *, all_reduce: AllReduce = here
+) -> Tensor:
+    """Return the load-balancing loss as the published Mixtral code computes it.
 
     It differs from :func:`load_balancing_loss` twice: the layers' tokens are pooled *before* f and
     P are multiplied, so one layer's imbalance can hide another's, and f is not divided by
@@ -151,16 +119,17 @@ def mixtral_aux_loss(routings: Sequence[Routing], mask_T: Tensor | None = None) 
     """
     if not routings:
         raise ValueError("there are no routings to balance")
-    sums = [torch.stack(t) for t in zip(*(_sums(r, mask_T) for r in routings), strict=True)]
-    pairs_E, probs_E, tokens = (t.sum(0) for t in sums)
+    layers = zip(*(sums(r, mask_T, all_reduce) for r in routings), strict=True)
+    pairs_E, probs_E, tokens = (torch.stack(part).sum(0) for part in layers)
     tokens = tokens.clamp(min=1)
     return routings[0].num_experts * (pairs_E / tokens * probs_E / tokens).sum()
 
 
-def router_z_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = None) -> Tensor:
-    """Penalise large router logits: the mean of (log sum_e exp logits)^2.
-
-    Of several layers, the mean.
+@of_layers
+def router_z_loss(
+    routing: Routing, mask_T: Tensor | None = None, *, all_reduce: AllReduce = here
+) -> Tensor:
+    """Return the router z-loss, which keeps logits small: the mean of (log sum_e exp logits)^2.
 
     >>> r = Routing.from_choices(
     ...     torch.zeros(3, 4), torch.full((3, 4), 0.25),
@@ -172,15 +141,14 @@ def router_z_loss(routing: Routing | Sequence[Routing], mask_T: Tensor | None = 
     Raises:  ValueError if the mask's length differs from the number of tokens.
     Source:  Zoph et al. 2022 (arXiv:2202.08906), eq. 5; the square is theirs.
     """
-    if not isinstance(routing, Routing):
-        return torch.stack([router_z_loss(r, mask_T) for r in routing]).mean()
-    weight_T = _token_weights(routing, mask_T)
+    weight_T = token_weights(routing, mask_T)
     z_T = routing.logits_TE.logsumexp(dim=-1).square()
-    return routing.total((weight_T * z_T).sum()) / routing.total(weight_T.sum()).clamp(min=1)
+    return all_reduce((weight_T * z_T).sum()) / all_reduce(weight_T.sum()).clamp(min=1)
 
 
-def max_violation(routing: Routing) -> Tensor:
-    """Measure imbalance: (largest load - mean load) / mean load; 0 is perfect balance.
+@of_layers
+def max_violation(routing: Routing, *, all_reduce: AllReduce = here) -> Tensor:
+    """Return the imbalance, (largest load - mean load) / mean load: 0 is perfect balance.
 
     Pairs are counted before any are dropped, as in :func:`load_balancing_loss`: it is what the
     router asks for. :func:`drop_rate` says how much of it was not done.
@@ -188,15 +156,16 @@ def max_violation(routing: Routing) -> Tensor:
     Returns: scalar, dimensionless, without gradient.
     Source:  Wang et al. 2024 (arXiv:2408.15664), eq. 4 (MaxVio of one batch).
     """
-    pairs_E = _sums(routing, None)[0].detach()
+    pairs_E = sums(routing, None, all_reduce)[0].detach()
     return pairs_E.max() / pairs_E.mean().clamp(min=1e-9) - 1
 
 
-def drop_rate(routing: Routing) -> Tensor:
-    """Measure which share of the pairs was dropped at capacity; padding's pairs do not count.
+@of_layers
+def drop_rate(routing: Routing, *, all_reduce: AllReduce = here) -> Tensor:
+    """Return the share of the pairs that was dropped at capacity; padding's pairs do not count.
 
     Returns: scalar from 0 to 1, without gradient.
     """
-    weight_N = _token_weights(routing, None).index_select(0, routing.token_N)
+    weight_N = token_weights(routing, None).index_select(0, routing.token_N)
     dropped_N = weight_N * (0.0 if routing.keep_N is None else ~routing.keep_N)
-    return routing.total(dropped_N.sum()) / routing.total(weight_N.sum()).clamp(min=1)
+    return all_reduce(dropped_N.sum()) / all_reduce(weight_N.sum()).clamp(min=1)

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import MixtralConfig
 from .experts import Experts
+from .fast import Linear
+from .generate import Generator, KVCache
 from .layer import MoELayer
-from .linear import Projection
 from .routers import TopKRouter
 from .routing import ModelOutput, Routing
-
-
-class KVCache:
-    """Keep the keys and values of the tokens seen so far, so that each is computed once.
-
-    Shapes: k, v (L, B, H_kv, max_len, A); ``length`` tokens of them are filled.
-    """
-
-    def __init__(
-        self,
-        config: MixtralConfig,
-        batch_size: int,
-        max_len: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        L, H = config.num_hidden_layers, config.num_key_value_heads
-        shape = (L, batch_size, H, max_len, config.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)  # type: ignore[arg-type]
-        self.v = torch.zeros_like(self.k)
-        self.length = 0
-
-    def extend(self, layer: int, k_BHSA: Tensor, v_BHSA: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new tokens of one layer and give back all of that layer's so far."""
-        end = self.length + k_BHSA.shape[2]
-        self.k[layer, :, :, self.length : end] = k_BHSA
-        self.v[layer, :, :, self.length : end] = v_BHSA
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
 
 def rotary(position_S: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -68,24 +43,20 @@ class Attention(nn.Module):
     Source: Ainslie et al. 2023 (arXiv:2305.13245); window: Jiang et al. 2023 (arXiv:2310.06825).
     """
 
-    def __init__(self, config: MixtralConfig):
+    def __init__(self, config: MixtralConfig, linear: type[nn.Linear] = Linear):
         super().__init__()
         D, A = config.hidden_size, config.head_dim
         assert A is not None
-        self.head_dim = A
-        self.q_proj = Projection(D, config.num_attention_heads * A)
-        self.k_proj = Projection(D, config.num_key_value_heads * A)
-        self.v_proj = Projection(D, config.num_key_value_heads * A)
-        self.o_proj = Projection(config.num_attention_heads * A, D)
+        self.head_dim, H, H_kv = A, config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = linear(D, H * A, bias=False)
+        self.k_proj = linear(D, H_kv * A, bias=False)
+        self.v_proj = linear(D, H_kv * A, bias=False)
+        self.o_proj = linear(H * A, D, bias=False)
 
     def forward(
-        self,
-        x_BSD: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: KVCache | None,
-        layer: int,
-    ) -> Tensor:
+        self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None,
+        cache: KVCache | None, layer: int,
+    ) -> Tensor:  # fmt: skip
         B, S, _ = x_BSD.shape
         q, k, v = (
             proj(x_BSD).view(B, S, -1, self.head_dim).transpose(1, 2)
@@ -105,16 +76,16 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One layer: x + attention(norm x), then x + experts(norm x)."""
 
-    def __init__(self, config: MixtralConfig, layer: int):
+    def __init__(
+        self, config: MixtralConfig, layer: int, router: nn.Module, linear: type[nn.Linear] = Linear
+    ):
         super().__init__()
-        D, E, K = config.hidden_size, config.num_local_experts, config.num_experts_per_tok
+        D, E = config.hidden_size, config.num_local_experts
         self.layer = layer
         self.input_layernorm = nn.RMSNorm(D, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, linear)
         self.post_attention_layernorm = nn.RMSNorm(D, eps=config.rms_norm_eps)
-        self.block_sparse_moe = MoELayer(
-            TopKRouter(D, E, K), Experts(E, D, config.intermediate_size)
-        )
+        self.block_sparse_moe = MoELayer(router, Experts(E, D, config.intermediate_size))
         self.block_sparse_moe.name = f"layers.{layer}.block_sparse_moe"
 
     def forward(
@@ -134,7 +105,7 @@ class Block(nn.Module):
         return x_BSD + out_BSD, routing
 
 
-class Mixtral(nn.Module):
+class Mixtral(Generator):
     """Predict the next token with a sparse decoder, and say where every token went.
 
     >>> config = MixtralConfig(vocab_size=64, hidden_size=32, intermediate_size=48,
@@ -146,20 +117,35 @@ class Mixtral(nn.Module):
     The same numbers as Hugging Face's ``MixtralForCausalLM`` from the same weights
     (``moe_lite.hf`` reads and writes them).
 
+    Args:   router: makes each layer's router, which keeps the weights that it comes with; None:
+            a :class:`TopKRouter` of the config's sizes, its weights drawn like all others.
+            linear: the class of all projections; called as ``nn.Linear`` is, which also does.
     Source: Jiang et al. 2024 (arXiv:2401.04088), sections 2 and 2.1.
     """
 
-    def __init__(self, config: MixtralConfig):
+    def __init__(
+        self,
+        config: MixtralConfig,
+        router: Callable[[MixtralConfig], nn.Module] | None = None,
+        linear: type[nn.Linear] = Linear,
+    ):
         super().__init__()
+        D, E, K = config.hidden_size, config.num_local_experts, config.num_experts_per_tok
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.lm_head = Projection(config.hidden_size, config.vocab_size)
+        # As in transformers: the padding token's row gets no gradient from where it is read.
+        self.embed_tokens = nn.Embedding(config.vocab_size, D, padding_idx=config.pad_token_id)
+        self.layers = nn.ModuleList(
+            Block(config, i, TopKRouter(D, E, K) if router is None else router(config), linear)
+            for i in range(config.num_hidden_layers)
+        )
+        self.norm = nn.RMSNorm(D, eps=config.rms_norm_eps)
+        self.lm_head = linear(D, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+        gates = () if router is None else (layer.gate for layer in self.moe_layers)
+        as_made = {parameter for gate in gates for parameter in gate.parameters()}
         for parameter in self.parameters():
-            if parameter.dim() > 1:
+            if parameter.dim() > 1 and parameter not in as_made:
                 nn.init.normal_(parameter, std=config.initializer_range)
 
     @property
@@ -238,81 +224,3 @@ class Mixtral(nn.Module):
             return see[None, None]
         # A padding query sees itself: softmax over no keys at all would be NaN.
         return see & mask_BS.bool()[:, None, None, :] | (key == query_S1)
-
-    @torch.no_grad()
-    def generate(
-        self,
-        ids_BS: Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        eos_token_id: int | None = None,
-    ) -> Tensor:
-        """Continue each row of ids, token by token, and return prompt and continuation.
-
-        Args:    temperature: 0 takes the likeliest token (greedy). top_k: sample among the k
-                 likeliest. top_p: among the fewest tokens whose probability reaches p.
-                 seed: the same seed gives the same text. eos_token_id: a row that has
-                 produced it is filled with it; when all have, generation stops.
-        Raises:  ValueError for an empty prompt, a setting out of range, or a text that would
-                 outgrow the model's context.
-        """
-        if temperature < 0 or (top_k is not None and top_k < 1):
-            raise ValueError(f"temperature {temperature} or top_k {top_k} is out of range")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
-        total = ids_BS.shape[1] + max_new_tokens
-        if total > self.config.max_position_embeddings:
-            raise ValueError(
-                f"prompt and continuation make {total} tokens, more than the model's context "
-                f"of {self.config.max_position_embeddings}"
-            )
-        weight = self.embed_tokens.weight
-        cache = KVCache(self.config, len(ids_BS), total, weight.device, weight.dtype)
-        generator = torch.Generator(ids_BS.device)
-        generator.manual_seed(seed) if seed is not None else generator.seed()
-        done_B = torch.zeros(len(ids_BS), dtype=torch.bool, device=ids_BS.device)
-        new_BS = ids_BS
-        for _ in range(max_new_tokens):
-            logits_BV = self(new_BS, cache=cache).logits_BSV[:, -1]
-            next_B = sample(logits_BV, temperature, top_k, top_p, generator)
-            if eos_token_id is not None:
-                next_B = next_B.masked_fill(done_B, eos_token_id)
-                done_B |= next_B == eos_token_id
-            new_BS = next_B[:, None]
-            ids_BS = torch.cat([ids_BS, new_BS], dim=1)
-            if eos_token_id is not None and done_B.all():
-                break
-        return ids_BS
-
-
-def sample(
-    logits_BV: Tensor,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draw one token per row: int64 (B,). Temperature 0 takes the likeliest.
-
-    Source: top-p: Holtzman et al. 2019 (arXiv:1904.09751), section 3.1.
-    """
-    if temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    logits_BV = logits_BV.float() / temperature
-    if top_k is not None and top_k < logits_BV.shape[-1]:
-        kth_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
-    probs_BV = logits_BV.softmax(dim=-1)
-    if top_p is not None:
-        sorted_BV, index_BV = probs_BV.sort(dim=-1, descending=True)
-        before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV  # the likeliest always stays
-        probs_BV = torch.zeros_like(probs_BV).scatter(
-            -1, index_BV, sorted_BV.masked_fill(before_BV >= top_p, 0.0)
-        )
-    return torch.multinomial(probs_BV, 1, generator=generator)[:, 0]

@@ -18,15 +18,10 @@ gives N = T*K pairs, one in which experts choose gives N = E*C, and all that fol
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .experts import Experts
 
 
 class NotFinite(ValueError):
@@ -54,9 +49,6 @@ class Routing:
                    no measure counts; None means that every token is real.
         noise_TE:  what chance added to the scores; logits_TE has it in it. None: nothing.
         bias_E:    what is added to the scores for the choice alone, as it stood; None: nothing.
-        pool:      where these tokens are one rank's share of a batch: from a sum over them to
-                   the sum over all, through which gradients flow. Losses, measures and
-                   :meth:`load_E` are then the whole batch's. None: the tokens are all there are.
     """
 
     logits_TE: Tensor
@@ -70,7 +62,6 @@ class Routing:
     mask_T: Tensor | None = None
     noise_TE: Tensor | None = None
     bias_E: Tensor | None = None
-    pool: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def from_choices(
@@ -79,10 +70,9 @@ class Routing:
         probs_TE: Tensor,
         expert_TK: Tensor,
         gate_TK: Tensor,
-        keep_TK: Tensor | None = None,
-        smooth_load_TE: Tensor | None = None,
+        **more: Tensor | None,
     ) -> Routing:
-        """Flatten each token's K choices into pairs, token by token.
+        """Flatten each token's K choices into pairs, token by token; ``more`` are other fields.
 
         >>> r = Routing.from_choices(
         ...     torch.zeros(2, 3), torch.full((2, 3), 1 / 3),
@@ -92,9 +82,8 @@ class Routing:
         """
         T, K = expert_TK.shape
         token_N = torch.arange(T, device=expert_TK.device).repeat_interleave(K, output_size=T * K)
-        keep_N = None if keep_TK is None else keep_TK.reshape(-1)
         expert_N, gate_N = expert_TK.reshape(-1), gate_TK.reshape(-1)
-        return cls(logits_TE, probs_TE, token_N, expert_N, gate_N, keep_N, K, smooth_load_TE)
+        return cls(logits_TE, probs_TE, token_N, expert_N, gate_N, per_token=K, **more)  # type: ignore[arg-type]
 
     @property
     def num_tokens(self) -> int:
@@ -109,11 +98,7 @@ class Routing:
         ones_N = torch.ones_like(self.expert_N, dtype=torch.float32)
         if self.keep_N is not None:
             ones_N = self.keep_N.float()
-        return self.total(ones_N.new_zeros(self.num_experts).index_add(0, self.expert_N, ones_N))
-
-    def total(self, amount: Tensor) -> Tensor:
-        """Give the whole batch's sum from the sum over the tokens here: see ``pool``."""
-        return amount if self.pool is None else self.pool(amount)
+        return ones_N.new_zeros(self.num_experts).index_add(0, self.expert_N, ones_N)
 
     def gates_TE(self) -> Tensor:
         """Spread the gates of the kept pairs into a (T, E) matrix, zero where unused."""
@@ -142,9 +127,9 @@ class Routing:
         return replace(self, keep_N=keep_N if self.keep_N is None else self.keep_N & keep_N)
 
     def detach(self) -> Routing:
-        """Copy without gradients, on the CPU, of these tokens alone: what a trace keeps."""
+        """Return a copy without gradients, on the CPU: what a trace keeps."""
         changed = {k: v.detach().cpu() for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return Routing(**{**vars(self), **changed, "pool": None})
+        return Routing(**{**vars(self), **changed})
 
     def check_finite(self, where: str) -> None:
         """Raise NotFinite naming the layer and the first token with router logits that are not.
@@ -192,10 +177,6 @@ class DispatchPlan:
     dropless: bool
 
 
-Dispatch = Callable[[Tensor, "Experts", DispatchPlan], Tensor]
-"""A backend: (x_TD, experts, plan) -> out_TD."""
-
-
 @dataclass(frozen=True, eq=False)
 class ModelOutput:
     """What a forward pass gives: logits_BSV and each MoE layer's :class:`Routing`, in order.
@@ -205,32 +186,3 @@ class ModelOutput:
 
     logits_BSV: Tensor
     routings: tuple[Routing, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class RoutingTrace:
-    """Keep a run's routing: what the widgets, the figures and the analyses read; nothing else.
-
-    Args:
-        tokens:      T strings, as they should be shown.
-        layers:      one detached :class:`Routing` on the CPU for each MoE layer.
-        layer_names: as many names.
-        source:      what was run, in words.
-    Raises:
-        ValueError if the lengths do not agree.
-    """
-
-    tokens: list[str]
-    layers: tuple[Routing, ...]
-    layer_names: tuple[str, ...]
-    source: str
-
-    def __post_init__(self) -> None:
-        if len(self.layers) != len(self.layer_names):
-            raise ValueError(f"{len(self.layers)} layers but {len(self.layer_names)} layer names")
-        for name, layer in zip(self.layer_names, self.layers, strict=True):
-            if layer.num_tokens != len(self.tokens):
-                raise ValueError(
-                    f"layer {name} routed {layer.num_tokens} tokens, "
-                    f"but the trace has {len(self.tokens)}"
-                )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layer import MoELayer
-from .routing import Routing, RoutingTrace
+from .routing import Routing
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingTrace:
+    """Keep a run's routing: what the widgets, the figures and the analyses read; nothing else.
+
+    Args:
+        tokens:      T strings, as they should be shown.
+        layers:      one detached :class:`Routing` on the CPU for each MoE layer.
+        layer_names: as many names.
+        source:      what was run, in words.
+    Raises:
+        ValueError if the lengths do not agree.
+    """
+
+    tokens: list[str]
+    layers: tuple[Routing, ...]
+    layer_names: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if len(self.layers) != len(self.layer_names):
+            raise ValueError(f"{len(self.layers)} layers but {len(self.layer_names)} layer names")
+        for name, layer in zip(self.layer_names, self.layers, strict=True):
+            if layer.num_tokens != len(self.tokens):
+                raise ValueError(
+                    f"layer {name} routed {layer.num_tokens} tokens, "
+                    f"but the trace has {len(self.tokens)}"
+                )
 
 
 class Recorder:
@@ -90,14 +119,17 @@ def record(model: nn.Module, tokenizer: Any = None) -> Iterator[Recorder]:
     Args:    tokenizer: how tokens are shown: a function from a list of ids to as many strings
              (``functools.partial(moe_lite.course.data.pieces, tokenizer)``), or a tokenizer with
              ``decode``; None shows the ids.
-    Raises:  ValueError if the model has no MoE layer, is not called with token ids, or has a
-             gate that answers otherwise, or logits that are not finite (naming the layer).
+    Raises:  ValueError if the model has no MoE layer or no weights yet, is not called with
+             token ids, or has a gate that answers otherwise, or logits that are not finite
+             (naming the layer).
     """
     blocks = {name: module for name, module in model.named_modules() if _gate(module) is not None}
     if not blocks:
         raise ValueError(
             f"{type(model).__name__} has no MoE layer: no module with experts and a gate"
         )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"{type(model).__name__} is on the meta device: it has shapes, no weights")
     recorder = Recorder(model, list(blocks), _shower(tokenizer))
     with ExitStack() as hooks:
         hooks.callback(model.register_forward_pre_hook(recorder._begin, with_kwargs=True).remove)

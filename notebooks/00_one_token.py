@@ -27,10 +27,10 @@
 from functools import partial
 
 import torch
+from IPython.display import Markdown
 
-from moe_lite import hf, trace
-from moe_lite.cost import count_parameters
-from moe_lite.course import checks, data, viz
+from moe_lite import load_pretrained, record
+from moe_lite.course import checks, cost, data, eras, viz
 from moe_lite.course.widgets import RoutingExplorer
 
 ready = checks.check_environment()
@@ -63,8 +63,8 @@ print(show(ids))
 # core, on Shakespeare, Python, classical Japanese, English prose, and sums.
 
 # %%
-model = hf.load_pretrained("mixtral-mini").eval()
-config, count = model.config, count_parameters(model.config)
+model = load_pretrained("mixtral-mini").eval()
+config, count = model.config, cost.count_parameters(model.config)
 print(f"{config.num_hidden_layers} layers, {config.num_local_experts} experts in each,", end=" ")
 print(f"{config.num_experts_per_tok} of them for each token")
 print(f"{count.total:,} numbers in memory, {count.active:,} of them used for one token")
@@ -96,7 +96,7 @@ text = (
     "27 + 15 = 42\n9 * 8 = 72\n"
 )
 ids_BS = torch.tensor([tokenizer.encode(text).ids])
-with torch.no_grad(), trace.record(model, show) as recorded:
+with torch.no_grad(), record(model, show) as recorded:
     model(ids_BS)
 explorer = RoutingExplorer(recorded.trace, layer=5)
 explorer
@@ -210,6 +210,15 @@ checks.check_load(load)
 # the whole model. Want the story? Start with 01, where two small networks fall out over four
 # vowels.
 #
+# Most of these chapters are about one small thing: how the router makes its list. In the library it
+# takes four steps. It *scores* every expert, *chooses* some, *weighs* the chosen and, where an
+# expert can be full, *limits* how many tokens it takes. Each paper changed one or two of the steps.
+# This table is read off the code, with the lines of code that each change took:
+
+# %%
+Markdown(eras.table())
+
+# %% [markdown]
 # | word | meaning |
 # |---|---|
 # | token | a piece of text from a fixed list |

@@ -33,14 +33,10 @@
 import matplotlib.pyplot as plt
 import torch
 
-from moe_lite import mixtures
-from moe_lite.course import ledger, viz
+from moe_lite import Experts, MoELayer, TopKRouter
+from moe_lite.course import ledger, mixtures, viz
 from moe_lite.course.vowels import IPA, load_vowels
 from moe_lite.course.widgets import CompetitionExplorer
-from moe_lite.experts import Experts
-from moe_lite.layer import MoELayer
-from moe_lite.mixtures import Backprop, Mixture, descend
-from moe_lite.routers import TopKRouter
 
 torch.manual_seed(0)
 torch.set_printoptions(precision=3, sci_mode=False)
@@ -232,16 +228,16 @@ train = vowels.train_T  # the first 50 speakers
 d_T1 = vowels.is_one_of(("iy", "aa"))  # 1 for [i] and [ɑ], 0 for [ɪ] and [ʌ]
 print(int(train.sum()), "cases to learn from")
 systems = {
-    "4 experts": lambda seeds: Mixture(2, 4, seeds=seeds),
-    "8 experts": lambda seeds: Mixture(2, 8, seeds=seeds),
-    "backprop, 6 hidden": lambda seeds: Backprop(2, 6, seeds=seeds),
-    "backprop, 12 hidden": lambda seeds: Backprop(2, 12, seeds=seeds),
+    "4 experts": lambda seeds: mixtures.Mixture(2, 4, seeds=seeds),
+    "8 experts": lambda seeds: mixtures.Mixture(2, 8, seeds=seeds),
+    "backprop, 6 hidden": lambda seeds: mixtures.Backprop(2, 6, seeds=seeds),
+    "backprop, 12 hidden": lambda seeds: mixtures.Backprop(2, 12, seeds=seeds),
 }
 
 
 def race(system, seeds, step, **options):
     model = systems[system](seeds)
-    return model, descend(model, x_T2[train], d_T1[train], step=step, **options)
+    return model, mixtures.descend(model, x_T2[train], d_T1[train], step=step, **options)
 
 
 # %% [markdown]
@@ -356,9 +352,9 @@ print("experts in use, of 8:                               ", *map(int, active))
 # %%
 for name, error in errors.items():
     steps = torch.tensor([20.0, 40.0] if name == "E3" else [10.0, 20.0], dtype=torch.float64)
-    rival = Mixture(2, 4, seeds=[*range(6)] * 2, error=error)
+    rival = mixtures.Mixture(2, 4, seeds=[*range(6)] * 2, error=error)
     step = steps.repeat_interleave(6)
-    epochs = descend(rival, x_T2[train], d_T1[train], step=step, max_epochs=2000).epochs_Q
+    epochs = mixtures.descend(rival, x_T2[train], d_T1[train], step=step, max_epochs=2000).epochs_Q
     for s, run in zip(steps, epochs.view(2, 6), strict=True):
         there = run[~run.isnan()]
         mean = f"in {there.mean():.0f} epochs" if len(there) else ""
@@ -383,8 +379,8 @@ for name, error in errors.items():
 
 # %%
 def four_way(E, step):
-    model = Mixture(2, E, 4, seeds=range(25))
-    descent = descend(model, x_T2[train], vowels.one_hot()[train], step=step)
+    model = mixtures.Mixture(2, E, 4, seeds=range(25))
+    descent = mixtures.descend(model, x_T2[train], vowels.one_hot()[train], step=step)
     with torch.no_grad():
         winner_QT = model(x_T2[train])[0].argmax(-1)
     share_QE = torch.nn.functional.one_hot(winner_QT, E).double().mean(1)

@@ -43,18 +43,9 @@ import torch.nn.functional as F
 from matplotlib.ft2font import FT2Font
 from torch import nn
 
-from moe_lite.course import arm, ledger, viz
+from moe_lite.course import arm, hierarchy, ledger, viz
+from moe_lite.course.hierarchy import HME, affine, em_step, fit_experts, fit_gates, random_tree
 from moe_lite.course.widgets import TreeExplorer
-from moe_lite.hierarchy import (
-    HME,
-    affine,
-    constrain,
-    em_step,
-    fit_experts,
-    fit_gates,
-    random_tree,
-    sum_upwards,
-)
 
 torch.set_printoptions(precision=3, sci_mode=False)
 
@@ -124,7 +115,7 @@ h_N = torch.cat([leaf_E.sum()[None], leaf_E.view(2, 2).sum(-1), leaf_E])
 print("prior:    ", tree.log_prior(x_TD).exp()[0, 0])
 print("posterior:", h_N)
 torch.testing.assert_close(tree.posterior(x_TD, y_TO)[0, 0], h_N)
-torch.testing.assert_close(sum_upwards(leaf_E), h_N)
+torch.testing.assert_close(hierarchy.sum_upwards(leaf_E), h_N)
 
 # %% [markdown]
 # Read the line: expert 2, who called 3, gets 0.80 instead of its prior of 0.40, and so gate 2, its
@@ -423,7 +414,7 @@ class MixtureLayer(nn.Module):
     def forward(self, x_TD, margin=None):
         gate_TE = self.gate(x_TD).softmax(dim=-1)
         if margin is not None:
-            gate_TE = constrain(gate_TE, self.total_E, margin)
+            gate_TE = hierarchy.constrain(gate_TE, self.total_E, margin)
         out_TEF = (torch.einsum("td,edf->tef", x_TD, self.weight_EDF) + self.bias_EF).relu()
         return torch.einsum("te,tef->tf", gate_TE, out_TEF), gate_TE
 
@@ -450,8 +441,8 @@ class DeepMixture(nn.Module):
 # %%
 gate_TE = torch.tensor([[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]])
 total_E = torch.tensor([9.0, 5.0, 1.0])  # mean 5
-print(constrain(gate_TE, total_E, margin=3.0))  # expert 0 is 4 ahead: closed
-print(constrain(gate_TE, total_E, margin=6.0))  # nobody is 6 ahead
+print(hierarchy.constrain(gate_TE, total_E, margin=3.0))  # expert 0 is 4 ahead: closed
+print(hierarchy.constrain(gate_TE, total_E, margin=6.0))  # nobody is 6 ahead
 
 
 # %%
@@ -606,5 +597,6 @@ print("in logarithms: ", (prior_E.log() - distance_E.square() / 2).softmax(dim=-
 # | E step, M step | `em_step` | |
 # | $G_i$, $m$ | `total_E`, `margin` in `constrain` | Eigen's constraint |
 #
-# **Read on:** the 1994 paper's section on EM is the clearest there is; `moe_lite/hierarchy.py` is
-# what you have now built. Chapter 04 stops computing the experts that nobody asked.
+# **Read on:** the 1994 paper's section on EM is the clearest there is;
+# `moe_lite/course/hierarchy.py` is what you have now built. Chapter 04 stops computing the experts
+# that nobody asked.

@@ -39,21 +39,10 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from moe_lite import hf, losses, trace
-from moe_lite.course import data, ledger, sweep, viz
-from moe_lite.course.widgets import ExpertQueues
-from moe_lite.experts import Experts
-from moe_lite.layer import MoELayer
-from moe_lite.routers import (
-    Capacity,
-    GShardRouter,
-    SwitchRouter,
-    TopKRouter,
-    capacity,
-    limit,
-    queue_rank,
-)
-from moe_lite.routing import Routing
+from moe_lite import Experts, MoELayer, Routing, TopKRouter, load_pretrained, losses, record
+from moe_lite.capacity import capacity, limit, queue_rank
+from moe_lite.course import data, ledger, sweep, viz, widgets
+from moe_lite.routers import GShardRouter, SwitchRouter
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -168,7 +157,8 @@ print("load, at capacity 1.0", limited.load_E().tolist())
 # see it again.
 
 # %%
-layer = MoELayer(Capacity(router, factor=1.0), Experts(4, 16, 32))
+router.capacity_factor = 1.0
+layer = MoELayer(router, Experts(4, 16, 32))
 h_TD = torch.randn(12, 16)
 out_TD, routing = layer(F.layer_norm(h_TD, (16,)))
 print("kept       ", routing.keep_N.int().tolist())
@@ -176,8 +166,8 @@ print("answer is 0", (out_TD == 0).all(dim=1).int().tolist())
 assert torch.equal((h_TD + out_TD)[~routing.keep_N], h_TD[~routing.keep_N])
 
 # %% [markdown]
-# `Capacity(router, factor)` is `limit` as a module: one line gives *any* router a capacity, for
-# instance `model.layers[0].block_sparse_moe.gate = Capacity(gate, 1.25)`.
+# Every router of the library ends with `limit`, which does nothing until it has a factor. So one
+# line gives *any* router a capacity, for instance `gate.capacity_factor = 1.25`.
 #
 # ## 4. Switch: one expert, and mean it
 #
@@ -307,13 +297,13 @@ print(f"GShard's {gshard_loss:.5f}, times 64: {64 * gshard_loss:.3f}")
 # dropped ones be? What changes if all first choices go first? And if the largest gate does?
 
 # %%
-model = hf.load_pretrained("mixtral-mini").eval()
+model = load_pretrained("mixtral-mini").eval()
 tokenizer = data.load_tokenizer()
 text = "To be, or not to be: that is the question.\ndef mean(xs):\n    return sum(xs) / len(xs)\n"
-with trace.record(model, tokenizer) as recorder, torch.no_grad():
+with record(model, tokenizer) as recorder, torch.no_grad():
     model(torch.tensor([tokenizer.encode(text).ids]))
 first = recorder.trace.layers[0]
-queues = ExpertQueues(first, recorder.trace.tokens, capacity=10)
+queues = widgets.ExpertQueues(first, recorder.trace.tokens, capacity=10)
 queues
 
 # %% [markdown]
@@ -709,7 +699,7 @@ for pull in (0.0, 1.0, 2.0):
 # |---|---|---|
 # | expert capacity, $C$ | `capacity(T, E, factor, top_k)` | rounded up |
 # | position in the expert's buffer | `queue_rank(routing, priority, group_size)` | 0 is first |
-# | overflow, dropping | `limit(routing, factor)`, `Capacity(router, factor)` | sets `keep_N` |
+# | overflow, dropping | `limit(routing, factor)`, `router.capacity_factor` | sets `keep_N` |
 # | Switch, $y = p_i(x) E_i(x)$ | `SwitchRouter` | $p$ not renormalised |
 # | GShard, Algorithm 1 | `GShardRouter` | factor per token; second by chance |
 # | group, $S$ | `group_size` | tokens that share places |

@@ -36,10 +36,9 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from moe_lite import losses
+from moe_lite import Routing, losses
 from moe_lite.course import data, ledger, sweep, viz
 from moe_lite.course.widgets import BalanceSimplex
-from moe_lite.routing import Routing
 
 torch.manual_seed(0)
 torch.set_num_threads(1)

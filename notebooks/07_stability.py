@@ -38,10 +38,9 @@ import torch
 import torch.nn.functional as F
 from IPython.display import Image
 
-from moe_lite import hf, losses
+from moe_lite import Scores, SwitchRouter, TopKRouter, load_pretrained, losses
 from moe_lite.course import data, ledger, sweep, viz
 from moe_lite.course.widgets import LogitHistogram
-from moe_lite.routers import SwitchRouter, TopKRouter
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -128,7 +127,7 @@ for name, loss in {
 # comes with the course, on 96 tokens of a play. We look at each token's first choice.
 
 # %%
-model = hf.load_pretrained("mixtral-mini").eval()
+model = load_pretrained("mixtral-mini").eval()
 corpus, tokenizer = data.load_corpus(max_bytes=1_000_000), data.load_tokenizer()
 batch = corpus.batch("validation", batch_size=16, seq_len=96)
 with torch.no_grad():
@@ -236,7 +235,7 @@ def selective_logits(x_TD, w_ED):
 gate = TopKRouter(64, num_experts=8)
 x_TD = torch.randn(100, 64)
 with torch.autocast("cpu", torch.bfloat16):
-    mine_TE, library_TE = selective_logits(x_TD, gate.weight), gate.logits(x_TD)
+    mine_TE, library_TE = selective_logits(x_TD, gate.weight), gate(x_TD).logits_TE
     trapped_TE = (x_TD.float() @ gate.weight.float().T).float()
 torch.testing.assert_close(mine_TE, library_TE)
 print(f"largest error within autocast, without switching it off: "
@@ -250,9 +249,10 @@ print(f"largest error within autocast, without switching it off: "
 
 # %%
 class BFloat16Router(SwitchRouter):
-    def logits(self, x_TD):
+    def score(self, x_TD, ids_T=None):
         with torch.autocast(x_TD.device.type, enabled=False):
-            return F.linear(x_TD.bfloat16(), self.weight.bfloat16())  # the softmax is rounded too
+            logits_TE = F.linear(x_TD.bfloat16(), self.weight.bfloat16())
+            return Scores.softmax(logits_TE)  # which is rounded too
 
 
 rough, fine, x_TD = BFloat16Router(64, 8), SwitchRouter(64, 8), torch.randn(2000, 64)
@@ -612,7 +612,7 @@ print(f"{(alone != together).sum()} of 2000 tokens have another expert when they
 # | $\log \sum_j e^{x_j}$ | `routing.logits_TE.logsumexp(-1)` | the level of a token |
 # | $L_z$ (eq. 5) | `losses.router_z_loss(routing)` | without the weight |
 # | $c_z = 0.001$ (eq. 6) | `TrainConfig.z_coef` | in the training loop from the start |
-# | selective precision | `TopKRouter.logits` | `autocast` to bfloat16 around it |
+# | selective precision | `routers.linear_scores` | `autocast` to bfloat16 around it |
 # | $\sigma = \sqrt{s/n}$ | `first_weights(rows, n, s)` | chapter only; ours start at 0.02 |
 #
 # **Read on:** ST-MoE's section 3 is a catalogue of what else was tried (noise, dropping

@@ -39,12 +39,9 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from moe_lite.config import MixtralConfig
+from moe_lite import Experts, KVCache, Mixtral, MixtralConfig, MoELayer
 from moe_lite.course import data, ledger, sweep, viz
 from moe_lite.course.widgets import RowsOrColumns
-from moe_lite.experts import Experts
-from moe_lite.layer import MoELayer
-from moe_lite.model import KVCache, Mixtral
 from moe_lite.routers import ExpertChoiceRouter, HashRouter, SwitchRouter, TopKRouter
 
 torch.manual_seed(0)
@@ -201,7 +198,9 @@ for ratio in stored.measures["speed-up over top-2"]:
 # %%
 hashed = HashRouter(vocab_size=4096, num_experts=8)
 ids_T = torch.tensor([17, 5, 17, 301, 5])
-print("experts", hashed(torch.randn(5, 16), ids_T).expert_N.tolist(), "for ids", ids_T.tolist())
+print(
+    "experts", hashed(torch.randn(5, 16), ids_T=ids_T).expert_N.tolist(), "for ids", ids_T.tolist()
+)
 print("ids of each expert", hashed.expert_V.bincount().tolist())
 
 # %% [markdown]

@@ -40,16 +40,10 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-from moe_lite import cost
-from moe_lite.course import data, ledger, viz
+from moe_lite import Experts, MoELayer, Routing, SigmoidBiasRouter, TopKRouter, losses
+from moe_lite.course import cost, data, ledger, viz, widgets
 from moe_lite.course.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run
-from moe_lite.course.widgets import BiasController
-from moe_lite.dispatch import BACKENDS, plan
-from moe_lite.experts import Experts
-from moe_lite.layer import MoELayer
-from moe_lite.losses import load_balancing_loss, max_violation
-from moe_lite.routers import SigmoidBiasRouter, TopKRouter
-from moe_lite.routing import Routing
+from moe_lite.fast import BACKENDS
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -120,7 +114,7 @@ by_pieces = Routing.from_choices(
     piece_TK, gate_TK.repeat_interleave(m, 1),
 )  # fmt: skip
 small = cut(whole.experts, m)
-torch.testing.assert_close(BACKENDS["auto"](x_TD, small, plan(by_pieces)), out_TD)
+torch.testing.assert_close(BACKENDS["auto"](x_TD, small, by_pieces), out_TD)
 print("equal:", tuple(piece_TK.shape), "pieces instead of", tuple(expert_TK.shape), "experts")
 
 # %% [markdown]
@@ -210,8 +204,8 @@ class WithoutBest(nn.Module):
         super().__init__()
         self.gate, self.off = gate, round(ratio * len(gate.weight))
 
-    def forward(self, x_TD):
-        logits_TE = self.gate.logits(x_TD)
+    def forward(self, x_TD, **_):
+        logits_TE = self.gate(x_TD).logits_TE
         best_TM = logits_TE.topk(self.off).indices
         logits_TE = logits_TE.scatter(1, best_TM, -1e9)  # as good as -inf; the layer refuses that
         probs_TE = logits_TE.softmax(-1)
@@ -375,21 +369,21 @@ for _ in range(20):
     torch.testing.assert_close(gate_TK.flatten(), routing.gate_N)
     count_E = expert_TK.flatten().bincount(minlength=8).float()
     bias_E = bias_E + 0.05 * torch.sign(count_E.mean() - count_E)
-    router.update(routing)  # moved by the same counts
+    router.update(routing.load_E())  # moved by the same counts
     torch.testing.assert_close(bias_E, router.bias_E)
 print("bias", router.bias_E, "a gradient?", router.bias_E.requires_grad)
 
 # %% [markdown]
 # Mind the order: choose, count, *then* move. Were the bias moved before the choice, by the counts
 # of the same batch, a token's expert would depend on tokens that come later. `train` calls
-# `gate.update(routing)` after each optimizer step.
+# `gate.update(routing.load_E())` after each optimizer step.
 #
 # What does the scores' gradient look like under the two methods? The loss pulls at every row of
 # the router, on every token. The bias pulls at none.
 
 # %%
 weight = router.weight
-pull = torch.autograd.grad(load_balancing_loss(router(batch_TD)), weight)[0]
+pull = torch.autograd.grad(losses.load_balancing_loss(router(batch_TD)), weight)[0]
 print(f"rows that the loss pulls at: {(pull.norm(dim=1) > 0).sum()} of 8; that the bias does: 0")
 
 # %% [markdown]
@@ -409,7 +403,7 @@ counts_SE = torch.stack([b.topk(2).indices.flatten().bincount(minlength=16) for 
 per_batch = (counts_SE.amax(1) / counts_SE.mean(1) - 1).mean()
 pooled_E = counts_SE.sum(0)
 print(f"dice: global {pooled_E.max() / pooled_E.mean() - 1:.3f}, per batch {per_batch:.3f}")
-same = max_violation(Routing.from_choices(
+same = losses.max_violation(Routing.from_choices(
     fair[0], fair[0], fair[0].topk(2).indices, torch.full((1024, 2), 0.5)
 ))  # fmt: skip
 torch.testing.assert_close(same, counts_SE[0].max() / counts_SE[0].mean() - 1)
@@ -428,7 +422,7 @@ torch.testing.assert_close(same, counts_SE[0].max() / counts_SE[0].mean() - 1)
 # %%
 torch.manual_seed(0)
 scores_TE = (torch.randn(256, 8) + torch.linspace(1, -1, 8)).sigmoid()
-controller = BiasController(scores_TE, k=2, u=0.01)
+controller = widgets.BiasController(scores_TE, k=2, u=0.01)
 controller
 
 # %% [markdown]
@@ -446,7 +440,7 @@ controller
 for rule in ("sign", "proportional"):
     print(f"{rule:12}", end=" ")
     for u in (0.0001, 0.001, 0.01, 0.1, 0.5):
-        late = BiasController(scores_TE, k=2, u=u, rule=rule).run.whole_S[-100:].mean()
+        late = widgets.BiasController(scores_TE, k=2, u=u, rule=rule).run.whole_S[-100:].mean()
         print(f" u {u:g}: {late:.2f}", end="")
     print("   (MaxVio over all tokens, last 100 steps)")
 
@@ -603,7 +597,7 @@ logits_TE, gate_TK = torch.zeros(4, 8), torch.full((4, 2), 0.5)
 busy = Routing.from_choices(logits_TE, logits_TE.softmax(-1), torch.tensor([[0, 1]] * 4), gate_TK)
 for _ in range(1000):
     for gate in (sleepy, awake):
-        gate.update(busy)  # expert 7 never gets a token, so its bias should go on rising
+        gate.update(busy.load_E())  # expert 7 gets no token: its bias should go on rising
 print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E[7].item())
 
 # %% [markdown]
@@ -640,7 +634,7 @@ print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E
 # | $K_s$ | `MoELayer(..., shared=Experts(...))`, `Setting(shared=1)` | weight 1, in no routing |
 # | $s_i$, $g_i$ | `routing.logits_TE.sigmoid()`, `routing.gate_N` | score, gate |
 # | $b_i$, $u$ | `router.bias_E`, `router.update_rate` | a buffer; no gradient |
-# | $b_i + u\,\mathrm{sign}(\bar c - c_i)$ | `router.update(routing)` | after the optimizer's step |
+# | $b_i + u\,\mathrm{sign}(\bar c - c_i)$ | `router.update(load_E)` | after the optimizer's step |
 # | MaxVio | `losses.max_violation`, `sweep.measure` | of a batch; global and per batch |
 #
 # **Read on:** DeepSeekMoE, sections 3 and 4; Loss-free balancing, sections 3 and 4; DeepSeek-V3's

@@ -39,15 +39,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe_lite import trace
-from moe_lite.config import MixtralConfig, TrainConfig
-from moe_lite.cost import count_parameters, kv_cache_bytes
-from moe_lite.course import data, viz
-from moe_lite.course.widgets import RoutingExplorer
-from moe_lite.experts import Experts
-from moe_lite.layer import MoELayer
-from moe_lite.model import Attention, KVCache, Mixtral, rotary, rotate
-from moe_lite.routers import TopKRouter
+from moe_lite import Experts, KVCache, MixtralConfig, MoELayer, TopKRouter, TrainConfig, record
+from moe_lite.course import cost, data, viz, widgets
+from moe_lite.model import Attention, Mixtral, rotary, rotate
 from moe_lite.train import evaluate, train
 
 torch.manual_seed(0)
@@ -331,12 +325,12 @@ print(f"{'total':22} {total:>14,}\n{'active for one token':22} {total - idle:>14
 with torch.device("meta"):
     skeleton = Mixtral(c)
 built = sum(p.numel() for p in skeleton.parameters())
-count = count_parameters(c)
+count = cost.count_parameters(c)
 assert total == built == count.total == 46_702_792_704
 assert total - idle == count.active == 12_879_925_248
 print(f"in bf16, held in memory: {2 * total / 1e9:.1f} GB")
 print(f"read for one token:      {2 * (total - idle) / 1e9:.1f} GB")
-print(f"cache of 32,768 tokens:  {kv_cache_bytes(c, 32768) / 2**30:.1f} GiB")
+print(f"cache of 32,768 tokens:  {cost.kv_cache_bytes(c, 32768) / 2**30:.1f} GiB")
 
 # %% [markdown]
 # That pair of numbers, 93.4 GB held and 25.8 GB touched, is the whole bargain of sparse models:
@@ -369,7 +363,7 @@ models = {
     "dense, equal total": small.dense("total"),
 }
 for name, c in models.items():
-    count = count_parameters(c)
+    count = cost.count_parameters(c)
     print(f"{name:20} {count.total / 1e6:5.2f}M parameters, {count.active / 1e6:5.2f}M active")
 
 # %% [markdown]
@@ -479,7 +473,7 @@ for prompt in ("My lord, I", "def __init__(self", "And the king said", "ヱホ�
 
 # %%
 prompt = torch.tensor([tokenizer.encode("And the king said").ids])
-with trace.record(model, show) as recorded:
+with record(model, show) as recorded:
     model.generate(prompt, 60, temperature=0.7, top_p=0.9, seed=1)
 viz.token_routing(recorded.trace, layer=3)
 
@@ -497,9 +491,9 @@ text = (
     "27 + 15 = 42\n9 * 8 = 72\n"
 )
 ids_BS = torch.tensor([tokenizer.encode(text).ids])
-with torch.no_grad(), trace.record(model, show) as recorded:
+with torch.no_grad(), record(model, show) as recorded:
     model(ids_BS)
-explorer = RoutingExplorer(recorded.trace, layer=3)
+explorer = widgets.RoutingExplorer(recorded.trace, layer=3)
 explorer
 
 # %% [markdown]
@@ -590,7 +584,7 @@ def logits(routing):
 class DeafRouter(TopKRouter):
     leftover_TD = torch.randn(6, 16)
 
-    def forward(self, x_TD):
+    def forward(self, x_TD, **_):
         return super().forward(self.leftover_TD)
 
 

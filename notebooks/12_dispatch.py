@@ -45,7 +45,6 @@ import json
 import time
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -54,14 +53,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import moe_lite
-from moe_lite.course import viz
-from moe_lite.course.widgets import ExpertTiles
-from moe_lite.dispatch import BACKENDS, plan
-from moe_lite.experts import Experts
-from moe_lite.linear import linear, product
-from moe_lite.routers import TopKRouter
-from moe_lite.routing import Routing
+from moe_lite import Experts, Routing, TopKRouter
+from moe_lite.course import ledger, viz, widgets
+from moe_lite.dispatch import plan
+from moe_lite.fast import BACKENDS, linear
 
 try:
     import triton
@@ -117,7 +112,7 @@ def by_loop(x_TD, experts, routing):
 # %%
 def same(way):
     """Hold one way to dispatch against the library's."""
-    right = BACKENDS["loop"](x6_TD, small, plan(six))
+    right = BACKENDS["loop"](x6_TD, small, six)
     torch.testing.assert_close(way(x6_TD, small, six), right, rtol=1e-4, atol=1e-5)
     print(f"{way.__name__}: the same as the library's loop")
 
@@ -320,7 +315,7 @@ print("tile's first row", row_M.tolist())
 # experts, which path is worst, and does the tile height matter then?
 
 # %%
-ExpertTiles(experts=8, routing="random", path="grouped", height=4)
+widgets.ExpertTiles(experts=8, routing="random", path="grouped", height=4)
 
 # %% [markdown]
 # **Try it.** Press *Play* once and watch a few pairs: each goes to the next free row of its expert.
@@ -335,14 +330,14 @@ ExpertTiles(experts=8, routing="random", path="grouped", height=4)
 kinds = ("balanced", "random", "zipf", "one-hot")
 print(f"{'':12}" + "".join(f"{kind:>12}" for kind in kinds))
 for path in ("loop", "padded", "grouped"):
-    cases = [ExpertTiles(path=path, routing=kind) for kind in kinds]
+    cases = [widgets.ExpertTiles(path=path, routing=kind) for kind in kinds]
     print(f"{path:12}" + "".join(f"{case.layout.useful:12.0%}" for case in cases))
 
 # %%
 heights = (1, 2, 4, 8, 16)
 print("grouped, tiles of" + "".join(f"{height:6}" for height in heights))
 for kind in ("random", "one-hot"):
-    cases = [ExpertTiles(routing=kind, height=height) for height in heights]
+    cases = [widgets.ExpertTiles(routing=kind, height=height) for height in heights]
     print(f"{kind:17}" + "".join(f"{case.layout.useful:6.0%}" for case in cases))
 
 # %% [markdown]
@@ -492,9 +487,9 @@ else:
 
 # %%
 if triton is not None:
-    from moe_lite.dispatch import triton as shipped
+    from moe_lite.fast import triton as shipped
 
-    fused = BACKENDS["triton"](x6_TD, small, plan(six))
+    fused = BACKENDS["triton"](x6_TD, small, six)
     torch.testing.assert_close(fused, by_sorting(x6_TD, small, six), rtol=1e-4, atol=1e-5)
     expert, row, count = shipped.schedule(plan(six).offsets_E1, rows=12, BM=2)
     print(f"its schedule: {int(count)} tiles, and room for {len(expert)}:", expert.tolist())
@@ -588,7 +583,7 @@ def least(job, repeats=3):
 # %%
 a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
 long, there = torch.randn(2**24), torch.zeros(2**24)
-peak = 2 * 1024**3 / min(least(lambda: a @ b, 7), least(lambda: product(a, b), 7))
+peak = 2 * 1024**3 / min(least(lambda: a @ b, 7), least(lambda: linear(a, b), 7))
 bandwidth = 2 * 4 * len(long) / least(lambda: there.copy_(long), 7)
 print(f"one core here: {peak / 1e9:.0f} billion operations and {bandwidth / 1e9:.0f} billion bytes "
       f"a second, {peak / bandwidth:.1f} operations for each byte")  # fmt: skip
@@ -637,7 +632,7 @@ def routed(T, E, skew=0.0):
 D, width, E, T = 256, 512, 32, 1024
 experts, x_TD = Experts(E, D, width).requires_grad_(False), torch.randn(T, D)
 WAYS = {"loop": by_loop, "einsum": by_einsum, "padded": by_padding, "grouped": by_sorting,
-        "library": lambda x, experts, r: BACKENDS["grouped"](x, experts, plan(r))}  # fmt: skip
+        "library": BACKENDS["auto"]}  # fmt: skip
 cases = {"random": routed(T, E), "zipf": routed(T, E, skew=1.0)}
 seconds = {}
 for name, routing in cases.items():
@@ -660,7 +655,7 @@ for name, routing in cases.items():
 #
 # Apart from that, there is little between loop and grouped on a CPU: one core has no idle
 # processors to fill, and its loop has no device to wait for. (A GPU has both: see section 2 and
-# the widget.) So the library's `grouped`, on a CPU, sorts as you did and then *is a loop*,
+# the widget.) So what the library takes on a CPU (`fast/cpu.py`) sorts as you did, then *is a loop*
 # over blocks: it carries each expert's rows through all three products while they lie in the cache,
 # instead of writing all rows of one product before the next begins. And its backward pass is
 # written out by hand, for the reason of section 10. (Without gradients, and with few rows for each
@@ -875,7 +870,7 @@ class Written(TorchDispatchMode):
 def backward_cost(way, E, D=64, width=128, T=256):
     """Give the seconds of a backward pass, and the bytes it writes over those of the weights."""
     torch.manual_seed(0)
-    experts, x_TD, p = Experts(E, D, width), torch.randn(T, D), plan(routed(T, E))
+    experts, x_TD, routing = Experts(E, D, width), torch.randn(T, D), routed(T, E)
     weights = [experts.w1, experts.w3, experts.w2]
     x_TD.requires_grad_()
 
@@ -883,9 +878,9 @@ def backward_cost(way, E, D=64, width=128, T=256):
         return torch.autograd.grad(loss, [x_TD, *weights], retain_graph=True)
 
     if way == "slices":
-        loss = by_slices(x_TD, *weights, p).square().mean()
+        loss = by_slices(x_TD, *weights, plan(routing)).square().mean()
     else:
-        loss = BACKENDS[way](x_TD, experts, p).square().mean()
+        loss = BACKENDS[way](x_TD, experts, routing).square().mean()
     with Written() as watch:
         backward()
     return least(backward), watch.bytes / sum(w.nbytes for w in weights)
@@ -960,8 +955,8 @@ except ImportError:
 # %%
 def step(way, x_TD, routing, weights):
     """Give a job: forward and backward, all gradients."""
-    x_TD, p = x_TD.requires_grad_(), routing and plan(routing)
-    grad = torch.randn(x_TD.shape)
+    grad, p = torch.randn(x_TD.shape), routing and plan(routing)
+    x_TD.requires_grad_()
 
     def job():
         if way == "eager loop":
@@ -971,7 +966,7 @@ def step(way, x_TD, routing, weights):
         elif way == "dense, F.linear":
             out = weights.each()[0](x_TD)
         else:
-            out = BACKENDS[way](x_TD, weights, p)
+            out = BACKENDS[way](x_TD, weights, routing)
         torch.autograd.grad(out, [x_TD, *weights.parameters()], grad)
 
     return job
@@ -989,7 +984,7 @@ for E in (8, 64):
     yours[E] = {way: taken[way] / taken["dense"] for way in names}
 
 # %%
-folder = Path(moe_lite.__file__).parents[1] / "experiments" / "results" / "bench"
+folder = ledger.ROOT / "experiments" / "results" / "bench"
 files = sorted(folder.glob("*.json"))
 stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
@@ -1131,7 +1126,7 @@ print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
 # | offsets | `plan(routing).offsets_E1` | E + 1, from 0 |
 # | combine, unpermute | `plan(routing).row_N` | the row of each pair |
 # | grouped GEMM | `F.grouped_mm(x, w, offs=...)` | on a GPU |
-# | tile schedule | `dispatch.triton.schedule(offsets, rows, BM)` | static size |
+# | tile schedule | `fast.triton.schedule(offsets, rows, BM)` | static size |
 # | capacity buffer | `BACKENDS["padded"]` | C = the largest load |
 # | oracle | `BACKENDS["loop"]` | takes float64 |
 # | which backend? | `layer.explain()` | and why |

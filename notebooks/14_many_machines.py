@@ -49,17 +49,9 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-import moe_lite
-from moe_lite import cost, hf, train
-from moe_lite.config import MixtralConfig
-from moe_lite.course import data, ledger, viz
-from moe_lite.course.sweep import SMALL
-from moe_lite.course.sweep import TRAINING as RECIPE
+from moe_lite import Experts, Mixtral, MixtralConfig, MoELayer, TopKRouter, hf, train
+from moe_lite.course import cost, data, ledger, sweep, viz
 from moe_lite.course.widgets import CostCalculator, TrafficMatrix
-from moe_lite.experts import Experts
-from moe_lite.layer import MoELayer
-from moe_lite.model import Mixtral
-from moe_lite.routers import TopKRouter
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -182,7 +174,7 @@ print("two ranks equal one")
 # Now with two processes that share no memory. PyTorch has the exchange as `all_to_all_single`; on
 # GPUs NCCL carries it, here **gloo** does, over local sockets. The helper starts one Python per
 # rank, lets them find each other through a file, and collects what rank 0 prints. (On the command
-# line `torchrun` is this helper.)
+# line `train --processes 2` is this helper.)
 
 # %%
 PRELUDE = """
@@ -195,7 +187,7 @@ dist.init_process_group("gloo", store=dist.FileStore(file, ranks), rank=rank, wo
 
 def launch(program, ranks):
     """Run a program on so many ranks; give what rank 0 wrote as JSON."""
-    env = {**os.environ, "PYTHONPATH": str(Path(moe_lite.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(ledger.ROOT)}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         script = Path(folder, "program.py")
         script.write_text(PRELUDE + program + "\ndist.destroy_process_group()", encoding="utf-8")
@@ -203,7 +195,11 @@ def launch(program, ranks):
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
         meet = str(Path(folder, "meet"))
         jobs = [subprocess.Popen([*start, str(r), str(ranks), meet], **pipes) for r in range(ranks)]
-        outputs = [job.communicate(timeout=300) for job in jobs]
+        try:
+            outputs = [job.communicate(timeout=300) for job in jobs]
+        finally:
+            for job in jobs:
+                job.kill()  # none goes on when you press stop
     for job, (_, complaint) in zip(jobs, outputs, strict=True):
         assert job.returncode == 0, complaint
     return json.loads(outputs[0][0])
@@ -215,8 +211,7 @@ def launch(program, ranks):
 
 # %%
 BY_HAND = """
-from moe_lite.layer import MoELayer; from moe_lite.experts import Experts
-from moe_lite.routers import TopKRouter
+from moe_lite import Experts, MoELayer, TopKRouter
 torch.manual_seed(3)
 layer, x_TD = MoELayer(TopKRouter(8, 4, 2), Experts(4, 8, 16)), torch.randn(6, 8)
 mine, run = x_TD.chunk(ranks)[rank], layer.experts.each()    # it uses only two of these four
@@ -242,8 +237,8 @@ print(launch(BY_HAND, ranks=2))
 
 # %% [markdown]
 # The library's `parallel.shard_experts(model, mesh)` does that to every layer of a model, for any
-# router and any backend, with gradients; `parallel.Ranks` tells the training loop about the other
-# ranks. One thing there deserves a thought. Of the gradient,
+# router and any backend, with gradients; `parallel.train` is `train` for a model whose experts live
+# on several ranks. One thing there deserves a thought. Of the gradient,
 #
 # - *everything but the experts* is on every rank, so its gradients are averaged over the ranks
 #   (that is PyTorch's `DistributedDataParallel`);
@@ -260,15 +255,15 @@ small = MixtralConfig(
 )  # fmt: skip
 settings = dict(steps=10, batch_size=6, seq_len=32, warmup=2, autocast="off")
 TRAINING = f"""
-from moe_lite import data, parallel, train; from moe_lite.routing import MixtralConfig
-from moe_lite.model import Mixtral; from torch.distributed.device_mesh import init_device_mesh
+from moe_lite import Mixtral, MixtralConfig, TrainConfig, parallel
+from moe_lite.course import data; from torch.distributed.device_mesh import init_device_mesh
 mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("ep",))
 torch.manual_seed(0)
 model = Mixtral({small!r})
 parallel.shard_experts(model, mesh)                          # one line
 held = sum(p.numel() for p in model.parameters())
-history = train.train(model, data.load_corpus(("prose",), max_bytes=100_000),
-    train.TrainConfig(**{settings!r}), ranks=parallel.Ranks(mesh), progress=False)
+history = parallel.train(mesh, model, data.load_corpus(("prose",), max_bytes=100_000),
+    TrainConfig(**{settings!r}), progress=False)
 if rank == 0: print(json.dumps({{"held": held, "losses": history.column("loss")}}))
 """
 
@@ -286,8 +281,8 @@ assert np.allclose(one, two["losses"], rtol=1e-5)
 
 # %% [markdown]
 # The same losses, up to the order in which floating point numbers were added. Two ranks are not an
-# approximation of one. With `torchrun --nproc-per-node 2 -m moe_lite train --expert-parallel 2` the
-# same thing trains a whole recipe.
+# approximation of one. `python -m moe_lite train --processes 2` trains a whole recipe like that;
+# on several machines, `torchrun ... -m moe_lite train --expert-parallel 2`.
 #
 # ## 4. Whom does everybody wait for?
 #
@@ -769,8 +764,8 @@ for subset in ("attention", "FFN", "experts", "embedding", "experts and embeddin
 
 # %%
 torch.manual_seed(0)
-dense = Mixtral(replace(SMALL, num_local_experts=1, num_experts_per_tok=1))
-train.train(dense, text, replace(RECIPE, steps=60), progress=False)
+dense = Mixtral(replace(sweep.SMALL, num_local_experts=1, num_experts_per_tok=1))
+train.train(dense, text, replace(sweep.TRAINING, steps=60), progress=False)
 sparse = hf.upcycle(dense, num_experts=8, experts_per_tok=2)
 ids = text.windows("prose", 64, 4).ids_BS
 with torch.no_grad():
@@ -784,8 +779,9 @@ print(f"{counts[0]:,} -> {counts[1]:,} parameters; largest change of a logit {ch
 
 # %%
 torch.manual_seed(1)
-runs = {"upcycled": sparse, "from scratch": Mixtral(SMALL)}
-steady = replace(RECIPE, steps=60, min_lr_ratio=1.0, seed=1)  # no schedule to decide the race
+runs = {"upcycled": sparse, "from scratch": Mixtral(sweep.SMALL)}
+# The same learning rate throughout: a schedule must not decide the race.
+steady = replace(sweep.TRAINING, steps=60, min_lr_ratio=1.0, seed=1)
 runs = {name: train.train(model, text, steady, progress=False) for name, model in runs.items()}
 lines = {name: (range(1, 61), history.smooth("loss")) for name, history in runs.items()}
 viz.curves(lines, "further steps", "training loss, nats per token", title="one seed")
@@ -844,7 +840,7 @@ print(f"one process: {losses.mean():.2f}   two ranks: {by_ranks:.2f}")
 # same mistake, with accumulation steps in the place of ranks, stood in transformers' trainer until
 # October 2024 (pull request 34191), and one with ranks was reported there a few months later
 # (issue 37474). The cure is to weigh a rank's mean by its share of the tokens (exercise 3), which
-# is what `parallel.Ranks` does.
+# is what `parallel.train` does.
 #
 # </details>
 #

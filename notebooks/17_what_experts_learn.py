@@ -39,13 +39,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from moe_lite import analysis, causal, cost, hf, trace
-from moe_lite.course import data, ledger, viz
+from moe_lite import Mixtral, causal, hf, record
+from moe_lite.course import analysis, cost, data, effects, languages, ledger, recipes, viz
 from moe_lite.course.film import Film
-from moe_lite.course.languages import Languages
-from moe_lite.course.recipes import FILM
 from moe_lite.course.widgets import RoutingExplorer
-from moe_lite.model import Mixtral
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -68,7 +65,7 @@ word_T = ids_BS.flatten()
 
 
 def routing_of(model, ids_BS):
-    with torch.no_grad(), trace.record(model, partial(data.pieces, corpus.tokenizer)) as recorded:
+    with torch.no_grad(), record(model, partial(data.pieces, corpus.tokenizer)) as recorded:
         model.eval()(ids_BS)
     return recorded.trace
 
@@ -223,7 +220,7 @@ print(f"{shared_T.double().mean():.0%} of the tokens have a word that is in two 
 # together in both worlds, as topics and words do in real text, and only one of them is the cause.
 
 # %%
-world = Languages("language")
+world = languages.Languages("language")
 batch = world.batch("validation", 4096)
 for sentence in torch.cat([batch.ids_BS, batch.targets_BS[:, -1:]], 1)[:3].tolist():
     tag, noun, verb, last = sentence
@@ -259,19 +256,19 @@ routed, label = world.trace(learner, batch.ids_BS), world.labels(batch.ids_BS)
 for name, other in (("language", "verb"), ("verb", "language")):
     bits = analysis.mutual_information(routed, label[name]).item()
     within = analysis.permuted_information(routed, label[name], range(20), within_T=label[other])
-    fits = analysis.agreement(analysis.choices_LTK(routed)[0, :, 0], label[name])
+    fits = languages.agreement(analysis.choices_LTK(routed)[0, :, 0], label[name])
     chance = np.mean(fits.null_accuracy)
     print(f"{name:9} {bits:.2f} bits; shuffled among equal {other}s {within.mean():.2f}; "
           f"best match {fits.accuracy:.0%}, by chance {chance:.0%}")  # fmt: skip
 
 # %% [markdown]
 # The **best match** gives each expert one label, so that as many tokens as possible agree; an
-# expert has no name, so all namings must be tried (`analysis.best_match` does it without trying all
-# 40,320). Two things to see. Most of the *cause's* bits stay when tokens with equal verbs are
-# compared; most of the *decoy's* bits are there as well when its labels are shuffled among tokens
-# of one language, so the language explains them. And: **the learned router is far from the best
-# one.** The best match is above chance and nowhere near 100%, although a router with 100% exists,
-# and has the lower loss.
+# expert has no name, so all namings must be tried (SciPy's `linear_sum_assignment` does it without
+# trying all 40,320). Two things to see. Most of the *cause's* bits stay when tokens with equal
+# verbs are compared; most of the *decoy's* bits are there as well when its labels are shuffled
+# among tokens of one language, so the language explains them. And: **the learned router is far from
+# the best one.** The best match is above chance and nowhere near 100%, although a router with 100%
+# exists, and has the lower loss.
 #
 # One seed is an anecdote. From the ledger, both worlds (`python -m moe_lite reproduce
 # synthetic_languages`). Each number is a mean over seeds with its 95% interval; where a claim ends
@@ -479,7 +476,7 @@ for layer in (0, 5):
 # Chance is $k/E = 25\%$ if experts are equally used (the thin line).
 
 # %%
-film = Film.load(hf.PRETRAINED / "mixtral-mini" / FILM)
+film = Film.load(hf.PRETRAINED / "mixtral-mini" / recipes.FILM)
 final = film.trace(film.steps[-1])
 steps = film.steps
 kept = torch.stack([analysis.saturation(film.trace(step), final) for step in steps])
@@ -594,12 +591,12 @@ for name, values in rows.items():
 # %%
 parts = [corpus.windows(name, LENGTH, 29).ids_BS[1::10] for name in corpus.domains]
 fresh, of_domain_T = torch.cat(parts), torch.arange(5).repeat_interleave(parts[0].numel())
-base = causal.Run.of(model, fresh)
+base = effects.Run.of(model, fresh)
 
 
 def rises(*interventions):
     """By how much does each domain's loss rise, in nats per token?"""
-    rise_T = causal.Run.of(model, fresh, *interventions).loss_T - base.loss_T
+    rise_T = effects.Run.of(model, fresh, *interventions).loss_T - base.loss_T
     return torch.stack([rise_T[of_domain_T == d].nanmean() for d in range(5)])
 
 
@@ -637,8 +634,8 @@ for way, score_LE in ways.items():
 # %%
 def by_text(at, expert, part):
     """By how much does each text's loss rise, in nats per token?"""
-    changed = causal.Run.of(model, part.ids_BS, causal.ablate(at, expert))
-    rise_T = changed.loss_T - causal.Run.of(model, part.ids_BS).loss_T
+    changed = effects.Run.of(model, part.ids_BS, causal.ablate(at, expert))
+    rise_T = changed.loss_T - effects.Run.of(model, part.ids_BS).loss_T
     return rise_T.view(len(part.ids_BS), -1).nanmean(1)
 
 
@@ -761,7 +758,7 @@ RoutingExplorer(text, model=model, layer=at)
 # %% [markdown]
 # ## 8. Other people's models
 #
-# All but section 7 read nothing but a `RoutingTrace`, and `trace.record` makes one of any Mixtral,
+# All but section 7 read nothing but a `RoutingTrace`, and `record` makes one of any Mixtral,
 # OLMoE or Qwen3-MoE from Hugging Face's transformers, with its own tokenizer:
 #
 # ```python
@@ -771,7 +768,7 @@ RoutingExplorer(text, model=model, layer=at)
 # model = AutoModelForCausalLM.from_pretrained(name, dtype="bfloat16", device_map="auto")
 # tokenizer = AutoTokenizer.from_pretrained(name)
 # ids = tokenizer(text, return_tensors="pt").input_ids
-# with torch.no_grad(), trace.record(model, tokenizer) as recorded:
+# with torch.no_grad(), record(model, tokenizer) as recorded:
 #     model(ids.to(model.device))
 # recorded.trace                            # and on with analysis, viz, RoutingExplorer
 # ```
@@ -854,7 +851,7 @@ for at in (1, 4):
 # The filling. Padding is routed like anything else, and all padding looks alike, so it goes to one
 # expert: the favourite of whatever is short. transformers' own balancing loss counted padding for a
 # while ([issue 28505](https://github.com/huggingface/transformers/issues/28505)). Give padding the
-# label -1, which every measure of `moe_lite.analysis` leaves out:
+# label -1, which every measure of `moe_lite.course.analysis` leaves out:
 #
 # </details>
 
@@ -917,7 +914,7 @@ for at in (1, 4):
 # | saturation, eq. 5 | `analysis.saturation(early, final)` | chance $k/E$ |
 # | Mixtral Table 5 | `analysis.repetition(trace, length, choice)` | `repetition_chance(E, K)` |
 # | $I(X; Y)$ | `analysis.mutual_information(trace, label_T)` | `permuted_information` |
-# | ablation | `causal.effect(model, ids_BS, causal.ablate(layer, expert))` | `.rise_T` |
+# | ablation | `effects.effect(model, ids_BS, causal.ablate(layer, expert))` | `.rise_T` |
 #
 # **Read on:** OLMoE's section 5, whose figures can be remade from published statistics; Chen et al.
 # 2022 ([arXiv:2208.02813](https://arxiv.org/abs/2208.02813)), who prove for a mixture of

@@ -32,9 +32,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from moe_lite import hf, trace
+from moe_lite import Routing, RoutingTrace, hf, trace
 from moe_lite.course import checks, data
-from moe_lite.routing import Routing, RoutingTrace
 
 # %% [markdown]
 # A trace to try things on: six layers, each with its `Routing`.

@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from moe_lite.course import checks
+from moe_lite.course.mixtures import Mixture, descend
 from moe_lite.course.vowels import load_vowels
-from moe_lite.mixtures import Mixture, descend
 
 torch.set_printoptions(precision=3, sci_mode=False)
 
@@ -125,10 +125,11 @@ print("error", error.item(), " gradient", gradient.flatten())
 
 # %%
 def mixture_error(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Tensor:
-    """Give the negative log-likelihood of each case, up to a constant.
+    """Give the error E3 of each case: its negative log-likelihood, without the constant.
 
     Args:    as in exercise 1.
-    Returns: one error for each case, (T,), with gradients to logits_TE and out_TEO.
+    Returns: one error for each case, (T,), with gradients to logits_TE and out_TEO; without the
+             constant of the normal density, as in the formula.
     """
     ### BEGIN SOLUTION
     off_TE = (target_TO[:, None] - out_TEO).square().sum(dim=-1)

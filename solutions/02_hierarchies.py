@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from moe_lite.course import checks
-from moe_lite.hierarchy import HME, affine, random_tree
+from moe_lite.course.hierarchy import HME, affine, random_tree
 
 torch.set_printoptions(precision=3, sci_mode=False)
 

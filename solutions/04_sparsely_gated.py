@@ -46,7 +46,8 @@ torch.set_printoptions(precision=3, sci_mode=False)
 #
 # Equations 3 and 5: keep each token's $k$ highest scores, put $-\infty$ in the place of the
 # others, take the softmax. What comes out has a column for *every* expert, and exactly 0 for those
-# that were not chosen.
+# that were not chosen. Exactly $k$ are chosen, also where scores tie (as they all do in a router
+# that starts from zeros); which of those that tie is left to you.
 #
 # By hand first: a token has the scores $\ln 4, \ln 1, \ln 3, \ln 2$. With $k = 2$ the experts 0 and
 # 2 stay, and their gates are 4/7 and 3/7.
@@ -54,16 +55,16 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # <details>
 # <summary>Hint 1</summary>
 #
-# `topk` gives the $k$ best values of each row. The last of them is the least that a score has to
-# be in order to stay.
+# `topk` gives the $k$ best values of each row, and their places. (Who asks only for scores that are
+# at least the $k$-th keeps more than $k$ where they tie.)
 #
 # </details>
 #
 # <details>
 # <summary>Hint 2</summary>
 #
-# `a.where(condition, b)` keeps `a` where the condition holds. What goes in the other places has to
-# vanish under $\exp$, and 0 does not: $e^0 = 1$.
+# `a.scatter(-1, index, b)` puts `b` into the places `index` of `a`. What stands in the other places
+# has to vanish under $\exp$, and 0 does not: $e^0 = 1$. Or scatter the gates, not the scores.
 #
 # </details>
 
@@ -76,8 +77,8 @@ def sparse_gates(scores_TE: Tensor, k: int) -> Tensor:
     Returns: gates_TE, each row with k numbers that add up to 1, and zeros.
     """
     ### BEGIN SOLUTION
-    kth_T1 = scores_TE.topk(k, dim=-1).values[:, -1:]
-    return scores_TE.where(scores_TE >= kth_T1, -torch.inf).softmax(dim=-1)
+    top_TK, expert_TK = scores_TE.topk(k, dim=-1)
+    return torch.zeros_like(scores_TE).scatter(-1, expert_TK, top_TK.softmax(dim=-1))
     ### END SOLUTION
 
 
@@ -85,8 +86,8 @@ def sparse_gates(scores_TE: Tensor, k: int) -> Tensor:
 checks.check_sparse_gates(sparse_gates)
 
 # %% [markdown]
-# The check also asked for the gradient. It went through, because `where` hands the slope on to
-# the scores that it kept, and the softmax of $-\infty$ is a harmless 0.
+# The check also asked for the gradient. It went through, because `scatter` hands the slope on to
+# the scores that were kept.
 #
 # ## 2. Noise of its own size
 #

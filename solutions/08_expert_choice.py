@@ -206,9 +206,9 @@ checks.check_combine(combine)
 # is chosen (`True` or `False`, shape (T, E)). Does it **read the future**? That is: is there any
 # token whose choices change when only *later* tokens change?
 #
-# The check has six routers. Three of them are innocent, and not all of those are simple: one reads
-# the past, which is allowed, and one has queues of limited length. Three leak, and one of these
-# tells a single token about a single other one.
+# The check has several routers. Three of them are innocent, and not all of those are simple: one
+# reads the past, which is allowed, and one has queues of limited length. The others leak, and some
+# of these tell a single token about a single other one.
 #
 # <details>
 # <summary>Hint 1</summary>
@@ -259,7 +259,9 @@ checks.check_reads_future(reads_future)
 # Experts may choose, if those they choose among may know of each other. A batch of $B$ sequences
 # with $S$ tokens each is laid out so that token $b \cdot S + s$ is the $s$-th of sequence $b$.
 # Divide all tokens into groups, more than one token in each, so that expert choice *within each
-# group* reads nobody's future, even in a model of several layers with causal attention between.
+# group* tells no token of its own sequence's future, even in a model of several layers with causal
+# attention between. (What it hears of *other* sequences is not counted here.) There is more than one
+# such division; the check takes any.
 #
 # <details>
 # <summary>Hint 1</summary>
@@ -284,7 +286,8 @@ checks.check_reads_future(reads_future)
 def causal_groups(num_sequences: int, seq_len: int) -> Tensor:
     """Divide the tokens of a batch into groups in which experts may choose.
 
-    Returns: token_GS, int64, a row of token numbers for each group.
+    Returns: token_GS, int64, a row of token numbers for each group; groups of differing sizes may
+             come as a list.
     """
     ### BEGIN SOLUTION
     return torch.arange(num_sequences * seq_len).view(num_sequences, seq_len).T
@@ -305,4 +308,5 @@ checks.check_causal_groups(causal_groups)
 # 2. Its experts are balanced, its tokens are not, and some get nothing.
 # 3. Where a token can come twice, answers are added; an assignment keeps the last.
 # 4. A layer is causal if nothing before $t$ changes when all from $t$ on does. Try it.
-# 5. Experts may choose among tokens at one position. Any other group tells of the future.
+# 5. Experts may choose among tokens at one position of different sequences. Across positions, the
+#    future comes back in a layer or two.

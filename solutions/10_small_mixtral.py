@@ -37,10 +37,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_lite.config import MixtralConfig
+from moe_lite import MixtralConfig, Routing, load_balancing_loss
 from moe_lite.course import checks
-from moe_lite.losses import load_balancing_loss
-from moe_lite.routing import Routing
 
 torch.set_printoptions(precision=3, sci_mode=False)
 

@@ -38,7 +38,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe_lite import Experts, TopKRouter
 from moe_lite.course import checks, viz
+from moe_lite.fast import BACKENDS
 
 torch.set_printoptions(precision=3, sci_mode=False)
 expert_N = torch.tensor([1, 0, 2, 1, 1, 2, 0, 2, 1, 0, 2, 1])  # six tokens, two pairs each
@@ -332,10 +334,6 @@ checks.check_sum_by_token(sum_by_token)
 # Together they are a dispatcher. Against the library, on random tokens:
 
 # %%
-from moe_lite.dispatch import BACKENDS, plan
-from moe_lite.experts import Experts
-from moe_lite.routers import TopKRouter
-
 router, experts, x_TD = TopKRouter(8, 4, 2), Experts(4, 8, 16), torch.randn(20, 8)
 routing = router(x_TD)
 offsets_E1 = offsets(block_counts(routing.expert_N, 4, 16))
@@ -344,7 +342,7 @@ pair_R = rows_N.argsort()
 blocks = x_TD[routing.token_N[pair_R]].split(offsets_E1.diff().tolist())
 y_RD = torch.cat([run(rows) for run, rows in zip(experts.each(), blocks, strict=True)])
 out_TD = sum_by_token(y_RD, routing.gate_N[pair_R], rows_N, 2, len(rows_N))
-torch.testing.assert_close(out_TD, BACKENDS["loop"](x_TD, experts, plan(routing)))
+torch.testing.assert_close(out_TD, BACKENDS["loop"](x_TD, experts, routing))
 print("your dispatcher gives what the library gives")
 
 # %% [markdown]

@@ -34,9 +34,8 @@
 import torch
 from torch import Tensor
 
-from moe_lite import cost, hf, train
-from moe_lite.config import MixtralConfig
-from moe_lite.course import checks, data
+from moe_lite import MixtralConfig, evaluate, hf, train
+from moe_lite.course import checks, cost, data
 
 torch.set_printoptions(precision=3, sci_mode=False)
 
@@ -363,14 +362,14 @@ checks.check_quantize(quantize)
 # %%
 model, text = hf.load_pretrained(), data.load_corpus(max_bytes=200_000)
 config = train.TrainConfig(seq_len=64, eval_windows=8, autocast="off")
-before = train.evaluate(model, text, config=config)
+before = evaluate(model, text, config=config)
 with torch.no_grad():
     for layer in model.moe_layers:
         for weight_EFD in layer.experts.parameters():
             for w_FD in weight_EFD:
                 q_FD, scale_F1 = quantize(w_FD)
                 w_FD.copy_(q_FD * scale_F1)
-after = train.evaluate(model, text, config=config)
+after = evaluate(model, text, config=config)
 for domain in before:
     print(f"{domain:10} {before[domain]:.4f} -> {after[domain]:.4f} bits per byte")
 

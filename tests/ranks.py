@@ -23,21 +23,23 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from moe_lite import __main__ as cli
 from moe_lite import parallel
+from moe_lite.checkpoint import checkpoints
 from moe_lite.config import MixtralConfig, TrainConfig
+from moe_lite.course import launch
 from moe_lite.course.data import Corpus, load_corpus
-from moe_lite.dispatch import BACKENDS
+from moe_lite.course.losses2017 import importance_loss
 from moe_lite.experts import Experts
+from moe_lite.fast import BACKENDS
 from moe_lite.layer import MoELayer
-from moe_lite.losses import importance_loss, load_balancing_loss
+from moe_lite.losses import load_balancing_loss, mixtral_aux_loss
 from moe_lite.model import Mixtral
 from moe_lite.routers import (
-    Capacity,
     ExpertChoiceRouter,
     SigmoidBiasRouter,
     TopKRouter,
 )
 from moe_lite.routing import Routing
-from moe_lite.train import Objective, checkpoints, train
+from moe_lite.train import train
 
 D, E, S = 16, 4, 16
 SMALL = MixtralConfig(
@@ -51,7 +53,7 @@ CONFIG = TrainConfig(
 GATES: dict[str, Callable[[], nn.Module]] = {
     "top_k": lambda: TopKRouter(D, E, 2),
     "sigmoid_bias": lambda: SigmoidBiasRouter(D, E, 2, update_rate=0.01),
-    "capacity": lambda: Capacity(TopKRouter(D, E, 2), 0.75, group_size=S),
+    "capacity": lambda: TopKRouter(D, E, 2, capacity_factor=0.75, group_size=S),
 }
 # gate: rows in a batch (3 leave one of 4 ranks without any, 5 are uneven), and the backend
 CASES = {"top_k": (4, "loop"), "sigmoid_bias": (3, "padded"), "capacity": (5, "grouped")}
@@ -75,7 +77,7 @@ def layers(mesh: DeviceMesh, rank: int) -> dict[str, float]:
     """Hold one sharded layer to the whole one, with 7 tokens on each rank but none on the last."""
     found = {}
     gates = {**GATES, "expert_choice": lambda: ExpertChoiceRouter(D, E)}
-    gates["capacity"] = lambda: Capacity(TopKRouter(D, E, 2), 0.5)
+    gates["capacity"] = lambda: TopKRouter(D, E, 2, capacity_factor=0.5)
     for name, make in gates.items():
         for backend in (name for name in BACKENDS if name != "triton"):
             torch.manual_seed(0)
@@ -140,8 +142,7 @@ def runs(meshes: dict[str, DeviceMesh], rank: int, folder: Path, corpus: Corpus)
         config, mesh, seats = replace(CONFIG, batch_size=rows), meshes[case], mesh_size(meshes)
         model, out = fresh(case), folder / f"{case}-{seats}"
         parallel.shard_experts(model, mesh)
-        ranks = parallel.Ranks(mesh)
-        history = train(model, corpus, config, out, progress=False, ranks=ranks)
+        history = parallel.train(mesh, model, corpus, config, out, progress=False)
         parallel.gather_experts(model)
         found[case] = {"rows": history.rows, "weights": spread(model)}
         if rank == 0:
@@ -156,8 +157,8 @@ def runs(meshes: dict[str, DeviceMesh], rank: int, folder: Path, corpus: Corpus)
                 dist.barrier()
                 again = fresh(case, seed=8)
                 parallel.shard_experts(again, mesh)
-                history = train(
-                    again, corpus, config, begin, resume=True, progress=False, ranks=ranks
+                history = parallel.train(
+                    mesh, again, corpus, config, begin, resume=True, progress=False
                 )
                 parallel.gather_experts(again)
                 found[f"{source} resumed"] = {
@@ -183,49 +184,42 @@ def spread(model: nn.Module) -> float:
 def load(folder: Path, case: str) -> Mixtral:
     """Read the model that one process trained, through its last checkpoint."""
     model = fresh(case, seed=8)
-    stored = load_file(checkpoints(folder / f"{case}-alone")[-1] / "model.safetensors")
+    (file,) = checkpoints(folder / f"{case}-alone")[-1].glob("*.safetensors")
+    stored = {name: t for name, t in load_file(file).items() if name in model.state_dict()}
     model.load_state_dict(stored, strict=False)  # lm_head is tied and stored once
     return model
 
 
-def local(mesh: DeviceMesh, corpus: Corpus) -> dict[str, float]:
-    """Take balance over each rank's own tokens, of two, and hold it to a hand calculation."""
+def balances(mesh: DeviceMesh, corpus: Corpus) -> dict[str, float]:
+    """Take balance on two ranks; beside it that of the whole batch, and the mean of its parts'."""
     batch = corpus.batch("train", 3, S, seed=CONFIG.seed, step=0)
     with torch.no_grad():
-        parts = [Objective(fresh("sigmoid_bias"))(ids, targets)[1]
-                 for ids, targets in zip(batch.ids_BS.split([1, 2]),
-                                         batch.targets_BS.split([1, 2]), strict=True)]  # fmt: skip
-        whole = Objective(fresh("sigmoid_bias"))(batch.ids_BS, batch.targets_BS)[1]
+        parts = [fresh("sigmoid_bias")(ids).routings for ids in batch.ids_BS.split([1, 2])]
+        whole = fresh("sigmoid_bias")(batch.ids_BS).routings
     config = replace(CONFIG, batch_size=3, steps=2, eval_every=0)
     found = {}
-    for over in ("local", "global"):
-        for balance in (load_balancing_loss, importance_loss):
-            model = fresh("sigmoid_bias")
-            parallel.shard_experts(model, mesh)
-            history = train(model, corpus, config, progress=False, balance=balance,
-                            ranks=parallel.Ranks(mesh, over))  # fmt: skip
-            found[f"{over} {balance.__name__}"] = history.rows[0]["balance"]
-            found[f"{over} spread"] = max_over_ranks(
-                spread(nn.ModuleList(layer.gate for layer in model.moe_layers))
-            )
-    for balance in (load_balancing_loss, importance_loss):
+    for balance in (load_balancing_loss, importance_loss, mixtral_aux_loss):
+        model = fresh("sigmoid_bias")
+        parallel.shard_experts(model, mesh)
+        history = parallel.train(mesh, model, corpus, config, balance=balance, progress=False)
+        found[balance.__name__] = history.rows[0]["balance"]
+        found[f"whole {balance.__name__}"] = balance(whole).item()
         one, two = (balance(routings).item() for routings in parts)
-        found[f"by hand local {balance.__name__}"] = (one + 2 * two) / 3
-        found[f"by hand global {balance.__name__}"] = balance(whole).item()
+        found[f"parts {balance.__name__}"] = (one + 2 * two) / 3
     return found
 
 
 def fall(rank: int, who: int, how: Callable[[], None]) -> Callable:
-    """Let something befall one rank in the backward pass of its sixth step."""
-    steps, usual = [], parallel.Ranks.backward
+    """Let something befall one rank after the backward pass of its sixth step."""
+    steps, usual = [], parallel.ParallelTrainer._average_experts
 
-    def backward(self, *args) -> None:
+    def average(self) -> None:
         steps.append(1)
         if rank == who and len(steps) == 6:
             how()
-        usual(self, *args)
+        usual(self)
 
-    return backward
+    return average
 
 
 def die() -> None:
@@ -243,17 +237,17 @@ def first(rank: int, folder: Path, ports: list[str]) -> int:
         found["alone"][case] = train(fresh(case), corpus, config, out, progress=False).rows
     for seats in (4, 2, 1)[: 3 if rank == 0 else 2 if rank == 1 else 1]:
         os.environ |= {"WORLD_SIZE": str(seats), "MASTER_PORT": ports[(4, 2, 1).index(seats)]}
-        with parallel.launched(min(seats, 2), "cpu", timeout=300) as (pairs, _):
+        with launch.joined(min(seats, 2), "cpu", timeout=900) as (pairs, _):
             flat = init_device_mesh("cpu", (seats,), mesh_dim_names=("ep",))
             meshes = {"top_k": flat, "sigmoid_bias": pairs, "capacity": pairs}
             measured = runs(meshes, rank, folder, corpus) | {"layers": layers(flat, rank)}
             if seats == 2:
-                measured["over"] = local(flat, corpus)
+                measured["balance"] = balances(flat, corpus)
             found[str(seats)] = measured
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
     os.environ |= {"WORLD_SIZE": "4", "MASTER_PORT": ports[3]}
-    parallel.Ranks.backward = fall(rank, 3, die)  # type: ignore[method-assign]
+    parallel.ParallelTrainer._average_experts = fall(rank, 3, die)  # type: ignore[method-assign]
     return command(folder, "killed")
 
 
@@ -264,8 +258,9 @@ def second(rank: int, folder: Path, ports: list[str]) -> int:
     while not (folder / "killed" / "model" / "generation_config.json").exists():
         time.sleep(0.1)  # the first rank is still exporting, and the next wait is a short one
     os.environ["MASTER_PORT"] = ports[1]
-    parallel.Ranks.backward = fall(rank, 1, lambda: time.sleep(120))  # type: ignore[method-assign]
-    return command(folder, "asleep", "--timeout", "8", "--balance-over", "local")
+    average = fall(rank, 1, lambda: time.sleep(3600))
+    parallel.ParallelTrainer._average_experts = average  # type: ignore[method-assign]
+    return command(folder, "asleep", "--timeout", "30")
 
 
 def command(folder: Path, out: str, *more: str) -> int:

@@ -1,6 +1,5 @@
 """The measures against what they must give: where the answer is known, and where it is nothing."""
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -9,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from moe_lite import analysis
-from moe_lite.routing import Routing, RoutingTrace
-from moe_lite.trace import record
+from moe_lite.course import analysis
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace, record
 
 
 def trace_of(experts, E: int, tokens=None) -> RoutingTrace:
@@ -91,10 +90,6 @@ def test_the_names_of_experts_change_nothing(case):
             same(measure(trace)[layer], measure(other)[layer][:, name_E])
         both = analysis.coactivation(other)[layer][name_E][:, name_E]
         same(analysis.coactivation(trace)[layer], both)
-    first_T, new_T = (analysis.choices_LTK(t)[0, :, 0] for t in (trace, other))
-    one, two = (analysis.agreement(x_T, label_T) for x_T in (first_T, new_T))
-    assert one.accuracy == pytest.approx(two.accuracy)
-    assert one.null_information == pytest.approx(two.null_information)
 
 
 @given(cases())
@@ -205,46 +200,9 @@ def test_a_router_that_follows_the_label_scores_the_maximum():
     assert analysis.mutual_information(trace, label_T, choice="first")[0] == pytest.approx(2)
     rows = analysis.specialization(trace, label_T, choice="first")
     same(rows[0, :, :4], torch.eye(4).flip(0).double())
-    found = analysis.agreement(analysis.choices_LTK(trace)[0, :, 0], label_T)
-    assert found.accuracy == 1 and found.information == pytest.approx(1)
-    assert found.adjusted() == pytest.approx(1)
-    assert found.adjusted("information") == pytest.approx(1)
-    assert max(found.null_accuracy) < 0.6
     spec = analysis.vocabulary_specialization(trace, label_T)
     same(spec[0, :4], torch.ones(4).double())
     assert spec[0, 4:].isnan().all()
-
-
-def test_agreement_of_a_random_router_is_adjusted_to_nothing():
-    random = torch.Generator().manual_seed(3)
-    scores = [
-        analysis.agreement(
-            torch.randint(0, 4, (200,), generator=random),
-            torch.randint(0, 4, (200,), generator=random),
-        )
-        for _ in range(30)
-    ]
-    for which in ("accuracy", "information"):
-        values = torch.tensor([score.adjusted(which) for score in scores])
-        assert values.mean().abs() < 0.02
-    assert torch.tensor([score.accuracy for score in scores]).mean() > 0.27  # chance is not 1/4
-
-
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10**6), st.booleans())
-@settings(max_examples=100, deadline=None)
-def test_the_best_match_is_the_best(C, E, seed, ties):
-    random = torch.Generator().manual_seed(seed)
-    value = torch.rand(C, E, generator=random) if not ties else (
-        torch.randint(0, 3, (C, E), generator=random).float())  # fmt: skip
-    pairs = analysis.best_match(value)
-    assert len(pairs) == min(C, E)
-    assert len({c for c, _ in pairs}) == len({e for _, e in pairs}) == len(pairs)
-    tall = value if C >= E else value.T
-    best = max(
-        sum(float(tall[row, i]) for i, row in enumerate(rows))
-        for rows in itertools.permutations(range(tall.shape[0]), tall.shape[1])
-    )
-    assert sum(float(value[c, e]) for c, e in pairs) == pytest.approx(best)
 
 
 # --- by hand -------------------------------------------------------------------------------------
@@ -362,7 +320,6 @@ def test_every_measure_reads_the_models_of_others(name, L, E, K):
     bits = analysis.mutual_information(trace, ids_T, choice="first")
     null = analysis.permuted_information(trace, ids_T, range(5), choice="first")
     assert null.shape == (5, L) and bits[0] > null[:, 0].max()  # untrained, and yet by the word
-    assert analysis.agreement(choices[0, :, 0], ids_T - 1).adjusted() > 0
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -379,8 +336,6 @@ def test_every_measure_reads_the_models_of_others(name, L, E, K):
         (lambda: analysis.saturation(HAND, HAND, k=3), "k must be between 1 and the 2"),
         (lambda: analysis.saturation(uniform(1, 5, 3, 2), HAND), "the same tokens"),
         (lambda: analysis.vocabulary_specialization(HAND, [0, 1, 2, 3], 2), "no token id occurs"),
-        (lambda: analysis.agreement([0, 1], [0]), "2 experts do not fit 1 labels"),
-        (lambda: analysis.agreement([0, -1], [0, 0]), "numbers from 0"),
         (lambda: analysis.permuted([0, 1], 0, block=2, within_T=[0, 0]), "not both"),
         (lambda: analysis.permuted([0, 1, 2], 0, block=2), "whole number of texts"),
         (lambda: analysis.mutual_information(HAND, [0] * 4, choice="best"), "choice must be"),

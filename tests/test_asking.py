@@ -8,15 +8,16 @@ import pytest
 import torch
 from traitlets import TraitError
 
-from moe_lite.causal import ablate, ban, effect, force, intervene, swap, top_k
+from moe_lite.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.config import MixtralConfig
 from moe_lite.course.data import load_tokenizer, pieces
+from moe_lite.course.effects import effect
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer, routing_explorer
 from moe_lite.course.widgets.routing_explorer import NO_LOSS, TOP, pack
 from moe_lite.model import Mixtral
 from moe_lite.routers import NoisyTopKRouter, SigmoidBiasRouter, TopKRouter
-from moe_lite.routing import RoutingTrace
+from moe_lite.trace import RoutingTrace
 
 TEXT = "To be, or not to be: that is the question."
 
@@ -260,7 +261,7 @@ def test_scores_noise_and_bias_travel():
     np.testing.assert_allclose(read["noise"][:18] / 100, layers[0].noise_TE.flatten(), atol=0.0051)
     assert not read["noise"][18:].any() and np.abs(read["noise"][:18]).max() > 0
     assert read["bias"].tolist() == [0, 0, 0, 0.25, 0, -0.5, 0, 0, 0]
-    steady.update(layers[1])
+    steady.update(layers[1].load_E())
     assert layers[1].bias_E.tolist() == [0.25, 0.0, -0.5], "a trace keeps the bias as it stood"
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from moe_lite import losses
 from moe_lite.course import ledger
 from moe_lite.course.sweep import Outcome, Setting
+from moe_lite.history import History
 from moe_lite.routing import Routing
-from moe_lite.train import History
 
 
 def route(logits_TE, K=1):

@@ -16,12 +16,13 @@ from experiments.bench.shapes import ALL, CPU_SHAPES, GPU_SHAPES, SHAPES, Shape,
 
 TINY = Shape(24, 16, 8, 4, 2, ("float32", "bfloat16"))
 NAMES = {c.name: c for c in CONTENDERS}
-HERE = [c for c in CONTENDERS if c.needs != "cuda"]
+HERE = [c for c in CONTENDERS if c.needs != "cuda" and not c.compiled]
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """Keep the ceilings small."""
+    """Keep the ceilings small, and compile without a C++ compiler."""
+    monkeypatch.setattr(paths, "COMPILER", "aot_eager")
     real = measure.ceilings
     monkeypatch.setattr(measure, "ceilings", lambda device: real(device, 64))
 
@@ -94,6 +95,22 @@ def test_every_path_that_can_run_here_is_right_and_timed(dtype, routing):
     assert rows["moe_lite loop", "forward"]["load"] == (
         2.0 if routing == "one-hot" else pytest.approx(rows["moe_lite loop", "forward"]["load"])
     )
+
+
+@pytest.mark.parametrize("dtype", TINY.dtypes)
+def test_the_compiled_layer_is_right_and_its_graph_breaks_are_counted(dtype):
+    rows = rows_of([NAMES["moe_lite layer, compiled"]], dtype=dtype)
+    for row in rows.values():
+        assert row["status"] == "timed" and row["graph_breaks"] == 0, row["note"]
+    result = {"layers": [*rows.values()], "machine": {"matmul_tflops": {dtype: 1.0}}}
+    assert "| moe_lite layer, compiled (0 graph breaks) |" in report.table(result)
+
+
+def test_without_a_compiler_the_row_says_so(monkeypatch):
+    monkeypatch.setattr(paths, "COMPILER", "inductor")
+    monkeypatch.setattr(paths.shutil, "which", lambda name: None)
+    row = rows_of([NAMES["moe_lite layer, compiled"]])["moe_lite layer, compiled", "forward"]
+    assert row["status"] == "missing" and "needs a C++ compiler" in row["note"]
 
 
 def test_missing_peers_are_rows_that_say_so(monkeypatch):
@@ -327,7 +344,7 @@ def test_targets_are_met_missed_or_not_measured():
     rows = [
         {"shape": "course-e8", "dtype": "float32", "routing": "random", "what": "forward+backward",
          "path": path, "flop": 1e12, "seconds": {"median": s, "rounds": [s, s, 9 * s]}}
-        for path, s in (("moe_lite grouped", 1.0), ("transformers eager", 1.3), ("dense", 0.5))
+        for path, s in (("moe_lite auto", 1.0), ("transformers eager", 1.3), ("dense", 0.5))
     ]  # fmt: skip
     machine = {"device": "cpu", "matmul_tflops": {"float32": 2.0}}  # the products take 0.5 s
     result = {"machine": machine, "layers": rows, "models": []}

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traitlets import TraitError
 
-from moe_lite import cost
 from moe_lite.config import MixtralConfig
+from moe_lite.course import cost
 from moe_lite.course.checks.beyond_one_machine import _parameters
 from moe_lite.course.widgets import CostCalculator, TrafficMatrix
 

@@ -289,7 +289,8 @@ def test_a_failing_cell_is_named_and_the_old_notebook_stays(course):
 
 def test_the_limit_is_for_the_whole_notebook(tmp_path):
     notebook = cells(*["import time; time.sleep(1.5)"] * 4)
-    with pytest.raises(ValueError, match=r"cell [2-4] of 4 .*when the notebook\'s 4 s were up"):
+    # Which cell it is depends on how long the kernel took to start. Of itself each may take 4 s.
+    with pytest.raises(ValueError, match=r"cell \d of 4 .*still running after 4 s: the notebook"):
         build.execute(notebook, tmp_path, "n.ipynb", limit_s=4)
 
 
@@ -405,7 +406,9 @@ def test_an_expected_exception_is_shown_without_its_frames(tmp_path):
 
 
 def test_a_verdict_is_all_a_learner_sees(tmp_path):
-    notebook = cells("from moe_lite.course import checks", "checks.check_top_k(lambda logits, k: None)")
+    notebook = cells(
+        "from moe_lite.course import checks", "checks.check_top_k(lambda logits, k: None)"
+    )
     build.execute(notebook, tmp_path, "n.ipynb", allow_errors=True)
     (output,) = notebook.cells[1].outputs
     assert output.traceback == ["✗ top_k: return two tensors, (gate_TK, expert_TK), not None"]

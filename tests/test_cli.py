@@ -16,11 +16,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from moe_lite import __main__ as cli
 from moe_lite import __version__, hf
 from moe_lite.config import MixtralConfig
+from moe_lite.course import cli as course_cli
 from moe_lite.course.data import load_tokenizer
 from moe_lite.course.film import Film
 from moe_lite.model import Mixtral
 
 ROOT = Path(__file__).resolve().parent.parent
+HANG_S = 900  # a limit for what hangs, not for what is slow
 TEXT = "To be, or not to be; def f(x): return x + 1"
 SMALL = dict(
     vocab_size=4096, hidden_size=16, intermediate_size=8, num_hidden_layers=2,
@@ -53,7 +55,13 @@ def test_every_command_is_listed(capsys):
         cli.main(["--help"])
     listed = capsys.readouterr().out
     course = (ROOT / "course.py").read_text(encoding="utf-8")
-    assert done.value.code == 0 and set(cli.COMMANDS) >= {"lab", "test", "build", "train", "bench"}
+    assert done.value.code == 0 and set(cli.COMMANDS) >= {
+        "lab",
+        "test",
+        "build",
+        "train",
+        "bench",
+    }
     for name in cli.COMMANDS:
         assert f"  {name} " in listed and f"python course.py {name} " in course
 
@@ -115,7 +123,7 @@ def test_explore_shows_the_film(checkpoint, tmp_path, capsys, fails):
     folder, out = tmp_path / "filmed", tmp_path / "film.html"
     hf.save(hf.load(checkpoint), folder)
     film = ["explore", "--film", "--model", str(folder), "--out", str(out)]
-    assert "there is no film at" in fails(*film) and not out.exists()
+    assert "there is no film.safetensors" in fails(*film) and not out.exists()
     ids_BS = torch.arange(6).view(1, 6)
     taken = Film(ids_BS, torch.zeros_like(ids_BS), ("a",), [*"abcdef"], [0, 7])
     for step in taken.wanted:
@@ -135,7 +143,7 @@ def test_explore_refuses_empty_text(checkpoint, fails, text):
 
 
 def test_explore_refuses_text_that_is_no_text(checkpoint, fails):
-    assert "surrogates" in fails("explore", "to be\udcff", "--model", checkpoint)
+    assert "is not UTF-8" in fails("explore", "to be\udcff", "--model", checkpoint)
 
 
 def test_explore_refuses_more_than_the_context(checkpoint, tmp_path, fails):
@@ -184,6 +192,34 @@ def test_missing_package_names_the_way_to_it(monkeypatch, fails):
     monkeypatch.setitem(sys.modules, "pytest", None)
     said = fails("test")
     assert "pytest" in said and "`python course.py test` installs what is missing" in said
+
+
+@pytest.mark.parametrize(("command", "extra"), [("build", "test"), ("explore", "course")])
+def test_without_a_clone_a_missing_package_names_the_extra(
+    monkeypatch, tmp_path, fails, command, extra
+):
+    def needy(argv):
+        import no_such_package  # noqa: F401
+
+    monkeypatch.setattr(course_cli, "ROOT", tmp_path)
+    monkeypatch.setitem(cli.COMMANDS, command, needy)
+    said = fails(command)
+    assert "no_such_package" in said and f'`pip install "moe-lite[{extra}]"` installs' in said
+
+
+@pytest.mark.parametrize("command", ["lab", "test", "build", "bench", "reproduce"])
+def test_what_needs_a_clone_says_so(monkeypatch, tmp_path, fails, command):
+    monkeypatch.setattr(course_cli, "ROOT", tmp_path)
+    said = fails(command)
+    assert str(tmp_path) in said and "clone of the repository" in said
+
+
+def test_bench_runs_from_any_folder(monkeypatch, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", "from moe_lite.__main__ import main; main(['bench', '--help'])"],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert "usage: python -m moe_lite bench" in done.stdout, done.stderr
 
 
 def test_a_module_of_our_own_missing_is_a_bug_and_looks_like_one(monkeypatch):
@@ -250,7 +286,7 @@ def test_lab_opens_the_first_notebook(monkeypatch, tmp_path):
 
     seen = []
     monkeypatch.setattr(LabApp, "launch_instance", seen.extend)
-    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    monkeypatch.setattr(course_cli, "ROOT", tmp_path)
     assert cli.main(["lab"]) == 1 and not seen
     (tmp_path / "notebooks").mkdir()
     for name in ("10_small_mixtral.ipynb", "05_capacity.ipynb", "Untitled.ipynb"):
@@ -278,11 +314,11 @@ def test_lab_starts_and_answers(tmp_path):
     def ask(method, path):
         request = urllib.request.Request(server["url"] + path, method=method)
         request.add_header("Authorization", f"token {server['token']}")
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=HANG_S) as answer:
             return answer.read().decode()
 
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANG_S
         while not (found := list(runtime.glob("jpserver-*.json"))):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline, "JupyterLab did not start"
@@ -299,7 +335,7 @@ def test_lab_starts_and_answers(tmp_path):
         names = [entry["name"] for entry in json.loads(ask("GET", "api/contents"))["content"]]
         assert {"notebooks", "moe_lite"} <= set(names)
         ask("POST", "api/shutdown")
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=HANG_S) == 0
     finally:
         process.kill()
         process.communicate()

@@ -6,8 +6,8 @@ import torch
 from traitlets import TraitError
 
 from moe_lite.course import viz
+from moe_lite.course.mixtures import Mixture
 from moe_lite.course.widgets import CompetitionExplorer
-from moe_lite.mixtures import Mixture
 
 X_T2 = torch.tensor([[0.3, 2.5], [0.4, 2.0], [0.7, 1.2], [0.9, 1.4]], dtype=torch.float64)
 LABELS, TARGET_T1 = ["i", "ɪ", "ɑ", "</script>"], torch.tensor([[1.0], [0.0], [1.0], [0.0]])

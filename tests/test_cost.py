@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite.config import MixtralConfig
-from moe_lite.cost import (
+from moe_lite.course.cost import (
     DEVICES,
     PRESETS,
     PUBLISHED,
@@ -19,8 +19,8 @@ from moe_lite.cost import (
     kv_cache_bytes,
     step,
 )
+from moe_lite.generate import KVCache
 from moe_lite.hf import _outline
-from moe_lite.model import KVCache
 
 
 @st.composite

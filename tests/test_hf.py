@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from moe_lite import hf
+from moe_lite import checked, hf
 from moe_lite.config import MixtralConfig
 from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
@@ -88,7 +88,9 @@ def rewrite(file: Path, **fields) -> None:
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     experts=st.integers(1, 4),
@@ -245,15 +247,21 @@ def test_optional_fields(tmp_path):
         ({"shared_expert_size": 7}, "'shared_expert_size' (7) is unknown"),
         ({"shared_expert_size": 7}, "ignore=('shared_expert_size',) reads past it"),
         ({"hidden_size": ..., "vocab_size": ...}, "vocab_size, hidden_size missing"),
-        ({"hidden_size": "4096"}, "hidden_size must be int, not '4096'"),
+        ({"hidden_size": "4096"}, "hidden_size must be a whole number, not '4096'"),
         ({"hidden_size": 0}, "hidden_size must be a whole number of at least 1, not 0"),
         ({"num_experts_per_tok": 9}, "K cannot exceed E"),
-        ({"vocab_size": True}, "vocab_size must be int, not True"),
-        ({"sliding_window": 2.5}, "sliding_window must be int or null, not 2.5"),
-        ({"eos_token_id": [2, 3]}, "eos_token_id must be int or null, not [2, 3]"),
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be float, not nan"),
-        ({"rope_theta": -1}, "rope_theta must be float, not -1"),
-        ({"tie_word_embeddings": 1}, "tie_word_embeddings must be bool, not 1"),
+        ({"vocab_size": True}, "vocab_size must be a whole number, not True"),
+        ({"sliding_window": 2.5}, "sliding_window must be a whole number or null, not 2.5"),
+        (
+            {"eos_token_id": [2, 3.0]},
+            "eos_token_id must be a whole number or a list or null, not [2",
+        ),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number, not nan"),
+        ({"rope_theta": -1}, "rope_theta must be a number of at least 0, not -1"),
+        ({"pad_token_id": 32000}, "pad_token_id must be None or a token of the 32,000, not 32000"),
+        ({"hidden_size": 2**63}, "hidden_size must be below 2**63"),
+        ({"pretraining_tp": 2}, "pretraining_tp is 2, which would change the forward pass"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false, not 1"),
     ],
 )
 def test_a_config_that_means_something_else_is_refused(tmp_path, fields, sentence):
@@ -265,15 +273,15 @@ def test_a_config_that_means_something_else_is_refused(tmp_path, fields, sentenc
 
 
 def test_ignored_fields_are_read_past(tmp_path):
-    config_folder(tmp_path, novelty=1, attention_dropout=0.1, eos_token_id=[2, 3])
+    config_folder(tmp_path, novelty=1, attention_dropout=0.1, eos_token_id="x")
     config = hf.load_config(tmp_path, ignore=("novelty", "attention_dropout", "eos_token_id"))
     assert config.eos_token_id is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": \udc80}'])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": \udc80}', "[" * 100_000])
 def test_a_broken_config_is_named(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match=r"config\.json: (not valid JSON|holds a list)"):
+    with pytest.raises(ValueError, match=r"config\.json: (not valid JSON|not UTF-8|holds \[1\])"):
         hf.load_config(tmp_path)
 
 
@@ -381,9 +389,21 @@ BREAK = {
         lambda f: rewrite(f / "config.json", num_local_experts=2),
         r"holds the unexpected tensor model\.layers\.0\.block_sparse_moe\.experts\.2\.w",
     ),
-    "tied, with a head": (
-        lambda f: rewrite(f / "config.json", tie_word_embeddings=True),
-        r"unexpected tensor lm_head\.weight",
+    "layers without end": (
+        lambda f: rewrite(f / "config.json", num_hidden_layers=10**9),
+        r"config.json: num_hidden_layers 1,000,000,000 and num_local_experts 3 ask for more than",
+    ),
+    "experts without end": (
+        lambda f: rewrite(f / "config.json", num_local_experts=2**62),
+        r"ask for more than the \d+ tensors that are stored",
+    ),
+    "widths without end": (
+        lambda f: rewrite(f / "config.json", hidden_size=2**62, head_dim=2),
+        r"config.json: the model takes .* GB of memory, and there are",
+    ),
+    "a vocabulary without end": (
+        lambda f: rewrite(f / "config.json", vocab_size=2**62),
+        r"config.json: the model takes .* GB of memory",
     ),
     "both kinds of weights": (
         lambda f: shard(f, 0).rename(f / "model.safetensors"),
@@ -429,7 +449,7 @@ def test_paths_that_are_no_checkpoint(single, tmp_path):
 
 def test_one_shard_is_open_at_a_time(sharded, model, monkeypatch):
     opened, most = [], 0
-    really = hf.safe_open
+    really = checked.safe_open
 
     class Counted:
         def __init__(self, file, **kwargs):
@@ -445,7 +465,7 @@ def test_one_shard_is_open_at_a_time(sharded, model, monkeypatch):
             opened.remove(self)
             return self.shard.__exit__(*error)
 
-    monkeypatch.setattr(hf, "safe_open", Counted)
+    monkeypatch.setattr(checked, "safe_open", Counted)
     assert same(model, hf.load(sharded))
     assert most == 1 and not opened
 
@@ -537,9 +557,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(sharded, tmp_path, monkeypa
     assert contents(sharded) == before
     assert [p.name for p in tmp_path.iterdir()] == ["sharded"]
     if expected is OSError:
-        assert str(raised.value) == (
-            f"cannot save the checkpoint to {sharded.resolve()}: No space left on device"
-        )
+        assert str(raised.value) == (f"cannot write {sharded.resolve()}: No space left on device")
 
 
 def test_a_first_save_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
@@ -547,14 +565,14 @@ def test_a_first_save_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(hf, "save_file", full)
-    with pytest.raises(OSError, match="cannot save the checkpoint to .*: No space left"):
+    with pytest.raises(OSError, match="cannot write .*: No space left"):
         hf.save(model, tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_impossible_place_is_named(model, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot save the checkpoint to .*file.checkpoint: "):
+    with pytest.raises(OSError, match=r"cannot write .*file.checkpoint: "):
         hf.save(model, tmp_path / "file" / "checkpoint")
 
 
@@ -596,11 +614,23 @@ def test_a_model_the_layout_cannot_hold_is_refused(model, tmp_path):
         layer.gate = gate
         with pytest.raises(ValueError, match=sentence):
             hf.save(model, tmp_path / "new")
-    layer.gate = TopKRouter(D, E, 2, order="topk_softmax")  # the same function
+    layer.gate = TopKRouter(D, E, 2)
     hf.save(model, tmp_path / "new")
     with pytest.raises(ValueError, match="max_shard_bytes must be at least 1, not 0"):
         hf.save(model, tmp_path / "newer", max_shard_bytes=0)
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_factor_on_the_gates_goes_into_w2(model, tmp_path):
+    D, E, ids_BS = SMALL.hidden_size, SMALL.num_local_experts, torch.arange(12).view(2, 6)
+    gate = TopKRouter(D, E, 2, gate_scale=2.5)
+    model.layers[1].block_sparse_moe.gate = gate
+    hf.save(model, tmp_path / "new")
+    back = hf.load(tmp_path / "new")
+    assert back.moe_layers[1].gate.gate_scale == 1
+    torch.testing.assert_close(back(ids_BS).logits_BSV, model(ids_BS).logits_BSV)
+    gate.gate_scale = 1.0
+    assert (back(ids_BS).logits_BSV - model(ids_BS).logits_BSV).abs().max() > 1e-4
 
 
 def test_a_model_that_does_not_come_with_the_course_is_refused():
@@ -626,6 +656,14 @@ def test_an_upcycled_model_is_the_dense_one_up_to_rounding(experts, top_k, tied,
     ours, theirs = model(ids).logits_BSV, dense(ids).logits_BSV
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
     assert (model.lm_head.weight is model.embed_tokens.weight) == tied
+
+
+def test_an_upcycled_model_keeps_the_factor_on_its_gates():
+    torch.manual_seed(0)
+    dense, ids = Mixtral(replace(DENSE, initializer_range=0.3)).double(), torch.arange(9).view(1, 9)
+    for layer in dense.moe_layers:
+        layer.gate.gate_scale = 2.5
+    torch.testing.assert_close(hf.upcycle(dense, 4)(ids).logits_BSV, dense(ids).logits_BSV)
 
 
 def test_the_routers_are_new_and_the_experts_part_with_the_first_step():
@@ -664,3 +702,51 @@ def test_only_a_dense_model_can_be_upcycled(model):
     other.moe_layers[0].gate = TopKRouter(8, 2, 1)
     with pytest.raises(ValueError, match="the Mixtral layout cannot hold this model"):
         hf.upcycle(other, 2)
+
+
+# --------------------------------------------------------------------------- as transformers does
+
+
+def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path):
+    model = Mixtral(replace(SMALL, tie_word_embeddings=True))
+    hf.save(model, tmp_path)
+    stored = tmp_path / "model.safetensors"
+    change(stored, lm_head__weight=model.embed_tokens.weight.detach().clone())
+    loaded = hf.load(tmp_path)
+    assert same(loaded, model) and loaded.lm_head.weight is loaded.embed_tokens.weight
+    change(stored, lm_head__weight=model.embed_tokens.weight.detach() + 1)
+    with pytest.raises(
+        ValueError, match="lm_head.weight is not the embedding, but the config ties"
+    ):
+        hf.load(tmp_path)
+    change(stored, lm_head__weight=torch.zeros(3, 8))
+    with pytest.raises(ValueError, match=r"lm_head.weight has shape \(3, 8\)"):
+        hf.load(tmp_path)
+
+
+def test_fields_that_change_nothing_are_read(tmp_path):
+    config = hf.load_config(
+        config_folder(
+            tmp_path, eos_token_id=[2, 3], pretraining_tp=1, unsloth_version="2024.9",
+            tokenizer_class="LlamaTokenizer",
+        )
+    )  # fmt: skip
+    assert config.eos_token_id == (2, 3)
+    assert json.loads(hf._config_json(config, torch.float32))["eos_token_id"] == [2, 3]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("pad", [None, 0, 3, -1])
+def test_the_padding_token_gets_the_gradient_that_transformers_gives_it(tmp_path, tied, pad):
+    from transformers import MixtralForCausalLM
+
+    hf.save(Mixtral(replace(SMALL, tie_word_embeddings=tied, pad_token_id=pad)), tmp_path)
+    ours, theirs = hf.load(tmp_path), MixtralForCausalLM.from_pretrained(tmp_path)
+    assert ours.config.pad_token_id == pad
+    ids = torch.tensor([[3, 0, 19, 5, 3, 0, 19, 1]])
+    ours(ids).logits_BSV.logsumexp(-1).sum().backward()
+    theirs(ids).logits.logsumexp(-1).sum().backward()
+    mine, other = ours.embed_tokens.weight.grad, theirs.model.embed_tokens.weight.grad
+    torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+    if pad is not None:
+        assert (mine[pad] == 0).all() != tied

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lite.hierarchy import (
+from moe_lite.course.hierarchy import (
     HME,
     affine,
     constrain,

@@ -1,5 +1,6 @@
 """In the languages the cause is the cause, the decoy goes with it, and the truth can be had."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_lite import analysis
-from moe_lite.course.languages import Languages
+from moe_lite.course import analysis
+from moe_lite.course.languages import Languages, agreement
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 
 WORLDS = [Languages("language"), Languages("verb")]
 
@@ -68,8 +71,20 @@ def test_a_router_that_knows_its_label_agrees_with_it(world):
         model = world.learn(world.setting(f"by {by}", steps=1, warmup=1)).model
         expert_T = analysis.choices_LTK(world.trace(model, ids_BS))[0, :, 0]
         label = world.labels(ids_BS)
-        assert analysis.agreement(expert_T, label[by], range(2)).accuracy == 1
+        assert agreement(expert_T, label[by], range(2)).accuracy == 1
         assert torch.equal(expert_T, label[by])
+
+
+def test_a_choice_counts_also_where_the_expert_was_full():
+    world = WORLDS[0]
+    model = world.setting().build(0)
+    model.moe_layers[0].gate.capacity_factor = 0.25
+    ids_BS = world.batch("validation", 256).ids_BS
+    with torch.no_grad():
+        (whole,) = model.eval()(ids_BS).routings
+    (verbs,) = world.trace(model, ids_BS).layers
+    assert not whole.keep_N[2::3].all()
+    assert torch.equal(verbs.expert_N, whole.expert_N[2::3]) and verbs.keep_N is None
 
 
 def test_a_router_that_learns_is_balanced_over_the_verbs_and_gets_better():
@@ -107,3 +122,63 @@ def test_what_cannot_be_drawn_is_named():
         WORLDS[0].batch("test", 4)
     with pytest.raises(ValueError, match="a sentence has 3 words before its last, not 64"):
         WORLDS[0].batch("train", 4, 64)
+
+
+# --- agreement -----------------------------------------------------------------------------------
+
+
+def test_a_router_that_follows_the_label_agrees_whatever_its_experts_are_numbered():
+    label_T = torch.arange(80) % 4
+    for expert_T in (label_T, 3 - label_T, label_T * 2 + 1):
+        found = agreement(expert_T, label_T)
+        assert found.accuracy == 1 and found.information == pytest.approx(1)
+        assert found.adjusted() == pytest.approx(1)
+        assert found.adjusted("information") == pytest.approx(1)
+        assert max(found.null_accuracy) < 0.6
+
+
+@given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 10**6))
+def test_agreement_is_the_best_of_all_namings_and_their_shared_bits(C, E, seed):
+    random = torch.Generator().manual_seed(seed)
+    label_T = torch.cat([torch.arange(C), torch.randint(C, (40,), generator=random)])
+    expert_T = torch.cat([torch.arange(C) % E, torch.randint(E, (40,), generator=random)])
+    found = agreement(expert_T, label_T, [0])
+    more = max(C, E)  # a label may be left without an expert, and an expert without a label
+    best = max(
+        (torch.tensor(names)[label_T] == expert_T).double().mean().item()
+        for names in itertools.permutations(range(more))
+    )
+    assert found.accuracy == pytest.approx(best)
+    trace = RoutingTrace([""] * len(label_T), (routing(expert_T, E),), ("0",), "")
+    bits = analysis.mutual_information(trace, label_T).item()
+    own = [analysis.mutual_information(trace_of_labels(x_T), x_T) for x_T in (label_T, expert_T)]
+    assert found.information == pytest.approx(2 * bits / float(sum(own)), abs=1e-9)
+
+
+def routing(expert_T, E):
+    gate_T1 = torch.ones(len(expert_T), 1)
+    probs_TE = torch.full((len(expert_T), E), 1 / E)
+    return Routing.from_choices(probs_TE.log(), probs_TE, expert_T[:, None], gate_T1)
+
+
+def trace_of_labels(x_T):
+    return RoutingTrace([""] * len(x_T), (routing(x_T, int(x_T.max()) + 1),), ("0",), "")
+
+
+def test_agreement_of_a_random_router_is_adjusted_to_nothing():
+    random = torch.Generator().manual_seed(3)
+    scores = [agreement(*torch.randint(0, 4, (2, 200), generator=random)) for _ in range(30)]
+    for which in ("accuracy", "information"):
+        values = torch.tensor([score.adjusted(which) for score in scores])
+        assert values.mean().abs() < 0.02
+    assert torch.tensor([score.accuracy for score in scores]).mean() > 0.27  # chance is not 1/4
+    assert agreement([0, 0, 0], [0, 0, 0]).information == 0  # nothing to know
+
+
+@pytest.mark.parametrize(
+    ("experts", "labels", "message"),
+    [([0, 1], [0], "2 experts do not fit 1 labels"), ([0, -1], [0, 0], "numbers from 0")],
+)
+def test_agreement_refuses(experts, labels, message):
+    with pytest.raises(ValueError, match=message):
+        agreement(experts, labels)

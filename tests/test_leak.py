@@ -114,7 +114,7 @@ def test_a_bar_lets_in_its_share_and_each_token_by_itself(leak):
 def test_thresholds_are_taken_off_again(leak, monkeypatch):
     ids = torch.randint(V, (5000,), generator=torch.Generator().manual_seed(1)).int()
     text = {(split, "arithmetic"): ids for split in ("train", "validation")}
-    corpus = Corpus(("arithmetic",), (1.0,), None, text, torch.ones(V, dtype=torch.long))
+    corpus = Corpus(("arithmetic",), None, text, torch.ones(V, dtype=torch.long))
     monkeypatch.setattr(leak, "S", S)
     monkeypatch.setattr(leak.sweep, "measure", lambda model, corpus: {
         "loss": float(isinstance(model.moe_layers[0].gate, leak.Threshold))})  # fmt: skip

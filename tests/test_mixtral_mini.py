@@ -11,8 +11,10 @@ from moe_lite import hf
 from moe_lite.course.data import DOMAINS, load_corpus, load_tokenizer
 from moe_lite.course.film import Film
 from moe_lite.course.recipes import FILM, RECIPES
+from moe_lite.evaluation import evaluate
+from moe_lite.history import History
 from moe_lite.model import Mixtral
-from moe_lite.train import History, evaluate, train
+from moe_lite.train import train
 
 FOLDER = hf.PRETRAINED / "mixtral-mini"
 PROMPTS = (

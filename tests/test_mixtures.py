@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lite import mixtures
+from moe_lite.course import mixtures
+from moe_lite.course.mixtures import Backprop, Mixture, descend
 from moe_lite.course.vowels import load_vowels
 from moe_lite.experts import Experts
 from moe_lite.layer import MoELayer
-from moe_lite.mixtures import Backprop, Mixture, descend
 from moe_lite.routers import TopKRouter
 
 ERRORS = (mixtures.blend_error, mixtures.expected_error, mixtures.mixture_error)

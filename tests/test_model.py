@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite.config import MixtralConfig
-from moe_lite.dispatch import BACKENDS
 from moe_lite.experts import Experts
+from moe_lite.fast import BACKENDS
+from moe_lite.generate import KVCache, sample
 from moe_lite.layer import MoELayer
-from moe_lite.model import KVCache, Mixtral, sample
+from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
-from moe_lite.routing import Routing, RoutingTrace
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 
 CONFIG = MixtralConfig(
     vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,

@@ -1,7 +1,7 @@
 """The notebooks run, the exercises wait, and what is committed is what the sources give.
 
-``pytest -m notebooks`` runs these alone. The limit is the build's own: seconds of wall time for
-a whole notebook.
+``pytest -m notebooks`` runs these alone. Each prints its seconds beside what it is to take on two
+quiet cores; only a hang fails.
 """
 
 import os
@@ -44,12 +44,12 @@ def run(target, folder, capsys, **options):
     notebook = build.draft(target)
     seconds = build.execute(notebook, folder, target.name, **options)
     with capsys.disabled():
-        print(f"\n  {target.name}: {seconds:.0f} s of {build.LIMIT_S:.0f}", end="  ")
+        print(f"\n  {target.name}: {seconds:.0f} s of {build.BUDGET_S:.0f}", end="  ")
     return notebook
 
 
 @pytest.mark.parametrize("target", named(EXECUTED))
-def test_a_notebook_runs_from_its_source_within_the_limit(target, elsewhere, capsys):
+def test_a_notebook_runs_from_its_source(target, elsewhere, capsys):
     run(target, elsewhere(target), capsys)
 
 

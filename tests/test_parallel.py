@@ -17,21 +17,23 @@ import torch
 import torch.distributed as dist
 
 from moe_lite import hf, parallel
+from moe_lite.checkpoint import checkpoints
 from moe_lite.config import MixtralConfig
 from moe_lite.course import recipes
+from moe_lite.course.losses2017 import importance_loss, load_loss
+from moe_lite.history import History
 from moe_lite.losses import (
     drop_rate,
-    importance_loss,
     load_balancing_loss,
-    load_loss,
     max_violation,
+    mixtral_aux_loss,
     router_z_loss,
 )
 from moe_lite.model import Mixtral
 from moe_lite.routing import Routing
-from moe_lite.train import History, checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
+HANG_S = 1800  # a limit for what hangs, not for what is slow
 SMALL = {
     "model": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
     "training": {"steps": 8, "batch_size": 4, "seq_len": 16, "checkpoint_every": 2,
@@ -96,12 +98,12 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(folder) -> list[tuple[int, str]]:
-    return play("first", 4, folder, patience=dict.fromkeys(range(4), 600))
+    return play("first", 4, folder, patience=dict.fromkeys(range(4), HANG_S))
 
 
 @pytest.fixture(scope="module")
 def second(first, folder) -> list[tuple[int, str]]:
-    return play("second", 2, folder, patience={0: 600})  # the other one is asleep at the end
+    return play("second", 2, folder, patience={0: HANG_S})  # the other one is asleep at the end
 
 
 @pytest.fixture(scope="module")
@@ -161,15 +163,11 @@ def test_any_number_of_ranks_goes_on_from_any_other(found, seats, source):
 
 
 @gloo
-def test_balance_over_the_ranks_or_over_each(found):
-    over = found["2"]["over"]
-    for name in ("load_balancing_loss", "importance_loss"):
-        for which in ("local", "global"):
-            by_hand = over[f"by hand {which} {name}"]
-            assert over[f"{which} {name}"] == pytest.approx(by_hand, rel=1e-5)
-        assert over[f"local {name}"] > 1.01 * over[f"global {name}"]  # parts are less even
-    # each rank has moved its biases by its own loads, and they are the same again
-    assert over["local spread"] == over["global spread"] == 0
+def test_balance_is_that_of_the_whole_batch_and_not_of_a_ranks_part(found):
+    balance = found["2"]["balance"]
+    for name in ("load_balancing_loss", "importance_loss", "mixtral_aux_loss"):
+        assert balance[name] == pytest.approx(balance[f"whole {name}"], rel=1e-5)
+        assert balance[f"parts {name}"] > 1.005 * balance[name]  # parts are less even
 
 
 # When something befalls one
@@ -189,7 +187,7 @@ def test_a_rank_is_killed_and_the_others_say_so(first):
 def test_a_rank_that_does_not_answer_ends_the_run(second):
     code, said = second[0]
     assert code == 1, said
-    assert "moe_lite train: rank 0: another rank did not answer for 8 s; go on from" in said
+    assert "moe_lite train: rank 0: another rank did not answer for 30 s; go on from" in said
     assert "Traceback" not in said
 
 
@@ -209,14 +207,14 @@ def test_fewer_ranks_finish_what_more_began(second, folder, tmp_path, capsys):
 
 
 @gloo
-def test_one_process_says_that_a_checkpoint_is_sharded(second, folder, tmp_path):
-    with pytest.raises(ValueError, match="is sharded: resume it under torchrun"):
-        recipes.main(["--config", str(folder / "small.json"), "--out", str(folder / "asleep"),
-                      "--resume", "--export", str(tmp_path), "--device", "cpu"])  # fmt: skip
-    assert [path.name for path in checkpoints(folder / "asleep")] == [
-        "step-00000002",
-        "step-00000004",
-    ]
+def test_one_process_finishes_what_two_began(second, folder, tmp_path):
+    begun = ["step-00000002", "step-00000004"]
+    assert [path.name for path in checkpoints(folder / "asleep")] == begun
+    common = ["--config", str(folder / "small.json"), "--device", "cpu"]
+    recipes.main([*common, "--out", str(folder / "asleep"), "--resume"])
+    recipes.main([*common, "--out", str(tmp_path)])
+    alone, resumed = (History.load(out / "history.jsonl") for out in (tmp_path, folder / "asleep"))
+    assert_same_curve(resumed.rows, alone.rows)
 
 
 # Bad launches
@@ -277,14 +275,14 @@ def test_a_taken_port_is_named(monkeypatch):
         port = taken.getsockname()[1]
         launch(monkeypatch, port=port)
         with pytest.raises(
-            OSError, match=f"cannot meet at 127.0.0.1:{port} within 1 s; is the port"
-        ):
-            recipes.main(["--expert-parallel", "2", "--device", "cpu", "--timeout", "1"])
+            OSError, match=f"cannot meet at 127.0.0.1:{port} within 900 s; is the port"
+        ):  # at once; and after three times that the guard would end this very process
+            recipes.main(["--expert-parallel", "2", "--device", "cpu", "--timeout", "900"])
         # another rank on this machine, to whom what listens there never says a word, is silent too
         command = [sys.executable, "-m", "moe_lite", "train", "--expert-parallel", "2"]
         ranks = environment(RANK="1", LOCAL_RANK="1")
         done = subprocess.run([*command, "--device", "cpu", "--timeout", "1"], cwd=ROOT, env=ranks,
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
+                              capture_output=True, text=True, timeout=HANG_S)  # fmt: skip
     assert done.returncode == 1 and "moe_lite train" not in done.stderr
     assert not dist.is_initialized()
 
@@ -292,7 +290,7 @@ def test_a_taken_port_is_named(monkeypatch):
 def test_processes_and_the_option_belong_together(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(
-        ValueError, match="start them with torchrun --standalone --nproc-per-node 2"
+        ValueError, match="add --processes 2, or on several machines start them with torchrun"
     ):
         recipes.main(["--expert-parallel", "2"])
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -312,17 +310,16 @@ def add(sums: Iterator[torch.Tensor], amount: torch.Tensor) -> torch.Tensor:
     return amount + next(sums)
 
 
-def test_a_pool_makes_every_measure_the_whole_batchs():
+def test_an_all_reduce_makes_every_loss_and_measure_the_whole_batchs():
     torch.manual_seed(1)
     expert_TK, gate_TK = torch.rand(12, 4).topk(2).indices, torch.rand(12, 2)
     logits_TE, keep_TK = torch.randn(12, 4), torch.rand(12, 2) < 0.7
 
-    def routing(part: slice, pool=None) -> Routing:
-        made = Routing.from_choices(
+    def routing(part: slice) -> Routing:
+        return Routing.from_choices(
             logits_TE[part], logits_TE[part].softmax(-1), expert_TK[part], gate_TK[part],
-            keep_TK[part], smooth_load_TE=logits_TE[part].sigmoid(),
+            keep_N=keep_TK[part].flatten(), smooth_load_TE=logits_TE[part].sigmoid(),
         )  # fmt: skip
-        return Routing(**{**vars(made), "pool": pool})
 
     whole = routing(slice(None))
     measures = (
@@ -332,14 +329,14 @@ def test_a_pool_makes_every_measure_the_whole_batchs():
         router_z_loss,
         max_violation,
         drop_rate,
-        Routing.load_E,
+        lambda routing, **over: load_balancing_loss([routing, routing], choices=1, **over),
+        lambda routing, **over: mixtral_aux_loss([routing, routing], **over),
     )
     for measure in measures:
         sums: list[torch.Tensor] = []
-        measure(routing(slice(0, 5), pool=partial(note, sums)))  # what the other part has to give
-        pooled = measure(routing(slice(5, 12), pool=partial(add, iter(sums))))
-        torch.testing.assert_close(pooled, measure(whole))
-    assert routing(slice(0, 5), pool=lambda x: 2 * x).detach().pool is None
+        measure(routing(slice(0, 5)), all_reduce=partial(note, sums))  # what the other has to give
+        total = measure(routing(slice(5, 12)), all_reduce=partial(add, iter(sums)))
+        torch.testing.assert_close(total, measure(whole))
 
 
 @gloo
@@ -360,8 +357,6 @@ def test_what_cannot_be_sharded_is_refused(tmp_path):
             parallel.shard_experts(model, other)
         with pytest.raises(ValueError, match="no layers of experts left to shard"):
             parallel.shard_experts(torch.nn.Linear(2, 2), mesh)
-        with pytest.raises(ValueError, match="not 'mine'"):
-            parallel.Ranks(mesh, "mine")
         names = list(model.state_dict())
         parallel.shard_experts(model, mesh)
         assert list(model.state_dict()) == names

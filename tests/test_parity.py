@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from moe_lite import hf
 from moe_lite.config import MixtralConfig
+from moe_lite.generate import KVCache
 from moe_lite.losses import mixtral_aux_loss
-from moe_lite.model import KVCache, Mixtral
+from moe_lite.model import Mixtral
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.disable_progress_bar()

@@ -8,16 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite import losses
-from moe_lite.routers import (
-    Capacity,
-    ExpertChoiceRouter,
-    GShardRouter,
-    SwitchRouter,
-    TopKRouter,
-    capacity,
-    limit,
-    queue_rank,
-)
+from moe_lite.capacity import capacity, limit, queue_rank
+from moe_lite.routers import ExpertChoiceRouter, GShardRouter, SwitchRouter, TopKRouter
 from moe_lite.routing import Routing
 
 
@@ -43,8 +35,8 @@ def random_routing(T: int, E: int, K: int, seed: int, dropped: float = 0.0) -> R
     generator = torch.Generator().manual_seed(seed)
     logits_TE = torch.randn(T, E, generator=generator)
     gate_TK, expert_TK = logits_TE.softmax(-1).topk(K, dim=-1)
-    keep_TK = torch.rand(T, K, generator=generator) >= dropped if dropped else None
-    return Routing.from_choices(logits_TE, logits_TE.softmax(-1), expert_TK, gate_TK, keep_TK)
+    keep_N = torch.rand(T * K, generator=generator) >= dropped if dropped else None
+    return Routing.from_choices(logits_TE, logits_TE.softmax(-1), expert_TK, gate_TK, keep_N=keep_N)
 
 
 @pytest.mark.parametrize("priority", ["position", "choice", "gate"])
@@ -101,7 +93,7 @@ def test_groups_keep_a_sequence_out_of_its_neighbours_queues():
     for router in (
         SwitchRouter(6, 3, capacity_factor=0.7, group_size=8),
         GShardRouter(6, 3, capacity_factor=0.7, group_size=8).eval(),
-        Capacity(TopKRouter(6, 3, 2), 0.7, "gate", group_size=8),
+        TopKRouter(6, 3, 2, capacity_factor=0.7, priority="gate", group_size=8),
         ExpertChoiceRouter(6, 3, capacity_factor=1.0, group_size=8),
     ):
         together = router(x_TD).gates_TE()[8:16]
@@ -140,8 +132,7 @@ def test_gshard_seats_all_first_choices_and_asks_the_second_by_chance():
 @pytest.mark.parametrize("make", [
     lambda: SwitchRouter(6, 4, capacity_factor=1.0),
     lambda: GShardRouter(6, 4, capacity_factor=1.0).eval(),
-    lambda: Capacity(SwitchRouter(6, 4, capacity_factor=9), 1.0),
-    lambda: Capacity(TopKRouter(6, 4, 1), 1.0),
+    lambda: TopKRouter(6, 4, 1, capacity_factor=1.0),
 ])  # fmt: skip
 def test_padding_stands_in_no_queue(make):
     torch.manual_seed(0)
@@ -163,7 +154,7 @@ def test_padding_stands_in_no_queue(make):
         (lambda r: queue_rank(r, group_size=0), "groups of 0 do not divide"),
         (lambda r: SwitchRouter(4, 2, capacity_factor=-1), "capacity factor must be above 0"),
         (lambda r: GShardRouter(4, 1), "top_k must be between 1 and 1"),
-        (lambda r: Capacity(TopKRouter(4, 2), 0), "capacity factor must be above 0"),
+        (lambda r: TopKRouter(4, 2, capacity_factor=0), "capacity factor must be above 0"),
         (lambda r: r.masked(torch.ones(5)), "the mask covers 5 tokens, but 6 were routed"),
         (lambda r: queue_rank(ExpertChoiceRouter(3, 2)(torch.ones(6, 3)), "choice"), "no first"),
     ],

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from moe_lite import hf
-from moe_lite.cost import count_parameters
+from moe_lite.checkpoint import checkpoints
 from moe_lite.course import recipes
+from moe_lite.course.cost import count_parameters
 from moe_lite.course.data import load_tokenizer
 from moe_lite.course.recipes import RECIPES, main, read_recipe
+from moe_lite.history import History
 from moe_lite.model import Mixtral
-from moe_lite.train import History, checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -55,16 +56,39 @@ def test_a_file_changes_what_it_names(config):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
-        ("[1]", r"a recipe must be a JSON object, not \[1\]"),
-        ('{"modle": {}}', "a recipe has no field 'modle'; it has model, training, domains"),
+        ("{", "not valid JSON"),
+        ("[1]", r"holds \[1\], not a JSON object"),
+        ('{"modle": {}}', "small.json has no field 'modle'; it has model, training, domains"),
         ('{"model": {"experts": 3}}', "model has no field 'experts'"),
         ('{"training": {"step": 3}}', "training has no field 'step'"),
         ('{"model": {"num_experts_per_tok": 9}}', "K cannot exceed E"),
         ('{"training": {"steps": -1}}', "steps must be a whole number"),
-        ('{"training": {"betas": 1}}', "small.json: "),
+        ('{"training": {"betas": 1}}', "small.json: training: betas must be a list of 2, not 1"),
         ('{"max_bytes": 0}', "max_bytes must be null or at least 1, not 0"),
         ('{"domains": "prose"}', "domains must be a list, not 'prose'"),
+        ('{"domains": ["prose", 1]}', r"domains\[1\] must be text, not 1"),
+        ('{"frames": 1}', "frames must be 0 or from 2 to 1,000, not 1"),
+        (
+            '{"model": {"hidden_size": "big"}}',
+            "model: hidden_size must be a whole number, not 'big'",
+        ),
+        ('{"model": {"sliding_window": 1.5}}', "sliding_window must be a whole number or null"),
+        ('{"model": {"sliding_window": true}}', "sliding_window must be a whole number or null"),
+        ('{"model": {"tie_word_embeddings": "big"}}', "tie_word_embeddings must be true or false"),
+        ('{"model": {"eos_token_id": "big"}}', "eos_token_id must be a whole number or a list or"),
+        ('{"model": {"rope_theta": "big"}}', "rope_theta must be a finite number, not 'big'"),
+        ('{"model": {"rope_theta": 0}}', "rope_theta must be above 0, not 0"),
+        ('{"model": {"rms_norm_eps": NaN}}', "rms_norm_eps must be a finite number, not nan"),
+        ('{"model": {"hidden_size": 9223372036854775808}}', "hidden_size must be below 2"),
+        ('{"training": {"seed": 99999999999999999999}}', "seed must be below 2"),
+        ('{"training": {"steps": true}}', "steps must be a whole number, not True"),
+        ('{"training": {"autocast": "maybe"}}', "autocast must be one of 'auto', 'on', 'off'"),
+        (
+            '{"training": {"seq_len": 1000}}',
+            "seq_len 1000 is more than max_position_embeddings 256",
+        ),
+        ('{"max_bytes": 1, "max_bytes": 2}', "the field 'max_bytes' stands there twice"),
+        ("[" * 100_000, "nested deeper than 32"),
     ],
 )
 def test_a_file_that_cannot_be_is_refused(config, content, message):
@@ -140,6 +164,10 @@ def test_ctrl_c_says_how_to_go_on(config, tmp_path, capsys, monkeypatch):
         ({"model": {"vocab_size": 100}}, [], "the tokenizer has 4096 tokens, but vocab_size is"),
         ({"domains": ["latin"]}, [], "there is no domain 'latin'"),
         ({}, ["--steps", "0"], "steps must be a whole number of at least 1, not 0"),
+        ({}, ["--seed", "99999999999999999999"], "seed must be below 2"),
+        ({"model": {"hidden_size": 2**62, "head_dim": 2}}, [], "training takes .* GB of memory"),
+        ({"model": {"num_hidden_layers": 2**62}}, [], "small.json: the training takes .* GB"),
+        ({"training": {"batch_size": 2**62}}, [], "small.json: the training takes .* GB"),
         ({}, ["--device", "abacus"], "there is no device 'abacus' here"),
         ({}, ["--device", "cuda:99"], "there is no device 'cuda:99' here"),
     ],
@@ -177,3 +205,8 @@ def test_export_replaces_its_own_files_only(tmp_path):
     loaded = hf.load(tmp_path)
     assert torch.equal(loaded.norm.weight, model.norm.weight)
     assert loaded.norm.weight[0].item() == 2.25
+
+
+def test_frames_in_a_file_are_filmed(config):
+    Path(config).write_text(json.dumps(TINY | {"frames": 3}), encoding="utf-8")
+    assert read_recipe(config).frames == 3

@@ -7,8 +7,8 @@ import torch
 
 from moe_lite import losses
 from moe_lite.course.data import load_corpus
-from moe_lite.course.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run, sweep
-from moe_lite.routers import SigmoidBiasRouter, SwitchRouter
+from moe_lite.course.sweep import MAX_BYTES, SMALL, Setting, measure, run, sweep
+from moe_lite.routers import ROUTERS, SigmoidBiasRouter, SwitchRouter
 
 SHORT = {"steps": 2, "batch_size": 2, "seq_len": 16, "warmup": 1}
 

@@ -17,7 +17,8 @@ from moe_lite.config import MixtralConfig
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
 from moe_lite.routers import NoisyTopKRouter
-from moe_lite.routing import Routing, RoutingTrace
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 
 SMALL = MixtralConfig(
     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
@@ -288,7 +289,7 @@ class ExpertsChoose(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(experts, width))
 
-    def forward(self, x_TD):
+    def forward(self, x_TD, **_):
         logits = x_TD @ self.weight.T
         gate, token = logits.softmax(-1).topk(2, dim=0)
         expert = torch.arange(logits.shape[1]).expand(2, -1)
@@ -331,7 +332,10 @@ def test_a_noisy_gate_is_recorded_with_its_smooth_load(model):
 def test_dropped_and_dropless_calls_join(model):
     a = Routing.from_choices(*(torch.rand(2, 3),) * 2, torch.tensor([[0], [1]]), torch.rand(2, 1))
     b = Routing.from_choices(
-        *(torch.rand(1, 3),) * 2, torch.tensor([[2]]), torch.rand(1, 1), torch.tensor([[False]])
+        *(torch.rand(1, 3),) * 2,
+        torch.tensor([[2]]),
+        torch.rand(1, 1),
+        keep_N=torch.tensor([False]),
     )
     joined = trace._join([a, b], [2, 1])
     assert joined.keep_N.tolist() == [True, True, False] and joined.per_token == 1
@@ -487,3 +491,11 @@ def test_gradient_checkpointing_is_recorded_once():
         losses = [model(ids, labels=ids).loss for ids in (IDS, IDS[:, :3])]
         torch.stack(losses).sum().backward()  # runs every layer once more
     assert [layer.num_tokens for layer in rec.trace.layers] == [11, 11, 11]
+
+
+def test_a_model_without_weights_is_refused():
+    with torch.device("meta"):
+        outline = Mixtral(SMALL)
+    told = pytest.raises(ValueError, match="Mixtral is on the meta device: it has shapes, no w")
+    with told, trace.record(outline):
+        pass

@@ -5,8 +5,8 @@ import pytest
 import torch
 from traitlets import TraitError
 
+from moe_lite.course.hierarchy import affine, em_step, random_tree
 from moe_lite.course.widgets import TreeExplorer
-from moe_lite.hierarchy import affine, em_step, random_tree
 
 
 def history(depth=2, steps=3, T=30):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_lite.dispatch import BACKENDS, plan
 from moe_lite.experts import Experts
+from moe_lite.fast import BACKENDS
 from moe_lite.layer import MoELayer
 from moe_lite.routers import TopKRouter
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_without_triton_there_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "moe_lite.dispatch.triton", raising=False)
+    monkeypatch.delitem(sys.modules, "moe_lite.fast.triton", raising=False)
     layer = MoELayer(TopKRouter(8, 4, 2), Experts(4, 8, 8), "triton")
     with pytest.raises(ValueError, match="needs Triton, which is not here .pip install triton"):
         layer(torch.randn(3, 8))
@@ -31,12 +31,12 @@ def test_without_a_gpu_there_is_one_sentence():
         pytest.skip("the interpreter needs no GPU")
     routing = TopKRouter(8, 4, 2)(torch.randn(3, 8))
     with pytest.raises(ValueError, match="needs a GPU, but the tokens are on the cpu"):
-        BACKENDS["triton"](torch.randn(3, 8), Experts(4, 8, 8), plan(routing))
+        BACKENDS["triton"](torch.randn(3, 8), Experts(4, 8, 8), routing)
 
 
 def test_schedule_covers_every_row_once():
     pytest.importorskip("triton")
-    from moe_lite.dispatch.triton import schedule
+    from moe_lite.fast.triton import schedule
 
     for sizes in ([5, 0, 17, 16, 1], [0, 0], [33], [0, 16, 0]):
         offsets = torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -84,7 +84,7 @@ def compiled(kernel: str, switches: dict, config: tuple, arch: int, element: str
     from triton.backends.nvidia import compiler as nvidia
     from triton.compiler import ASTSource
 
-    from moe_lite.dispatch import triton as ours
+    from moe_lite.fast import triton as ours
 
     BM, BN, BK, warps, stages = config
     constants = {"BM": BM, "BN": BN, "BK": BK, "PRECISION": "ieee", "TMA": True, **switches}
@@ -122,7 +122,7 @@ def test_kernels_compile_without_spills(name, arch, element, record_property):
     pytest.importorskip("triton")
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("interpreted kernels are not compiled")
-    from moe_lite.dispatch import triton as ours
+    from moe_lite.fast import triton as ours
 
     kernel, switches = KERNELS[name]
     configs = (

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from moe_lite import files
+
 from . import gpu, measure, report
 from .paths import CONTENDERS, Contender, NotHere
 from .shapes import ALL, CPU_SHAPES, DTYPES, GPU_SHAPES, SHAPES
@@ -118,14 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out is None:
             print(text, end="")
         else:
-            args.out.write_text(text, encoding="utf-8", newline="\n")
+            files.write(args.out, text)
         return 0
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        new = not args.out.exists()
-        args.out.touch()  # said before the minutes of measuring, not after
-        if new:
-            args.out.unlink()
+        files.target(args.out)  # told before the minutes of measuring, not after
     checked: dict[str, Any] = {}
     if args.gpu_checks:
         with tempfile.TemporaryDirectory() as folder:

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
 
-from moe_lite.linear import product
+from moe_lite.fast import linear
 
 from .paths import Case, Contender, Inputs, NotHere, Run, our, our_layer
 from .shapes import DTYPES, SHAPES, Shape
@@ -88,7 +89,7 @@ def ceilings(device: str, size: int | None = None) -> Row:
         a, b = torch.randn(2, size, size, device=device).to(dtype)
         jobs[name] = partial(torch.mm, a, b)
         if device == "cpu":
-            jobs[f"{name}, ours"] = partial(product, a, b)
+            jobs[f"{name}, ours"] = partial(linear, a, b)
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     jobs["copy"] = partial(torch.empty_like(source).copy_, source)
     if device == "cuda":
@@ -365,7 +366,10 @@ def layer(
             run = contender.build(its)
             if contender.scope not in rights:
                 rights[contender.scope] = reference(its, contender.scope)
+            counters.clear()
             found |= check(contender, run, its, rights[contender.scope])
+            if contender.compiled:
+                found["graph_breaks"] = sum(counters["graph_break"].values())
             if not shape.decode:
                 found["memory"] = activations(contender, run, its)
                 found["memory"]["least"] = its.shape.smallest_activations(case.dtype.itemsize)

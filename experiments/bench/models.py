@@ -11,9 +11,11 @@ import torch
 
 from moe_lite import hf
 from moe_lite.course.recipes import read_recipe
+from moe_lite.evaluation import cross_entropy
+from moe_lite.fast import autocast_dtype
 from moe_lite.losses import load_balancing_loss
 from moe_lite.model import Mixtral
-from moe_lite.train import autocast_dtype, cross_entropy, head_loss, make_optimizer
+from moe_lite.train import head_loss, make_optimizer
 
 from .measure import Row, clock, summary
 from .paths import NotHere

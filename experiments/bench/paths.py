@@ -6,6 +6,7 @@ import copy
 import importlib
 import importlib.machinery
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_lite.dispatch import BACKENDS, carry
 from moe_lite.experts import Experts
+from moe_lite.fast import BACKENDS
 from moe_lite.layer import MoELayer
 from moe_lite.routers import TopKRouter
 from moe_lite.routing import Routing
@@ -139,6 +140,7 @@ class Contender:
             exact: whether two runs are promised to give the same bits.
             scope: "experts" (the routing is given), "layer" (its router runs too) or "dense".
             memory: bytes taken beyond what every path takes, from the case; None: little.
+            compiled: whether torch.compile makes it; its graph breaks are then counted.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Contender:
     exact: bool = False
     scope: str = "experts"
     memory: Callable[[Case], int] | None = None
+    compiled: bool = False
 
     def build(self, case: Case) -> Run:
         """Make the path ready to run.
@@ -171,7 +174,7 @@ def our(backend: str) -> Callable[[Case], Run]:
 
         def run(x_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor) -> Tensor:
             routing = Routing.from_choices(unused_TE, unused_TE, expert_TK, gate_TK)
-            return carry(BACKENDS[backend], x_TD, experts, routing)
+            return BACKENDS[backend](x_TD, experts, routing)
 
         return run
 
@@ -200,6 +203,20 @@ def our_layer(backend: str) -> Callable[[Case], Run]:
         return lambda x_TD, expert_TK, gate_TK: layer(x_TD)[0]
 
     return make
+
+
+COMPILER = "inductor"
+
+
+def compiled_layer(case: Case) -> Run:
+    """Run our layer as ``torch.compile`` makes it; the row says how often its graph breaks.
+
+    Raises: NotHere if there is no C++ compiler.
+    """
+    if COMPILER == "inductor" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        raise NotHere("missing", "torch.compile needs a C++ compiler (g++ or clang++)")
+    torch.compiler.reset()
+    return torch.compile(our_layer("auto")(case), backend=COMPILER)
 
 
 def transformers(implementation: str, block: bool = False) -> Callable[[Case], Run]:
@@ -309,6 +326,7 @@ CONTENDERS = [
     Contender("moe_lite loop", "ours", our("loop")),
     Contender("moe_lite padded", "ours", our("padded"), memory=_padded),
     Contender("moe_lite grouped", "ours", our("grouped"), exact=True),
+    Contender("moe_lite auto", "ours", our("auto"), exact=True),
     Contender("moe_lite triton", "ours", our("triton"), ("triton", "triton"), "cuda", exact=True),
     *(
         Contender(f"transformers {name}", "side by side", transformers(name), HF, memory=memory)
@@ -321,8 +339,9 @@ CONTENDERS = [
     ),
     Contender("sonicmoe", "interleaved", sonicmoe, ("sonicmoe", "sonic-moe"), "cuda"),
     Contender("dense", "one", dense, scope="dense"),
-    Contender("moe_lite dense", "ours", our("grouped"), scope="dense"),
+    Contender("moe_lite dense", "ours", our("auto"), scope="dense"),
     Contender("moe_lite layer", "ours", our_layer("auto"), scope="layer", exact=True),
+    Contender("moe_lite layer, compiled", "ours", compiled_layer, scope="layer", compiled=True),
     Contender("transformers layer", "side by side", transformers("grouped_mm", True), HF,
               scope="layer"),
 ]  # fmt: skip

@@ -9,8 +9,9 @@ A result is JSON::
              transformers and ratio {median, low, high, rounds} in tokens per second
     layers   rows: shape and its T, D, F, E, K; dtype, routing, load (max / mean); path, scope
              (experts, layer, dense); what (forward, forward+backward); status (timed, wrong,
-             error, missing, skipped, not measured) and note; error, same_bits; flop and bytes
-             (the least there can be); memory {kept, least}; seconds {median, low, high, rounds}
+             error, missing, skipped, not measured) and note; error, same_bits; graph_breaks of
+             what was compiled; flop and bytes (the least there can be); memory {kept, least};
+             seconds {median, low, high, rounds}
     checks   rows of tests/gpu and compute-sanitizer, where --gpu-checks asked for them
 
 What was not measured is absent, never zero. Rounds of one shape, type and routing were taken in
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moe_lite import files
+from moe_lite.checked import read_json
 
 from .measure import Row
 
@@ -38,11 +40,8 @@ def read(path: Path) -> Row:
 
     Raises: ValueError if it is not one; OSError if there is no such file.
     """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
+    result = read_json(path)
+    if result.get("format") != FORMAT:
         raise ValueError(f"{path} is not a result of `python -m moe_lite bench` of format {FORMAT}")
     return result
 
@@ -114,7 +113,8 @@ def table(result: Row) -> str:
                 "|---|--:|--:|--:|--:|--:|--:|",
             ]
         for name in timed:
-            cells = [name]
+            breaks = paths[name]["forward"].get("graph_breaks")
+            cells = [name if breaks is None else f"{name} ({breaks} graph breaks)"]
             for row in (paths[name]["forward"], paths[name].get(BOTH, {})):
                 ms = f"{row['seconds']['median'] * 1e3:.3g} ms" if "seconds" in row else ""
                 cells += [ms, f"{of_ceiling(result, row):.0%}" if ms else ""]
@@ -217,7 +217,7 @@ class Target:
                 if row["what"] == self.value and row["config"] == "mixtral-mini" and "ratio" in row
             )
             return next(ratios, None)
-        ours = "moe_lite triton" if self.device == "cuda" else "moe_lite grouped"
+        ours = "moe_lite triton" if self.device == "cuda" else "moe_lite auto"
         row = find(result, ours, **self.at)
         if row is None:
             return None

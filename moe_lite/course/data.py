@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from ..checked import read_text, short
 from .texts import DOMAINS, SPLITS, Document, documents, split_of, split_texts  # noqa: F401
 
 END_OF_TEXT = "<|endoftext|>"
@@ -92,17 +93,39 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
     >>> tokenizer.get_vocab_size(), tokenizer.token_to_id("<|endoftext|>")
     (4096, 0)
 
+    It never cuts a text or fills it up, whatever the file says of truncation and padding.
+
     Raises: FileNotFoundError if there is no such file; ValueError if it is not a tokenizer.
     """
     file = TOKENIZER_PATH if path is None else Path(path)
     if file.is_dir():
         file = file / "tokenizer.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no tokenizer at {file}")
+    text = read_text(file)
+    with _no_panic(f"{file} is not a tokenizer.json"):
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the token ids of a text.
+
+    Raises: ValueError if the tokenizer breaks on it, as a hostile regular expression makes it.
+    """
+    with _no_panic(f"the tokenizer cannot read {short(text)}"):
+        return list(tokenizer.encode(text).ids)
+
+
+@contextmanager
+def _no_panic(what: str) -> Iterator[None]:
+    """Turn what tokenizers raises, a bare Exception or a Rust panic, into a ValueError."""
     try:
-        return Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"{file} is not a tokenizer.json: {error}") from error
+        yield
+    except BaseException as error:  # a panic is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{what}: {short(str(error), 120)}") from error
 
 
 # Byte-level BPE writes each byte as one printable character: those of Latin-1 that can be
@@ -160,7 +183,6 @@ class Corpus:
 
     Attributes:
         domains:   the names, in the order that ``Batch.domain_BS`` counts.
-        shares:    the share of each domain in a batch; they sum to 1.
         tokenizer: what encoded the text.
         tokens:    int32 (number of tokens,) for each (split, domain): the documents in order,
                    each followed by ``<|endoftext|>``.
@@ -169,7 +191,6 @@ class Corpus:
     """
 
     domains: tuple[str, ...]
-    shares: tuple[float, ...]
     tokenizer: Tokenizer
     tokens: dict[tuple[str, str], Tensor]
     bytes_V: Tensor
@@ -179,8 +200,8 @@ class Corpus:
     ) -> Batch:
         """Draw random windows: a pure function of (seed, step), so resuming needs no state.
 
-        Each domain gets its share of the rows, rounded up or down by a draw that is fair over
-        the steps. A window may run over the end of a document into the next.
+        Each domain gets as many rows, rounded up or down by a draw that is fair over the steps.
+        A window may run over the end of a document into the next.
 
         Raises: ValueError if there is no such split, batch_size < 1, seq_len < 1, or a domain's
                 text is not longer than seq_len.
@@ -188,9 +209,9 @@ class Corpus:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         random = Random(f"{split} {seed} {step}").random
-        # Systematic sampling: batch_size equally spaced marks on the line of shares.
+        # Systematic sampling: batch_size equally spaced marks on a line that the domains divide.
         phase, rows = random(), []
-        edges = torch.tensor(self.shares, dtype=torch.float64).cumsum(0)[:-1]
+        edges = torch.tensor(self._shares, dtype=torch.float64).cumsum(0)[:-1]
         marks = (torch.arange(batch_size, dtype=torch.float64) + phase) / batch_size
         for domain in torch.searchsorted(edges, marks, right=True).tolist():
             space = self._room(split, self.domains[domain], seq_len)
@@ -213,10 +234,14 @@ class Corpus:
         starts = [i * (space - 1) // max(count - 1, 1) for i in range(count)]
         return self._cut("validation", [(index, start) for start in starts], seq_len)
 
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        return (1 / len(self.domains),) * len(self.domains)
+
     @cached_property
     def digest(self) -> str:
-        """Tell texts apart (SHA-256 of domains, shares and tokens): code differs by Python."""
-        digest = hashlib.sha256(repr((self.domains, self.shares)).encode())
+        """Tell texts apart (SHA-256 of domains and tokens): code differs by Python."""
+        digest = hashlib.sha256(repr((self.domains, self._shares)).encode())
         for tokens in self.tokens.values():
             digest.update(tokens.numpy().tobytes())
         return digest.hexdigest()
@@ -263,25 +288,20 @@ def load_corpus(
     *,
     max_bytes: int | None = None,
     tokenizer: Tokenizer | None = None,
-    shares: Sequence[float] | None = None,
 ) -> Corpus:
     """Read and encode domains, at most max_bytes of each (nine tenths of it to train).
 
     A domain whose package is missing is left out with a warning that names the pip command.
 
-    Args:    max_bytes: UTF-8 bytes per domain (default: all); shares: the relative weight of
-             each domain in a batch (default: equal).
-    Raises:  ValueError if a domain is unknown, named twice or has no document small enough, if
-             none can be read, or if the shares do not fit the domains.
+    Args:    max_bytes: UTF-8 bytes per domain (default: all).
+    Raises:  ValueError if a domain is unknown, named twice or has no document small enough, or if
+             none can be read.
     """
     domains = tuple(domains)
-    shares = (1.0,) * len(domains) if shares is None else tuple(shares)
     if unknown := [name for name in domains if name not in DOMAINS]:
         raise ValueError(f"there is no domain {unknown[0]!r}; the domains are {', '.join(DOMAINS)}")
     if not domains or len(set(domains)) < len(domains):
         raise ValueError(f"domains must be one or more different names, not {domains}")
-    if len(shares) != len(domains) or not all(0 < s < math.inf for s in shares):
-        raise ValueError(f"shares must be {len(domains)} positive numbers, not {shares}")
     tokenizer = load_tokenizer() if tokenizer is None else tokenizer
     end = tokenizer.token_to_id(END_OF_TEXT)
     if end is None:
@@ -298,17 +318,17 @@ def load_corpus(
                 raise ValueError(
                     f"max_bytes is {max_bytes}, and no {split} document of {name} is so small"
                 )
-            ids = [i for code in tokenizer.encode_batch_fast(texts) for i in (*code.ids, end)]
+            with _no_panic(f"the tokenizer cannot read the text of {name}"):
+                codes = tokenizer.encode_batch_fast(texts)
+            ids = [i for code in codes for i in (*code.ids, end)]
             tokens[split, name] = torch.tensor(ids, dtype=torch.int32)
-    kept = {n: share for n, share in zip(domains, shares, strict=True) if ("train", n) in tokens}
+    kept = tuple(name for name in domains if ("train", name) in tokens)
     if not kept:
         raise ValueError(f"no text could be read for {', '.join(domains)}")
     lengths = [len(_token_bytes(tokenizer, i)) for i in range(tokenizer.get_vocab_size())]
     lengths[end] = 0
-    total = sum(kept.values())
     return Corpus(
-        domains=tuple(kept),
-        shares=tuple(share / total for share in kept.values()),
+        domains=kept,
         tokenizer=tokenizer,
         tokens=tokens,
         bytes_V=torch.tensor(lengths),

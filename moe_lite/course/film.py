@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..checked import conform, open_tensors, parse, short
 from ..files import write
 from ..model import Mixtral
-from ..routers import TopKRouter
-from ..routing import Routing, RoutingTrace
+from ..routing import Routing
+from ..trace import RoutingTrace
 from .data import Corpus, pieces
+
+WORDS = {"domains": tuple[str, ...], "tokens": list[str], "wanted": list[int], "top_k": int}
+IDS = ("ids_BS", "domain_BS")
 
 
 def log_steps(last: int, frames: int) -> list[int]:
@@ -43,7 +48,7 @@ def log_steps(last: int, frames: int) -> list[int]:
 
 
 class Film:
-    """Keep the router logits of every layer on one text, at several steps of a training run.
+    """Keep how every layer routed one text, at several steps of a training run.
 
     ::
 
@@ -52,8 +57,12 @@ class Film:
         train(model, corpus, config, callback=lambda row: film.take(model, row["step"]))
         film.trace(film.steps[-1])  # a RoutingTrace, for a widget or an analysis
 
-    Shapes: ids_BS, domain_BS int64 (B, S); logits[step] float16 (L, T, E), T = B*S. At half
-            precision two experts of one token can tie that did not: the earlier then wins.
+    A frame is the router logits where the routing follows from them, as in Mixtral: top-k of the
+    softmax, divided by its sum. Of any other router it is the routing itself.
+
+    Shapes: ids_BS, domain_BS int64 (B, S); logits[step] float16 (L, T, E), T = B*S; or
+            routings[step], one for each layer. At half precision two experts of one token can
+            tie that did not: the earlier then wins.
     """
 
     def __init__(
@@ -68,6 +77,7 @@ class Film:
         self.ids_BS, self.domain_BS, self.domains = ids_BS, domain_BS, domains
         self.tokens, self.wanted, self.top_k = tokens, wanted, top_k
         self.logits: dict[int, Tensor] = {}
+        self.routings: dict[int, tuple[Routing, ...]] = {}
 
     @classmethod
     def of(cls, corpus: Corpus, wanted: list[int], length: int = 200, texts: int = 2) -> Film:
@@ -81,49 +91,49 @@ class Film:
     @property
     def steps(self) -> list[int]:
         """List the steps that were taken."""
-        return sorted(self.logits)
+        return sorted({*self.logits, *self.routings})
 
     @torch.no_grad()
     def take(self, model: Mixtral, step: int) -> bool:
-        """Take a frame, if one is wanted at this step and the model routes; say whether.
+        """Take a frame, if one is wanted at this step and the model routes; return whether.
 
         The model comes back in the mode (training or evaluation) that it had.
-        Raises: ValueError for a router whose choice does not follow from its logits alone.
         """
         if step not in self.wanted or model.config.num_local_experts == 1:
             return False
-        for layer in model.moe_layers:
-            if type(layer.gate) is not TopKRouter:
-                raise ValueError(f"a film holds logits, and {layer.gate} does not choose by them")
         training = model.training
         model.eval()
         _, routings = model.hidden(self.ids_BS.to(model.embed_tokens.weight.device))
         model.train(training)
         self.top_k = model.config.num_experts_per_tok
-        frame = torch.stack([routing.logits_TE for routing in routings])
-        self.logits[step] = frame.half().cpu()
+        if all(_same(_from_logits(r.logits_TE, self.top_k), r) for r in routings):
+            self.logits[step] = torch.stack([r.logits_TE for r in routings]).half().cpu()
+        else:
+            self.routings[step] = tuple(routing.detach() for routing in routings)
         return True
 
     def trace(self, step: int) -> RoutingTrace:
-        """Give the routing at a step that was taken: top-k of the softmax, divided by its sum."""
-        if step not in self.logits:
+        """Return how the text was routed at a step that was taken."""
+        if step in self.logits:
+            layers = tuple(_from_logits(x_TE, self.top_k) for x_TE in self.logits[step].float())
+        elif step in self.routings:
+            layers = self.routings[step]
+        else:
             raise ValueError(f"the film has no frame at step {step}, only at {self.steps}")
-        layers = []
-        for logits_TE in self.logits[step].float():
-            probs_TE = logits_TE.softmax(dim=-1)
-            gate_TK, expert_TK = probs_TE.topk(self.top_k, dim=-1)
-            gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
-            layers.append(Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK))
         names = tuple(f"layers.{i}.block_sparse_moe" for i in range(len(layers)))
-        return RoutingTrace(self.tokens, tuple(layers), names, f"the film at step {step}")
+        return RoutingTrace(self.tokens, layers, names, f"the film at step {step}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the film as one safetensors file, whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        words = {name: getattr(self, name) for name in ("domains", "tokens", "wanted", "top_k")}
+        words = {name: getattr(self, name) for name in WORDS}
         tensors = {"ids_BS": self.ids_BS, "domain_BS": self.domain_BS}
-        tensors |= {f"logits.{step}": self.logits[step] for step in self.steps}
+        tensors |= {f"logits.{step}": frame for step, frame in self.logits.items()}
+        for step, routings in self.routings.items():
+            for layer, routing in enumerate(routings):
+                parts = _stored(routing).items()
+                tensors |= {f"routing.{step}.{layer}.{name}": part for name, part in parts}
         about = {name: json.dumps(value) for name, value in words.items()}
         write(path, save(tensors, about))
 
@@ -133,23 +143,138 @@ class Film:
 
         Raises: FileNotFoundError if there is none; ValueError if the file is not a film.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no film at {path}")
-        try:
-            with safe_open(path, "pt") as file:
-                words = {name: json.loads(text) for name, text in file.metadata().items()}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            film = cls(
-                tensors.pop("ids_BS"), tensors.pop("domain_BS"), tuple(words["domains"]),
-                words["tokens"], words["wanted"], words["top_k"],
-            )  # fmt: skip
-            frames = {int(name.removeprefix("logits.")): frame for name, frame in tensors.items()}
-        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a film: {error}") from error
-        film.logits = {
-            step: frame for step, frame in frames.items() if until is None or step <= until
+        with open_tensors(path) as file:
+            said = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        missing = [name for name in WORDS if name not in said]
+        if missing := missing + [name for name in IDS if name not in tensors]:
+            raise ValueError(f"{path} is not a film: it lacks {', '.join(missing)}")
+        words = {
+            name: conform(parse(said[name], f"{path}: {name}"), kind, f"{path}: {name}")
+            for name, kind in WORDS.items()
         }
+        film = cls(*(tensors.pop(name) for name in IDS), **words)
+        parts: dict[int, dict[int, dict[str, Tensor]]] = {}
+        for key in tensors:
+            if found := re.fullmatch(r"logits\.(0|[1-9][0-9]{0,17})", key):
+                film.logits[int(found[1])] = tensors[key]
+            elif found := re.fullmatch(r"routing\.([0-9]{1,18})\.([0-9]{1,6})\.(\w{1,40})", key):
+                layers = parts.setdefault(int(found[1]), {})
+                layers.setdefault(int(found[2]), {})[found[3]] = tensors[key]
+            else:
+                raise ValueError(f"{path} is not a film: it has {short(key)}")
+        try:
+            for step, layers in parts.items():
+                routings = tuple(_restored(layers.get(n, {})) for n in range(len(layers)))
+                film.routings[step] = routings
+            film._check()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        for frames in (film.logits, film.routings):
+            for step in [step for step in frames if until is not None and step > until]:
+                del frames[step]
         return film
+
+    def _check(self) -> None:
+        """Refuse what does not fit together."""
+        ids_BS, domain_BS, T = self.ids_BS, self.domain_BS, self.ids_BS.numel()
+        for name, x_BS in (("ids_BS", ids_BS), ("domain_BS", domain_BS)):
+            if x_BS.dtype != torch.int64 or x_BS.dim() != 2 or x_BS.shape != ids_BS.shape or not T:
+                raise ValueError(f"{name} is {x_BS.dtype} {tuple(x_BS.shape)}, not int64 (B, S)")
+        if not 0 <= int(domain_BS.min()) <= int(domain_BS.max()) < len(self.domains):
+            raise ValueError(f"domain_BS names a domain that is none of {len(self.domains)}")
+        if len(self.tokens) != T:
+            raise ValueError(f"tokens are {len(self.tokens)}, but ids_BS has {T}")
+        if not self.steps:
+            raise ValueError("there is no frame")
+        shapes = set()
+        for step, x_LTE in self.logits.items():
+            if x_LTE.dtype != torch.float16 or x_LTE.dim() != 3 or not x_LTE.numel():
+                raise ValueError(f"logits.{step} are {x_LTE.dtype} {tuple(x_LTE.shape)}, not "
+                                 "float16 (L, T, E)")  # fmt: skip
+            if not x_LTE.isfinite().all():
+                raise ValueError(f"logits.{step} are not finite")
+            if not 1 <= self.top_k <= x_LTE.shape[2]:
+                raise ValueError(f"top_k is {self.top_k}, of {x_LTE.shape[2]} experts")
+            shapes.add(tuple(x_LTE.shape))
+        for step, routings in self.routings.items():
+            for layer, routing in enumerate(routings):
+                _check_routing(routing, f"routing.{step}.{layer}")
+                shapes.add((len(routings), routing.num_tokens, routing.num_experts))
+        if len(shapes) > 1 or next(iter(shapes))[1] != T:
+            raise ValueError(f"frames have (L, T, E) = {sorted(shapes)}, but one, with T = {T}, "
+                             "is right")  # fmt: skip
+
+
+def _from_logits(logits_TE: Tensor, top_k: int) -> Routing:
+    """Return Mixtral's routing by these logits."""
+    probs_TE = logits_TE.softmax(dim=-1)
+    gate_TK, expert_TK = probs_TE.topk(top_k, dim=-1)
+    gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
+    return Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK)
+
+
+def _same(one: Routing, other: Routing) -> bool:
+    """Tell whether two routings are the same up to rounding, and all that is in them."""
+    a, b = ({n: x for n, x in vars(r).items() if x is not None} for r in (one, other))
+    return a.keys() == b.keys() and all(
+        x.shape == b[n].shape and torch.allclose(x, b[n], atol=1e-5)
+        if isinstance(x, Tensor)
+        else x == b[n]
+        for n, x in a.items()
+    )
+
+
+def _stored(routing: Routing) -> dict[str, Tensor]:
+    """Return a routing's parts as they are stored: half precision, and whole numbers as int32."""
+    parts = {n: torch.as_tensor(x) for n, x in vars(routing).items() if x is not None}
+    small = {True: torch.float16, False: torch.int32}
+    return {
+        n: x if x.dtype == torch.bool else x.to(small[x.is_floating_point()]).contiguous()
+        for n, x in parts.items()
+    }
+
+
+def _restored(parts: dict[str, Tensor]) -> Routing:
+    """Return the routing whose parts were stored.
+
+    Raises: ValueError if that is none.
+    """
+    large = {torch.float16: torch.float32, torch.int32: torch.int64, torch.bool: torch.bool}
+    known = {field.name: field for field in fields(Routing)}
+    for name, part in parts.items():
+        if name not in known or part.dtype not in large:
+            raise ValueError(f"a routing has no {name} of {part.dtype}")
+    if missing := [n for n, field in known.items() if field.default is MISSING and n not in parts]:
+        raise ValueError(f"a routing lacks {', '.join(missing)}")
+    found: dict[str, Any] = {name: part.to(large[part.dtype]) for name, part in parts.items()}
+    if "per_token" in found:
+        if found["per_token"].numel() != 1:
+            raise ValueError(f"per_token has {found['per_token'].numel()} numbers")
+        found["per_token"] = int(found["per_token"])
+    return Routing(**found)
+
+
+def _check_routing(routing: Routing, what: str) -> None:
+    """Refuse a routing whose parts do not fit: the end of a part's name says its shape."""
+    if routing.logits_TE.dim() != 2 or not routing.logits_TE.numel():
+        raise ValueError(f"{what}.logits_TE has shape {tuple(routing.logits_TE.shape)}")
+    T, E, N = routing.num_tokens, routing.num_experts, routing.token_N.numel()
+    for name, part in vars(routing).items():
+        if not isinstance(part, Tensor):
+            continue
+        shape = tuple({"T": T, "E": E, "N": N}[letter] for letter in name.rpartition("_")[2])
+        dtype = {"token_N": torch.int64, "expert_N": torch.int64, "keep_N": torch.bool,
+                 "mask_T": torch.bool}.get(name, torch.float32)  # fmt: skip
+        if part.shape != shape or part.dtype != dtype or not part.isfinite().all():
+            raise ValueError(f"{what}.{name} is {part.dtype} {tuple(part.shape)}, not a finite "
+                             f"{dtype} {shape}")  # fmt: skip
+    for name, index_N, size in (("token_N", routing.token_N, T), ("expert_N", routing.expert_N, E)):
+        if N and not 0 <= int(index_N.min()) <= int(index_N.max()) < size:
+            raise ValueError(f"{what}.{name} leads outside the {size} there are")
+    K = routing.per_token
+    if K is not None and (K < 1 or N != T * K or (routing.token_N != torch.arange(N) // K).any()):
+        raise ValueError(f"{what}.per_token is {K}, but token_N says otherwise")
 
 
 def filmed(film: Film, model: Mixtral, path: Path) -> Callable[[dict[str, Any]], None]:

@@ -18,20 +18,25 @@ some words. So in both worlds token and topic go together, and only one of them 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from scipy import stats
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from ..config import MixtralConfig
 from ..losses import load_balancing_loss
 from ..model import Mixtral
-from ..routing import Routing, RoutingTrace
+from ..routers import ROUTERS, Router, Scores
+from ..routing import Routing
+from ..trace import RoutingTrace
+from .analysis import Labels, at_tokens, permuted
 from .data import SPLITS, Batch, Corpus
-from .sweep import ROUTERS, Outcome, Setting, run
+from .sweep import Outcome, Setting, run
 
 Cause = Literal["language", "verb"]
 
@@ -123,7 +128,9 @@ class Languages:
         """Record how the verbs are routed: after them, and nowhere else, one noun is right."""
         with torch.no_grad():
             routings = model(ids_BS).routings
-        layers = tuple(_third(routing) for routing in routings)
+        verbs = (at_tokens(r.detach(), torch.arange(2, r.num_tokens, 3)) for r in routings)
+        # A choice counts, also where the expert was full.
+        layers = tuple(replace(routing, keep_N=None) for routing in verbs)
         names = tuple(f"layers.{i}" for i in range(len(layers)))
         return RoutingTrace(
             [f"verb {v}" for v in self.labels(ids_BS)["verb"].tolist()], layers, names, "languages"
@@ -143,7 +150,7 @@ class Languages:
     def learn(self, setting: Setting, seed: int = 0) -> Outcome:
         """Train a model on sentences of this world.
 
-        Besides the routers of :data:`~moe_lite.course.sweep.ROUTERS` there are "by language" and
+        Besides the routers of :data:`~moe_lite.routers.ROUTERS` there are "by language" and
         "by verb", which know their label and learn nothing. Balance is asked of the verbs alone:
         what the experts do with tags and nouns is nobody's concern here.
         """
@@ -152,22 +159,64 @@ class Languages:
         return run(setting, corpus, seed, routers={**ROUTERS, **known}, balances={"verbs": _verbs})
 
 
-class Known(nn.Module):
-    """Route by a label that is read off the ids: the router that needs no training."""
+@dataclass(frozen=True)
+class Agreement:
+    """Hold how well experts fit labels, and the same for permuted labels, one number a seed.
 
-    reads = ("ids_T",)
+    accuracy: the share of tokens at the expert that stands for their label, under the best
+    one-to-one match; information: the normalised mutual information, 2 I / (H + H), 0 to 1.
+    """
+
+    accuracy: float
+    information: float
+    null_accuracy: tuple[float, ...]
+    null_information: tuple[float, ...]
+
+    def adjusted(self, which: Literal["accuracy", "information"] = "accuracy") -> float:
+        """Stretch a score so that the null's mean becomes 0 and the best stays 1."""
+        value, null = getattr(self, which), getattr(self, f"null_{which}")
+        chance = math.fsum(null) / len(null)
+        return (value - chance) / (1 - chance)
+
+
+def agreement(expert_T: Labels, label_T: Labels, seeds: Iterable[int] = range(20)) -> Agreement:
+    """Return how well a learned routing fits the true one, whatever the experts are numbered.
+
+    Args:   expert_T: one expert a token, as ``choices_LTK(trace)[layer, :, 0]``; label_T: the
+            true one; seeds: one permutation of the labels each.
+    Raises: ValueError if they differ in length or are negative.
+    Source: the best match is Munkres 1957's assignment problem, solved by SciPy.
+    """
+    expert_T, label_T = (torch.as_tensor(x).flatten().long() for x in (expert_T, label_T))
+    if expert_T.shape != label_T.shape or not len(label_T):
+        raise ValueError(f"{len(expert_T)} experts do not fit {len(label_T)} labels")
+    if min(expert_T.min(), label_T.min()) < 0:
+        raise ValueError("experts and labels are numbers from 0")
+    C, E = int(label_T.max()) + 1, int(expert_T.max()) + 1
+
+    def score(label_T: Tensor) -> tuple[float, float]:
+        count_CE = torch.bincount(label_T * E + expert_T, minlength=C * E).view(C, E).numpy()
+        best = linear_sum_assignment(count_CE, maximize=True)
+        both = stats.entropy(count_CE.sum(0)) + stats.entropy(count_CE.sum(1))
+        shared = both - stats.entropy(count_CE.flatten())
+        return count_CE[best].sum() / len(label_T), 2 * shared / both if both > 0 else 0.0
+
+    accuracy, information = score(label_T)
+    nulls = [score(permuted(label_T, seed)) for seed in seeds]
+    return Agreement(accuracy, information, tuple(n[0] for n in nulls), tuple(n[1] for n in nulls))
+
+
+class Known(Router):
+    """Route by a label that is read off the ids: the router that needs no training."""
 
     def __init__(self, world: Languages, by: Cause):
         super().__init__()
         self.world, self.by = world, by
 
-    def forward(self, x_TD: Tensor, ids_T: Tensor) -> Routing:
+    def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
+        assert ids_T is not None
         label_B = self.world.labels(ids_T.view(-1, 3))[self.by]
-        expert_T1 = label_B.repeat_interleave(3)[:, None]
-        logits_TE = x_TD.new_zeros(len(x_TD), self.world.count)
-        gate_T1 = torch.ones_like(logits_TE[:, :1])
-        probs_TE = logits_TE.scatter(1, expert_T1, gate_T1)
-        return Routing.from_choices(logits_TE, probs_TE, expert_T1, gate_T1)
+        return Scores.fixed(label_B.repeat_interleave(3), self.world.count, x_TD.dtype)
 
 
 def _known(world: Languages, by: Cause, config: MixtralConfig) -> Known:
@@ -176,13 +225,3 @@ def _known(world: Languages, by: Cause, config: MixtralConfig) -> Known:
 
 def _verbs(routings: Sequence[Routing]) -> Tensor:
     return load_balancing_loss(routings, torch.arange(routings[0].num_tokens) % 3 == 2)
-
-
-def _third(routing: Routing) -> Routing:
-    """Keep every third token's part of a routing."""
-    K = routing.per_token
-    assert K is not None
-    expert_TK, gate_TK = routing.expert_N.view(-1, K)[2::3], routing.gate_N.view(-1, K)[2::3]
-    return Routing.from_choices(
-        routing.logits_TE[2::3], routing.probs_TE[2::3], expert_TK, gate_TK
-    ).detach()

@@ -15,7 +15,9 @@ import math
 import os
 import platform
 import re
+import statistics
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,10 +25,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from scipy.special import stdtrit
+
 from .. import __version__
-from ..files import write
+from ..checked import build, conform, read_json, short
+from ..files import target, write
 
 ROOT = Path(__file__).resolve().parents[2]
+if not (ROOT / "experiments" / "__init__.py").is_file():  # installed from a wheel
+    ROOT = Path(sysconfig.get_path("data"), "share", "moe_lite")
 Measures = dict[str, list[float | None]]
 """What a run gives: for each measure one number per seed; None where a seed never got there."""
 
@@ -38,31 +45,16 @@ SIGNS: dict[Verdict, str] = {"reproduced": "✓", "direction only": "≈", "not 
 
 
 def student_t(df: int, confidence: float = 0.95) -> float:
-    """Find t such that a Student variable of df degrees lies within ±t with this probability.
+    """Return t such that a Student variable of df degrees lies within ±t with this probability.
 
     >>> [round(student_t(df), 3) for df in (1, 2, 24)]
     [12.706, 4.303, 2.064]
 
     Raises: ValueError if df is below 1.
-    Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4 (closed forms for whole df), bisected.
     """
     if df < 1:
         raise ValueError(f"an interval needs at least two values, not {df + 1}")
-
-    def inside(angle: float) -> float:  # t = sqrt(df) * tan(angle)
-        term = total = math.cos(angle) if df % 2 else 1.0
-        for k in range(3 if df % 2 else 2, df, 2):
-            term *= math.cos(angle) ** 2 * (k - 1) / k
-            total += term
-        if df % 2:
-            return 2 / math.pi * (angle + math.sin(angle) * total * (df > 1))
-        return math.sin(angle) * total
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if inside(middle) < confidence else (low, middle)
-    return math.sqrt(df) * math.tan(low)
+    return float(stdtrit(df, (1 + confidence) / 2))
 
 
 @dataclass(frozen=True)
@@ -235,10 +227,36 @@ def read(path: Path) -> Result:
 
     Raises: OSError if it cannot be read; ValueError if it is not a result.
     """
-    try:
-        return Result(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} does not hold a result: {error}") from error
+    result = build(Result, read_json(path), str(path))
+    for key, values in result.measures.items():
+        if len(values) != len(result.seeds):
+            raise ValueError(
+                f"{path}: measures: {short(key)} has {len(values)} values for "
+                f"{len(result.seeds)} seeds"
+            )
+        if huge := [value for value in values if value is not None and abs(value) > 1e100]:
+            raise ValueError(f"{path}: measures: {short(key)} has {huge[0]}, beyond any mean")
+    for name, there, wanted in (
+        ("versions", result.versions, ("python", "torch")),
+        ("hardware", result.hardware, ("system", "cpu", "cores", "threads", "gpu")),
+    ):
+        if missing := [key for key in wanted if key not in there]:
+            raise ValueError(f"{path}: {name}: {', '.join(missing)} missing")
+    return result
+
+
+def unfinished(part: Path | None, mark: Any) -> dict[str, Any]:
+    """Return what an interrupted run has kept in a file, if its mark says that it was this one.
+
+    Raises: ValueError if the file is damaged.
+    """
+    if part is None or not part.is_file():
+        return {}
+    kept = read_json(part)
+    if kept.get("mark") != mark:
+        return {}
+    done: dict[str, Any] = conform(kept.get("done"), dict[str, Any], f"{part}: done")
+    return done
 
 
 def stored(name: str, root: Path = ROOT) -> Result:
@@ -304,8 +322,10 @@ def resume(
 def disagreements(result: Result, fresh: Measures) -> list[str]:
     """Name each measure whose fresh values do not fit those stored, in a sentence.
 
-    A fresh mean fits if it lies in the 99% interval in which the stored seeds would put the
-    mean of as many new ones.
+    A fresh median fits if it lies in the 99% interval in which the stored seeds would put the
+    median of as many new ones. It is the median because another machine rounds otherwise, and a
+    long training makes of that another course for a seed here and there: one in three that ends
+    elsewhere is no drift, two in three are.
     """
     found = []
     for key, values in fresh.items():
@@ -313,9 +333,12 @@ def disagreements(result: Result, fresh: Measures) -> list[str]:
         if old.count < 2 or not new.count:
             fits = old.count == new.count == 0
         else:
-            wide = student_t(old.count - 1, 0.99) * math.sqrt(1 / old.count + 1 / new.count)
+            # Of 3 and more normal numbers the median varies by up to pi / 2 more than the mean.
+            more = math.pi / 2 if new.count > 2 else 1.0
+            wide = student_t(old.count - 1, 0.99) * math.sqrt(1 / old.count + more / new.count)
             slack = 1e-3 * abs(old.mean)  # rounding on another machine, where no seed differs
-            fits = abs(new.mean - old.mean) <= wide * old.sd + slack
+            middle = statistics.median(value for value in values if value is not None)
+            fits = abs(middle - old.mean) <= wide * old.sd + slack
         if not fits:
             found.append(f"{result.name}: {key} is {new} now, {old} stored")
     return found
@@ -472,12 +495,7 @@ def reproduce(name: str, seeds: int | None, out: Path | None, root: Path = ROOT)
     path, seeds = out or result_path(name, root), experiment.seeds if seeds is None else seeds
     if seeds < 2:
         raise ValueError(f"an interval needs at least 2 seeds, not {seeds}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"cannot write into {path.parent}")
+    target(path)
     if path.is_file() and (kept := len(read(path).seeds)) > seeds:
         raise ValueError(
             f"{path.name} holds {kept} seeds, which {seeds} would replace; "

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
 
 import torch
 from tokenizers import Tokenizer
 from torch.distributed.device_mesh import DeviceMesh
 
 from .. import files, hf, parallel
+from ..checked import build, check_room, read_json
+from ..checkpoint import find_checkpoint
 from ..config import MixtralConfig, TrainConfig
-from ..cost import count_parameters
+from ..evaluation import evaluate
 from ..model import Mixtral
-from ..train import ALONE, Alone, check_writable, evaluate, find_checkpoint, train
+from ..train import train
+from . import launch, viz
+from .cost import count_parameters
 from .data import DOMAINS, END_OF_TEXT, load_corpus
 from .film import Film, filmed, log_steps
 
@@ -36,6 +41,17 @@ class Recipe:
     domains: tuple[str, ...] = DOMAINS
     max_bytes: int | None = None
     frames: int = 0  # of the film of its training
+
+    def __post_init__(self) -> None:
+        if self.max_bytes is not None and self.max_bytes < 1:
+            raise ValueError(f"max_bytes must be null or at least 1, not {self.max_bytes}")
+        if self.frames != 0 and not 2 <= self.frames <= 1000:
+            raise ValueError(f"frames must be 0 or from 2 to 1,000, not {self.frames}")
+        seq_len, context = self.training.seq_len, self.model.max_position_embeddings
+        if seq_len > context:
+            raise ValueError(
+                f"training: seq_len {seq_len} is more than max_position_embeddings {context}"
+            )
 
 
 MINI = MixtralConfig(
@@ -81,52 +97,27 @@ def read_recipe(source: str) -> Recipe:
         raise ValueError(
             f"there is no recipe {source!r}: name one of {', '.join(RECIPES)}, or a JSON file"
         )
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    parts = _known(path, "a recipe", parts, Recipe)
-    model = _known(path, "model", parts.get("model", {}), MixtralConfig)
-    if {"hidden_size", "num_attention_heads"} & model.keys():
-        model = {"head_dim": None} | model  # follows from those two, not from "tiny"
-    training = _known(path, "training", parts.get("training", {}), TrainConfig)
-    max_bytes = parts.get("max_bytes", base.max_bytes)
-    if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 1):
-        raise ValueError(f"{path}: max_bytes must be null or at least 1, not {max_bytes!r}")
-    domains = parts.get("domains", base.domains)
-    if not isinstance(domains, list | tuple):
-        raise ValueError(f"{path}: domains must be a list, not {domains!r}")
-    try:
-        return Recipe(
-            replace(base.model, **model),
-            replace(base.training, **training),
-            tuple(domains),
-            max_bytes,
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _known(path: Path, what: str, values: Any, kind: type) -> dict[str, Any]:
-    names = [field.name for field in fields(kind)]
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: {what} must be a JSON object, not {values!r}")
-    if unknown := sorted(values.keys() - set(names)):
-        raise ValueError(f"{path}: {what} has no field {unknown[0]!r}; it has {', '.join(names)}")
-    return values
+    parts = read_json(path)
+    model = parts.get("model")
+    if isinstance(model, dict) and {"hidden_size", "num_attention_heads"} & model.keys():
+        parts["model"] = {"head_dim": None} | model  # follows from those two, not from "tiny"
+    return build(Recipe, parts, str(path), base)
 
 
 def export(
-    model: Mixtral, tokenizer: Tokenizer, folder: str | Path, dtype: torch.dtype | None = None
+    model: Mixtral,
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    film: Film | None = None,
 ) -> None:
-    """Write a folder that ``from_pretrained`` takes: model, tokenizer, generation settings.
+    """Write a folder that ``from_pretrained`` takes: model, tokenizer, generation settings, film.
 
-    What it replaces there is its own files only. Without a dtype, weights keep theirs.
+    All of it appears at once or nothing does; what it replaces there is its own files only.
+    Without a dtype, weights keep theirs.
 
     Raises: OSError if it cannot be written; ValueError if the layout cannot hold the model.
     """
-    folder = Path(folder)
-    hf.save(model, folder, dtype=dtype, overwrite=True, max_shard_bytes=SHARD)
     end = tokenizer.token_to_id(END_OF_TEXT)
     texts = {
         "tokenizer.json": tokenizer.to_str(pretty=True),
@@ -143,8 +134,14 @@ def export(
             {"do_sample": True, "eos_token_id": end, "pad_token_id": end}, indent=2
         ),
     }
-    for name, text in texts.items():
-        files.write(folder / name, text + "\n")
+
+    def also(part: Path) -> None:
+        for name, text in texts.items():
+            (part / name).write_text(text + "\n", encoding="utf-8", newline="\n")
+        if film is not None and film.steps:
+            film.save(part / FILM)
+
+    hf.save(model, folder, dtype=dtype, overwrite=True, max_shard_bytes=SHARD, also=also)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,15 +161,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--export", type=Path, metavar="FOLDER",
         help="where the finished model goes (default: model/ in --out)")  # fmt: skip
     add("--bf16", action="store_true", help="export in bfloat16, at half the size")
+    add("--processes", type=int, metavar="N",
+        help="train in N processes here, which share each batch and the experts")  # fmt: skip
     add("--expert-parallel", type=int, metavar="N",
-        help="under torchrun: the experts live on N processes, which share each batch")  # fmt: skip
-    add("--balance-over", choices=get_args(parallel.Over), default="global",
-        help="take balance over all processes' tokens (default), or over each one's")  # fmt: skip
+        help="so many processes share a set of experts, more hold it again (default: all); "
+        "under torchrun, which starts processes on several machines, it must be given")  # fmt: skip
     add("--timeout", type=float, default=60.0, metavar="SECONDS",
         help="how long to wait for another process (default: 60)")  # fmt: skip
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
-    if args.expert_parallel is not None:
-        with parallel.launched(args.expert_parallel, args.device, args.timeout) as (mesh, device):
+    if args.processes is not None and launch.MEETING not in os.environ:
+        return launch.start(["-m", "moe_lite", "train", *argv], args.processes)
+    ep = args.processes if args.expert_parallel is None else args.expert_parallel
+    if ep is not None:
+        with launch.joined(ep, args.device, args.timeout) as (mesh, device):
             return _run(args, device, mesh)
     if (seats := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         raise ValueError(f"{seats} processes would each train the whole model: add "
@@ -181,27 +183,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None = None) -> int:
-    ranks: Alone = ALONE if mesh is None else parallel.Ranks(mesh, args.balance_over)
+    first = mesh is None or mesh.get_rank() == 0  # the one that speaks and exports
     recipe = read_recipe(args.config)
     given = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
     config = replace(recipe.training, **given)
     out = args.out or Path("runs") / Path(args.config).stem
     target = args.export or out / "model"
     find_checkpoint(out, args.resume)  # refuse now what would be refused after minutes
-    check_writable(target)
+    files.check_writable(target)
+    files.check_writable(
+        target.resolve().parent
+    )  # where the new folder is made before it is swapped in
+    check_room(
+        # weights, gradients and two moments in float32; each layer's input for the way back
+        16 * count_parameters(recipe.model).total
+        + 4 * config.batch_size * config.seq_len
+        * recipe.model.hidden_size * recipe.model.num_hidden_layers,
+        f"{args.config}: the training", device,
+    )  # fmt: skip
     corpus = load_corpus(recipe.domains, max_bytes=recipe.max_bytes)
     if (size := corpus.tokenizer.get_vocab_size()) > recipe.model.vocab_size:
         raise ValueError(f"the tokenizer has {size} tokens, but vocab_size is smaller: "
                          f"{recipe.model.vocab_size}")  # fmt: skip
     count = count_parameters(recipe.model)
-    if not ranks.rank:
+    if first:
         print(f"{count.total:,} parameters, {count.active:,} active for a token; "
               f"the text:\n{corpus}")  # fmt: skip
     torch.manual_seed(config.seed)
     model = Mixtral(recipe.model).to(device)
     if mesh is not None:
         parallel.shard_experts(model, mesh)
-    callback = None
+    callback = film = None
     if recipe.frames and mesh is None:
         reel, film = out / FILM, Film.of(corpus, log_steps(config.steps, recipe.frames))
         last = find_checkpoint(out, args.resume)
@@ -211,24 +223,26 @@ def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None
             film = Film.load(reel, until=int(last.name.removeprefix("step-")))
         callback = filmed(film, model, reel)
     try:
-        history = train(
-            model, corpus, config, out, resume=args.resume, callback=callback, ranks=ranks
-        )
+        fit = train if mesh is None else partial(parallel.train, mesh)
+        history = fit(model, corpus, config, out, resume=args.resume, callback=callback)
     except KeyboardInterrupt as stop:
-        if not ranks.rank:
+        if first:
             print(f"{stop or 'stopped'}; go on with --resume", file=sys.stderr)
         return 130
-    bits = evaluate(model, corpus, config=replace(config, eval_windows=64), ranks=ranks)
-    if mesh is not None:
+    longer = replace(config, eval_windows=64)
+    if mesh is None:
+        bits = evaluate(model, corpus, config=longer)
+    else:
+        bits = parallel.evaluate(model, corpus, config=longer)
         parallel.gather_experts(model)
-    if ranks.rank:
+    if not first:
         return 0
     history.save(out / "history.jsonl")
-    history.plot().savefig(out / "history.png", dpi=110)
+    picture = io.BytesIO()
+    viz.training(history).savefig(picture, format="png", dpi=110)
+    files.write(out / "history.png", picture.getvalue())
     print("held-out bits per byte: " + ", ".join(f"{k} {v:.3f}" for k, v in bits.items()))
-    export(model, corpus.tokenizer, target, torch.bfloat16 if args.bf16 else None)
-    if callback is not None and film.steps:
-        film.save(target / FILM)
+    export(model, corpus.tokenizer, target, torch.bfloat16 if args.bf16 else None, film)
     print(f"{target}: the model, for python -m moe_lite explore --model {target}")
     return 0
 

@@ -23,22 +23,17 @@ import torch
 from torch import nn
 
 from ..config import MixtralConfig, TrainConfig
+from ..evaluation import cross_entropy, evaluate
 from ..experts import Experts
 from ..files import write
+from ..history import History, Row
 from ..losses import drop_rate, load_balancing_loss, max_violation, mixtral_aux_loss
 from ..model import Mixtral
-from ..routers import (
-    ExpertChoiceRouter,
-    GShardRouter,
-    HashRouter,
-    NoisyTopKRouter,
-    SigmoidBiasRouter,
-    SwitchRouter,
-    TopKRouter,
-)
+from ..routers import ROUTERS
 from ..routing import NotFinite
-from ..train import Balance, History, Probe, Row, cross_entropy, evaluate, train
+from ..train import Balance, Probe, train
 from .data import Corpus, load_corpus
+from .ledger import unfinished
 
 # 0.69 M parameters, of which a token uses 0.39 M; 300 steps take 20 to 30 s on a CPU core.
 SMALL = MixtralConfig(
@@ -50,24 +45,6 @@ TRAINING = TrainConfig(steps=300, batch_size=16, seq_len=64, lr=5e-3, autocast="
 MAX_BYTES = 1_000_000
 
 Routers = Mapping[str, Callable[..., nn.Module]]
-ROUTERS: Routers = {
-    "top-k": lambda c, **o: TopKRouter(
-        c.hidden_size, c.num_local_experts, c.num_experts_per_tok, **o
-    ),
-    "noisy top-k": lambda c, **o: NoisyTopKRouter(
-        c.hidden_size, c.num_local_experts, c.num_experts_per_tok, **o
-    ),
-    "switch": lambda c, **o: SwitchRouter(c.hidden_size, c.num_local_experts, **o),
-    "gshard": lambda c, **o: GShardRouter(c.hidden_size, c.num_local_experts, **o),
-    "hash": lambda c, **o: HashRouter(c.vocab_size, c.num_local_experts, **o),
-    "expert choice": lambda c, **o: ExpertChoiceRouter(
-        c.hidden_size, c.num_local_experts, **{"capacity_factor": c.num_experts_per_tok} | o
-    ),
-    "sigmoid + bias": lambda c, **o: SigmoidBiasRouter(
-        c.hidden_size, c.num_local_experts, c.num_experts_per_tok, **o
-    ),
-}
-"""Every router of the course, made for a config: ``ROUTERS[name](config, **options)``."""
 
 BALANCES: Mapping[str, Balance] = {
     "load_balancing_loss": load_balancing_loss,
@@ -82,7 +59,7 @@ class Setting:
     """Say in which words one model of a sweep differs from the common one.
 
     Args:
-        router:   a key of :data:`ROUTERS`, and options: its keyword arguments.
+        router:   a key of :data:`~moe_lite.routers.ROUTERS`, and options: its keyword arguments.
         model:    changes to :data:`SMALL`; training: changes to :data:`TRAINING`.
         shared:   how many shared experts there are besides the routed ones, as wide as those.
         balance:  a key of :data:`BALANCES`.
@@ -222,10 +199,7 @@ def sweep(
     mark = json.loads(json.dumps({name: asdict(setting) for name, setting in settings.items()}))
     corpus, threads = load_corpus(max_bytes=max_bytes), torch.get_num_threads()
     mark["text"] = corpus.digest
-    done: dict[str, dict[str, float | None]] = {}
-    if part is not None and part.is_file():
-        kept = json.loads(part.read_text(encoding="utf-8"))
-        done = kept["done"] if kept["mark"] == mark else {}
+    done: dict[str, dict[str, float | None]] = unfinished(part, mark)
     torch.set_num_threads(1)  # products this small only wait for each other
     try:
         for seed in seeds:

@@ -1,51 +1,55 @@
-"""The two backends to learn from: one expert at a time, and all experts padded alike."""
+"""The two paths to learn from: one expert at a time, and all experts padded alike."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..routing import DispatchPlan
+from ..experts import Experts
+from ..routing import Routing
+from .grouped import plan
 
-if TYPE_CHECKING:
-    from ..experts import Experts
 
-
-def loop(x_TD: Tensor, experts: Experts, plan: DispatchPlan) -> Tensor:
+def loop(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
     """Visit the experts in turn: gather its tokens, run it, add its weighted answers back.
 
     Takes every floating type, float64 included, so it is what gradcheck sees and what the
-    other backends are held against.
+    other paths are held against.
     """
-    out_TD = torch.zeros_like(x_TD)
-    start = 0
-    for expert, end in zip(experts.each(), plan.offsets_E1[1:].tolist(), strict=True):
-        token_R, gate_R1 = plan.token_R[start:end], plan.gate_R[start:end, None]
-        out_TD = out_TD.index_add(0, token_R, (expert(x_TD[token_R]) * gate_R1).to(x_TD.dtype))
-        start = end
+    expert_N, out_TD = routing.expert_N, torch.zeros_like(x_TD)
+    if routing.keep_N is not None:
+        expert_N = expert_N.where(routing.keep_N, -1)  # a dropped pair has no expert
+    for e, expert in enumerate(experts.each()):
+        pair = (expert_N == e).nonzero()[:, 0]
+        token = routing.token_N[pair]
+        answer = expert(x_TD[token]) * routing.gate_N[pair, None]
+        out_TD = out_TD.index_add(0, token, answer.to(x_TD.dtype))
     return out_TD
 
 
-def padded(x_TD: Tensor, experts: Experts, plan: DispatchPlan) -> Tensor:
+def padded(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
     """Give every expert as many rows as the busiest one and multiply them all in one batch.
 
     The work is E * C rows with C the largest load: right for hardware that wants one shape,
     wasteful when the load is uneven. GShard (arXiv:2006.16668) fixes C and drops the rest.
     """
-    D = x_TD.shape[1]
-    start_E, end_E = plan.offsets_E1[:-1].long(), plan.offsets_E1[1:].long()
+    # 1. who sits where: expert e's rows, then empty places
+    p = plan(routing)
+    start_E, end_E = p.offsets_E1[:-1].long(), p.offsets_E1[1:].long()
     C = int((end_E - start_E).max())
     row_EC = start_E[:, None] + torch.arange(C, device=x_TD.device)
-    used_EC = row_EC < end_E[:, None]
-    row_EC = row_EC.where(used_EC, 0)  # a padding slot computes row 0 and weighs nothing
-    token_EC = plan.token_R[row_EC]
+    used_EC1 = (row_EC < end_E[:, None])[..., None]
+    row_EC = row_EC.where(used_EC1[..., 0], 0)  # an empty place reads row 0, and forgets it
+
+    def product(x_ECI: Tensor, weight_EOI: Tensor) -> Tensor:
+        """Multiply, and keep empty places empty: 0 times an infinite weight would be NaN."""
+        return torch.bmm(x_ECI.where(used_EC1, 0), weight_EOI.transpose(1, 2)).where(used_EC1, 0)
+
+    # 2. three products, all experts at once
+    token_EC = p.token_R[row_EC]
     x_ECD = x_TD[token_EC]
-    hidden_ECF = experts.activate(
-        torch.bmm(x_ECD, experts.w1.transpose(1, 2)), torch.bmm(x_ECD, experts.w3.transpose(1, 2))
-    )
-    y_ECD = torch.bmm(hidden_ECF, experts.w2.transpose(1, 2))
-    gate_EC = plan.gate_R[row_EC].where(used_EC, 0.0)
-    weighted_ECD = (y_ECD * gate_EC[..., None]).to(x_TD.dtype)
-    return torch.zeros_like(x_TD).index_add(0, token_EC.view(-1), weighted_ECD.view(-1, D))
+    hidden_ECF = experts.activate(product(x_ECD, experts.w1), product(x_ECD, experts.w3))
+    y_ECD = product(hidden_ECF, experts.w2)
+    # 3. weigh, and add to each token's place
+    weighted_ECD = (y_ECD * p.gate_R[row_EC][..., None]).where(used_EC1, 0).to(x_TD.dtype)
+    return torch.zeros_like(x_TD).index_add(0, token_EC.view(-1), weighted_ECD.flatten(0, 1))

@@ -1,13 +1,15 @@
 """A real Chromium, driven headless: it opens a widget's page and writes down what it fetches."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from moe_lite.routers import TopKRouter
-from moe_lite.routing import RoutingTrace
+from moe_lite.trace import RoutingTrace
 
+HANG_MS = 900_000  # a limit for what hangs, not for what is slow
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -25,9 +27,15 @@ def pytest_collection_modifyitems(items):
 def browser(chromium):
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS, timeout=HANG_MS)
         yield browser
         browser.close()
+
+
+def settle(page):
+    """Wait until the page has painted: it does so once, in the frame after a change."""
+    page.evaluate("""() => new Promise((done) =>
+      requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))""")
 
 
 @pytest.fixture
@@ -39,9 +47,10 @@ def new_page(browser):
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce"
         )
+        context.set_default_timeout(HANG_MS)
         contexts.append(context)
         page = context.new_page()
-        page.requests = []
+        page.requests, page.settle = [], partial(settle, page)
         page.on("request", lambda request: page.requests.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", lambda dialog: (errors.append(dialog.message), dialog.dismiss()))

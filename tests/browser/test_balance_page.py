@@ -13,7 +13,7 @@ STARTS = sorted(BalanceSimplex.STARTS)
 
 def agrees(page, widget, slack=0.0006):
     """Compare what the page shows with what the library computes."""
-    page.wait_for_timeout(60)  # it draws on the next frame
+    page.settle()
     said = page.locator("[role=status]").inner_text()
     value, violation = map(float, re.findall(r"-?\d+\.\d+", said))
     assert value == pytest.approx(widget.value, abs=slack)
@@ -59,7 +59,7 @@ def test_arrow_keys_move_a_token_and_all_tokens(open_page):
     before = page.locator(".row .value").all_inner_texts()
     for _ in range(4):
         page.keyboard.press("ArrowDown")  # P, and with it all tokens, away from expert 2
-    page.wait_for_timeout(60)
+    page.settle()
     after = page.locator(".row .value").all_inner_texts()
     assert float(after[5]) < float(before[5]) - 0.05 and after[::2] == before[::2]
     page.get_by_label("Moves").focus()
@@ -68,7 +68,7 @@ def test_arrow_keys_move_a_token_and_all_tokens(open_page):
     triangle.focus()
     for _ in range(20):
         page.keyboard.press("ArrowUp")
-    page.wait_for_timeout(60)
+    page.settle()
     assert page.locator(".row .value").all_inner_texts()[4] == "0.083"  # one token came to expert 2
     assert "Arrow keys move token 11" in triangle.get_attribute("aria-label")
 
@@ -84,7 +84,7 @@ def test_a_token_is_dragged(open_page):
     page.get_by_text("token 0", exact=True).wait_for()
     assert page.locator(".row .value").all_inner_texts()[::2] == ["0.000", "0.500", "0.500"]
     page.mouse.move(x, y)  # no longer held
-    page.wait_for_timeout(60)
+    page.settle()
     assert page.locator(".row .value").all_inner_texts()[::2] == ["0.000", "0.500", "0.500"]
 
 
@@ -95,7 +95,7 @@ def test_p_stays_in_the_triangle_wherever_it_is_dragged(open_page):
     page.mouse.down()
     page.mouse.move(5, 5, steps=4)
     page.mouse.up()
-    page.wait_for_timeout(60)
+    page.settle()
     shares = [float(text) for text in page.locator(".row .value").all_inner_texts()[1::2]]
     assert sum(shares) == pytest.approx(1, abs=0.002) and min(shares) >= 0.001
 

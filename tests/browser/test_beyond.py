@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from moe_lite import cost
+from moe_lite.course import cost
 from moe_lite.course.widgets import CostCalculator, TrafficMatrix
 
 UNITS = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1, "B": 1}
@@ -48,7 +48,7 @@ def test_sliders_answer_by_keyboard(open_page):
     page.keyboard.press("ArrowRight")
     page.locator("output:text-is('0.25')").wait_for()
     widget.capacity = 0.25
-    page.wait_for_timeout(100)
+    page.settle()
     traffic_agrees(page, widget)
 
 
@@ -98,7 +98,7 @@ def test_fields_answer_and_hold_their_limits(open_page):
     batch = page.get_by_label("Texts in the batch")
     batch.fill("0")
     batch.press("Tab")
-    page.wait_for_timeout(100)
+    page.settle()
     assert batch.input_value() == "1"
     widget = CostCalculator("OLMoE", device="RTX 4090", bytes_per_weight=0.5)
     widget.experts = 16

@@ -51,7 +51,7 @@ def test_sliders_and_menu_answer_by_keyboard(open_page):
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowDown")
     widget.rule = "proportional"
-    page.wait_for_timeout(100)
+    page.settle()
     agrees(page, widget)
     page.keyboard.press("Tab")
     page.keyboard.press("Home")

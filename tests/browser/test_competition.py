@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 
-from moe_lite import mixtures
+from moe_lite.course import mixtures
+from moe_lite.course.mixtures import Mixture, descend
 from moe_lite.course.vowels import IPA, load_vowels
 from moe_lite.course.widgets import CompetitionExplorer
-from moe_lite.mixtures import Mixture, descend
 
 VOWELS = load_vowels()
 TARGET_T1 = VOWELS.is_one_of(("iy", "aa"))

@@ -54,7 +54,7 @@ def test_everything_answers_by_keyboard(open_page):
     agrees(page, widget)
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("ArrowUp")  # the radio above bfloat16
-    page.wait_for_timeout(100)
+    page.settle()
     assert page.get_by_label("float32").is_checked()
     widget.precision = "float32"
     agrees(page, widget)

@@ -76,11 +76,11 @@ def test_controls_answer_by_keyboard(open_page):
     widget.capacity = 5
     agrees(page, widget)
     page.get_by_label("Who comes first").select_option("choice")
-    page.wait_for_timeout(100)
+    page.settle()
     widget.priority = "choice"
     agrees(page, widget)
     page.get_by_role("button", name="Shuffle the batch").press("Enter")
-    page.wait_for_timeout(100)
+    page.settle()
     widget.shuffle = 1
     agrees(page, widget)
 
@@ -95,8 +95,8 @@ def test_tokens_come_step_by_step(open_page):
         assert page.locator("li.full").count() == n
     assert page.locator("li.last").count() == 1
     play = page.get_by_role("button", name="Play")
-    play.click()
-    page.get_by_role("button", name="Pause").click()
+    said = "play => [play.click(), play.textContent, play.click(), play.textContent]"
+    assert play.evaluate(said)[1::2] == ["Pause", "Play"]  # at once: 40 beats are soon over
     assert page.get_by_role("button", name="Play").count() == 1
     arrived = page.get_by_label("Arrived")
     arrived.focus()
@@ -123,7 +123,7 @@ def test_a_token_tells_its_story(open_page):
     page.get_by_role("heading", name="Token 1: w1").wait_for()
     assert page.locator('.tok[tabindex="0"]').count() == 1
     page.locator(".places > li.full").first.click()  # a place in a queue leads to its token too
-    page.wait_for_timeout(100)
+    page.settle()
     chosen = page.locator('.tok[aria-selected="true"] b').inner_text()
     assert chosen == page.locator(".places > li.full").first.inner_text()
 

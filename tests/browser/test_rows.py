@@ -13,7 +13,7 @@ SCORES_TE = 1.5 * torch.randn(10, 4, generator=torch.Generator().manual_seed(7))
 
 def agrees(page, widget):
     """Compare every cell, count and change that the page shows with the library's."""
-    page.wait_for_timeout(60)  # a frame, for the page paints once in each
+    page.settle()
     routing, seen = widget.routing, widget.seen
     chosen = set(zip(routing.token_N.tolist(), routing.expert_N.tolist(), strict=True))
     changed = {(n, e): now for n, e, now in widget.changed}

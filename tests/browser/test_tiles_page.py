@@ -61,7 +61,7 @@ def test_controls_answer(open_page):
         page.keyboard.press("ArrowRight")
     page.get_by_role("button", name="Step").press("Enter")
     page.get_by_text("4 of 64", exact=True).wait_for()
-    page.wait_for_timeout(100)
+    page.settle()
     widget.path, widget.routing, widget.experts, widget.height = "padded", "zipf", 4, 8
     widget.moved = 4
     agrees(page, widget)
@@ -70,12 +70,18 @@ def test_controls_answer(open_page):
 
 def test_pairs_move_by_themselves_and_stop(open_page):
     page = open_page(ExpertTiles(moved=0))
-    page.get_by_role("button", name="Play").click()
-    page.locator(".pairs > li.gone").first.wait_for()
-    page.get_by_role("button", name="Pause").click()
-    page.wait_for_timeout(100)
+    page.get_by_role("button", name="Play").evaluate(  # both presses in the page: it may be slow
+        """async (play) => {
+          play.click();
+          while (!document.querySelector(".pairs > li.gone"))
+            await new Promise((frame) => requestAnimationFrame(frame));
+          play.click();
+        }"""
+    )
+    page.settle()
     moved = page.locator(".pairs > li.gone").count()
-    page.wait_for_timeout(300)
+    assert moved < 64
+    page.wait_for_timeout(300)  # time in which nothing is to happen
     assert page.locator(".pairs > li.gone").count() == moved == page.locator(".slot.full").count()
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from moe_lite.course.hierarchy import affine, em_step, random_tree
 from moe_lite.course.widgets import TreeExplorer
-from moe_lite.hierarchy import affine, em_step, random_tree
 
 rng = torch.Generator().manual_seed(0)
 X_T1 = torch.linspace(-2, 2, 40).double()[:, None]

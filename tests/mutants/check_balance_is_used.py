@@ -15,7 +15,7 @@ def _gradient(loss, logits_TE, coef=1.0):
 
 
 def always(loss):
-    """calls all 7 losses sound"""
+    """it says True of all 8"""
     return True
 
 
@@ -43,7 +43,7 @@ def by_requiring_grad(loss):
 
 
 def with_a_learning_lm_loss(loss):
-    """calls all 7 losses sound"""
+    """it says True of all 8"""
     lm_loss = torch.zeros((), requires_grad=True)
     return loss(lm_loss, _uneven(), 1.0).requires_grad
 

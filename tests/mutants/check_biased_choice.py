@@ -58,7 +58,7 @@ def softmax_of_the_chosen(logits_TE, bias_E, k):
 
 
 def sum_detached(logits_TE, bias_E, k):
-    """right gates, but not their gradient"""
+    """the sum that is divided by is detached"""
     scores_TE = logits_TE.sigmoid()
     expert_TK = (scores_TE + bias_E).topk(k).indices
     gate_TK = scores_TE.gather(1, expert_TK)

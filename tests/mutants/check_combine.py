@@ -46,13 +46,13 @@ def gathers(out_ECD, token_EC, gate_EC, num_tokens):
 
 
 def only_those_chosen(out_ECD, token_EC, gate_EC, num_tokens):
-    """return a row for each of the 4 tokens"""
+    """a row for each token is wanted"""
     y = right_by_index_add(out_ECD, token_EC, gate_EC, num_tokens)
     return y[token_EC.unique()]
 
 
 def detached(out_ECD, token_EC, gate_EC, num_tokens):
-    """not every gate gets a gradient"""
+    """no gradient reaches the gates"""
     return right_by_index_add(out_ECD, token_EC, gate_EC.detach(), num_tokens)
 
 

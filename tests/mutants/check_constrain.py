@@ -46,3 +46,14 @@ def right(gate_TE, total_E, margin):
 def right_in_logits(gate_TE, total_E, margin):
     logits = gate_TE.log().masked_fill(total_E - total_E.mean() > margin, -torch.inf)
     return logits.softmax(-1)
+
+
+def masked_softmax_of_gates(gate_TE, total_E, margin):
+    """the open gates went through a softmax"""
+    return gate_TE.masked_fill(total_E - total_E.mean() > margin, -float("inf")).softmax(-1)
+
+
+def closed_at_the_margin(gate_TE, total_E, margin):
+    """exactly the margin ahead is still open"""
+    open_TE = gate_TE * (total_E - total_E.mean() < margin)
+    return open_TE / open_TE.sum(-1, keepdim=True)

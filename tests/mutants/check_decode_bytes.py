@@ -1,6 +1,6 @@
 """Answers to check_decode_bytes: a wrong one's docstring is what its verdict must say."""
 
-from moe_lite.cost import count_parameters, distinct_experts
+from moe_lite.course.cost import count_parameters, distinct_experts
 
 
 def _table(config, count):
@@ -62,3 +62,14 @@ def right_from_the_sizes(config, batch):
     layer = 2 * D * heads * config.head_dim + E * D + 2 * D
     layer += E * (1 - spared) * 3 * D * config.intermediate_size
     return 2 * (L * layer + D + config.vocab_size * D)
+
+
+def never_the_same_expert(config, batch):
+    """texts agree on experts by chance"""
+    count, E, K = count_parameters(config), config.num_local_experts, config.num_experts_per_tok
+    return 2 * (_common(config, count) + min(1, K * batch / E) * count.experts)
+
+
+def twice_the_active_ones(config, batch):
+    """a batch needs more experts than one token does"""
+    return 2 * count_parameters(config).active

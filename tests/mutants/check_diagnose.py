@@ -67,7 +67,7 @@ def right_by_one_fingerprint(loss):
 
 
 def always_sound(loss):
-    """it says 'sound' of all seven"""
+    """it says 'sound' of all 7"""
     return "sound"
 
 
@@ -96,7 +96,7 @@ def nothing_masked(loss):
 
 
 def value_alone(loss):
-    """so ask for the gradient"""
+    """'detached' is taken for 'sound'"""
     said = right_question_by_question(loss)
     return "sound" if said == "detached" else said
 
@@ -111,7 +111,7 @@ def asks_whether_a_gradient_is_required(loss):
 
 
 def suspicious(loss):
-    """a sound loss is called 'detached'"""
+    """'sound' is taken for 'detached': nothing is wrong with it"""
     said = right_question_by_question(loss)
     return "detached" if said == "sound" else said
 

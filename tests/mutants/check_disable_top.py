@@ -1,5 +1,7 @@
 """Answers to check_disable_top: a wrong one's docstring is a phrase of its verdict."""
 
+import math
+
 import torch
 
 
@@ -69,3 +71,17 @@ def right_by_sorting(logits_TE, k, ratio):
     sorted_TE, order_TE = logits_TE.softmax(-1).sort(descending=True)
     gate_TK = sorted_TE[:, off : off + k]
     return gate_TK / gate_TK.sum(-1, keepdim=True), order_TE[:, off : off + k]
+
+
+def cut_to_whole(logits_TE, k, ratio):
+    """was cut to a whole number"""
+    off = int(ratio * logits_TE.shape[1])
+    top = logits_TE.scatter(1, logits_TE.topk(off).indices, -torch.inf).topk(k)
+    return top.values.softmax(-1), top.indices
+
+
+def rounded_up(logits_TE, k, ratio):
+    """was rounded up"""
+    off = math.ceil(ratio * logits_TE.shape[1])
+    top = logits_TE.scatter(1, logits_TE.topk(off).indices, -torch.inf).topk(k)
+    return top.values.softmax(-1), top.indices

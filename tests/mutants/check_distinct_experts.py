@@ -43,3 +43,8 @@ def right_token_by_token(experts, top_k, tokens):
 
 def right_by_logarithms(E, K, T):
     return float(E) if E == K else -E * math.expm1(T * math.log1p(-K / E))
+
+
+def rounded(E, K, T):
+    """an expectation need not be whole"""
+    return round(right_in_closed_form(E, K, T))

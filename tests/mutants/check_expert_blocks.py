@@ -53,12 +53,12 @@ def first_expert_for_all(x_RD, w1, w3, w2, offsets_E1):
 
 
 def detached(x_RD, w1, w3, w2, offsets_E1):
-    """no gradient flows back"""
+    """no gradient reaches x_RD"""
     return right_by_unbind(x_RD, w1, w3, w2, offsets_E1).detach()
 
 
 def weights_as_data(x_RD, w1, w3, w2, offsets_E1):
-    """no gradient reaches some of the weights"""
+    """no gradient reaches w1"""
     return right_by_unbind(x_RD, w1.data, w3.data, w2.data, offsets_E1)
 
 

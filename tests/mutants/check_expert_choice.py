@@ -114,3 +114,9 @@ def right_by_sorting(logits_TE, c):
         rows.append(column.argsort(descending=True)[: _k(logits_TE, c)])
     token = torch.stack(rows)
     return token, logits_TE.softmax(1)[token, torch.arange(len(rows))[:, None]]
+
+
+def values_for_indices(logits_TE, c):
+    """the two are swapped"""
+    token_EC, gate_EC = right_by_transposing(logits_TE, c)
+    return gate_EC, token_EC

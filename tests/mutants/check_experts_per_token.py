@@ -46,11 +46,6 @@ def other_bins(token_EC, num_tokens):
     return count.bincount(minlength=5) / num_tokens
 
 
-def a_list(token_EC, num_tokens):
-    """return a tensor of five shares"""
-    return right_by_bincount(token_EC, num_tokens).tolist()
-
-
 def right_by_bincount(token_EC, num_tokens):
     return _shares(token_EC.flatten().bincount(minlength=num_tokens), num_tokens)
 

@@ -58,7 +58,7 @@ def wrong_expert(expert_T2, E):
 
 
 def transposed(expert_T2, E):
-    """return one tensor of shape (4, 2)"""
+    """give a row for each token"""
     return right(expert_T2, E).T
 
 
@@ -71,3 +71,8 @@ def right_as_one_queue(expert_T2, E):
     flat = torch.cat([expert_T2[:, 0], expert_T2[:, 1]])
     rank = (flat[:, None] == flat).tril(-1).sum(1)
     return rank.view(2, -1).T
+
+
+def view_for_transpose(expert_T2, num_experts):
+    """by a transpose, not by view"""
+    return right(expert_T2, num_experts).T.reshape(-1, 2)

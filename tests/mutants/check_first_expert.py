@@ -37,3 +37,13 @@ def right_by_matrix(routing, token):
 
 def right_by_place(routing, token):
     return int(routing.expert_N[token * routing.per_token])
+
+
+def belief(routing, token):
+    """what the router's scores favour"""
+    return routing.logits_TE[token].argmax()
+
+
+def largest_number(routing, token):
+    """the largest number of an expert"""
+    return routing.expert_N[routing.token_N == token].max()

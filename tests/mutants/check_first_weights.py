@@ -77,7 +77,7 @@ def shifted(rows, n, s):
 
 
 def turned(rows, n, s):
-    """return one tensor of shape (400, 256)"""
+    """return a tensor of shape (800, 100)"""
     return right(rows, n, s).T
 
 

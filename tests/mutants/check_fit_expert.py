@@ -54,3 +54,9 @@ def right_by_roots(x_TD, y_TO, weight_T):
 def right_with_a_diagonal_matrix(x_TD, y_TO, weight_T):
     W = torch.diag(weight_T)
     return torch.linalg.inv(x_TD.T @ W @ x_TD) @ x_TD.T @ W @ y_TO
+
+
+def ridge_towards_zero(x_TD, y_TO, weight_T):
+    """pulls the weights towards zero"""
+    xw_DT = x_TD.T * weight_T
+    return torch.linalg.solve(xw_DT @ x_TD + 0.01 * torch.eye(x_TD.shape[1]).to(x_TD), xw_DT @ y_TO)

@@ -78,3 +78,8 @@ def right_by_autograd(v_D, x_TD, own_T, left_T):
     slope = torch.func.grad(likelihood)(v_D)
     curve = -torch.func.hessian(likelihood)(v_D)
     return v_D + torch.linalg.solve(curve + 1e-3 * torch.eye(len(v_D)).to(curve), slope)
+
+
+def child_on_the_right(v_D, x_TD, own_T, left_T):
+    """it should be the left one's"""
+    return right(v_D, x_TD, own_T, own_T - left_T)

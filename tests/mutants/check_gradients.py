@@ -71,7 +71,7 @@ def one_tensor(logits_TE, out_TEO, target_TO):
 
 
 def swapped(logits_TE, out_TEO, target_TO):
-    """by the logits: return a tensor of shape"""
+    """the two are swapped"""
     p, h, rest = _parts(logits_TE, out_TEO, target_TO)
     return -h[..., None] * rest, p - h
 

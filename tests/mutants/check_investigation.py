@@ -97,7 +97,7 @@ def already_known(expert_TK, ids_T, domain_T, length):
 
 
 def wrong_null(expert_TK, ids_T, domain_T, length):
-    """on 5 of 5 routings dealt at random the claim holds as well"""
+    """on 6 of 6 routings dealt at random the claim holds as well"""
     found = right(expert_TK, ids_T, domain_T, length)
     null = [0.5 * value for value in found["null"]]
     return found | {"null": null, "holds": found["observed"] > max(null)}
@@ -122,3 +122,27 @@ def right_with_an_array(expert_TK, ids_T, domain_T, length):
 def not_a_template(expert_TK, ids_T, domain_T, length):
     """return the template, a dict"""
     return 0.3
+
+
+def nice(expert_TK, ids_T, domain_T, length):
+    """the claim never holds, whatever is planted"""
+    words = dict.fromkeys(("claim", "source", "measure", "null_is", "verdict"), "Experts are nice.")
+    rng = torch.Generator().manual_seed(int(expert_TK.sum()))
+    null = torch.rand(20, generator=rng)
+    observed = (null.max() * 0.99).item()
+    return words | {"falsified_if": "never", "observed": observed, "null": null, "holds": False}
+
+
+def random_numbers_for_a_null(expert_TK, ids_T, domain_T, length):
+    """the null is not this routing's"""
+    found = right(expert_TK, ids_T, domain_T, length)
+    null = 0.4 + 0.1 * torch.rand(20, generator=torch.Generator().manual_seed(0))
+    return found | {"null": null, "holds": found["observed"] > null.max()}
+
+
+def a_null_of_another_routing(expert_TK, ids_T, domain_T, length):
+    """the null is not this routing's"""
+    found = right(expert_TK, ids_T, domain_T, length)
+    other = torch.randint(8, (600,), generator=torch.Generator().manual_seed(0))
+    null = [_repeated(_shuffled(other, 50, seed), 50) for seed in range(39)]
+    return found | {"null": null, "holds": found["observed"] > max(null) + 0.2}

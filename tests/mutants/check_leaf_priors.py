@@ -56,7 +56,7 @@ def depth_first(left_TG):
 
 
 def one_for_each_gate(left_TG):
-    """leaves below them"""
+    """these are the gates"""
     return left_TG
 
 

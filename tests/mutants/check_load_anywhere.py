@@ -49,14 +49,14 @@ def half_counted(clean, noisy, std, k):
 
 
 def ties_count_twice(clean, noisy, std, k):
-    """count who was chosen"""
+    """counts all that tie"""
     if std is None:
         return (noisy >= noisy.topk(k).values[:, -1:]).sum(0)
     return prob_in_top_k(clean, noisy, std, k).sum(0)
 
 
 def per_token(clean, noisy, std, k):
-    """return one tensor of shape (5,)"""
+    """return a tensor of shape (5,)"""
     return prob_in_top_k(clean, noisy, std, k)
 
 
@@ -80,3 +80,16 @@ def right_token_by_token(clean, noisy, std, k):
         else:
             load = load + prob_in_top_k(clean[row], noisy[row], std[row], k)[0]
     return load
+
+
+def hardly_any_noise(clean, noisy, std, k):
+    """settles all but a tie"""
+    std = torch.full_like(clean, 1e-6) if std is None else std
+    return right_by_scatter(clean, noisy, std, k)
+
+
+def as_many_as_reach_the_kth(clean, noisy, std, k):
+    """>= the k-th counts all that tie"""
+    if std is not None:
+        return right_by_scatter(clean, noisy, std, k)
+    return (noisy >= noisy.topk(k).values[:, -1:]).sum(0)

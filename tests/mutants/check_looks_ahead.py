@@ -45,12 +45,12 @@ def choices_alone(seat, expert, gate):
 
 
 def never(seat, expert, gate):
-    """all first choices come before any second one"""
+    """it says False of all"""
     return False
 
 
 def always(seat, expert, gate):
-    """seating by position looks ahead, which it does not"""
+    """it says True of all"""
     return True
 
 
@@ -70,3 +70,27 @@ def right_by_cutting_off(seat, expert, gate):
         not torch.equal(seat(expert[:cut], gate[:cut]), whole[:cut])
         for cut in range(1, len(expert))
     )
+
+
+def changes_the_last_alone(seat, expert, gate):
+    """misses that a single token"""
+    before = seat(expert, gate)
+    for _ in range(40):
+        changed = _changed(expert, gate, len(expert) - 1)
+        if not torch.equal(seat(*changed)[:-1], before[:-1]):
+            return True
+    return False
+
+
+def never_changes_a_gate(seat, expert, gate):
+    """misses that only gates count here"""
+    return _search(seat, expert, gate, gates=False)
+
+
+def one_cut_in_the_middle(seat, expert, gate):
+    """misses that a single token"""
+    before, cut = seat(expert, gate), len(expert) // 2
+    for _ in range(40):
+        if not torch.equal(seat(*_changed(expert, gate, cut))[:cut], before[:cut]):
+            return True
+    return False

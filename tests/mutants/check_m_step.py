@@ -2,7 +2,7 @@
 
 import torch
 
-from moe_lite.hierarchy import HME, em_step, fit_experts, fit_gates
+from moe_lite.course.hierarchy import HME, em_step, fit_experts, fit_gates
 
 
 def _experts(tree, x_TD, y_TO, weight_TE):
@@ -47,13 +47,13 @@ def leaves_mirrored(tree, x_TD, y_TO, posterior_TN):
 
 
 def variance_is_a_deviation(tree, x_TD, y_TO, posterior_TN):
-    """variance is not its mean squared error"""
+    """is not its expert's mean squared error"""
     experts, var = _experts(tree, x_TD, y_TO, _leaves(tree, posterior_TN))
     return HME(_gates(tree, x_TD, posterior_TN), experts, var**2 / 4)
 
 
 def gates_overshoot(tree, x_TD, y_TO, posterior_TN):
-    """fits its posteriors worse than before"""
+    """fits its posteriors worse than"""
     gates = tree.gate_QGD + 60 * (_gates(tree, x_TD, posterior_TN) - tree.gate_QGD)
     return HME(gates, *_experts(tree, x_TD, y_TO, _leaves(tree, posterior_TN)))
 
@@ -89,3 +89,25 @@ def right_by_loops(tree, x_TD, y_TO, posterior_TN):
 
 def right_with_more_newton(tree, x_TD, y_TO, posterior_TN):
     return em_step(tree, x_TD, y_TO, irls_steps=4)
+
+
+def variance_as_deviation(tree, x_TD, y_TO, posterior_TN):
+    """the root of it, the deviation"""
+    new = right_library(tree, x_TD, y_TO, posterior_TN)
+    return HME(new.gate_QGD, new.expert_QEDO, new.var_QE.sqrt())
+
+
+def root_never_fitted(tree, x_TD, y_TO, posterior_TN):
+    """the root's gate is left as it was"""
+    new = right_by_loops(tree, x_TD, y_TO, posterior_TN)
+    gate_QGD = torch.cat([tree.gate_QGD[:, :1], new.gate_QGD[:, 1:]], dim=1)
+    return HME(gate_QGD, new.expert_QEDO, new.var_QE)
+
+
+def errors_of_the_old_expert(tree, x_TD, y_TO, posterior_TN):
+    """the old expert's errors"""
+    new = right_library(tree, x_TD, y_TO, posterior_TN)
+    error_TE = (y_TO - x_TD @ tree.expert_QEDO[0]).square().mean(-1).mT
+    weight_TE = _leaves(tree, posterior_TN)
+    var_QE = ((weight_TE * error_TE).sum(0) / weight_TE.sum(0))[None]
+    return HME(new.gate_QGD, new.expert_QEDO, var_QE)

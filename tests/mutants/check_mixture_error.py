@@ -1,5 +1,7 @@
 """Answers to check_mixture_error: each wrong one says in its docstring what it must be told."""
 
+import math
+
 import torch
 
 
@@ -81,3 +83,27 @@ def right_by_distribution(logits_TE, out_TEO, target_TO):
     )
     constant = target_TO.shape[-1] / 2 * torch.log(torch.tensor(2 * torch.pi))
     return -mixture.log_prob(target_TO) - constant
+
+
+def log_of_softmax(logits_TE, out_TEO, target_TO):
+    """log_softmax does both at once"""
+    off_TE = (target_TO[:, None] - out_TEO).square().sum(-1)
+    return -(logits_TE.softmax(-1).log() - off_TE / 2).logsumexp(-1)
+
+
+def constant_kept(logits_TE, out_TEO, target_TO):
+    """the normal density's constant"""
+    constant = out_TEO.shape[-1] / 2 * math.log(2 * math.pi)
+    return right_short(logits_TE, out_TEO, target_TO) + constant
+
+
+def hard_competition(logits_TE, out_TEO, target_TO):
+    """that is hard competition"""
+    off_TE = (target_TO[:, None] - out_TEO).square().sum(-1)
+    return -(logits_TE.log_softmax(-1) - off_TE / 2).max(-1).values
+
+
+def mean_over_outputs(logits_TE, out_TEO, target_TO):
+    """the outputs are averaged"""
+    off_TE = (target_TO[:, None] - out_TEO).square().mean(-1)
+    return -(logits_TE.log_softmax(-1) - off_TE / 2).logsumexp(-1)

@@ -127,7 +127,7 @@ def half_the_gradient(x_TD, gate_TK, expert_TK, w1, w3, w2):
 
 
 def returns_pairs(x_TD, gate_TK, expert_TK, w1, w3, w2):
-    """return out_TD of shape (3, 1)"""
+    """return a tensor of shape (3, 1)"""
     return gate_TK[..., None] * torch.stack(
         [
             torch.stack([_expert(x_D, w1[e], w3[e], w2[e]) for e in experts])
@@ -163,4 +163,28 @@ def right_in_place(x_TD, gate_TK, expert_TK, w1, w3, w2):
         for k in range(expert_TK.shape[1]):
             here = expert_TK[:, k] == e
             out_TD[here] += gate_TK[here, k].unsqueeze(1) * _expert(x_TD[here], *weights)
+    return out_TD
+
+
+def lone_tokens_passed_over(x_TD, gate_TK, expert_TK, w1, w3, w2):
+    """an expert with exactly one token is passed over"""
+    out_TD = torch.zeros_like(x_TD)
+    for e in range(len(w1)):
+        token, choice = (expert_TK == e).nonzero(as_tuple=True)
+        if len(token) < 2:
+            continue
+        y = _expert(x_TD[token], w1[e], w3[e], w2[e]) * gate_TK[token, choice][:, None]
+        out_TD = out_TD.index_add(0, token, y)
+    return out_TD
+
+
+def squeezed_to_nothing(x_TD, gate_TK, expert_TK, w1, w3, w2):
+    """an expert with exactly one token is passed over"""
+    out_TD = torch.zeros_like(x_TD)
+    for e in range(len(w1)):
+        token = (expert_TK == e).any(-1).nonzero().squeeze()
+        if token.dim() == 0 or len(token) == 0:
+            continue
+        gate = (gate_TK * (expert_TK == e)).sum(-1)[token][:, None]
+        out_TD = out_TD.index_add(0, token, gate * _expert(x_TD[token], w1[e], w3[e], w2[e]))
     return out_TD

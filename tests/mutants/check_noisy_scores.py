@@ -20,7 +20,7 @@ def no_noise(x, g, n, eps, training):
 
 
 def turned_round(x, g, n, eps, training):
-    """there is no noise at all"""
+    """the two are exchanged"""
     return right(x, g, n, eps, not training)
 
 
@@ -65,7 +65,7 @@ def size_detached(x, g, n, eps, training):
 
 
 def transposed(x, g, n, eps, training):
-    """return one tensor of shape (1, 3)"""
+    """transposed"""
     return right(x, g, n, eps, training).T
 
 
@@ -78,3 +78,8 @@ def right_by_hand(x, g, n, eps, training):
     if training:
         scores = scores + eps * torch.log1p(torch.exp(torch.einsum("td,ed->te", x, n)))
     return scores
+
+
+def weights_swapped(x, g, n, eps, training):
+    """w_gate and w_noise are swapped"""
+    return right(x, n, g, eps, training)

@@ -114,13 +114,13 @@ def no_input_embedding(c):
 
 
 def off_by_a_bias(c):
-    """the total is off by +3"""
+    """off by +3"""
     total, active = _both(c)
     return total + c.num_local_experts, active
 
 
 def total_only(c):
-    """return (total, active)"""
+    """return two numbers: total, active"""
     return _both(c)[0]
 
 

@@ -42,3 +42,13 @@ def right_by_mask(trace, token):
 
 def right_by_gates(trace, token):
     return tuple(layer.gates_TE()[token].argmax() for layer in trace.layers)
+
+
+def belief(trace, token):
+    """what the router's scores favour"""
+    return [r.probs_TE[token].argmax() for r in trace.layers]
+
+
+def sorted_by_number(trace, token):
+    """not the numbers of the experts"""
+    return sorted(right_by_mask(trace, token))

@@ -39,7 +39,7 @@ def rounded_too_early(T, E, factor, K):
 
 
 def not_whole(T, E, factor, K):
-    """return a whole number (int), not 3.0"""
+    """not rounded: places are counted"""
     return factor * K * T / E
 
 
@@ -49,3 +49,8 @@ def right(T, E, factor, K):
 
 def right_by_floor(T, E, factor, K):
     return -int(-factor * K * T // E)
+
+
+def rounded_before_k(num_tokens, num_experts, factor, top_k):
+    """rounded up before K came"""
+    return top_k * math.ceil(factor * num_tokens / num_experts)

@@ -66,3 +66,10 @@ def right_in_logarithms(prior_TE, density_TE):
 def right_sums_first(prior_TE, density_TE):
     node_TN = _up(prior_TE * density_TE)
     return node_TN / node_TN[:, :1]
+
+
+def managers_from_priors(prior_TE, density_TE):
+    """the managers' are sums of priors"""
+    E, right_TN = prior_TE.shape[1], right(prior_TE, density_TE)
+    managers_TN = right(prior_TE, torch.ones_like(density_TE))[:, : E - 1]
+    return torch.cat([managers_TN, right_TN[:, E - 1 :]], -1)

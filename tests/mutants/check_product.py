@@ -30,7 +30,7 @@ def underflows(log_XE):
 
 
 def over_experts(log_XE):
-    """return a tensor of shape"""
+    """this multiplies the points of each expert"""
     return log_XE.sum(0).log_softmax(0)
 
 

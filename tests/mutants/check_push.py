@@ -64,7 +64,7 @@ def no_factor(logits, f):
 
 
 def one_for_all(logits, f):
-    """return one slope for each logit"""
+    """return a tensor of shape"""
     P = logits.softmax(-1).mean(0)
     return P * (f - P @ f)
 
@@ -73,3 +73,9 @@ def the_mean_token(logits, f):
     """every token has probabilities of its own"""
     P = logits.softmax(-1).mean(0)
     return (len(f) / len(logits) * P * (f - P @ f)).expand_as(logits)
+
+
+def the_diagonal_alone(logits, f):
+    """the diagonal of the softmax's derivative alone"""
+    (T, E), p = logits.shape, logits.softmax(-1)
+    return E / T * p * (1 - p) * f

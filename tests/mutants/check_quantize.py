@@ -40,7 +40,7 @@ def still_float(w):
 
 
 def columns(w):
-    """return one tensor of shape (2, 1)"""
+    """return a tensor of shape (2, 1)"""
     scale = (w.abs().amax(0, keepdim=True) / 127).clamp(min=1e-12)
     return (w / scale).round().to(torch.int8), scale
 

@@ -39,13 +39,8 @@ def sorted_place(expert_T, E):
     return expert_T.argsort(stable=True).argsort()
 
 
-def fractions(expert_T, E):
-    """a rank is a whole number"""
-    return right(expert_T, E).float()
-
-
 def matrix(expert_T, E):
-    """return one tensor of shape (6,)"""
+    """the running counts of all experts"""
     return F.one_hot(expert_T, E).cumsum(0) - 1
 
 
@@ -78,3 +73,10 @@ def right_by_walking(expert_T, E):
 def right_by_sorting(expert_T, E):
     begin_E = expert_T.bincount(minlength=E).cumsum(0) - expert_T.bincount(minlength=E)
     return expert_T.argsort(stable=True).argsort() - begin_E[expert_T]
+
+
+def in_the_order_of_the_experts(expert_T, num_experts):
+    """put them back in the order of the tokens"""
+    sorted_T = expert_T.sort(stable=True).values
+    first_T = torch.searchsorted(sorted_T, sorted_T)
+    return torch.arange(len(expert_T)) - first_T

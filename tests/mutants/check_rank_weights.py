@@ -30,7 +30,7 @@ def counts(tokens_R):
 
 
 def a_number(tokens_R):
-    """return one tensor of shape (2,)"""
+    """return a tensor of shape (2,)"""
     return len(tokens_R) / tokens_R.sum()
 
 

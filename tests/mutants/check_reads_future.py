@@ -67,12 +67,12 @@ def only_the_token_before(route, x_TD):
 
 
 def trusting(route, x_TD):
-    """compare each token's own choices"""
+    """it says False of all"""
     return False
 
 
 def a_count(route, x_TD):
-    """return True or False, not 0"""
+    """it says False of all"""
     return 0
 
 
@@ -95,3 +95,13 @@ def right_one_token_at_a_time(route, x_TD):
             changed[t] = _noise(x_TD, seed)[t]
             found[t] |= (route(changed) != before).any(1)
     return found.tril(-1).any()
+
+
+def one_cut_in_the_middle(route, x_TD):
+    """one token told of one other is a leak"""
+    before, half = route(x_TD), len(x_TD) // 2
+    for seed in range(3):
+        changed = torch.cat([x_TD[:half], _noise(x_TD[half:], seed)])
+        if not torch.equal(route(changed)[:half], before[:half]):
+            return True
+    return False

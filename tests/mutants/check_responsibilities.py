@@ -73,3 +73,16 @@ def right_by_autograd(logits_TE, out_TEO, target_TO):
     prior_TE = logits_TE.detach().clone().requires_grad_()
     joint_TE = prior_TE - _off(out_TEO, target_TO) / 2
     return torch.autograd.grad(joint_TE.logsumexp(-1).sum(), prior_TE)[0]
+
+
+def hard(logits_TE, out_TEO, target_TO):
+    """the best expert takes all"""
+    off_TE = (target_TO[:, None] - out_TEO).square().sum(-1)
+    best_T = (logits_TE - off_TE / 2).argmax(-1)
+    return torch.nn.functional.one_hot(best_T, logits_TE.shape[1]).float()
+
+
+def twice_soft(logits_TE, out_TEO, target_TO):
+    """one softmax too many"""
+    off_TE = (target_TO[:, None] - out_TEO).square().sum(-1)
+    return (logits_TE - off_TE / 2).softmax(-1).softmax(-1)

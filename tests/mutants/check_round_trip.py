@@ -31,7 +31,7 @@ def no_exchange_of_counts(pairs_RR, rank):
 
 
 def one_number_each(pairs_RR, rank):
-    """return four lists"""
+    """return four"""
     return int(pairs_RR[rank].sum()), int(pairs_RR[:, rank].sum())
 
 

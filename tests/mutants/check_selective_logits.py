@@ -59,7 +59,7 @@ def detached(x, w):
 
 
 def transposed(x, w):
-    """return one tensor of shape (40, 8)"""
+    """transposed"""
     return right(x, w).T
 
 

@@ -47,7 +47,7 @@ def columns(label_T, length, seed):
 
 
 def shape(label_T, length, seed):
-    """return one tensor of shape"""
+    """return a tensor of shape"""
     return right(label_T, length, seed).view(-1, length)
 
 
@@ -66,3 +66,8 @@ def right_by_keys(label_T, length, seed):
     key_B = torch.rand(len(label_T) // length, generator=_rng(seed))
     order_B = key_B.argsort()
     return torch.cat([label_T[b * length : (b + 1) * length] for b in order_B.tolist()])
+
+
+def pushed_along(label_T, length, seed):
+    """all is pushed along"""
+    return label_T.view(-1, length).roll(seed + 1, 0).flatten()

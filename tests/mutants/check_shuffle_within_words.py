@@ -63,3 +63,11 @@ def right_by_sorting(label_T, ids_T, seed):
     out_T = torch.empty_like(label_T)
     out_T[ids_T.argsort(stable=True)] = label_T[taken_T]
     return out_T
+
+
+def pushed_along(label_T, ids_T, seed):
+    """all is pushed along"""
+    out_T = label_T.clone()
+    for word in ids_T.unique():
+        out_T[ids_T == word] = label_T[ids_T == word].roll(seed + 1)
+    return out_T

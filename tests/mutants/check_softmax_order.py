@@ -52,7 +52,7 @@ def of_the_least(logits_TE, k):
 
 
 def sorted_by_number(logits_TE, k):
-    """the experts are not the right ones"""
+    """in order of their numbers"""
     expert_TK = logits_TE.topk(k).indices.sort(dim=-1).values
     return logits_TE.gather(-1, expert_TK).softmax(-1), expert_TK
 

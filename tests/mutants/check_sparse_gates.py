@@ -43,7 +43,7 @@ def all_alike(scores_TE, k):
 
 
 def only_the_chosen(scores_TE, k):
-    """return one tensor of shape (1, 4), not (1, 2)"""
+    """these are the gates of the chosen alone"""
     return scores_TE.topk(k).values.softmax(-1)
 
 
@@ -53,7 +53,7 @@ def detached(scores_TE, k):
 
 
 def straight_through(scores_TE, k):
-    """right gates, but not their gradient"""
+    """not the right gradient for the"""
     return right_by_masking(scores_TE, k).detach() + scores_TE - scores_TE.detach()
 
 
@@ -66,3 +66,14 @@ def right_by_scattering(scores_TE, k):
     top_TK, expert_TK = scores_TE.sort(dim=1, descending=True)
     gate_TK = top_TK[:, :k].exp() / top_TK[:, :k].exp().sum(1, keepdim=True)
     return torch.zeros_like(scores_TE).scatter(1, expert_TK[:, :k], gate_TK)
+
+
+def at_least_the_kth(scores_TE, k):
+    """keeps all that tie"""
+    kth_T1 = scores_TE.topk(k).values[:, -1:]
+    return scores_TE.where(scores_TE >= kth_T1, -torch.inf).softmax(-1)
+
+
+def twice(scores_TE, k):
+    """a second softmax"""
+    return right_by_masking(scores_TE, k).softmax(-1)

@@ -78,3 +78,14 @@ def right_by_where(y_RD, gate_R, row_N, per_token, kept):
     row_TK = row_N.view(-1, per_token)
     y_TKD = torch.where((row_TK < kept)[..., None], y_RD[row_TK], 0.0)
     return torch.einsum("tk,tkd->td", gate_R[row_TK], y_TKD)
+
+
+def hides_every_nan(y_RD, gate_R, row_N, per_token, kept):
+    """a NaN that an expert did compute has to come out"""
+    return _add((y_RD.nan_to_num() * gate_R[:, None])[row_N], per_token)
+
+
+def sums_around_every_nan(y_RD, gate_R, row_N, per_token, kept):
+    """a NaN that an expert did compute has to come out"""
+    rows_ND = (_clean(y_RD, kept) * gate_R[:, None])[row_N]
+    return rows_ND.view(-1, per_token, y_RD.shape[1]).nansum(1)

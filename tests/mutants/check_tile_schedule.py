@@ -43,7 +43,7 @@ def in_tiles(offsets_E1, height):
 
 
 def exchanged(offsets_E1, height):
-    """the two are exchanged"""
+    """the two are swapped"""
     return right_by_repeat(offsets_E1, height)[::-1]
 
 
@@ -66,3 +66,9 @@ def right_by_search(offsets_E1, height):
     tile = torch.arange(int(end[-1]))
     expert = torch.searchsorted(end, tile, right=True)
     return expert.int(), (offsets_E1[expert] + (tile - (end - tiles)[expert]) * height).int()
+
+
+def in_padded_coordinates(offsets_E1, height):
+    """no row is padding here"""
+    expert_M, _ = right_by_loops(offsets_E1, height)
+    return expert_M, height * torch.arange(len(expert_M))

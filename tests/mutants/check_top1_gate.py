@@ -31,7 +31,7 @@ def logarithm(scores_TE):
 
 
 def keeps_the_dimension(scores_TE):
-    """return two tensors of shape (1,)"""
+    """right numbers in the shape"""
     return tuple(scores_TE.softmax(-1).topk(1))
 
 
@@ -41,7 +41,7 @@ def detached(scores_TE):
 
 
 def straight_through(scores_TE):
-    """right gates, but not their gradient"""
+    """not the right gradient for the"""
     gate, expert = scores_TE.softmax(-1).max(-1)
     best = scores_TE.max(-1).values
     return gate.detach() + best - best.detach(), expert

@@ -20,7 +20,7 @@ def softmax_over_tokens_left_as_it_is(logits_TE, k):
 
 
 def tokens_chosen_by_experts(logits_TE, k):
-    """each expert chose 2 tokens"""
+    """each expert chose k tokens"""
     gate, expert = logits_TE.softmax(-1).topk(k, dim=0)
     return gate / gate.sum(dim=0, keepdim=True), expert
 
@@ -59,7 +59,7 @@ def sum_detached(logits_TE, k):
 
 
 def straight_through(logits_TE, k):
-    """right gates, but not their gradient"""
+    """not the right gradient for the"""
     gate_TK, expert_TK = right_by_sorting(logits_TE, k)
     raw_TK = logits_TE.gather(-1, expert_TK)
     return gate_TK.detach() + raw_TK - raw_TK.detach(), expert_TK
@@ -78,7 +78,7 @@ def overflows(logits_TE, k):
 
 
 def always_two(logits_TE, k):
-    """should have the shape (6, 1)"""
+    """is the 2 written into the code?"""
     return right_by_sorting(logits_TE, 2)
 
 
@@ -143,3 +143,15 @@ def right_token_by_token(logits_TE, k):
         gates.append((gate_K - gate_K.logsumexp(0)).exp())
         experts.append(expert_K)
     return torch.stack(gates), torch.stack(experts)
+
+
+def divided_over_the_tokens(logits_TE, k):
+    """divided by the sum over the tokens"""
+    gate_TK, expert_TK = logits_TE.softmax(-1).topk(k)
+    return gate_TK / gate_TK.sum(0), expert_TK
+
+
+def double_softmax(logits_TE, k):
+    """two softmaxes, one after the other"""
+    gate_TK, expert_TK = logits_TE.softmax(-1).topk(k)
+    return gate_TK.softmax(-1), expert_TK

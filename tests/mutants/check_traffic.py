@@ -51,3 +51,8 @@ def right_by_loops(expert_RTK, num_experts):
             mine = (expert_RTK[sender] >= first) & (expert_RTK[sender] < first + num_experts // R)
             pairs[sender, receiver] = mine.sum()
     return pairs
+
+
+def first_choices_alone(expert_RTK, E):
+    """only first choices travel here"""
+    return right_by_bincount(expert_RTK[..., :1], E)

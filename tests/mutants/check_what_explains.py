@@ -38,7 +38,7 @@ def against_zero(expert_T, topic_T, ids_T, length):
 
 
 def tokens_as_if_independent(expert_T, topic_T, ids_T, length):
-    """40 texts are 40 independent things"""
+    """so shuffle whole texts"""
     if not _above(expert_T, topic_T, lambda rng: _tokens(topic_T, rng)):
         return "nothing"
     return (
@@ -99,3 +99,12 @@ def right_by_deviations(expert_T, topic_T, ids_T, length):
     texts = score(lambda: _texts(topic_T, length, rng))
     words = score(lambda: _words(topic_T, ids_T, rng))
     return "nothing" if texts < 3 else "words" if words < 3 else "topic"
+
+
+def fixed_thresholds(expert_T, topic_T, ids_T, length):
+    """shuffle whole texts"""
+    observed = _bits(expert_T, topic_T)
+    within = _bits(expert_T, _words(topic_T, ids_T, torch.Generator().manual_seed(0)))
+    if observed < 0.05:
+        return "nothing"
+    return "topic" if observed > 1.5 * within else "words"

@@ -49,3 +49,9 @@ def right_by_counting(logits_QTE, share):
     _, T, E = logits_QTE.shape
     counts = [torch.bincount(run.argmax(-1), minlength=E) for run in logits_QTE]
     return torch.stack([(count >= share * T).sum() for count in counts])
+
+
+def rounds_the_share_down(logits_QTE, share):
+    """rounded down before it was compared"""
+    winner_QT, (T, E) = logits_QTE.argmax(-1), logits_QTE.shape[1:]
+    return (torch.nn.functional.one_hot(winner_QT, E).sum(1) >= int(share * T)).sum(-1)

@@ -55,7 +55,7 @@ def neither(z):
 
 
 def summed(z):
-    """return one tensor of shape (3, 4)"""
+    """return a tensor of shape (3, 4)"""
     return right(z).sum(-1)
 
 

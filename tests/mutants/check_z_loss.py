@@ -75,13 +75,13 @@ def no_gradient(logits_TE):
 
 
 def half_detached(logits_TE):
-    """right value, but not its gradient"""
+    """not the right gradient for the logits"""
     lse_T = logits_TE.logsumexp(-1)
     return (lse_T * lse_T.detach()).mean()
 
 
 def per_token(logits_TE):
-    """return one tensor of shape ()"""
+    """return one number"""
     return logits_TE.logsumexp(-1).square()
 
 
@@ -98,3 +98,9 @@ def right_by_hand(logits_TE):
 def right_from_log_softmax(logits_TE):
     lse_T = logits_TE[:, 0] - logits_TE.log_softmax(-1)[:, 0]
     return lse_T.pow(2).mean()
+
+
+def largest_never_added_back(logits_TE):
+    """never added back"""
+    top_T1 = logits_TE.amax(-1, keepdim=True)
+    return (logits_TE - top_T1).exp().sum(-1).log().square().mean()

@@ -10,104 +10,99 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...routers import capacity, queue_rank
+from ...capacity import capacity, queue_rank
 from ...routing import Routing
-from .verdict import CheckFailed, Mistakes, call, expect, passed, randn, show
-
-
-def _tensor(exercise: str, value: Any, shape: tuple[int, ...], *, whole: bool = False) -> None:
-    if not isinstance(value, Tensor) or value.shape != shape:
-        got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
-        raise CheckFailed(f"{exercise}: return one tensor of shape {shape}, not {got}")
-    if whole and (value.is_floating_point() or value.dtype == torch.bool):
-        raise CheckFailed(f"{exercise}: a rank is a whole number; these are {value.dtype}")
-
-
-# --- the places ----------------------------------------------------------------------------------
+from .verdict import Check, Mistakes, randn, show
 
 
 def check_places(places: Callable[[int, int, float, int], int]) -> None:
-    """Check an expert's capacity: (num_tokens, num_experts, factor, top_k) -> places.
+    """Check an expert's capacity: (num_tokens, num_experts, factor, top_k) -> places."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "places"
-    for T, E, factor, K in (
-        (12, 4, 1.0, 1), (12, 4, 2.0, 1), (12, 4, 1.0, 2), (11, 4, 1.0, 1), (9, 4, 1.0, 1),
-        (10, 4, 2.5, 1), (100, 8, 1.25, 2), (64, 16, 0.5, 1), (1000, 7, 1.5, 3),
-    ):  # fmt: skip
-        given = f"{T} tokens, {E} experts, factor {factor}, {K} for each token"
-        yours = call(exercise, places, T, E, factor, K, on=given)
-        if isinstance(yours, Tensor) and yours.numel() == 1:
-            yours = yours.item()
-        right, exact = capacity(T, E, factor, K), factor * K * T / E
-        if not isinstance(yours, int) or isinstance(yours, bool):
-            raise CheckFailed(
-                f"{exercise}: places are counted: return a whole number (int), not {yours!r}"
-                f"\n  given    {given}"
-            )
-        mistakes = [
+    def mistakes(T: int, E: int, factor: float, K: int) -> Mistakes:
+        exact = factor * K * T / E
+        return [
             ("each token asks for K places: count pairs (K·T), not tokens", capacity(T, E, factor)),
-            ("an even share, whatever the factor; multiply it by the factor",
-             math.ceil(K * T / E)),
+            ("rounded up before K came: each of K choices was given whole places of its own",
+             K * math.ceil(factor * T / E)),
+            ("an even share, whatever the factor; multiply it by the factor", math.ceil(K * T / E)),
             ("the factor shrinks the share here; it should stretch it",
              math.ceil(K * T / E / factor)),
             ("rounded up before the factor came; multiply first, then round up",
              math.ceil(factor * math.ceil(K * T / E))),
+            ("the share was rounded down before the factor came; multiply first, then round up",
+             math.ceil(factor * (K * T // E))),
             ("rounded to the nearest; round up, or an even load may not fit", round(exact)),
             ("rounded down: with factor 1 and an even load somebody would be left standing",
              int(exact)),
+            ("not rounded: places are counted, so round up", exact),
+            ("one place is added to the rounded share; where it is whole already, that is too many",
+             int(exact) + 1),
             ("these are the places of all experts together; divide them by E",
              math.ceil(factor * K * T)),
+            ("K divides here; each token asks for K places, so multiply",
+             math.ceil(factor * T / (K * E))),
+            ("the factor was rounded up first; round the product",
+             math.ceil(math.ceil(factor) * K * T / E)),
+            ("the factor was cut to a whole number; round the product",
+             math.ceil(int(factor) * K * T / E)),
+            ("tokens and experts are exchanged", math.ceil(factor * K * E / T)),
         ]  # fmt: skip
-        expect(exercise, given, yours, right, mistakes, "not factor × K × T / E, rounded up")
-    passed(exercise, "the even share of all pairs, times the factor, rounded up.")
 
-
-# --- the ranks -----------------------------------------------------------------------------------
+    check = Check("places", places, capacity, mistakes, "not factor × K × T / E, rounded up")
+    for T, E, factor, K in (
+        (12, 4, 1.0, 1), (12, 4, 2.0, 1), (12, 4, 1.0, 2), (11, 4, 1.0, 1), (9, 4, 1.0, 1),
+        (10, 4, 2.5, 1), (100, 8, 1.25, 2), (64, 16, 0.5, 1), (1000, 7, 1.5, 3), (9, 8, 1.0, 2),
+        (13, 6, 1.5, 4), (1, 64, 1.0, 8), (50, 8, 0.25, 1),
+    ):  # fmt: skip
+        check.on(f"{T} tokens, {E} experts, factor {factor}, {K} for each token", T, E, factor, K)
+    check.passed("the even share of all pairs, times the factor, rounded up.")
 
 
 def check_rank(rank: Callable[[Tensor, int], Tensor]) -> None:
-    """Check each token's place in its expert's queue: (expert_T, num_experts) -> rank_T.
+    """Check each token's place in its expert's queue: (expert_T, num_experts) -> rank_T."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "rank"
-
-    def run(given: str, expert_T: Tensor, E: int) -> None:
-        yours = call(exercise, rank, expert_T, E, on=given)
-        _tensor(exercise, yours, tuple(expert_T.shape), whole=True)
-        T, hot_TE = len(expert_T), F.one_hot(expert_T, E)
-        right = _rank(expert_T, E)
-        total_T = expert_T.bincount(minlength=E)[expert_T]
-        one_by_one_T = expert_T.argsort(stable=True).argsort()
-        mistakes = [
-            ("the first in a queue has rank 0: the running count contains the token itself, "
-             "so take 1 away", right + 1),
-            ("the count runs over the experts (dim 1); let it run over the tokens (dim 0)",
-             torch.zeros_like(expert_T)),
-            ("the count runs over the experts (dim 1); let it run over the tokens (dim 0)",
-             torch.ones_like(expert_T)),
-            ("that is the place in the batch; every expert has a queue of its own",
-             torch.arange(T)),
-            ("that is the place in the batch; every expert has a queue of its own",
-             torch.arange(1, T + 1)),
-            ("these stand behind the token; count those before it", total_T - 1 - right),
-            ("that is the length of the queue, not the token's place in it", total_T),
-            ("sorted by expert, the queues stand one behind the other: take away where the "
-             "token's own begins", one_by_one_T),
+    def mistakes(expert_T: Tensor, E: int) -> Mistakes:
+        T, hot_TE, right = len(expert_T), F.one_hot(expert_T, E), _rank(expert_T, E)
+        order_T = expert_T.argsort(stable=True)
+        load_E = expert_T.bincount(minlength=E)
+        begin_E = load_E.cumsum(0) - load_E
+        over_experts = "the count runs over the experts (dim 1); let it run over the tokens (dim 0)"
+        whole = "that is the place in the batch; every expert has a queue of its own"
+        return [
+            ("the first in a queue has rank 0: the running count contains the token itself, so "
+             "take 1 away", right + 1),
+            (over_experts, torch.zeros_like(expert_T)),
+            (over_experts, torch.ones_like(expert_T)),
+            (whole, torch.arange(T)),
+            (whole, torch.arange(1, T + 1)),
+            ("these stand behind the token; count those before it", load_E[expert_T] - 1 - right),
+            ("that is the length of the queue, not the token's place in it", load_E[expert_T]),
+            ("that is the length of the queue, not the token's place in it", load_E[expert_T] - 1),
+            ("sorted by expert, the queues stand one behind the other: take away where the token's "
+             "own begins", order_T.argsort()),
+            ("right ranks in the order of the experts: put them back in the order of the tokens",
+             right[order_T]),
+            ("that is the order of the tokens, sorted by expert; asked is each token's rank",
+             order_T),
+            ("where the queue begins was added; take it away", right + 2 * begin_E[expert_T]),
             ("that is the number of the expert", expert_T),
             ("the running count of the last expert only; take the column of the token's own",
              hot_TE.cumsum(0)[:, -1] - 1),
+            ("these are the running counts of all experts; each token has its own column",
+             hot_TE.cumsum(0) - 1),
+            ("that counts the tokens before with a smaller number of an expert; count the same one",
+             torch.tensor([int((expert_T[:t] < expert_T[t]).sum()) for t in range(T)])),
+            ("only the neighbour before was looked at; count all that came before",
+             F.pad((expert_T[1:] == expert_T[:-1]).long(), (1, 0))),
         ]  # fmt: skip
-        expect(exercise, given, yours, right, mistakes,
-               "not the number of earlier tokens that chose the same expert")  # fmt: skip
 
-    run("experts [2, 0, 2, 2, 1, 0], E = 3", torch.tensor([2, 0, 2, 2, 1, 0]), 3)
-    run("experts [1, 1, 1, 3], E = 5 (some experts idle)", torch.tensor([1, 1, 1, 3]), 5)
-    for T, E in ((40, 4), (7, 7), (200, 16)):
-        run(f"{T} tokens, {E} experts", randn(T, T, E).argmax(-1), E)
-    passed(exercise, "how many came before, for the same expert.")
+    check = Check("rank", rank, _rank, mistakes,
+                  "not the number of earlier tokens that chose the same expert")  # fmt: skip
+    check.on("experts [2, 0, 2, 2, 1, 0], E = 3", torch.tensor([2, 0, 2, 2, 1, 0]), 3)
+    check.on("experts [1, 1, 1, 3], E = 5 (some experts idle)", torch.tensor([1, 1, 1, 3]), 5)
+    for T, E in ((40, 4), (7, 7), (200, 16), (1, 3), (6, 1)):
+        check.on(f"tokens: {T}, experts: {E}", randn(T, T, E).argmax(-1), E)
+    check.passed("how many came before, for the same expert.")
 
 
 def _rank(expert_N: Tensor, num_experts: int) -> Tensor:
@@ -120,70 +115,67 @@ def _rank(expert_N: Tensor, num_experts: int) -> Tensor:
 
 
 def check_first_choices(rank: Callable[[Tensor, int], Tensor]) -> None:
-    """Check GShard's order, first choices first: (expert_T2, num_experts) -> rank_T2.
+    """Check GShard's order, first choices first: (expert_T2, num_experts) -> rank_T2."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "rank_top2"
+    def right(expert_T2: Tensor, E: int) -> Tensor:
+        return _rank(expert_T2.T.flatten(), E).view(2, -1).T
 
-    def run(given: str, expert_T2: Tensor, E: int) -> None:
-        yours = call(exercise, rank, expert_T2, E, on=given)
-        _tensor(exercise, yours, tuple(expert_T2.shape), whole=True)
+    def mistakes(expert_T2: Tensor, E: int) -> Mistakes:
         T, (first_T, second_T) = len(expert_T2), expert_T2.unbind(1)
-        right = _rank_top2(expert_T2, E)
+        right_T2, load_E = right(expert_T2, E), first_T.bincount(minlength=E)
         alone_T2 = torch.stack([_rank(first_T, E), _rank(second_T, E)], dim=1)
         came_T = F.one_hot(first_T, E).cumsum(0).gather(1, second_T[:, None])[:, 0]
-        seconds_first = _rank_top2(expert_T2.flip(1), E).flip(1)
+        flat_N = _rank(expert_T2.T.flatten(), E)
 
         def seconds(offset: Tensor | int) -> Tensor:
             return torch.stack([alone_T2[:, 0], alone_T2[:, 1] + offset], dim=1)
 
-        mistakes = [
-            ("the second choices begin again at 0: two tokens would sit in one place; they "
-             "stand behind all first choices of that expert", alone_T2),
-            ("token by token: here a second choice stands before the first choices of later "
-             "tokens", _rank(expert_T2.flatten(), E).view(T, 2)),
-            ("the offset counts only the first choices that came earlier; all first choices "
-             "are seated before any second one", seconds(came_T)),
-            ("the offset is the number of all tokens; it should be the number of first choices "
-             "of that one expert", seconds(T)),
-            ("the second choices are seated before the first", seconds_first),
-            ("ranks begin at 0", right + 1),
+        return [
+            ("the second choices begin again at 0: two tokens would sit in one place; they stand "
+             "behind all first choices of that expert", alone_T2),
+            ("token by token: here a second choice stands before the first choices of later tokens",
+             _rank(expert_T2.flatten(), E).view(T, 2)),
+            ("the offset counts only the first choices that came earlier; all first choices are "
+             "seated before any second one", seconds(came_T)),
+            ("the offset is the number of all tokens; it should be the number of first choices of "
+             "that one expert", seconds(T)),
+            ("the second choices are seated before the first", right(expert_T2.flip(1), E).flip(1)),
+            ("ranks begin at 0", right_T2 + 1),
             ("one place is left free between first and second choices",
-             seconds(first_T.bincount(minlength=E)[second_T] + 1)),
+             seconds(load_E[second_T] + 1)),
+            ("one place is used twice: behind the last first choice comes the first second one",
+             seconds(load_E[second_T] - 1)),
             ("the offset belongs to the expert of the second choice, not of the first",
-             seconds(first_T.bincount(minlength=E)[first_T])),
+             seconds(load_E[first_T])),
+            ("the offset is the longest queue of all; each expert's own counts",
+             seconds(int(load_E.max()))),
+            ("the offset counts second choices; it should count first ones",
+             seconds(second_T.bincount(minlength=E)[second_T])),
+            ("first choices all, then second ones all: of (2, T) make (T, 2) by a transpose, not "
+             "by view", flat_N.view(T, 2)),
+            ("(T, 2) was made (2, T) by view, not by a transpose: two tokens' choices are mixed",
+             _rank(expert_T2.reshape(2, T).T.flatten(), E).view(T, 2)),
+            ("rows are choices here; give a row for each token", right_T2.T),
         ]  # fmt: skip
-        expect(exercise, given, yours, right, mistakes,
-               "not all first choices by position, then all second ones by position")  # fmt: skip
 
-    run("choices [[0, 1], [1, 0], [1, 2], [0, 1]], E = 3",
-        torch.tensor([[0, 1], [1, 0], [1, 2], [0, 1]]), 3)  # fmt: skip
-    for T, E in ((30, 4), (9, 6), (120, 8)):
-        run(f"{T} tokens, {E} experts", randn(T, T, E).topk(2).indices, E)
-    passed(exercise, "nobody's second choice takes the place of a first one.")
-
-
-def _rank_top2(expert_T2: Tensor, num_experts: int) -> Tensor:
-    return _rank(expert_T2.T.flatten(), num_experts).view(2, -1).T
-
-
-# --- the dropped token ---------------------------------------------------------------------------
+    check = Check("rank_top2", rank, right, mistakes,
+                  "not all first choices by position, then all second ones by position")  # fmt: skip
+    check.on("choices [[0, 1], [1, 0], [1, 2], [0, 1]], E = 3",
+             torch.tensor([[0, 1], [1, 0], [1, 2], [0, 1]]), 3)  # fmt: skip
+    for T, E in ((30, 4), (9, 6), (120, 8), (1, 2), (2, 3)):
+        check.on(f"tokens: {T}, experts: {E}", randn(T, T, E).topk(2).indices, E)
+    check.passed("nobody's second choice takes the place of a first one.")
 
 
 def check_dropped_token(block: Callable[..., Tensor]) -> None:
-    """Check what leaves a Switch block: (h_TD, x_TD, expert_TD, gate_T, keep_T) -> out_TD.
+    """Check what leaves a Switch block: (h_TD, x_TD, expert_TD, gate_T, keep_T) -> out_TD."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "block"
+    def right(h: Tensor, x: Tensor, expert: Tensor, gate: Tensor, keep: Tensor) -> Tensor:
+        return h + torch.where(keep[:, None], gate[:, None] * expert, 0.0)
 
-    def run(given: str, h: Tensor, x: Tensor, expert: Tensor, gate: Tensor, keep: Tensor) -> None:
-        yours = call(exercise, block, h, x, expert, gate, keep, on=given)
-        _tensor(exercise, yours, tuple(h.shape))
+    def mistakes(h: Tensor, x: Tensor, expert: Tensor, gate: Tensor, keep: Tensor) -> Mistakes:
         g, k = gate[:, None], keep[:, None]
-        right = _block(h, x, expert, gate, keep)
-        mistakes: Mistakes = [
+        return [
             ("a dropped token leaves as h + p·LN(h): its own input was put where the expert's "
              "answer would be, and then everything was multiplied by p",
              h + g * torch.where(k, expert, x)),
@@ -191,6 +183,8 @@ def check_dropped_token(block: Callable[..., Tensor]) -> None:
              h + torch.where(k, g * expert, x)),
             ("a dropped token gets h added once more; the residual has it already",
              h + torch.where(k, g * expert, h)),
+            ("a dropped token gets p·h added; the residual has it already",
+             h + g * torch.where(k, expert, h)),
             ("nobody was dropped: the expert's answer is used where there was no place",
              h + g * expert),
             ("a dropped token is wiped out; the residual should carry it on",
@@ -199,65 +193,54 @@ def check_dropped_token(block: Callable[..., Tensor]) -> None:
              torch.where(k, h + g * expert, g * h)),
             ("a dropped token leaves as LN(h); it should leave as it came, as h",
              torch.where(k, h + g * expert, x)),
-            ("kept and dropped are mixed up", _block(h, x, expert, gate, ~keep)),
-            ("the gate is missing: the expert's answer counts p times", h + k * expert),
+            ("kept and dropped are mixed up", right(h, x, expert, gate, ~keep)),
+            ("the gate is missing: the expert's answer counts p times",
+             h + torch.where(k, expert, 0.0)),
             ("p weighs the residual too; it belongs to the expert's answer alone",
              torch.where(k, g * (h + expert), h)),
-            ("the residual is missing where the token was kept",
-             torch.where(k, g * expert, h)),
+            ("the residual is missing where the token was kept", torch.where(k, g * expert, h)),
+            ("the residual is missing; this is what the experts add",
+             torch.where(k, g * expert, 0.0)),
+            ("the residual is LN(h); it is h, before the norm",
+             x + torch.where(k, g * expert, 0.0)),
+            ("what p leaves goes to h, as in a highway: the residual keeps its whole weight",
+             torch.where(k, g * expert + (1 - g) * h, h)),
+            ("the gates are made to add up to 1 over the tokens; each stands for itself",
+             h + torch.where(k, g / gate.sum() * expert, 0.0)),
         ]  # fmt: skip
-        expect(exercise, given, yours, right, mistakes, "not h + p × expert, or h where dropped")
 
+    check = Check("block", block, right, mistakes, "not h + p × expert, or h where dropped")
     h_TD, x_TD = torch.tensor([[2.0, 4.0], [3.0, 5.0]]), torch.tensor([[-1.0, 1.0], [-1.0, 1.0]])
-    run(
+    check.on(
         "h [[2, 4], [3, 5]], LN(h) [[-1, 1], [-1, 1]], experts' answers [[10, 20], [30, 40]], "
         "gates [0.5, 0.8], keep [True, False]",
         h_TD, x_TD, torch.tensor([[10.0, 20.0], [30.0, 40.0]]), torch.tensor([0.5, 0.8]),
         torch.tensor([True, False]),
     )  # fmt: skip
-    h_TD, expert_TD = randn(0, 7, 5), randn(1, 7, 5)
-    x_TD = F.layer_norm(h_TD, (5,))
-    gate_T, keep_T = randn(2, 7).sigmoid(), torch.tensor([1, 0, 0, 1, 1, 0, 1]).bool()
-    run("seven tokens, three of them dropped", h_TD, x_TD, expert_TD, gate_T, keep_T)
-    run("seven tokens, all kept", h_TD, x_TD, expert_TD, gate_T, torch.ones(7).bool())
-    inputs = [x.clone().requires_grad_() for x in (h_TD, expert_TD, gate_T)]
-
-    def slopes(answer: Callable[..., Tensor]) -> tuple[Tensor | None, ...]:
-        out = call(exercise, answer, inputs[0], x_TD, *inputs[1:], keep_T,
-                   on="numbers that need a gradient")  # fmt: skip
-        if not out.requires_grad:
-            return (None, None, None)
-        return torch.autograd.grad(out.square().sum(), inputs, allow_unused=True)
-
-    for name, yours, right in zip(
-        ("h", "the expert", "the gate"), slopes(block), slopes(_block), strict=True
-    ):
-        if yours is None:
-            raise CheckFailed(f"{exercise}: right values, but no gradient reaches {name}")
-        expect(exercise, f"the gradient of {name}", yours, right, [],
-               f"right values, but not the right gradient for {name}")  # fmt: skip
-    passed(exercise, "kept: h + p × the expert's answer; dropped: h, as it came.")
-
-
-def _block(h_TD: Tensor, x_TD: Tensor, expert_TD: Tensor, gate_T: Tensor, keep_T: Tensor) -> Tensor:
-    return h_TD + (gate_T * keep_T)[:, None] * expert_TD
-
-
-# --- the loss ------------------------------------------------------------------------------------
+    for seed, (T, D) in enumerate(((7, 5), (4, 4), (1, 3))):
+        h_TD, expert_TD, gate_T = randn(seed, T, D), randn(seed + 9, T, D), randn(2, T).sigmoid()
+        x_TD = F.layer_norm(h_TD, (D,))
+        for keep_T, how in (
+            (torch.arange(T) % 3 != 1, "some dropped"), (torch.ones(T).bool(), "all kept"),
+            (torch.zeros(T).bool(), "all dropped"),
+        ):  # fmt: skip
+            check.on(f"tokens: {T}, {how}", h_TD, x_TD, expert_TD, gate_T, keep_T)
+    h_TD, expert_TD, gate_T = randn(0, 7, 5), randn(1, 7, 5), randn(2, 7).sigmoid()
+    keep_T = torch.tensor([1, 0, 0, 1, 1, 0, 1]).bool()
+    check.slopes("seven tokens, three of them dropped", h_TD, F.layer_norm(h_TD, (5,)), expert_TD,
+                 gate_T, keep_T, of={"h": 0, "the expert": 2, "the gate": 3})  # fmt: skip
+    check.passed("kept: h + p × the expert's answer; dropped: h, as it came.")
 
 
 def check_counted_before(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """Check the loss of first choices: (probs_TE, expert_T2, keep_T2) -> scalar, 1 at balance.
+    """Check the loss of first choices: (probs_TE, expert_T2, keep_T2) -> scalar, 1 at balance."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "first_choice_loss"
-
-    def run(given: str, probs: Tensor, expert: Tensor, keep: Tensor) -> None:
-        yours = call(exercise, loss, probs, expert, keep, on=given)
-        _tensor(exercise, yours, ())
+    def right(probs: Tensor, expert: Tensor, keep: Tensor) -> Tensor:
         T, E = probs.shape
-        mean_E, right = probs.mean(0), _loss(probs, expert, keep)
+        return E * (expert[:, 0].bincount(minlength=E) / T * probs.mean(0)).sum()
+
+    def mistakes(probs: Tensor, expert: Tensor, keep: Tensor) -> Mistakes:
+        (T, E), mean_E, value = probs.shape, probs.mean(0), right(probs, expert, keep)
 
         def with_counts(expert_N: Tensor, of: float) -> Tensor:
             return E * (expert_N.bincount(minlength=E) / of * mean_E).sum()
@@ -268,112 +251,137 @@ def check_counted_before(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> No
             "f was counted after the drop: a full expert can count no more than its places, so "
             "the loss no longer sees how many wanted it"
         )
-        mistakes = [
+        twice = "both choices are counted; GShard's loss counts first choices"
+        share_E = first.bincount(minlength=E) / T
+        return [
             (after, with_counts(first[seated], T)),
             (after, with_counts(first[seated], max(int(seated.sum()), 1))),
             (after, with_counts(expert.flatten()[both], 2 * T)),
             (after, with_counts(expert.flatten()[both], max(int(both.sum()), 1))),
-            ("both choices are counted; GShard's loss counts first choices",
-             with_counts(expert.flatten(), 2 * T)),
-            ("both choices are counted; GShard's loss counts first choices",
-             with_counts(expert.flatten(), T)),
+            (twice, with_counts(expert.flatten(), 2 * T)),
+            (twice, with_counts(expert.flatten(), T)),
             ("those are second choices", with_counts(expert[:, 1], T)),
-            ("at balance this is 1/E; multiply by the number of experts", right / E),
+            ("at balance this is 1/E; multiply by the number of experts", value / E),
             ("at balance this is 1/E², the scale of the paper's own line; multiply by E²",
-             right / E**2),
+             value / E**2),
             ("P is made of the chosen gates only; take the mean of all the probabilities",
-             E * (first.bincount(minlength=E) / T * chosen.mean(0)).sum()),
-            ("f times f has no gradient: one of the two has to be P",
-             E * (first.bincount(minlength=E) / T).square().sum()),
+             E * (share_E * chosen.mean(0)).sum()),
+            ("P is the mean over the seated tokens; all have probabilities",
+             E * (share_E * probs[seated].mean(0)).sum() if seated.any() else None),
+            ("f times f has no gradient: one of the two has to be P", E * share_E.square().sum()),
             ("P times P: that is smooth, but it does not see who was chosen",
              E * mean_E.square().sum()),
-            ("a sum over the tokens where a mean should be", right * T),
+            ("f and P are multiplied token by token, then averaged: average first",
+             E * probs.gather(1, first[:, None]).mean() / T),
+            ("f and P are multiplied token by token, then averaged: average first",
+             E * probs.gather(1, first[:, None]).mean()),
+            ("a sum over the tokens where a mean should be", value * T),
+            ("f · P for each expert; add them up", E * share_E * mean_E),
+            ("that is how far f and P are apart; multiply them",
+             E * (share_E - mean_E).square().sum()),
         ]  # fmt: skip
-        otherwise = "not E × the sum of (share of first choices) × (mean probability)"
-        expect(exercise, given, yours, right, mistakes, otherwise)
 
+    check = Check("first_choice_loss", loss, right, mistakes,
+                  "not E × the sum of (share of first choices) × (mean probability)")  # fmt: skip
     probs_TE = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.1, 0.3], [0.5, 0.4, 0.1], [0.2, 0.3, 0.5]])
-    expert_T2 = probs_TE.topk(2).indices
     keep_T2 = torch.tensor([[True, True], [True, True], [False, False], [True, False]])
     given = (
         f"probabilities {show(probs_TE)}, two choices each, expert 0 has two places, so the third "
         f"token finds none"
     )
-    run(given, probs_TE, expert_T2, keep_T2)
-    for T, E in ((20, 4), (64, 8)):
+    check.on(given, probs_TE, probs_TE.topk(2).indices, keep_T2)
+    for T, E in ((20, 4), (64, 8), (5, 5), (1, 3)):
         probs_TE = (2 * randn(T, T, E) + torch.linspace(1, -1, E)).softmax(-1)
         expert_T2, places = probs_TE.topk(2).indices, capacity(T, E, 1.0)
         routing = Routing.from_choices(probs_TE, probs_TE, expert_T2, probs_TE.gather(1, expert_T2))
         keep_T2 = (queue_rank(routing, "choice") < places).view(T, 2)
-        run(f"{T} tokens, {E} experts, {places} places each", probs_TE, expert_T2, keep_T2)
-    leaf = probs_TE.clone().requires_grad_()
-    value = call(exercise, loss, leaf, expert_T2, keep_T2, on="probabilities that need a gradient")
-    if not value.requires_grad:
-        raise CheckFailed(f"{exercise}: right values, but no gradient reaches the probabilities")
-    yours = torch.autograd.grad(value, leaf)[0]
-    right = torch.autograd.grad(_loss(leaf, expert_T2, keep_T2), leaf)[0]
-    expect(exercise, "the gradient", yours, right, [], "right values, but not their gradient")
-    passed(exercise, "what the tokens wanted, before anyone was turned away.")
+        check.on(
+            f"tokens: {T}, experts: {E}, places of each: {places}", probs_TE, expert_T2, keep_T2
+        )
+    probs_TE = randn(1, 9, 4).softmax(-1)
+    check.slopes("nine tokens, four experts", probs_TE, probs_TE.topk(2).indices,
+                 torch.arange(18).view(9, 2) % 3 > 0, of={"the probabilities": 0})  # fmt: skip
+    check.passed("what the tokens wanted, before anyone was turned away.")
 
-
-def _loss(probs_TE: Tensor, expert_T2: Tensor, keep_T2: Tensor) -> Tensor:
-    T, E = probs_TE.shape
-    return E * (expert_T2[:, 0].bincount(minlength=E) / T * probs_TE.mean(0)).sum()
-
-
-# --- the future ----------------------------------------------------------------------------------
 
 Seat = Callable[[Tensor, Tensor], Tensor]
 """(expert_TK, gate_TK) -> keep_TK: who finds a place."""
 
+EXPERTS, PLACES = 4, 6
 
-def check_looks_ahead(looks_ahead: Callable[[Seat, Tensor, Tensor], bool]) -> None:
-    """Check a detector of foresight: (seat, expert_TK, gate_TK) -> bool.
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "looks_ahead"
-    E, T, K, places = 4, 16, 2, 6
+def _by(priority: Any) -> Seat:
+    def seat(expert_TK: Tensor, gate_TK: Tensor) -> Tensor:
+        zeros_TE = torch.zeros(len(expert_TK), max(EXPERTS, int(expert_TK.max()) + 1))
+        routing = Routing.from_choices(zeros_TE, zeros_TE, expert_TK, gate_TK)
+        return (queue_rank(routing, priority) < PLACES).view(expert_TK.shape)
 
-    def by(priority: Any) -> Seat:
-        def seat(expert_TK: Tensor, gate_TK: Tensor) -> Tensor:
-            E_ = max(E, int(expert_TK.max()) + 1)
-            zeros_TE = torch.zeros(len(expert_TK), E_)
-            routing = Routing.from_choices(zeros_TE, zeros_TE, expert_TK, gate_TK)
-            return (queue_rank(routing, priority) < places).view(expert_TK.shape)
+    return seat
 
-        return seat
 
-    def backwards(expert_TK: Tensor, gate_TK: Tensor) -> Tensor:
-        return by("position")(expert_TK.flip(0), gate_TK.flip(0)).flip(0)
+def _backwards(expert_TK: Tensor, gate_TK: Tensor) -> Tensor:
+    return _by("position")(expert_TK.flip(0), gate_TK.flip(0)).flip(0)
 
-    def everybody(expert_TK: Tensor, gate_TK: Tensor) -> Tensor:
-        return torch.ones_like(expert_TK, dtype=torch.bool)
 
-    cases: list[tuple[str, Seat, bool, str]] = [
-        ("places by position", by("position"), False,
+def _everybody(expert_TK: Tensor, gate_TK: Tensor) -> Tensor:
+    return torch.ones_like(expert_TK, dtype=torch.bool)
+
+
+def _largest_gates(expert_TK: Tensor, gate_TK: Tensor) -> Tensor:
+    """Give the places to the largest gates, whatever their experts."""
+    return gate_TK.flatten().argsort(descending=True).argsort().view(gate_TK.shape) < PLACES
+
+
+def _told(early: int, late: int, of: str) -> Seat:
+    """Seat by position, but one token is told what a single later one chose, or its gate."""
+
+    def seat(expert_TK: Tensor, gate_TK: Tensor) -> Tensor:
+        keep_TK = _by("position")(expert_TK, gate_TK).clone()
+        if early < len(expert_TK):
+            keep_TK[early] = False
+        if late < len(expert_TK):
+            high = gate_TK[late, 0] > 0.5 if of == "gate" else expert_TK[late, 0] % 2 == 0
+            keep_TK[early, int(high)] = True
+        return keep_TK
+
+    return seat
+
+
+def _seats(T: int) -> list[tuple[str, Seat, bool, str]]:
+    one = "misses that a single token, {}, is told {} of a single later one, {}"
+    told = [
+        (f"token {a} is told the {of} of token {b}", _told(a, b, of), True,
+         one.format(a, f"the {of}", b))
+        for a, b, of in ((0, 1, "choice"), (1, 4, "gate"), (2, T - 3, "choice"),
+                         (T - 4, T - 2, "gate"), (T - 2, T - 1, "choice"), (0, T - 1, "gate"))
+    ]  # fmt: skip
+    return [
+        ("places by position", _by("position"), False,
          "says that seating by position looks ahead, which it does not: compare only the tokens "
          "before the change; what comes behind it may well change"),
-        ("places by choice", by("choice"), True,
+        ("places by choice", _by("choice"), True,
          "misses that all first choices come before any second one: other choices of later "
          "tokens move an earlier token's second choice"),
-        ("places by gate", by("gate"), True,
+        ("places by gate", _by("gate"), True,
          "misses that the largest gate comes first: a later token with a larger gate takes an "
          "earlier one's place"),
-        ("places from the end", backwards, True,
+        ("places from the end", _backwards, True,
          "misses seats given from the end of the batch, the plainest foresight there is"),
-        ("a place for everybody", everybody, False, "sees foresight where nobody is ever dropped"),
+        ("a place for everybody", _everybody, False, "sees foresight where nobody is ever dropped"),
+        ("places to the largest gates, whatever their experts", _largest_gates, True,
+         "misses that only gates count here: change the gates of later tokens too, not only their "
+         "choices"),
+        *told,
     ]  # fmt: skip
-    for seed in range(3):
-        scores_TE = randn(seed, T, E) + torch.tensor([1.0, 0.3, 0.0, -0.6])
-        top_TK, expert_TK = scores_TE.topk(K)
-        gate_TK = top_TK.softmax(-1)
-        for name, seat, right, verdict in cases:
-            given = f"{T} tokens, {E} experts, {places} places each: {name}"
-            yours = call(exercise, looks_ahead, seat, expert_TK, gate_TK, on=given)
-            if isinstance(yours, Tensor) and yours.numel() == 1:
-                yours = bool(yours)
-            if not isinstance(yours, bool):
-                raise CheckFailed(f"{exercise}: return True or False, not {yours!r}")
-            expect(exercise, given, yours, right, [], verdict)
-    passed(exercise, "change the future, and see whether the past moves.")
+
+
+def check_looks_ahead(looks_ahead: Callable[[Seat, Tensor, Tensor], bool]) -> None:
+    """Check a detector of foresight: (seat, expert_TK, gate_TK) -> bool."""
+    check = Check("looks_ahead", looks_ahead)
+    for seed, T in enumerate((16, 16, 11)):
+        scores_TE = randn(seed, T, EXPERTS) + torch.tensor([1.0, 0.3, 0.0, -0.6])
+        top_TK, expert_TK = scores_TE.topk(2)
+        for name, seat, right, verdict in _seats(T):
+            check.on(f"{T} tokens, {EXPERTS} experts, {PLACES} places each: {name}", seat,
+                     expert_TK, top_TK.softmax(-1), right=right, otherwise=verdict)  # fmt: skip
+    check.passed("change the future, and see whether the past moves.")

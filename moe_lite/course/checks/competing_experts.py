@@ -2,68 +2,62 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ...mixtures import blend, mixture_error, responsibilities, squared_errors
-from .verdict import CheckFailed, Mistakes, call, expect, passed, randn
+from ..mixtures import blend, mixture_error, responsibilities, squared_errors
+from .verdict import Check, Mistakes, randn
 
 Case = tuple[Tensor, Tensor, Tensor]
 """logits_TE, out_TEO, target_TO."""
 
 
-def _by_hand() -> Case:
-    """Give two cases whose figures can be found by hand, the gate without and with an opinion."""
+def _cases() -> list[tuple[str, Case]]:
+    """Give two cases to do by hand, the gate without and with an opinion, and some at random."""
     logits_TE = torch.tensor([[0.5, 0.5], [0.75, 0.25]]).log()
     out_TEO = torch.tensor([[[1.0], [0.0]], [[0.0], [2.0]]])
-    return logits_TE, out_TEO, torch.tensor([[1.0], [1.0]])
-
-
-HAND = "two cases, p = [[0.5, 0.5], [0.75, 0.25]], o = [[1, 0], [0, 2]], d = [1, 1]"
-RANDOM = "five random cases, three experts, two outputs"
-
-
-def _random(seed: int = 0) -> Case:
-    return randn(seed, 5, 3), randn(seed + 1, 5, 3, 2), randn(seed + 2, 5, 2)
-
-
-# --- responsibilities ----------------------------------------------------------------------------
+    hand = "two cases, p = [[0.5, 0.5], [0.75, 0.25]], o = [[1, 0], [0, 2]], d = [1, 1]"
+    cases: list[tuple[str, Case]] = [(hand, (logits_TE, out_TEO, torch.ones(2, 1)))]
+    for seed, (T, E, outputs) in enumerate(((5, 3, 2), (1, 4, 3), (3, 3, 3), (6, 1, 2))):
+        given = f"random numbers: {T} cases, {E} experts, {outputs} outputs"
+        cases.append((given, (randn(seed, T, E), randn(seed + 9, T, E, outputs),
+                              randn(seed + 18, T, outputs))))  # fmt: skip
+    return cases
 
 
 def check_responsibilities(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """Check the posterior: (logits_TE, out_TEO, target_TO) -> h_TE.
-
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "responsibilities"
-    for given, case in ((HAND, _by_hand()), (RANDOM, _random())):
-        yours = call(exercise, answer, *case, on=given)
-        _check_shape(exercise, yours, case[0])
-        expect(exercise, given, yours, responsibilities(*case), _posterior_mistakes(*case),
-               "these are not the posterior probabilities")  # fmt: skip
-    given = "experts that are off by 30 and by 31"
+    """Check the posterior: (logits_TE, out_TEO, target_TO) -> h_TE."""
+    check = Check("responsibilities", answer, responsibilities, _posterior_mistakes,
+                  "these are not the posterior probabilities",
+                  nan="exp of a large negative number is 0, and 0 / 0 is not a number; "
+                      "add the logarithms and let one softmax take care of that")  # fmt: skip
+    for given, case in _cases():
+        check.on(given, *case)
     far = torch.zeros(1, 2), torch.tensor([[[30.0], [31.0]]]), torch.zeros(1, 1)
-    yours = call(exercise, answer, *far, on=given)
-    expect(exercise, given, yours, responsibilities(*far), [],
-           "exp of a large negative number is 0, and 0 / 0 is not a number; "
-           "add the logarithms and let one softmax take care of that")  # fmt: skip
-    passed(exercise, "prior times likelihood, divided by the sum, and safe for far-off experts.")
+    clamped = (
+        "right near by, wrong far off: what was clamped or added for safety is now all there is"
+    )
+    check.on("experts that are off by 30 and by 31", *far, otherwise=clamped)
+    check.passed("prior times likelihood, divided by the sum, and safe for far-off experts.")
 
 
 def _posterior_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Mistakes:
     off_TE, p_TE = squared_errors(out_TEO, target_TO), logits_TE.softmax(-1)
-    weight_TE = p_TE * (-off_TE / 2).exp()
+    log_TE = logits_TE.log_softmax(-1) - off_TE / 2
     each_TE = (target_TO[:, None] - out_TEO).square()
+    over_cases = (
+        "these add up to 1 over the cases (dim 0); each case is shared among its experts (dim -1)"
+    )
     return [
         ("this is the prior p, what the gate believes before the answer is known", p_TE),
-        ("these do not add up to 1: divide by the sum over the experts", weight_TE),
-        ("these add up to 1 over the cases (dim 0); each case is shared among its experts (dim -1)",
-         (logits_TE.log_softmax(-1) - off_TE / 2).softmax(0)),
-        ("these add up to 1 over the cases (dim 0); each case is shared among its experts (dim -1)",
-         (logits_TE - off_TE / 2).softmax(0)),
+        ("these do not add up to 1: divide by the sum over the experts", log_TE.exp()),
+        ("these are logarithms that were not normalised: their softmax is asked", log_TE),
+        (over_cases, log_TE.softmax(0)),
+        (over_cases, (logits_TE - off_TE / 2).softmax(0)),
         ("the factor ½ in the exponent is missing", (logits_TE - off_TE).softmax(-1)),
         ("the gate's prior is missing: this is the likelihood alone", (-off_TE / 2).softmax(-1)),
         ("the worst expert gets the most: the sign in the exponent is turned round",
@@ -72,215 +66,266 @@ def _posterior_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -
          (logits_TE - off_TE.sqrt() / 2).softmax(-1)),
         ("the logits were multiplied in as they are; the prior is their softmax",
          logits_TE * (-off_TE / 2).exp()),
+        ("prior times likelihood went through a softmax: divide by the sum instead",
+         log_TE.exp().softmax(-1)),
+        ("the prior was added to the exponent; its logarithm belongs there",
+         (p_TE - off_TE / 2).softmax(-1)),
         ("the outputs are averaged; ||d - o||² is their sum",
          (logits_TE - each_TE.mean(-1) / 2).softmax(-1)),
+        ("the best expert takes all: that is a hard choice, and a posterior shares",
+         F.one_hot(log_TE.argmax(-1), logits_TE.shape[1]).float()),
     ]  # fmt: skip
 
 
-def _check_shape(exercise: str, yours: Any, like: Tensor) -> None:
-    if not isinstance(yours, Tensor) or yours.shape != like.shape:
-        got = tuple(yours.shape) if isinstance(yours, Tensor) else repr(yours)
-        raise CheckFailed(f"{exercise}: return a tensor of shape {tuple(like.shape)}, not {got}")
-
-
-# --- the third error -----------------------------------------------------------------------------
-
-
 def check_mixture_error(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """Check equation 1.3, also where experts are far off: (logits, out, target) -> error_T.
-
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "mixture_error"
-    for given, case in ((HAND, _by_hand()), (RANDOM, _random())):
-        yours = call(exercise, answer, *case, on=given)
-        right = mixture_error(*case)
-        if isinstance(yours, Tensor) and yours.dim() == 0:
-            raise CheckFailed(
-                f"{exercise}: one number for all cases; return one for each, of shape "
-                f"{tuple(right.shape)}: who averages has thrown away which case was hard"
-            )
-        _check_shape(exercise, yours, right)
-        expect(exercise, given, yours, right, _error_mistakes(*case), "this is not equation 1.3")
-    given = "one case, both experts off by 40"
-    far = torch.zeros(1, 2), torch.full((1, 2, 1), 40.0), torch.zeros(1, 1)
+    """Check equation 1.3, also where experts are far off: (logits, out, target) -> error_T."""
     overflow = (
         "far-off experts: exp(-800) is 0 in floating point, and log 0 is not finite; "
         "stay in logarithms, with log_softmax and logsumexp"
     )
+    check = Check("mixture_error", answer, mixture_error, _error_mistakes,
+                  "this is not equation 1.3", nan=overflow)  # fmt: skip
+    for given, case in _cases():
+        check.on(given, *case)
+    given = "one case, both experts off by 40"
+    far = torch.zeros(1, 2), torch.full((1, 2, 1), 40.0), torch.zeros(1, 1)
     clamped = "the exponentials were clamped: that hides the overflow, but the value is wrong"
-    yours = call(exercise, answer, *far, on=given)
-    finite = isinstance(yours, Tensor) and bool(yours.isfinite().all())
-    expect(exercise, given, yours, mixture_error(*far), [], clamped if finite else overflow)
-    logits_TE, out_TEO, target_TO = far
-    for name in ("the experts' answers", "the gate's logits"):
-        leaf = (out_TEO if name.startswith("the experts") else logits_TE).clone().requires_grad_()
-        case = (logits_TE, leaf, target_TO) if leaf.dim() == 3 else (leaf, out_TEO, target_TO)
-        error = call(exercise, answer, *case, on=f"{given}, for the gradient of {name}")
-        if not error.requires_grad:
-            raise CheckFailed(f"{exercise}: no gradient reaches {name}; look for detach or no_grad")
-        (gradient,) = torch.autograd.grad(error.sum(), leaf)
-        (right,) = torch.autograd.grad(mixture_error(*case).sum(), leaf)
-        expect(exercise, f"the gradient of {name}", gradient, right, [], overflow)
-    passed(exercise, "right by hand, at random, and finite with experts that are off by 40.")
+    check.on(given, *far, otherwise=clamped)
+    of = {"the experts' answers": 1, "the gate's logits": 0}
+    check.slopes(given, *far, of=of)
+    check.slopes(_cases()[1][0], *_cases()[1][1], of=of)
+    sure = torch.tensor([[0.0, -120.0]]), torch.tensor([[[1.0], [2.0]]]), torch.zeros(1, 1)
+    check.slopes("one case, logits [0, -120]", *sure, of=of)
+    check.passed("right by hand, at random, and finite with experts that are off by 40.")
 
 
 def _error_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Mistakes:
     off_TE, log_p_TE = squared_errors(out_TEO, target_TO), logits_TE.log_softmax(-1)
-    p_TE = log_p_TE.exp()
+    p_TE, right_T = log_p_TE.exp(), mixture_error(logits_TE, out_TEO, target_TO)
+    all_cases = (
+        "one number for all cases; return one for each: who averages has thrown away which case "
+        "was hard"
+    )
+    each_TE = (target_TO[:, None] - out_TEO).square().mean(-1)
     return [
+        (all_cases, right_T.mean()),
+        (all_cases, right_T.sum()),
+        ("far-off experts: exp(-800) is 0 in floating point, and log 0 is not finite; stay in "
+         "logarithms, with log_softmax and logsumexp",
+         -(logits_TE.softmax(-1) * (-off_TE / 2).exp()).sum(-1).log()),
+        ("softmax, then log: where a proportion underflows, its logarithm is -inf and the gradient "
+         "is not a number; log_softmax does both at once",
+         -(logits_TE.softmax(-1).log() - off_TE / 2).logsumexp(-1)),
         ("this is E1: the blend is compared, so the experts cooperate",
          (target_TO - blend(logits_TE, out_TEO)).square().sum(-1)),
         ("this is E2: the errors are blended; E3 blends the likelihoods, then takes the logarithm",
          (p_TE * off_TE).sum(-1)),
         ("the logarithm was taken inside the sum: this blends log-likelihoods, half of E2",
          (p_TE * off_TE / 2).sum(-1)),
-        ("the sign: a good fit must give a small error, so minus the logarithm",
-         (log_p_TE - off_TE / 2).logsumexp(-1)),
+        ("the sign: a good fit must give a small error, so minus the logarithm", -right_T),
         ("the factor ½ in the exponent is missing", -(log_p_TE - off_TE).logsumexp(-1)),
         ("logits are not log-probabilities: take log_softmax, or the gate can lower the error by "
          "raising all its logits", -(logits_TE - off_TE / 2).logsumexp(-1)),
         ("the gate's proportions are missing: every expert counts alike",
          -(-off_TE / 2).logsumexp(-1)),
+        ("the gate's proportions are missing: every expert counts alike",
+         math.log(off_TE.shape[1]) - (-off_TE / 2).logsumexp(-1)),
+        ("the proportions were added to the exponent; their logarithms belong there",
+         -(p_TE - off_TE / 2).logsumexp(-1)),
+        ("only the best expert counts, a max for the logsumexp: that is hard competition, in which "
+         "the others learn nothing", -(log_p_TE - off_TE / 2).amax(-1)),
+        ("the normal density's constant, log 2π for two outputs, is kept; eq. 1.3 is without it",
+         right_T + out_TEO.shape[-1] / 2 * math.log(2 * math.pi)),
+        ("the normal density's constant, log 2π for two outputs, is kept; eq. 1.3 is without it",
+         right_T + math.log(2 * math.pi) / 2),
+        ("the exponent holds the distance; a normal density has its square",
+         -(log_p_TE - off_TE.sqrt() / 2).logsumexp(-1)),
+        ("the outputs are averaged; ||d - o||² is their sum",
+         -(log_p_TE - each_TE / 2).logsumexp(-1)),
+        ("the softmax runs over the cases (dim 0), not over a case's experts (dim -1)",
+         -(logits_TE.log_softmax(0) - off_TE / 2).logsumexp(-1)),
+        ("the likelihoods are blended over the cases (dim 0), not over a case's experts",
+         -(log_p_TE - off_TE / 2).logsumexp(0)),
+        ("this is the likelihood; its negative logarithm is asked", (-right_T).exp()),
     ]  # fmt: skip
-
-
-# --- gradients -----------------------------------------------------------------------------------
 
 
 def check_gradients(answer: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-    """Check the derivatives of E3: (logits, out, target) -> (by logits_TE, by out_TEO).
+    """Check the derivatives of E3: (logits, out, target) -> (by logits_TE, by out_TEO)."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "gradients"
-    for given, case in ((HAND, _by_hand()), (RANDOM, _random())):
-        yours = call(exercise, answer, *case, on=given)
-        if not isinstance(yours, tuple | list) or len(yours) != 2:
-            raise CheckFailed(f"{exercise}: return two tensors, by the logits and by the answers")
-        for part, mine, like in zip(("by the logits", "by the answers"), yours, case, strict=False):
-            _check_shape(f"{exercise}, {part}", mine, like)
+    def by_logits(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Mistakes:
+        p_TE, h_TE = logits_TE.softmax(-1), responsibilities(logits_TE, out_TEO, target_TO)
+        off_TE = squared_errors(out_TEO, target_TO)
+        moves = (
+            "this is h - p, the way the gate should move; the gradient points uphill, and "
+            "descending subtracts it"
+        )
+        alone = "only the responsibilities: the gate moves until p equals h, so p - h"
+        return [
+            (moves, h_TE - p_TE),
+            (alone, -h_TE),
+            (alone, h_TE),
+            ("that is the prior alone: the gate moves until p equals h, so p - h", p_TE),
+            ("the likelihood without the prior: h needs p as a factor",
+             p_TE - (-off_TE / 2).softmax(-1)),
+            ("this is the derivative by p, not by the logits: the softmax in between is missing",
+             -h_TE / p_TE),
+            ("that is E2's derivative, p (e - Σ p e): errors compared, not responsibilities",
+             p_TE * (off_TE - (p_TE * off_TE).sum(-1, keepdim=True))),
+            ("p and h are already differences of probabilities: no further factor p",
+             p_TE * (p_TE - h_TE)),
+            ("each case has its own error: no mean over the cases", (p_TE - h_TE) / len(p_TE)),
+        ]  # fmt: skip
+
+    def by_answers(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Mistakes:
+        h_TE1 = responsibilities(logits_TE, out_TEO, target_TO)[..., None]
+        p_TE1, rest_TEO = logits_TE.softmax(-1)[..., None], target_TO[:, None] - out_TEO
+        blended = (target_TO - blend(logits_TE, out_TEO))[:, None]
+        return [
+            ("the sign: the error falls when an answer moves towards d, so the derivative is "
+             "negative where d is larger", h_TE1 * rest_TEO),
+            ("p where h belongs: this moves the experts by belief, and half of E2's derivative",
+             -p_TE1 * rest_TEO),
+            ("that is E2's derivative: the worse expert is moved more", -2 * p_TE1 * rest_TEO),
+            ("that is E1's derivative: everyone is told the error of the blend",
+             -2 * p_TE1 * blended),
+            ("every expert is told the error of the blend; E3 tells each its own",
+             -h_TE1 * blended),
+            ("every expert is moved by its whole error, whoever is responsible", -rest_TEO),
+            ("a factor of 2 too much: the ½ in the exponent cancels the square's 2",
+             -2 * h_TE1 * rest_TEO),
+            ("each case has its own error: no mean over the cases", -h_TE1 * rest_TEO / len(h_TE1)),
+        ]  # fmt: skip
+
+    def right(*case: Tensor) -> tuple[Tensor, Tensor]:
         logits_TE, out_TEO, target_TO = case
-        p_TE, h_TE = logits_TE.softmax(-1), responsibilities(*case)
-        rest_TEO = target_TO[:, None] - out_TEO
-        expect(
-            f"{exercise}, by the logits", given, yours[0], p_TE - h_TE,
-            [
-                ("this is h - p, the way the gate should move; the gradient points uphill, and "
-                 "descending subtracts it", h_TE - p_TE),
-                ("only the responsibilities: the gate moves until p equals h, so p - h", -h_TE),
-                ("only the responsibilities: the gate moves until p equals h, so p - h", h_TE),
-                ("the likelihood without the prior: h needs p as a factor",
-                 p_TE - (-squared_errors(out_TEO, target_TO) / 2).softmax(-1)),
-                ("this is the derivative by p, not by the logits: the softmax in between is "
-                 "missing", -h_TE / p_TE),
-                ("that is E2's derivative, p (e - Σ p e): errors compared, not responsibilities",
-                 p_TE * (squared_errors(out_TEO, target_TO)
-                         - (p_TE * squared_errors(out_TEO, target_TO)).sum(-1, keepdim=True))),
-            ],
-            "not the derivative by the logits",
-        )  # fmt: skip
-        h_TE1, p_TE1 = h_TE[..., None], p_TE[..., None]
-        expect(
-            f"{exercise}, by the answers", given, yours[1], -h_TE1 * rest_TEO,
-            [
-                ("the sign: the error falls when an answer moves towards d, so the derivative is "
-                 "negative where d is larger", h_TE1 * rest_TEO),
-                ("p where h belongs: this moves the experts by belief, and half of E2's derivative",
-                 -p_TE1 * rest_TEO),
-                ("that is E2's derivative: the worse expert is moved more", -2 * p_TE1 * rest_TEO),
-                ("that is E1's derivative: everyone is told the error of the blend",
-                 -2 * p_TE1 * (target_TO - blend(logits_TE, out_TEO))[:, None]),
-                ("every expert is moved by its whole error, whoever is responsible", -rest_TEO),
-                ("a factor of 2 too much: the ½ in the exponent cancels the square's 2",
-                 -2 * h_TE1 * rest_TEO),
-            ],
-            "not the derivative by the answers",
-        )  # fmt: skip
-    passed(exercise, "p - h for the gate, -h (d - o) for the experts, as autograd has them.")
+        h_TE = responsibilities(*case)
+        return logits_TE.softmax(-1) - h_TE, -h_TE[..., None] * (target_TO[:, None] - out_TEO)
 
+    kept: list[tuple[str, Case]] = _cases()
+    far = torch.zeros(1, 2), torch.tensor([[[30.0], [31.0]]]), torch.zeros(1, 1)
+    kept.append(("experts that are off by 30 and by 31", far))
 
-# --- the trap ------------------------------------------------------------------------------------
+    def mistakes(*case: Tensor) -> Mistakes:
+        return [
+            *((text, (value, ...)) for text, value in by_logits(*case)),
+            *((text, (..., value)) for text, value in by_answers(*case)),
+        ]
+
+    check = Check("gradients", answer, right, mistakes, parts=("by the logits", "by the answers"),
+                  otherwise="not the derivative",
+                  nan="exp of a large negative number is 0, and 0 / 0 is not a number")  # fmt: skip
+    for given, case in kept:
+        check.on(given, *case)
+    check.passed("p - h for the gate, -h (d - o) for the experts, as autograd has them.")
 
 
 def check_working_experts(answer: Callable[[Tensor, float], Tensor]) -> None:
-    """Check the instrument: (logits_QTE, share) -> how many experts work in each run, int64 (Q,).
+    """Check the instrument: (logits_QTE, share) -> how many experts work in each run, (Q,)."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "working_experts"
+    def right(logits_QTE: Tensor, share: float) -> Tensor:
+        won_QE = F.one_hot(logits_QTE.argmax(-1), logits_QTE.shape[-1]).sum(1)
+        return (won_QE / logits_QTE.shape[1] >= share).sum(-1)
 
-    def won(*runs: list[int]) -> Tensor:
-        return 10 * torch.nn.functional.one_hot(torch.tensor(runs), 3).double()
-
-    narrowly = torch.tensor([[[1.0, 0.9, 0.0]] * 4])
-    surely = torch.tensor([[[9.0, 8, -9], [8, 0, -9], [2, 9, -9], [1, 8, -8]]])
-    half = torch.tensor([[[9.0, 0, 0], [9, 0, 0], [1, 1.1, -9], [1, 1.1, -9]]])
-    runs = [
-        ("a run of 4 cases, won by experts 0 0 1 1; share 0.02", surely, 0.02),
-        ("a run of 4 cases, won by experts 0 0 1 1; share 0.5: half is just enough",
-         half, 0.5),
-        ("two runs of 5 cases, won by experts 0 0 0 0 1 and 2 2 2 2 2; share 0.5",
-         won([0, 0, 0, 0, 1], [2, 2, 2, 2, 2]), 0.5),
-        ("a run of 4 cases, each won narrowly by expert 0; share 0.3", narrowly, 0.3),
-        ("three random runs, share 0.25", randn(0, 3, 40, 4), 0.25),
-    ]  # fmt: skip
-    for given, logits_QTE, share in runs:
-        yours = call(exercise, answer, logits_QTE, share, on=given)
-        won_QE = torch.nn.functional.one_hot(logits_QTE.argmax(-1), logits_QTE.shape[-1])
-        share_QE, p_QTE = won_QE.double().mean(1), logits_QTE.softmax(-1)
-        right_Q = (share_QE >= share).sum(-1)
-        _check_shape(exercise, yours, right_Q)
-        mistakes = [
+    def mistakes(logits_QTE: Tensor, share: float) -> Mistakes:
+        T, E = logits_QTE.shape[1:]
+        winner_QT, p_QTE = logits_QTE.argmax(-1), logits_QTE.softmax(-1)
+        won_QE = F.one_hot(winner_QT, E).sum(1)
+        right_Q, least_QE = (
+            (won_QE / T >= share).sum(-1),
+            F.one_hot(logits_QTE.argmin(-1), E).sum(1),
+        )
+        over_cases = "the winners are looked for over the cases (dim 1), not over the experts"
+        return [
             ("an expert with just that share works too: at least, not more than",
-             (share_QE > share).sum(-1)),
-            ("this counts every expert that wins a single case, whatever the share",
-             (won_QE.sum(1) > 0).sum(-1)),
-            ("the winners are looked for over the cases (dim 1), not over the experts (dim -1)",
-             torch.tensor([len(run.unique()) for run in logits_QTE.argmax(1)])),
-            ("this counts experts by their mean proportion: a gate that is never sure looks like "
-             "a division of labour; count the cases each one wins",
-             (p_QTE.mean(1) >= share).sum(-1)),
+             (won_QE / T > share).sum(-1)),
+            ("the share of the cases was rounded down before it was compared: an expert that wins "
+             "fewer now works too", (won_QE >= int(share * T)).sum(-1)),
+            ("the share of the cases was rounded to the nearest number of cases",
+             (won_QE >= round(share * T)).sum(-1)),
+            ("this counts every expert that wins a single case, whatever the share; divide the "
+             "wins by the number of cases, then compare", (won_QE > 0).sum(-1)),
+            ("wins are divided by the number of experts; divide them by the number of cases",
+             (won_QE / E >= share).sum(-1)),
+            (over_cases, torch.stack([torch.tensor(len(run.unique()))
+                                      for run in logits_QTE.argmax(1)])),
+            (over_cases, (F.one_hot(logits_QTE.argmax(1), T).double().mean(1) >= share).sum(-1)),
+            ("this counts experts by their mean proportion: a gate that is never sure looks like a "
+             "division of labour; count the cases each one wins", (p_QTE.mean(1) >= share).sum(-1)),
             ("this asks each case how many experts the gate gives at least that share; ask each "
              "expert how many cases it wins", (p_QTE >= share).sum(-1).double().mean(1)),
-            ("this counts the experts that do not work", (share_QE < share).sum(-1)),
+            ("this counts the experts that do not work", E - right_Q),
+            ("these are the experts that lose: argmin where argmax belongs",
+             (least_QE / T >= share).sum(-1)),
+            ("all runs are thrown together; count in each run", right_Q.sum()),
+            ("all runs are thrown together; count in each run",
+             (won_QE.sum(0) / won_QE.sum() >= share).sum()),
+            ("this is the mean over the runs; count in each run", right_Q.double().mean()),
         ]  # fmt: skip
-        expect(exercise, given, yours, right_Q, mistakes, "that is not how many experts work")
-    passed(exercise, "a run in which one expert takes everything now shows as a 1.")
 
+    def won(*runs: list[int]) -> Tensor:
+        return 10 * F.one_hot(torch.tensor(runs), 3).double()
 
-# --- the product ---------------------------------------------------------------------------------
+    surely = torch.tensor([[[9.0, 8, -9], [8, 0, -9], [2, 9, -9], [1, 8, -8]]])
+    check = Check("working_experts", answer, right, mistakes, "that is not how many experts work")
+    check.on("a run of 4 cases, won by experts 0 0 1 1; share 0.02", surely, 0.02)
+    check.on(
+        "a run of 4 cases, won by experts 0 0 1 1; share 0.5: half is just enough", surely, 0.5
+    )
+    check.on("two runs of 5 cases, won by experts 0 0 0 0 1 and 2 2 2 2 2; share 0.5",
+             won([0, 0, 0, 0, 1], [2, 2, 2, 2, 2]), 0.5)  # fmt: skip
+    check.on("two runs of 5 cases, won by experts 0 0 0 1 1 and 0 0 0 0 1; share 0.3: a case and "
+             "a half", won([0, 0, 0, 1, 1], [0, 0, 0, 0, 1]), 0.3)  # fmt: skip
+    check.on("a run of 4 cases, each won narrowly by expert 0; share 0.3",
+             torch.tensor([[[1.0, 0.9, 0.0]] * 4]), 0.3)  # fmt: skip
+    for seed, (Q, T, E, share) in enumerate(
+        ((3, 40, 4, 0.25), (5, 7, 3, 0.36), (2, 12, 8, 0.1), (4, 9, 5, 1.0), (6, 10, 4, 0.26))
+    ):
+        check.on(f"{Q} random runs of {T} cases, {E} experts, share {share}",
+                 randn(seed, Q, T, E) + randn(seed + 9, Q, 1, E), share)  # fmt: skip
+    check.passed("a run in which one expert takes everything now shows as a 1.")
 
 
 def check_product(answer: Callable[[Tensor], Tensor]) -> None:
-    """Check the product of experts on a grid: log_XE, each expert's log density -> log_X.
+    """Check the product of experts on a grid: log_XE, each expert's log density -> log_X."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "product"
-    hand = torch.tensor([[0.5, 0.25], [0.5, 0.25], [0.0, 0.5]]).log()
-    far = torch.tensor([[-400.0, -500.0], [-400.0, -501.0]])
-    for given, log_XE in (
-        ("three points, experts [0.5, 0.5, 0] and [0.25, 0.25, 0.5], in logarithms", hand),
-        ("seven random points, three experts", randn(0, 7, 3).log_softmax(0)),
-        ("two points with log densities [-400, -500] and [-400, -501]", far),
-    ):
-        yours = call(exercise, answer, log_XE, on=given)
-        right = log_XE.sum(-1).log_softmax(0)
-        _check_shape(exercise, yours, right)
-        E = log_XE.shape[-1]
-        mistakes = [
-            ("that is a mixture: probabilities were added; a product adds their logarithms",
-             log_XE.logsumexp(-1) - torch.tensor(float(E)).log()),
-            ("that is a mixture: probabilities were added; a product adds their logarithms",
-             log_XE.logsumexp(-1)),
+    def right(log_XE: Tensor) -> Tensor:
+        return log_XE.sum(-1).log_softmax(0)
+
+    def mistakes(log_XE: Tensor) -> Mistakes:
+        mixture = "that is a mixture: probabilities were added; a product adds their logarithms"
+        E, right_X = log_XE.shape[-1], right(log_XE)
+        return [
+            (mixture, log_XE.logsumexp(-1) - math.log(E)),
+            (mixture, log_XE.logsumexp(-1)),
+            (mixture, log_XE.logsumexp(-1).log_softmax(0)),
+            ("exp underflows, and 0 / 0 is not a number; normalise by log_softmax",
+             (log_XE.exp().prod(-1) / log_XE.exp().prod(-1).sum()).log()),
             ("the product is not normalised: its probabilities do not add up to 1", log_XE.sum(-1)),
             ("a mean of logarithms is the E-th root of the product: every veto gets weaker",
              log_XE.mean(-1).log_softmax(0)),
-            ("this is the probability; return its logarithm", right.exp()),
+            ("this is the probability; return its logarithm", right_X.exp()),
+            ("the logarithm of an expert's density is multiplied; logarithms add",
+             log_XE.prod(-1).log_softmax(0)),
+            ("the normalising runs over the experts (dim -1); the points' probabilities add up to "
+             "1", log_XE.log_softmax(-1).sum(-1)),
+            ("the largest was taken away; subtract the logarithm of the sum",
+             log_XE.sum(-1) - log_XE.sum(-1).max()),
+            ("the logarithm was divided by its sum: divide the probabilities, or subtract logs",
+             log_XE.sum(-1) / log_XE.sum(-1).sum()),
+            ("the weakest expert alone decides; each of them has a say",
+             log_XE.amin(-1).log_softmax(0)),
+            ("this multiplies the points of each expert; multiply the experts at each point",
+             log_XE.sum(0).log_softmax(0)),
         ]  # fmt: skip
-        otherwise = "not the normalised product"
-        if isinstance(yours, Tensor) and yours.isnan().any():
-            otherwise = "exp underflows, and 0 / 0 is not a number; normalise by log_softmax"
-        expect(exercise, given, yours, right, mistakes, otherwise)
-    passed(exercise, "each expert can veto, and what is left adds up to 1.")
+
+    underflow = "exp underflows, and 0 / 0 is not a number; normalise by log_softmax"
+    check = Check("product", answer, right, mistakes, "not the normalised product", nan=underflow)
+    hand = torch.tensor([[0.5, 0.25], [0.5, 0.25], [0.0, 0.5]]).log()
+    check.on("three points, experts [0.5, 0.5, 0] and [0.25, 0.25, 0.5], in logarithms", hand)
+    for seed, (X, E) in enumerate(((7, 3), (4, 1), (5, 5))):
+        check.on(f"{X} random points, {E} experts", randn(seed, X, E).log_softmax(0))
+    check.on("four points, three experts whose densities are not normalised", 2 * randn(5, 4, 3))
+    check.on("two points with log densities [-400, -500] and [-400, -501]",
+             torch.tensor([[-400.0, -500.0], [-400.0, -501.0]]))  # fmt: skip
+    check.passed("each expert can veto, and what is left adds up to 1.")

@@ -2,65 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .verdict import CheckFailed, Mistakes, call, expect, passed, randn
+from .verdict import Check, Mistakes, fit, randn, refuse
 
 
-def _spread(exercise: str, given: str, value: Any, shape: tuple[int, int], E: int) -> Tensor:
+def _spread(exercise: str, value: Any, logits_TE: Tensor, k: int) -> Tensor:
     """Spread (gate_TK, expert_TK) over all experts, so that the order of the K is free."""
-    pair: Any = value if isinstance(value, tuple) and len(value) == 2 else (None, None)
+    (T, E), zeros_TK = logits_TE.shape, torch.zeros(len(logits_TE), k)
+    pair = fit(value, (zeros_TK, zeros_TK))
+    whole = isinstance(pair, tuple) and all(isinstance(part, Tensor) for part in pair)
+    if not whole or any(part.shape != (T, k) for part in pair):
+        refuse(exercise, f"return two tensors of shape {(T, k)}, gate_TK and expert_TK; each token "
+                         "keeps its k experts")  # fmt: skip
     gate_TK, expert_TK = pair
-    if not all(isinstance(x, Tensor) and x.shape == shape for x in (gate_TK, expert_TK)):
-        raise CheckFailed(
-            f"{exercise}: return two tensors of shape {shape}, gate_TK and expert_TK; "
-            f"each token keeps its k experts\n  given    {given}"
-        )
-    _experts(exercise, expert_TK, E)
-    return gate_TK.new_zeros(shape[0], E).scatter(1, expert_TK, gate_TK)
+    marked_TE = _marked(exercise, expert_TK, E)
+    zeros_TE = gate_TK.new_zeros(marked_TE.shape)
+    return zeros_TE.scatter(1, expert_TK.long(), gate_TK)
 
 
-def _experts(exercise: str, expert_TK: Tensor, E: int) -> Tensor:
+def _marked(exercise: str, expert_TK: Tensor, E: int) -> Tensor:
     """Mark each token's experts in (T, E), or say that they are not K different ones."""
-    if expert_TK.is_floating_point():
-        raise CheckFailed(f"{exercise}: experts are whole numbers; these are {expert_TK.dtype}")
+    if not torch.equal(expert_TK, expert_TK.round()):
+        refuse(exercise, "experts are whole numbers, and these are not: are the two swapped?")
     if expert_TK.min() < 0 or expert_TK.max() >= E:
-        raise CheckFailed(f"{exercise}: experts are numbered from 0 to {E - 1}")
-    marked_TE = torch.zeros(len(expert_TK), E).scatter(1, expert_TK, 1.0)
+        refuse(exercise, f"experts are numbered from 0 to {E - 1}")
+    marked_TE = torch.zeros(len(expert_TK), E).scatter(1, expert_TK.long(), 1.0)
     if marked_TE.sum() != expert_TK.numel():
-        raise CheckFailed(f"{exercise}: a token has the same expert twice")
+        refuse(exercise, "a token has the same expert twice")
     return marked_TE
 
 
-# --- splitting -----------------------------------------------------------------------------------
+def _top(by_TE: Tensor, k: int) -> Tensor:
+    return torch.zeros_like(by_TE).scatter(1, by_TE.topk(min(k, by_TE.shape[1])).indices, 1.0)
+
 
 Split = Callable[[int, int, int, int, int], tuple[int, int, int]]
 """(N, K, F, m, shared) -> routed experts, routed experts per token, width."""
 
 
 def check_split_experts(split: Split) -> None:
-    """Check a split at equal parameters and equal work: (N, K, F, m, shared) -> (E, K, F).
+    """Check a split at equal parameters and equal work: (N, K, F, m, shared) -> (E, K, F)."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "split_experts"
-    # 16 experts of width 128, 2 for each token, cut in four with one shared: 63, 7, 32.
-    cases = (16, 2, 128, 4, 1), (8, 2, 96, 3, 2), (16, 2, 128, 2, 0), (6, 3, 10, 1, 1)
-    for N, K, F, m, s in cases:
-        given = f"N = {N}, K = {K}, F = {F}, m = {m}, {s} shared"
-        yours = call(exercise, split, N, K, F, m, s, on=given)
-        right = m * N - s, m * K - s, F // m
-        mistakes: Mistakes = [
+    def mistakes(N: int, K: int, F: int, m: int, s: int) -> Mistakes:
+        few_seats = (
+            "each token still has K experts, now small ones: 1/m of the work; give it m * K seats"
+        )
+        return [
             ("the experts are as wide as before: m times the parameters; each is F / m wide",
              (m * N - s, m * K - s, F)),
-            ("each token still has K experts, now small ones: 1/m of the work; give it m * K seats",
-             (m * N - s, K - s, F // m)),
-            ("each token still has K experts, now small ones: 1/m of the work; give it m * K seats",
-             (m * N - s, K, F // m)),
+            (few_seats, (m * N - s, K - s, F // m)),
+            (few_seats, (m * N - s, K, F // m)),
             ("the shared experts are extra work: each takes one of the m * K seats",
              (m * N - s, m * K, F // m)),
             ("the shared experts are extra parameters: each is one of the m * N",
@@ -72,39 +69,49 @@ def check_split_experts(split: Split) -> None:
             ("the number of experts did not change; splitting in m gives m times as many",
              (N - s, m * K - s, F // m)),
             ("nothing was split", (N - s, K - s, F)),
+            ("shared experts are added to what is routed; they are taken out of it",
+             (m * N + s, m * K + s, F // m)),
+            ("the width is divided by the number of pieces in all; each expert has m",
+             (m * N - s, m * K - s, F // (m * N))),
+            ("the shared experts are left out before the split, whole; they are pieces like others",
+             (m * (N - s), m * K - s, F // m)),
         ]  # fmt: skip
-        expect(exercise, given, yours, right, mistakes,
-               "total and active width must stay N * F and K * F")  # fmt: skip
-    passed(exercise, "as many parameters, as much work, and more ways to combine them.")
 
+    def right(N: int, K: int, F: int, m: int, s: int) -> tuple[int, int, int]:
+        return m * N - s, m * K - s, F // m
 
-# --- the gate and its bias -----------------------------------------------------------------------
+    check = Check("split_experts", split, right, mistakes, "total and active width must stay "
+                  "N * F and K * F", parts=("routed", "per token", "width"))  # fmt: skip
+    # 16 experts of width 128, 2 for each token, cut in four with one shared: 63, 7, 32.
+    for N, K, F, m, s in ((16, 2, 128, 4, 1), (8, 2, 96, 3, 2), (16, 2, 128, 2, 0), (6, 3, 10, 1, 1),
+                          (5, 1, 60, 5, 3), (4, 4, 64, 8, 1)):  # fmt: skip
+        check.on(f"N = {N}, K = {K}, F = {F}, m = {m}, {s} shared", N, K, F, m, s)
+    check.passed("as many parameters, as much work, and more ways to combine them.")
 
 
 def check_biased_choice(choice: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> None:
     """Check a bias that selects and never weighs: (logits_TE, bias_E, k) -> (gate_TK, expert_TK).
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
+    Compared with a column for every expert: the order of the k is free.
     """
-    exercise = "biased_choice"
 
     def gates(scores_TE: Tensor, by_TE: Tensor, k: int, normalise: bool = True) -> Tensor:
-        kept_TE = torch.zeros_like(scores_TE).scatter(1, by_TE.topk(k).indices, 1.0) * scores_TE
+        kept_TE = _top(by_TE, k) * scores_TE
         return kept_TE / kept_TE.sum(-1, keepdim=True) if normalise else kept_TE
 
     def right(logits_TE: Tensor, bias_E: Tensor, k: int) -> Tensor:
         return gates(logits_TE.sigmoid(), logits_TE.sigmoid() + bias_E, k)
 
-    def run(given: str, logits_TE: Tensor, bias_E: Tensor, k: int) -> None:
-        T, E = logits_TE.shape
-        yours = call(exercise, choice, logits_TE, bias_E, k, on=given)
-        dense_TE = _spread(exercise, given, yours, (T, k), E)
-        s, sums, inside = logits_TE.sigmoid(), logits_TE.sigmoid() + bias_E, logits_TE + bias_E
-        mistakes: Mistakes = [
-            ("the bias leaks into the gates: it may select, but the weight is the score alone",
-             gates(sums, sums, k)),
-            ("the bias leaks into the gates: it may select, but the weight is the score alone",
-             gates(sums, sums, k, normalise=False)),
+    def mistakes(logits_TE: Tensor, bias_E: Tensor, k: int) -> Mistakes:
+        s, inside = logits_TE.sigmoid(), logits_TE + bias_E
+        sums, kept_TE = s + bias_E, _top(s + bias_E, k) * s
+        leak = "the bias leaks into the gates: it may select, but the weight is the score alone"
+        in_logit = "the bias is added to the logit; add it after the sigmoid, to the score"
+        soft = "these gates are a softmax; here each is its own sigmoid, divided by their sum"
+        probs = logits_TE.softmax(-1)
+        return [
+            (leak, gates(sums, sums, k)),
+            (leak, gates(sums, sums, k, normalise=False)),
             ("a token's gates do not add up to 1; divide them by the sum over the selected",
              gates(s, sums, k, normalise=False)),
             ("divide by the sum over the k selected, not over all experts",
@@ -112,40 +119,35 @@ def check_biased_choice(choice: Callable[[Tensor, Tensor, int], tuple[Tensor, Te
             ("the bias is not used; the choice is by score + bias", gates(s, s, k)),
             ("the bias works the wrong way round: a larger one makes an expert likelier",
              gates(s, s - bias_E, k)),
-            ("the bias is added to the logit; add it after the sigmoid, to the score",
-             gates(s, inside, k)),
-            ("the bias is added to the logit; add it after the sigmoid, to the score",
-             gates(inside.sigmoid(), inside, k)),
-            ("these gates are a softmax; here each is its own sigmoid, divided by their sum",
-             gates(logits_TE.exp(), sums, k)),
-            ("these gates are a softmax; here each is its own sigmoid, divided by their sum",
-             gates(s.exp(), sums, k)),
+            (in_logit, gates(s, inside, k)),
+            (in_logit, gates(inside.sigmoid(), inside, k)),
+            (soft, gates(logits_TE.exp(), sums, k)),
+            (soft, gates(s.exp(), sums, k)),
+            (soft, gates(logits_TE.exp(), probs + bias_E, k)),
+            ("each selected expert counts the same; its score is its weight",
+             gates(torch.ones_like(s), sums, k)),
+            ("these are the k least; choose the largest", gates(s, -sums, k)),
+            ("the bias multiplies the score; add it", gates(s, s * bias_E, k)),
+            ("the gates of an expert add up to 1 over its tokens; those of a token should",
+             kept_TE / kept_TE.sum(0, keepdim=True).clamp(min=1e-20)),
+            ("the sum that is divided by is detached; it depends on the logits as well",
+             kept_TE / kept_TE.sum(-1, keepdim=True).detach()),
         ]  # fmt: skip
-        otherwise = "not the scores of the chosen over their sum (shown: a column for every expert)"
-        expect(exercise, given, dense_TE, right(logits_TE, bias_E, k), mistakes, otherwise)
 
+    check = Check("biased_choice", choice, right, mistakes,
+                  "not the scores of the chosen over their sum (shown: a column for every expert)",
+                  see=lambda value, logits_TE, bias_E, k: _spread(
+                      "biased_choice", value, logits_TE, k))  # fmt: skip
     # Scores and biases add up to .1, .5, 0, .8, .6: experts 3 and 4, whose scores are .6 and .2.
     hand = torch.tensor([[0.5, 0.4, 0.3, 0.6, 0.2], [-0.4, 0.1, -0.3, 0.2, 0.4]])
-    run("scores sigmoid(logits) = [[.5, .4, .3, .6, .2]], bias = [-.4, .1, -.3, .2, .4], k = 2",
-        hand[:1].logit(), hand[1], 2)  # fmt: skip
-    for k in (1, 3, 5):
-        run(f"eight tokens, five experts, k = {k}", randn(k, 8, 5), 0.4 * randn(9, 5), k)
-    logits_TE, bias_E = randn(0, 8, 5).requires_grad_(), 0.4 * randn(9, 5)
-    given = "logits that need a gradient"
-    gate_TK, expert_TK = call(exercise, choice, logits_TE, bias_E, 2, on=given)
-    if not gate_TK.requires_grad:
-        raise CheckFailed(f"{exercise}: no gradient reaches the logits, so no router could learn")
-    weights_TE = randn(1, 8, 5)
-    yours, wanted = (
-        torch.autograd.grad(total, logits_TE)[0]
-        for total in (
-            (gate_TK * weights_TE.gather(1, expert_TK)).sum(),
-            (right(logits_TE, bias_E, 2) * weights_TE).sum(),
-        )
-    )
-    expect(exercise, "the gradient of a weighted sum of the gates", yours, wanted, [],
-           "right gates, but not their gradient")  # fmt: skip
-    passed(exercise, "chosen by score and bias, weighed by the score alone.")
+    check.on("scores sigmoid(logits) = [[.5, .4, .3, .6, .2]], bias = [-.4, .1, -.3, .2, .4], k = 2",
+             hand[:1].logit(), hand[1], 2)  # fmt: skip
+    for T, E, k in ((8, 5, 1), (8, 5, 3), (8, 5, 5), (6, 6, 2), (1, 9, 4)):
+        given = f"tokens: {T}, experts: {E}, k = {k}"
+        check.on(given, randn(k, T, E), 0.4 * randn(9, E), k)
+    check.slopes("eight tokens, five experts, k = 2", randn(0, 8, 5), 0.4 * randn(9, 5), 2,
+                 of={"the logits": 0})  # fmt: skip
+    check.passed("chosen by score and bias, weighed by the score alone.")
 
 
 Step = Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
@@ -155,112 +157,117 @@ Step = Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
 def check_balanced_step(step: Step) -> None:
     """Check one turn of Algorithm 1: (logits_TE, bias_E, k, u) -> (expert_TK, new bias_E).
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
+    Compared are a mark for every token and expert, and the bias.
     """
     exercise = "balanced_step"
 
-    def pick(by_TE: Tensor, k: int) -> Tensor:
-        return torch.zeros_like(by_TE).scatter(1, by_TE.topk(k).indices, 1.0)
+    def right(logits_TE: Tensor, bias_E: Tensor, k: int, u: float) -> tuple[Tensor, Tensor]:
+        chosen_TE = _top(logits_TE.sigmoid() + bias_E, k)
+        load_E = chosen_TE.sum(0)
+        return chosen_TE, bias_E + u * torch.sign(load_E.mean() - load_E)
 
-    def run(given: str, logits_TE: Tensor, bias_E: Tensor, k: int, u: float) -> None:
-        T, E = logits_TE.shape
-        yours = call(exercise, step, logits_TE, bias_E, k, u, on=given)
-        shapes = [(T, k), (E,)]
-        if not isinstance(yours, tuple) or [getattr(y, "shape", None) for y in yours] != shapes:
-            raise CheckFailed(
-                f"{exercise}: return two tensors, expert_TK of shape {(T, k)} and the new bias of "
-                f"shape {(E,)}; an expert that got nothing counts too\n  given    {given}"
-            )
-        if yours[1].requires_grad:
-            raise CheckFailed(
-                f"{exercise}: the bias has a gradient; counts alone move it, and no loss sees it"
-                f"\n  given    {given}"
-            )
+    def mistakes(logits_TE: Tensor, bias_E: Tensor, k: int, u: float) -> Mistakes:
         scores_TE = logits_TE.detach().sigmoid()
-        chosen_TE = pick(scores_TE + bias_E, k)
-        load_E, bare_E = chosen_TE.sum(0), pick(scores_TE, k).sum(0)
-        mean = T * k / E
-        way_E = torch.sign(mean - load_E)
-        ahead_E = bias_E + u * way_E
+        chosen_TE, ahead_E = right(logits_TE, bias_E, k, u)
+        load_E, bare_E = chosen_TE.sum(0), _top(scores_TE, k).sum(0)
+        T, mean, way_E = len(logits_TE), load_E.mean(), torch.sign(load_E.mean() - load_E)
         bare_way_E = torch.sign(mean - bare_E)
-        mistakes: Mistakes = [
+        proportional = "this moves by u times the error; Algorithm 1 takes only its sign"
+        before = (
+            "the bias is moved before the choice: then a token's expert depends on later tokens"
+        )
+        centred = (
+            "this bias is also centred: the choices stay the same, but Algorithm 1 leaves it out"
+        )
+        moved_E = bias_E + u * bare_way_E
+        return [
             ("the sign is flipped: whoever has too much gets more still; it is mean - load",
              (chosen_TE, bias_E - u * way_E)),
             ("counts are compared with a share, k / E, so whoever got a token is pushed down",
-             (chosen_TE, bias_E + u * torch.sign(k / E - load_E))),
-            ("this moves by u times the error; Algorithm 1 takes only its sign",
-             (chosen_TE, bias_E + u * (mean - load_E))),
-            ("this moves by u times the error; Algorithm 1 takes only its sign",
-             (chosen_TE, bias_E + u * (mean - load_E) / mean)),
+             (chosen_TE, bias_E + u * torch.sign(k / len(bias_E) - load_E))),
+            (proportional, (chosen_TE, bias_E + u * (mean - load_E))),
+            (proportional, (chosen_TE, bias_E + u * (mean - load_E) / mean)),
+            (proportional, (chosen_TE, bias_E + u * (mean - load_E) / load_E.sum())),
             ("the load is counted as if there were no bias, so it never learns that it worked",
-             (chosen_TE, bias_E + u * bare_way_E)),
-            ("the bias is moved before the choice: then a token's expert depends on later tokens",
-             (pick(scores_TE + ahead_E, k), ahead_E)),
-            ("the bias is moved before the choice: then a token's expert depends on later tokens",
-             (pick(scores_TE + bias_E + u * bare_way_E, k), bias_E + u * bare_way_E)),
-            ("the bias is not used in the choice", (pick(scores_TE, k), bias_E + u * bare_way_E)),
+             (chosen_TE, moved_E)),
+            (before, (_top(scores_TE + ahead_E, k), ahead_E)),
+            (before, (_top(scores_TE + moved_E, k), moved_E)),
+            ("the bias is not used in the choice", (_top(scores_TE, k), moved_E)),
             ("these are sums of scores; load counts the pairs",
              (chosen_TE, bias_E + u * torch.sign(scores_TE.mean() * T - scores_TE.sum(0)))),
+            ("only first choices are counted; all k are load",
+             (chosen_TE, bias_E + u * torch.sign(
+                 T / len(bias_E) - _top(scores_TE + bias_E, 1).sum(0)))),
+            ("the load is compared with the median; Algorithm 1 takes the mean",
+             (chosen_TE, bias_E + u * torch.sign(load_E.median() - load_E))),
             ("the old bias is forgotten; the step is added to it", (chosen_TE, u * way_E)),
             ("the step ignores u", (chosen_TE, bias_E + way_E)),
-            ("this bias is also centred: the choices stay the same, but Algorithm 1 leaves it out",
-             (chosen_TE, ahead_E - ahead_E.mean())),
-            ("this bias is also centred: the choices stay the same, but Algorithm 1 leaves it out",
-             (chosen_TE, bias_E + u * (way_E - way_E.mean()))),
+            ("the bias has not moved", (chosen_TE, bias_E)),
+            ("only the overloaded are moved; the others have to gain",
+             (chosen_TE, bias_E + u * way_E.clamp(max=0))),
+            ("only the underloaded are moved; the others have to lose",
+             (chosen_TE, bias_E + u * way_E.clamp(min=0))),
+            ("an expert exactly at the mean stands still: its sign is 0",
+             (chosen_TE, bias_E + u * torch.where(load_E > mean, -1.0, 1.0))),
+            (centred, (chosen_TE, ahead_E - ahead_E.mean())),
+            (centred, (chosen_TE, bias_E + u * (way_E - way_E.mean()))),
         ]  # fmt: skip
-        marked_TE = _experts(exercise, yours[0], E)
-        expect(exercise, given, (marked_TE, yours[1].float()), (chosen_TE, ahead_E), mistakes,
-               "not Algorithm 1 (shown: who was chosen, then the new bias)")  # fmt: skip
 
+    def marked(value: Any, logits_TE: Tensor, bias_E: Tensor, k: int, u: float) -> Any:
+        (T, E), empty = logits_TE.shape, torch.empty(0)
+        pair = fit(value, (empty, empty))
+        shapes = [getattr(part, "shape", None) for part in pair] if isinstance(pair, tuple) else []
+        if shapes != [(T, k), (E,)]:
+            refuse(exercise, f"return two tensors, expert_TK of shape {(T, k)} and the new bias of "
+                             f"shape {(E,)}; an expert that got nothing counts too")  # fmt: skip
+        if pair[1].requires_grad:
+            refuse(exercise, "the bias has a gradient; counts alone move it, and no loss sees it")
+        return _marked(exercise, pair[0], E), pair[1]
+
+    check = Check(exercise, step, right, mistakes, ("not the k best of score + bias",
+                  "not the old bias moved by u towards the mean load"), see=marked,
+                  parts=("who was chosen", "the new bias"))  # fmt: skip
     # By score the last two tokens choose expert 1; the bias sends them to 2: loads 1, 1, 2.
     rows = [[0.8, 0.1, 0.5], [0.3, 0.6, 0.2], [0.1, 0.7, 0.6], [0.1, 0.7, 0.6]]
     given = "scores [[.8, .1, .5], [.3, .6, .2], [.1, .7, .6], [.1, .7, .6]], bias = [0, -.2, 0]"
-    run(f"{given}, k = 1, u = .1", torch.tensor(rows).logit(), torch.tensor([0, -0.2, 0]), 1, 0.1)
-    for seed, k, u in ((1, 2, 0.1), (2, 1, 0.3), (3, 3, 0.01)):
-        lean_TE = randn(seed, 40, 6) + torch.linspace(1, -1, 6)
-        run(f"forty tokens, six experts, k = {k}, u = {u}", lean_TE, 0.3 * randn(seed + 9, 6), k, u)
+    check.on(
+        f"{given}, k = 1, u = .1", torch.tensor(rows).logit(), torch.tensor([0, -0.2, 0]), 1, 0.1
+    )
+    for seed, (T, E, k, u) in enumerate(((40, 6, 2, 0.1), (40, 6, 1, 0.3), (40, 6, 3, 0.01),
+                                         (6, 6, 2, 0.05), (12, 4, 1, 0.2), (9, 3, 2, 0.1))):  # fmt: skip
+        lean_TE = randn(seed, T, E) + torch.linspace(1, -1, E)
+        given = f"tokens: {T}, experts: {E}, k = {k}, u = {u}"
+        check.on(given, lean_TE, 0.3 * randn(seed + 9, E), k, u)
     same_TE = torch.tensor([[0.1, 0.2, 0.9, 0.3]]).logit().repeat(5, 1)
-    run("tokens that all go to expert 2 of 4, k = 1, u = .1", same_TE, torch.zeros(4), 1, 0.1)
-    run("logits that need a gradient", randn(4, 9, 4).requires_grad_(), torch.zeros(4), 2, 0.1)
-    passed(exercise, "choose by the old bias, count, move by u towards the mean.")
-
-
-# --- measuring -----------------------------------------------------------------------------------
+    check.on("tokens that all go to expert 2 of 4, k = 1, u = .1", same_TE, torch.zeros(4), 1, 0.1)
+    each_TE = torch.eye(4).mul(4)
+    check.on("four tokens, each to its own expert, k = 1, u = .1", each_TE, torch.zeros(4), 1, 0.1)
+    check.on("logits that need a gradient", randn(4, 9, 4).requires_grad_(), torch.zeros(4), 2, 0.1)
+    check.passed("choose by the old bias, count, move by u towards the mean.")
 
 
 def check_violations(violations: Callable[[Tensor], tuple[float, float]]) -> None:
-    """Check both kinds of MaxVio: loads_SE of S batches -> (global, mean over the batches).
-
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "violations"
+    """Check both kinds of MaxVio: loads_SE of S batches -> (global, mean over the batches)."""
 
     def vio(load: Tensor) -> Tensor:
         return load.amax(-1) / load.mean(-1) - 1
 
-    # Two batches, lopsided in different ways: 1 and 0.5, and together only 0.25.
-    cases: Sequence[tuple[str, Tensor]] = (
-        ("loads [[4, 1, 1], [1, 3, 2]]", torch.tensor([[4.0, 1.0, 1.0], [1.0, 3.0, 2.0]])),
-        ("loads [[30, 10], [1, 3]]", torch.tensor([[30.0, 10.0], [1.0, 3.0]])),
-        ("six batches, five experts", randn(0, 6, 5).abs().mul(20).round() + 1),
-    )
-    for given, loads_SE in cases:
-        yours = call(exercise, violations, loads_SE, on=given)
-        if not isinstance(yours, tuple) or len(yours) != 2:
-            raise CheckFailed(f"{exercise}: return two numbers, global and mean per batch")
-        yours = tuple(torch.as_tensor(float(y)) for y in yours)
+    def mistakes(loads_SE: Tensor) -> Mistakes:
         each_S, pooled_E = vio(loads_SE), loads_SE.sum(0)
         whole, mean = vio(pooled_E), each_S.mean()
         shares_E = (loads_SE / loads_SE.sum(1, keepdim=True)).sum(0)
         short = [1 - load.min() / load.mean() for load in (pooled_E, *loads_SE)]
-        mistakes: Mistakes = [
-            ("the two are swapped", (mean, whole)),
+        std_S = loads_SE.std(1) / loads_SE.mean(1)
+        return [
             ("the global one is the mean of the batches' ones; pool the loads first, then compare",
              (mean, mean)),
             ("the global one is the worst batch; pool the loads first, then compare",
-             (each_S.max(), mean)),
+             (each_S.max(), ...)),
             ("the second is the worst batch; it should be the mean over the batches",
-             (whole, each_S.max())),
+             (..., each_S.max())),
+            ("the second is the best batch; it should be the mean over the batches",
+             (..., each_S.min())),
+            ("the second has one number for each batch; take their mean", (..., each_S)),
             ("that is max / mean; the violation is how far it is above 1", (whole + 1, mean + 1)),
             ("divide by the mean load, not by the largest",
              (1 - pooled_E.mean() / pooled_E.max(),
@@ -268,59 +275,99 @@ def check_violations(violations: Callable[[Tensor], tuple[float, float]]) -> Non
             ("that is how far the idlest falls short; MaxVio looks at the busiest",
              (short[0], torch.stack(short[1:]).mean())),
             ("a batch of more tokens counts more: pool the counts, not the shares",
-             (vio(shares_E), mean)),
+             (vio(shares_E), ...)),
             ("that is a difference in pairs; divide it by the mean load",
              (pooled_E.max() - pooled_E.mean(), (loads_SE.amax(1) - loads_SE.mean(1)).mean())),
+            ("the violation is looked for over the batches of an expert (dim 0); it is over the "
+             "experts of a batch", (..., vio(loads_SE.T).mean())),
+            ("that is the spread, deviation over mean; MaxVio looks at the busiest alone",
+             (pooled_E.std() / pooled_E.mean(), std_S.mean())),
+            ("that is the distance of largest and least; MaxVio compares with the mean",
+             ((pooled_E.max() - pooled_E.min()) / pooled_E.mean(),
+              ((loads_SE.amax(1) - loads_SE.amin(1)) / loads_SE.mean(1)).mean())),
+            ("the batches' own are weighed by their tokens; each counts once",
+             (..., (each_S * loads_SE.sum(1)).sum() / loads_SE.sum())),
+            ("the largest load of all batches is compared; a batch's own counts there",
+             (loads_SE.max() / loads_SE.mean() - 1, ...)),
         ]  # fmt: skip
-        expect(exercise, given, yours, (whole, mean), mistakes, "not (largest - mean) / mean")
-    passed(exercise, "pooled first for the global one, batch by batch for the other.")
+
+    def right(loads_SE: Tensor) -> tuple[Tensor, Tensor]:
+        return vio(loads_SE.sum(0)), vio(loads_SE).mean()
+
+    # Two batches, lopsided in different ways: 1 and 0.5, and together only 0.25.
+    check = Check("violations", violations, right, mistakes, "not (largest - mean) / mean",
+                  parts=("the global one", "the mean over the batches"))  # fmt: skip
+    for loads in (
+        [[4.0, 1.0, 1.0], [1.0, 3.0, 2.0]],
+        [[30.0, 10.0], [1.0, 3.0]],
+        [[5.0, 0.0, 1.0]],
+    ):
+        check.on(f"loads {loads}", torch.tensor(loads))
+    for S, E in ((6, 5), (4, 4), (3, 16)):
+        loads_SE = randn(S, S, E).abs().mul(20).round() + 1
+        check.on(f"batches: {S}, experts: {E}", loads_SE)
+    check.passed("pooled first for the global one, batch by batch for the other.")
 
 
 def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tensor]]) -> None:
     """Check Figure 4's masking: (logits_TE, k, ratio) -> (gate_TK, expert_TK).
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
+    Compared with a column for every expert: the order of the k is free.
     """
-    exercise = "disable_top"
 
     def gates(logits_TE: Tensor, chosen_TE: Tensor) -> Tensor:
-        return logits_TE.where(chosen_TE, -torch.inf).softmax(-1)
+        return logits_TE.where(chosen_TE, -torch.inf).softmax(-1).nan_to_num()
 
     def ranks(logits_TE: Tensor) -> Tensor:
         return (-logits_TE).argsort(-1).argsort(-1)
 
-    def run(given: str, logits_TE: Tensor, k: int, ratio: float) -> None:
-        T, E = logits_TE.shape
+    def without(logits_TE: Tensor, k: int, off: int) -> Tensor:
+        rank_TE = ranks(logits_TE)
+        return gates(logits_TE, (rank_TE >= off) & (rank_TE < off + k))
+
+    def mistakes(logits_TE: Tensor, k: int, ratio: float) -> Mistakes:
+        E = logits_TE.shape[1]
         off, rank_TE = round(ratio * E), ranks(logits_TE)
-        yours = call(exercise, disable, logits_TE, k, ratio, on=given)
-        dense_TE = _spread(exercise, given, yours, (T, k), E)
-        right = gates(logits_TE, (rank_TE >= off) & (rank_TE < off + k))
+        right = without(logits_TE, k, off)
         busy_E = ranks((rank_TE < k).float().sum(0)[None] - 1e-3 * torch.arange(E))[0] < off
-        other_TE = logits_TE.masked_fill(busy_E, -torch.inf)
-        zeroed_TE = logits_TE.where(rank_TE >= off, 0.0)
-        of_k = round(ratio * k)
+        other_TE, zeroed_TE = logits_TE.masked_fill(busy_E, -torch.inf), logits_TE.where(
+            rank_TE >= off, 0.0)  # fmt: skip
         kept_TE = (rank_TE >= off) & (rank_TE < max(k, off))
-        thin_TE = gates(logits_TE, kept_TE).nan_to_num()
-        mistakes: Mistakes = [
-            ("nothing is disabled: these are the k best", gates(logits_TE, rank_TE < k)),
+        return [
+            ("nothing is disabled: these are the k best", without(logits_TE, k, 0)),
             ("the disabled scores became 0, which is a score like others; use -inf",
-             gates(zeroed_TE, ranks(zeroed_TE) < k)),
+             gates(zeroed_TE, _top(zeroed_TE, k).bool())),
             ("the same experts are disabled for every token; it is each token's own best",
              gates(other_TE, ranks(other_TE) < k)),
             ("the ratio is of all E experts, not of the k chosen",
-             gates(logits_TE, (rank_TE >= of_k) & (rank_TE < of_k + k))),
+             without(logits_TE, k, round(ratio * k))),
+            ("ratio × E was cut to a whole number; round it", without(logits_TE, k, int(ratio * E))),
+            ("ratio × E was rounded up; round to the nearest",
+             without(logits_TE, k, math.ceil(ratio * E))),
+            ("one expert more was disabled than round(ratio × E)", without(logits_TE, k, off + 1)),
+            ("the ratio is of the experts that are left out, not of those that are left in",
+             without(logits_TE, k, E - off) if E - off + k <= E else None),
             ("the least likely are disabled; it is the most likely",
              gates(logits_TE, rank_TE >= E - k)),
-            ("the disabled ones are not replaced: choose k of those that are left", thin_TE),
+            ("the disabled ones are not replaced: choose k of those that are left",
+             gates(logits_TE, kept_TE)),
             ("the gates must add up to 1 over those that are now chosen",
              logits_TE.softmax(-1) * (right > 0)),
+            ("the softmax runs over all that are left, then the k best; over the k alone",
+             gates(logits_TE, rank_TE >= off) * (right > 0)),
         ]  # fmt: skip
-        otherwise = "not the softmax of the k best of those left (shown: a column for every expert)"
-        expect(exercise, given, dense_TE, right, mistakes, otherwise)
 
+    check = Check("disable_top", disable, lambda z_TE, k, r: without(z_TE, k, round(r * len(z_TE[0]))),
+                  mistakes,
+                  "not the softmax of the k best of those left (shown: a column for every expert)",
+                  see=lambda value, logits_TE, k, ratio: _spread(
+                      "disable_top", value, logits_TE, k))  # fmt: skip
     # Without the two best the three best are .08, .04 and .02: 4/7, 2/7, 1/7.
-    run("the logarithms of [[.32, .16, .08, .04, .02, .01]], k = 3, ratio 1/3",
-        torch.tensor([[0.32, 0.16, 0.08, 0.04, 0.02, 0.01]]).log(), 3, 1 / 3)  # fmt: skip
-    for k, ratio in ((2, 0.0), (2, 1 / 8), (3, 1 / 4), (2, 1 / 2)):
-        run(f"twelve tokens, eight experts, k = {k}, ratio {ratio}", randn(k, 12, 8), k, ratio)
-    passed(exercise, "each token without its own best, and still with k experts.")
+    check.on("the logarithms of [[.32, .16, .08, .04, .02, .01]], k = 3, ratio 1/3",
+             torch.tensor([[0.32, 0.16, 0.08, 0.04, 0.02, 0.01]]).log(), 3, 1 / 3)  # fmt: skip
+    for E, k, ratio in ((8, 2, 0.0), (8, 2, 1 / 8), (8, 3, 1 / 4), (8, 2, 1 / 2), (63, 7, 1 / 16),
+                        (8, 3, 0.3), (10, 1, 0.28), (5, 2, 0.6)):  # fmt: skip
+        check.on(
+            f"twelve tokens, {E} experts, k = {k}, ratio {ratio:.4g}", randn(k, 12, E), k, ratio
+        )
+    check.passed("each token without its own best, and still with k experts.")

@@ -8,65 +8,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...hierarchy import HME, affine, constrain, random_tree, sum_upwards
-from .verdict import CheckFailed, Mistakes, call, expect, passed, randn, show
+from ..hierarchy import HME, affine, constrain, random_tree, sum_upwards
+from .verdict import Check, Mistakes, call, randn, refuse, show
 
 DAMPING = 1e-3
 
 
-# --- the tree ------------------------------------------------------------------------------------
-
-
 def check_leaf_priors(leaf_priors: Callable[[Tensor], Tensor]) -> None:
-    """Check the gates' products: left_TG, each gate's probability of left -> prior_TE.
+    """Check the gates' products: left_TG, each gate's probability of left -> prior_TE."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "leaf_priors"
-    by_hand = torch.tensor([[0.5, 0.1, 0.8], [0.9, 0.5, 0.5]], dtype=torch.float64)
-    cases = [("left = [[0.5, 0.1, 0.8], [0.9, 0.5, 0.5]]", by_hand)]
-    cases += [(f"{2**d} experts, random gates", randn(d, 5, 2**d - 1).double().sigmoid())
-              for d in (1, 3, 2)]  # fmt: skip
-    for given, left_TG in cases:
-        yours = call(exercise, leaf_priors, left_TG, on=given)
-        E = left_TG.shape[1] + 1
-        if isinstance(yours, Tensor) and yours.shape != (len(left_TG), E):
-            raise CheckFailed(
-                f"{exercise}: {E - 1} gates have {E} leaves below them, so the shape is "
-                f"{(len(left_TG), E)}, not {tuple(yours.shape)}\n  given    {given}"
-            )
+    def mistakes(left_TG: Tensor) -> Mistakes:
         right = _leaf_priors(left_TG)
-        mistakes: Mistakes = [
+        rootless = _leaf_priors(left_TG, skip_root=True)
+        return [
             ("left and right are swapped; the first child is the left one",
              _leaf_priors(1 - left_TG)),
-            ("the root is missing: a leaf needs every gate on its way, also the first",
-             _leaf_priors(torch.cat([torch.ones_like(left_TG[:, :1]), left_TG[:, 1:]], 1))
-             + _leaf_priors(torch.cat([torch.zeros_like(left_TG[:, :1]), left_TG[:, 1:]], 1))),
+            ("the root is missing: a leaf needs every gate on its way, also the first", rootless),
             ("the probabilities along the way are averaged; all of them must happen: multiply",
              _leaf_priors(left_TG, mean=True)),
-            ("the gates are read depth first; they are counted level by level, "
-             "so gate n has the children 2n+1 and 2n+2", _leaf_priors(_depth_first(left_TG))),
+            ("the gates are read depth first; they are counted level by level, so gate n has the "
+             "children 2n+1 and 2n+2", _leaf_priors(_depth_first(left_TG))),
+            ("only the lowest gate counts; a leaf needs every gate on its way",
+             _leaf_priors(left_TG, lowest=True)),
+            ("every gate is taken as a step to the left; a right child has 1 - p",
+             _leaf_priors(left_TG, ones=True)),
+            ("the leaves stand from right to left", right.flip(-1)),
+            ("these are the gates; the leaves below them are one more", left_TG),
+            ("a softmax follows: the products add up to 1 already", right.softmax(-1)),
         ]  # fmt: skip
-        otherwise = "these are not the products of the gates on the way to each leaf"
-        if isinstance(yours, Tensor) and not torch.allclose(
-            yours.sum(-1).double(), torch.ones(len(yours), dtype=torch.float64)
-        ):
-            otherwise = "a token's priors do not add up to 1, but it must end at some leaf"
-        expect(exercise, given, yours, right, mistakes, otherwise)
-    passed(exercise, "a token's shares at the leaves add up to 1, in trees of 2, 4 and 8 experts.")
+
+    check = Check("leaf_priors", leaf_priors, _leaf_priors, mistakes,
+                  "these are not the products of the gates on the way to each leaf")  # fmt: skip
+    by_hand = torch.tensor([[0.5, 0.1, 0.8], [0.9, 0.5, 0.5]], dtype=torch.float64)
+    check.on("left = [[0.5, 0.1, 0.8], [0.9, 0.5, 0.5]]", by_hand)
+    for depth, T in ((1, 5), (3, 5), (2, 1), (4, 3)):
+        left_TG = randn(depth, T, 2**depth - 1).double().sigmoid()
+        check.on(f"{2**depth} experts, so {2**depth - 1} gates, at random", left_TG)
+    check.on("gates that are sure: left = [[1, 0, 0.5]]", torch.tensor([[1.0, 0.0, 0.5]]).double())
+    check.passed("a token's shares at the leaves add up to 1, in trees of 2, 4, 8 and 16 experts.")
 
 
-def _leaf_priors(left_TG: Tensor, *, mean: bool = False) -> Tensor:
-    """Multiply (or average) the gates on the way to each leaf."""
+def _leaf_priors(
+    left_TG: Tensor, *, mean: bool = False, skip_root: bool = False, lowest: bool = False,
+    ones: bool = False,
+) -> Tensor:  # fmt: skip
+    """Multiply the gates on the way to each leaf, or do what a mistake does instead."""
     G = left_TG.shape[1]
     leaves = []
     for leaf in range(G, 2 * G + 1):
         node, way = leaf, []
         while node:
             parent = (node - 1) // 2
-            way.append(left_TG[:, parent] if node % 2 else 1 - left_TG[:, parent])
+            way.append(left_TG[:, parent] if node % 2 or ones else 1 - left_TG[:, parent])
             node = parent
-        way_TL = torch.stack(way, dim=-1)
+        if skip_root:
+            way[-1] = torch.ones_like(way[-1])
+        way_TL = torch.stack(way[:1] if lowest else way, dim=-1)
         leaves.append(way_TL.mean(dim=-1) if mean else way_TL.prod(dim=-1))
     return torch.stack(leaves, dim=-1)
 
@@ -82,28 +79,19 @@ def _depth_first(left_TG: Tensor) -> Tensor:
 
 
 def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Check the E step: (prior_TE, density_TE) -> posterior_TN of all nodes, root first.
+    """Check the E step: (prior_TE, density_TE) -> posterior_TN of all nodes, root first."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "posteriors"
-    prior_TE = torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]])
-    density_TE = torch.tensor([[1.0, 2.0, 0.0, 2.0], [1.0, 1.0, 2.0, 0.0]])
-    given = (
-        "prior [[0.4, 0.1, 0.3, 0.2], [1/4, 1/4, 1/4, 1/4]], density [[1, 2, 0, 2], [1, 1, 2, 0]]"
-    )
-    cases = [(given, prior_TE, density_TE)]
-    for E in (2, 8):
-        cases.append((f"{E} experts, random numbers", randn(E, 5, E).softmax(-1),
-                      randn(E + 1, 5, E).exp()))  # fmt: skip
-    for given, prior_TE, density_TE in cases:
-        yours = call(exercise, posteriors, prior_TE, density_TE, on=given)
+    def leaves(prior_TE: Tensor, density_TE: Tensor) -> Tensor:
         joint_TE = prior_TE * density_TE
-        leaf_TE = joint_TE / joint_TE.sum(-1, keepdim=True)
-        right = sum_upwards(leaf_TE)
-        E = leaf_TE.shape[1]
+        return joint_TE / joint_TE.sum(-1, keepdim=True)
+
+    def mistakes(prior_TE: Tensor, density_TE: Tensor) -> Mistakes:
+        joint_TE, leaf_TE = prior_TE * density_TE, leaves(prior_TE, density_TE)
+        right, E = sum_upwards(leaf_TE), leaf_TE.shape[1]
         parent_N = (torch.arange(2 * E - 1) - 1).div(2, rounding_mode="floor").clamp(min=0)
-        mistakes: Mistakes = [
+        level_N = (torch.arange(2 * E - 1) + 1).double().log2().floor().to(joint_TE)
+        from_prior = "the managers' are sums of priors; a manager's posterior sums its children's"
+        return [
             ("prior times density is not yet a probability: divide by the token's sum",
              sum_upwards(joint_TE)),
             ("these sum over the tokens; Bayes' rule divides by the sum over the experts",
@@ -114,56 +102,99 @@ def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
             ("each is divided by its parent's, so these are P(child | parent); asked is P(node)",
              right / right[:, parent_N]),
             ("the leaves alone; a manager's posterior is the sum of its two children's", leaf_TE),
+            ("the root is left out; it comes first, and is 1", right[:, 1:]),
             ("the leaves come first; nodes are counted from the root", right.flip(-1)),
+            ("the leaves come first; nodes are counted from the root",
+             torch.cat([leaf_TE, right[:, : E - 1]], -1)),
             ("a leaf's probability goes through a softmax: it was a probability already",
              sum_upwards(joint_TE.softmax(-1))),
+            (from_prior, torch.cat([sum_upwards(prior_TE)[:, : E - 1], leaf_TE], -1)),
+            ("a manager's posterior is the sum of its children's, not their mean",
+             right / 2 ** (level_N[-1] - level_N)),
+            ("the likeliest expert takes all: EM shares",
+             sum_upwards(F.one_hot(joint_TE.argmax(-1), E).to(joint_TE))),
+            ("prior and density are added; both have to happen: multiply",
+             sum_upwards((prior_TE + density_TE) / (prior_TE + density_TE).sum(-1, keepdim=True))),
         ]  # fmt: skip
-        expect(exercise, given, yours, right, mistakes, "these are not the nodes' posteriors")
-    passed(exercise, "Bayes' rule at the leaves, and sums upwards: the root's is 1.")
+
+    check = Check("posteriors", posteriors, lambda *args: sum_upwards(leaves(*args)), mistakes,
+                  "these are not the nodes' posteriors")  # fmt: skip
+    given = (
+        "prior [[0.4, 0.1, 0.3, 0.2], [1/4, 1/4, 1/4, 1/4]], density [[1, 2, 0, 2], [1, 1, 2, 0]]"
+    )
+    prior_TE = torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]])
+    check.on(given, prior_TE, torch.tensor([[1.0, 2.0, 0.0, 2.0], [1.0, 1.0, 2.0, 0.0]]))
+    for E, T in ((2, 5), (8, 5), (4, 1), (4, 4)):
+        check.on(f"{E} experts, {T} tokens, random numbers", randn(E, T, E).softmax(-1),
+                 randn(E + 1, T, E).exp())  # fmt: skip
+    check.on("densities of about 1e-6", randn(5, 3, 4).softmax(-1), 1e-6 * randn(6, 3, 4).exp(),
+             otherwise="something was added to the sum for safety, and here it counts")  # fmt: skip
+    check.passed("Bayes' rule at the leaves, and sums upwards: the root's is 1.")
 
 
-# --- the M step ----------------------------------------------------------------------------------
+def _weighted(x_TD: Tensor, y_TO: Tensor, weight_T: Tensor, ridge: float = 0.0) -> Tensor:
+    """Solve a weighted least-squares problem."""
+    wx_DT = (weight_T[:, None] * x_TD).mT
+    return torch.linalg.solve(
+        wx_DT @ x_TD + ridge * torch.eye(x_TD.shape[1]).to(x_TD), wx_DT @ y_TO
+    )
 
 
 def check_fit_expert(fit_expert: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """Check weighted least squares: (x_TD, y_TO, weight_T) -> the expert's weights, (D, O).
+    """Check weighted least squares: (x_TD, y_TO, weight_T) -> the expert's weights, (D, O)."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "fit_expert"
-    # Two points on y = 2x count fully, one on y = -x hardly.
-    hand = (torch.tensor([[1.0], [2.0], [1.0]]), torch.tensor([[2.0], [4.0], [-1.0]]),
-            torch.tensor([1.0, 1.0, 0.25]))  # fmt: skip
-    cases = [("x = [1, 2, 1], y = [2, 4, -1], weights [1, 1, 0.25]", *hand)]
-    cases.append(("40 random tokens, 3 inputs, 2 outputs", affine(randn(1, 40, 2)),
-                  randn(2, 40, 2).double(), randn(3, 40).double().sigmoid()))  # fmt: skip
-    for given, x_TD, y_TO, weight_T in cases:
-        yours = call(exercise, fit_expert, x_TD, y_TO, weight_T, on=given)
-        w = weight_T[:, None]
-
-        def solve(a_TD: Tensor, b_TD: Tensor, c_TO: Tensor) -> Tensor:
-            return torch.linalg.solve(a_TD.mT @ b_TD, a_TD.mT @ c_TO)
-
-        right = solve(w * x_TD, x_TD, y_TO)
-        hard = (w > 0.5).to(w)
-        mistakes: Mistakes = [
-            ("all tokens count the same: the weights are not used", solve(x_TD, x_TD, y_TO)),
-            ("the weights count twice: multiplying both x and y by them squares them; "
-             "use their square roots, or weigh one side", solve(w * x_TD, w * x_TD, w * y_TO)),
+    def mistakes(x_TD: Tensor, y_TO: Tensor, weight_T: Tensor) -> Mistakes:
+        w, xx_DD, xy_DO = weight_T[:, None], x_TD.mT @ x_TD, x_TD.mT @ y_TO
+        ridge = "something was added to the diagonal: that pulls the weights towards zero"
+        share_T = weight_T / weight_T.sum()
+        return [
+            ("all tokens count the same: the weights are not used",
+             torch.linalg.solve(xx_DD, xy_DO)),
+            ("the weights count twice: multiplying both x and y by them squares them; use their "
+             "square roots, or weigh one side", _weighted(x_TD, y_TO, weight_T**2)),
             ("the weights are there as square roots: in x'Wx and x'Wy they stand as they are",
-             solve(w.sqrt() * x_TD, x_TD, y_TO)),
+             _weighted(x_TD, y_TO, weight_T.sqrt())),
             ("only y is weighted: x'Wy and x'Wx both have the weights",
-             torch.linalg.solve(x_TD.mT @ x_TD, x_TD.mT @ (w * y_TO))),
+             torch.linalg.solve(xx_DD, x_TD.mT @ (w * y_TO))),
             ("only x is weighted: x'Wy and x'Wx both have the weights",
-             torch.linalg.solve(x_TD.mT @ (w * x_TD), x_TD.mT @ y_TO)),
+             torch.linalg.solve(x_TD.mT @ (w * x_TD), xy_DO)),
             ("tokens below one half are left out: that is a hard choice, EM shares",
-             solve(hard * x_TD, x_TD, y_TO)),
+             _weighted(x_TD, y_TO, (weight_T > 0.5).to(weight_T), 1e-12)),
+            *((ridge, _weighted(x_TD, y_TO, weight_T, size)) for size in (1e-3, 1e-2, 0.1, 1.0)),
+            ("x'Wy alone is not yet solved: divide by x'Wx", x_TD.mT @ (w * y_TO)),
+            ("x'Wy is divided by the sum of the weights; it has to be divided by x'Wx",
+             x_TD.mT @ (share_T[:, None] * y_TO)),
+            ("the weights went through a softmax; they stand as they are",
+             _weighted(x_TD, y_TO, weight_T.softmax(0))),
+            ("each token's weight is turned round: 1 - w",
+             _weighted(x_TD, y_TO, 1 - weight_T, 1e-12)),
         ]  # fmt: skip
-        otherwise = "this does not minimise the weighted squared error"
-        if isinstance(yours, Tensor) and yours.shape == right.mT.shape != right.shape:
-            otherwise = "transposed: the expert's weights are (D, O), so that x @ weights predicts"
-        expect(exercise, given, yours, right, mistakes, otherwise)
-    passed(exercise, "the weighted squared error is at its least.")
+
+    check = Check("fit_expert", fit_expert, _weighted, mistakes,
+                  "this does not minimise the weighted squared error")  # fmt: skip
+    # Two points on y = 2x count fully, one on y = -x hardly.
+    check.on("x = [1, 2, 1], y = [2, 4, -1], weights [1, 1, 0.25]",
+             torch.tensor([[1.0], [2.0], [1.0]]), torch.tensor([[2.0], [4.0], [-1.0]]),
+             torch.tensor([1.0, 1.0, 0.25]))  # fmt: skip
+    for seed, (T, D, outputs) in enumerate(((40, 3, 2), (25, 2, 1), (30, 3, 3))):
+        weight_T = randn(seed + 3, T).double().sigmoid()
+        weight_T[: 3 * seed] = 0.0
+        given = f"{T} random tokens, {3 * seed} of weight 0, {D} inputs, outputs: {outputs}"
+        check.on(given, affine(randn(seed, T, D - 1)), randn(seed + 6, T, outputs).double(),
+                 weight_T)  # fmt: skip
+    check.passed("the weighted squared error is at its least.")
+
+
+def _newton(
+    v_D: Tensor, x_TD: Tensor, slope_T: Tensor, curve_T: Tensor, damping: float = DAMPING
+) -> Tensor:
+    curve_DD = (curve_T[:, None] * x_TD).mT @ x_TD + damping * torch.eye(len(v_D)).to(x_TD)
+    return torch.linalg.solve(curve_DD, x_TD.mT @ slope_T)
+
+
+def _gate_step(v_D: Tensor, x_TD: Tensor, own_T: Tensor, left_T: Tensor) -> Tensor:
+    p_T = (x_TD @ v_D).sigmoid()
+    return v_D + _newton(v_D, x_TD, left_T - own_T * p_T, own_T * p_T * (1 - p_T))
 
 
 def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -171,212 +202,280 @@ def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
 
     own_T is the posterior of the gate's node, left_T that of its left child; 0.001 is added to
     the diagonal of the curvature.
-
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
     """
-    exercise = "fit_gate"
-    ones, v = torch.ones(2, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    own_T, left_T = torch.tensor([[1.0, 0.5], [0.8, 0.1]], dtype=torch.float64)
-    cases = [("v = [0], x = [[1], [1]], own = [1, 0.5], left = [0.8, 0.1]", v, ones, own_T,
-              left_T)]  # fmt: skip
-    own_T = randn(5, 30).double().sigmoid()
-    cases.append(("30 random tokens, 3 inputs", randn(4, 3).double(), affine(randn(6, 30, 2)),
-                  own_T, own_T * randn(7, 30).double().sigmoid()))  # fmt: skip
-    for given, v_D, x_TD, own_T, left_T in cases:
-        yours = call(exercise, fit_gate, v_D, x_TD, own_T, left_T, on=given)
+
+    def mistakes(v_D: Tensor, x_TD: Tensor, own_T: Tensor, left_T: Tensor) -> Mistakes:
         p_T = (x_TD @ v_D).sigmoid()
-        one_T = torch.ones_like(p_T)
+        slope_T, curve_T, free_T = left_T - own_T * p_T, own_T * p_T * (1 - p_T), p_T * (1 - p_T)
 
-        def step(slope_T: Tensor, curve_T: Tensor) -> Tensor:
-            curve_DD = (curve_T[:, None] * x_TD).mT @ x_TD + DAMPING * torch.eye(x_TD.shape[1])  # noqa: B023
-            return torch.linalg.solve(curve_DD, x_TD.mT @ slope_T)  # noqa: B023
+        def step(slope_T: Tensor, curve_T: Tensor, damping: float = DAMPING) -> Tensor:
+            return _newton(v_D, x_TD, slope_T, curve_T, damping)
 
-        slope_T, curve_T = left_T - own_T * p_T, own_T * p_T * (1 - p_T)
-        mistakes: Mistakes = [
+        own_share = "the gate expects p of every token; only own of it came here: left - own p"
+        linear = (
+            "the curvature is that of a linear regression; a logistic one has W = own p (1 - p)"
+        )
+        right = v_D + step(slope_T, curve_T)
+        pull_DD = (curve_T[:, None] * x_TD).mT @ x_TD + DAMPING * torch.eye(len(v_D)).to(v_D)
+        return [
             ("the step goes downhill: the gradient is x'(left - own p), and we climb",
              v_D - step(slope_T, curve_T)),
             ("that is the gradient alone; IRLS divides by the curvature x'Wx",
              v_D + x_TD.mT @ slope_T),
             ("that is the step; add it to v", step(slope_T, curve_T)),
-            ("the gate expects p of every token; only own of it came here: left - own p",
-             v_D + step(left_T - p_T, curve_T)),
-            ("the gate expects p of every token; only own of it came here: left - own p",
-             v_D + step(left_T - p_T, p_T * (1 - p_T))),
-            ("own is missing from the curvature: W = own p (1 - p)",
-             v_D + step(slope_T, p_T * (1 - p_T))),
+            (own_share, v_D + step(left_T - p_T, curve_T)),
+            (own_share, v_D + step(left_T - p_T, free_T)),
+            ("own is missing from the curvature: W = own p (1 - p)", v_D + step(slope_T, free_T)),
             ("the target is right, left / own, but each token has to count own times",
-             v_D + step(left_T / own_T - p_T, p_T * (1 - p_T))),
-            ("the curvature is that of a linear regression; a logistic one has W = own p (1 - p)",
-             v_D + step(slope_T, own_T)),
-            ("the curvature is that of a linear regression; a logistic one has W = own p (1 - p)",
-             v_D + step(slope_T, one_T)),
+             v_D + step(left_T / own_T - p_T, free_T)),
+            ("the target is left / own where own times it, left, belongs",
+             v_D + step(left_T / own_T - own_T * p_T, curve_T)),
+            (linear, v_D + step(slope_T, own_T)),
+            (linear, v_D + step(slope_T, torch.ones_like(p_T))),
+            ("the target is the right child's share, own - left; it should be the left one's",
+             v_D + step(own_T - left_T - own_T * p_T, curve_T)),
+            ("0.001 on the diagonal of the curvature is missing",
+             v_D + step(slope_T, curve_T, 0.0)),
+            ("0.001 is to be added on the diagonal alone, not to every number of the curvature",
+             v_D + torch.linalg.solve(
+                 (curve_T[:, None] * x_TD).mT @ x_TD + DAMPING, x_TD.mT @ slope_T)),
+            ("the damping pulls towards zero: it belongs to the curvature, not to the slope",
+             v_D + torch.linalg.solve(pull_DD, x_TD.mT @ slope_T - DAMPING * v_D)),
+            ("a second step was taken; one was asked", _gate_step(right, x_TD, own_T, left_T)),
+            ("the gate has not moved", v_D),
+            ("p (1 - p) is the slope of the sigmoid and belongs to the curvature alone",
+             v_D + step(slope_T * free_T, curve_T)),
         ]  # fmt: skip
-        expect(exercise, given, yours, v_D + step(slope_T, curve_T), mistakes,
-               "this is not one Newton step of the weighted logistic regression")  # fmt: skip
-    passed(exercise, "one Newton step uphill, each token counted by how much of it came here.")
+
+    check = Check("fit_gate", fit_gate, _gate_step, mistakes,
+                  "this is not one Newton step of the weighted logistic regression")  # fmt: skip
+    own_T, left_T = torch.tensor([[1.0, 0.5], [0.8, 0.1]], dtype=torch.float64)
+    check.on("v = [0], x = [[1], [1]], own = [1, 0.5], left = [0.8, 0.1]",
+             torch.zeros(1).double(), torch.ones(2, 1).double(), own_T, left_T)  # fmt: skip
+    for seed, (T, D) in enumerate(((30, 3), (12, 2), (50, 4))):
+        own_T = randn(seed + 5, T).double().sigmoid()
+        check.on(f"{T} random tokens, {D} inputs", randn(seed, D).double(),
+                 affine(randn(seed + 8, T, D - 1)), own_T,
+                 own_T * randn(seed + 11, T).double().sigmoid())  # fmt: skip
+    check.passed("one Newton step uphill, each token counted by how much of it came here.")
 
 
 def check_m_step(m_step: Callable[[HME, Tensor, Tensor, Tensor], HME]) -> None:
     """Check a whole M step: (tree, x_TD, y_TO, posterior_TN) -> tree, for one tree.
 
-    Runs EM with it from 10 random trees. Where the log-likelihood falls, the expected
-    log-likelihood that an M step climbs is taken apart, and the part that fell is named.
-
-    Raises: CheckFailed with the part and the numbers; NotImplementedError if not yet written.
+    Each part is compared with its closed form, or taken as that where it is as good for what the
+    M step climbs, the expected log-likelihood: a gate may take more steps than one. Then EM runs.
     """
     exercise = "m_step"
+    parts = ("the gates", "the experts", "the variances")
+    otherwise = (
+        "one fits its posteriors worse than a Newton step would: is its target the posterior of "
+        "its own left child, weighted by its own?",
+        "one fits its tokens worse than it could: is it weighted by the posterior of its own leaf?",
+        "one is not its expert's mean squared error, weighted by the posteriors of its leaf",
+    )
+    check = Check(exercise, m_step, _m_step, _m_mistakes, otherwise, parts=parts, see=_as_good)
+    worlds = [_world(seed) for seed in range(10)]
+    for seed, (tree, x_TD, y_TO) in enumerate(worlds[:4]):
+        check.on(f"tree {seed}", tree, x_TD, y_TO, tree.posterior(x_TD, y_TO)[0])
+    check.judge()
     rises = 0
-    for seed in range(10):
-        x_TD = affine(randn(seed, 120, 2))
-        bend_T1 = torch.where(x_TD[:, :1] > 0.3, 1.5 * x_TD[:, 1:2], -x_TD[:, :1] - 1)
-        y_TO = bend_T1 + 0.5 * randn(seed + 50, 120, 1)
-        tree = random_tree(2, 3, 1, seeds=[seed], scale=0.7)
-        start = before = tree.log_likelihood(x_TD, y_TO).item()
+    for seed, (tree, x_TD, y_TO) in enumerate(worlds):
+        before = tree.log_likelihood(x_TD, y_TO).item()
         for step in range(1, 13):
-            posterior_TN = tree.posterior(x_TD, y_TO)[0]
             given = f"tree {seed}, step {step}"
-            new = call(exercise, m_step, tree, x_TD, y_TO, posterior_TN, on=given)
-            _check_tree(exercise, new, tree)
-            after = new.log_likelihood(x_TD, y_TO).item()
+            posterior_TN = tree.posterior(x_TD, y_TO)[0]
+            tree = call(exercise, m_step, tree, x_TD, y_TO, posterior_TN, on=given)
+            after = tree.log_likelihood(x_TD, y_TO).item()
             if not after >= before - 1e-6 * abs(before):
-                raise CheckFailed(
-                    f"{exercise}: the log-likelihood fell; {_blame(tree, new, x_TD, y_TO)}\n"
-                    f"  given    {given}\n  before   {before:.3f}\n  after    {after:.3f}"
-                )
-            if step == 1:
-                _check_moved(exercise, tree, new)
-                if blame := _fallen(tree, new, x_TD, y_TO):
-                    raise CheckFailed(
-                        f"{exercise}: the log-likelihood rose from {before:.3f} to {after:.3f}, "
-                        f"but {blame}\n  given    {given}"
-                    )
-            rises += after > before
-            tree, before = new, after
-        if before < start:
-            raise CheckFailed(f"{exercise}: after 12 steps, {before:.3f} is below {start:.3f}")
-    passed(exercise, f"10 random trees, 120 steps, {rises} rises, and the likelihood never fell.")
+                refuse(exercise, "the first step was right, but now the log-likelihood fell",
+                       given, f"{after:.3f}", f"at least {before:.3f}")  # fmt: skip
+            rises, before = rises + (after > before), after
+    check.passed(f"10 random trees, 120 steps, {rises} rises, and the likelihood never fell.")
 
 
-def _check_tree(exercise: str, new: HME, old: HME) -> None:
+def _world(seed: int) -> tuple[HME, Tensor, Tensor]:
+    x_TD = affine(randn(seed, 120, 2))
+    bend_T1 = torch.where(x_TD[:, :1] > 0.3, 1.5 * x_TD[:, 1:2], -x_TD[:, :1] - 1)
+    y_TO = bend_T1 + 0.5 * randn(seed + 50, 120, 1)
+    return random_tree(2, 3, 1, seeds=[seed], scale=0.7), x_TD, y_TO
+
+
+Parts = tuple[Tensor, Tensor, Tensor]
+
+
+def _fitted(old: HME, x_TD: Tensor, y_TO: Tensor, own_TG: Tensor, left_TG: Tensor,
+            weight_TE: Tensor) -> Parts:  # fmt: skip
+    """Fit gates to (own, left), and experts and variances to their weights."""
+    gate_GD = [_gate_step(*part) for part in zip(
+        old.gate_QGD[0], [x_TD] * own_TG.shape[1], own_TG.mT, left_TG.mT, strict=True)]  # fmt: skip
+    expert_EDO = torch.stack([_weighted(x_TD, y_TO, w_T, 1e-9) for w_T in weight_TE.mT])
+    return torch.stack(gate_GD), expert_EDO, _variances(expert_EDO, x_TD, y_TO, weight_TE)
+
+
+def _variances(expert_EDO: Tensor, x_TD: Tensor, y_TO: Tensor, weight_TE: Tensor) -> Tensor:
+    error_TE = (y_TO - x_TD @ expert_EDO).square().mean(dim=-1).mT
+    return (weight_TE * error_TE).sum(0) / weight_TE.sum(0)
+
+
+def _m_step(tree: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> Parts:
+    G = tree.gate_QGD.shape[1]
+    left_TG = posterior_TN[:, 1::2]
+    return _fitted(tree, x_TD, y_TO, posterior_TN[:, :G], left_TG, posterior_TN[:, G:])
+
+
+def _m_mistakes(tree: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> Mistakes:
+    G = tree.gate_QGD.shape[1]
+    own_TG, left_TG, right_TG = posterior_TN[:, :G], posterior_TN[:, 1::2], posterior_TN[:, 2::2]
+    weight_TE, old_GD = posterior_TN[:, G:], tree.gate_QGD[0]
+    hard_TE = F.one_hot(weight_TE.argmax(-1), G + 1).to(weight_TE)
+    gate_GD, expert_EDO, var_E = _m_step(tree, x_TD, y_TO, posterior_TN)
+
+    def gates(own_TG: Tensor, left_TG: Tensor) -> tuple[object, ...]:
+        return _fitted(tree, x_TD, y_TO, own_TG, left_TG, weight_TE)[0], ..., ...
+
+    def experts(weight_TE: Tensor) -> tuple[object, ...]:
+        return ..., _fitted(tree, x_TD, y_TO, own_TG, left_TG, weight_TE)[1], ...
+
+    error_TE = (y_TO - x_TD @ expert_EDO).square().mean(-1).mT
+    own_leaf = "the experts are not each weighted by the posterior of its own leaf"
+    whole_TG = torch.ones_like(own_TG)
+    var_is = "the variance is each expert's mean squared error, weighted by its posteriors"
+    return [
+        ("the gates are left as they were: they have an M step of their own", (old_GD, ..., ...)),
+        ("the root's gate is left as it was: it has an M step like the others",
+         (torch.cat([old_GD[:1], gate_GD[1:]]), ..., ...)),
+        ("only the root's gate is fitted; every gate has its M step",
+         (torch.cat([gate_GD[:1], old_GD[1:]]), ..., ...)),
+        ("left and right are swapped: a gate's target is the posterior of its left child",
+         gates(own_TG, right_TG)),
+        ("left and right are swapped: a gate's target is the posterior of its left child",
+         (-gate_GD, ..., ...)),
+        ("a gate counts every token whole: it is weighted by the posterior of its own node",
+         gates(whole_TG, left_TG / own_TG)),
+        ("a gate expects a share of every token, whoever came: own is the posterior of its node",
+         gates(whole_TG, left_TG)),
+        ("gate n has the children 2n + 1 and 2n + 2, not n + 1 and n + 2",
+         gates(own_TG, posterior_TN[:, 1 : G + 1])),
+        ("the experts are left as they were: each has its weighted least squares",
+         (..., tree.expert_QEDO[0], ...)),
+        ("the experts all fit all tokens alike: each is weighted by the posterior of its leaf",
+         experts(torch.ones_like(weight_TE))),
+        (own_leaf, experts(posterior_TN[:, : G + 1])),
+        (own_leaf, experts(weight_TE.flip(-1))),
+        ("each token goes to its likeliest expert: that is a hard choice, EM shares",
+         experts(hard_TE)),
+        ("the posteriors count twice: weigh x or y, not both", experts(weight_TE**2)),
+        ("the variances are left as they were: each is its expert's mean squared error",
+         (..., ..., tree.var_QE[0])),
+        ("the variance is not its mean squared error but the root of it, the deviation",
+         (..., ..., var_E.sqrt())),
+        ("the variance comes from the old expert's errors; it needs the new one's",
+         (..., ..., _variances(tree.expert_QEDO[0], x_TD, y_TO, weight_TE))),
+        (f"{var_is}; here every token counts alike", (..., ..., error_TE.mean(0))),
+        (f"{var_is}: divide by the sum of the posteriors",
+         (..., ..., (weight_TE * error_TE).sum(0))),
+        (f"{var_is}: divide by their sum, not by the number of tokens",
+         (..., ..., (weight_TE * error_TE).mean(0))),
+        ("the variance holds mean absolute errors; square them",
+         (..., ..., (weight_TE * error_TE.sqrt()).sum(0) / weight_TE.sum(0))),
+        ("one variance for all experts; each has its own",
+         (..., ..., (weight_TE * error_TE).sum().div(len(x_TD)).expand(G + 1))),
+    ]  # fmt: skip
+
+
+def _as_good(new: HME, old: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> Parts:
+    """Give the parts of the learner's tree, with the closed form for each that is as good as it."""
+    exercise = "m_step"
     if not isinstance(new, HME):
-        raise CheckFailed(f"{exercise}: return an HME, not {show(new)}")
+        refuse(exercise, f"return an HME, not {show(new)}")
     for name, value in vars(old).items():
         mine = vars(new)[name]
         if not isinstance(mine, Tensor) or mine.shape != value.shape:
             shape = tuple(mine.shape) if isinstance(mine, Tensor) else show(mine)
-            raise CheckFailed(f"{exercise}: {name} should be {tuple(value.shape)}, not {shape}")
+            refuse(exercise, f"{name} should be {tuple(value.shape)}, not {shape}")
         if not mine.isfinite().all():
-            raise CheckFailed(f"{exercise}: {name} has a value that is not a number")
+            refuse(exercise, f"{name} has a value that is not a number")
     if (new.var_QE <= 0).any():
-        raise CheckFailed(f"{exercise}: a variance is {new.var_QE.min():.4g}; it must be above 0")
+        refuse(exercise, f"a variance is {new.var_QE.min():.4g}; it must be above 0")
+    best_GD, best_EDO, _ = _m_step(old, x_TD, y_TO, posterior_TN)
+    weight_TE = posterior_TN[:, -len(best_EDO) :]
+    gate_GD, expert_EDO, var_E = new.gate_QGD[0], new.expert_QEDO[0], new.var_QE[0]
+    was_G, is_G, could_G = (
+        _gate_likelihoods(v_GD, x_TD, posterior_TN) for v_GD in (old.gate_QGD[0], gate_GD, best_GD)
+    )
+    good_G = is_G >= was_G + 0.5 * (could_G - was_G).clamp(min=0) - 1e-6
+    error_E, least_E = (_variances(w, x_TD, y_TO, weight_TE) for w in (expert_EDO, best_EDO))
+    good_E = error_E <= least_E + 1e-3 * error_E.clamp(max=1)
+    true_E = ((var_E - error_E).abs() <= 1e-3 * error_E + 1e-4) | (
+        (error_E < 1e-4) & (var_E < 1e-2)
+    )
+    return (
+        torch.where(good_G[:, None], best_GD, gate_GD),
+        torch.where(good_E[:, None, None], best_EDO, expert_EDO),
+        torch.where(true_E, least_E, var_E),
+    )
 
 
-def _check_moved(exercise: str, old: HME, new: HME) -> None:
-    for name, what in (
-        ("gate_QGD", "the gates are left as they were: they have an M step of their own"),
-        ("expert_QEDO", "the experts are left as they were: each has its weighted least squares"),
-        ("var_QE", "the variances are left as they were: each is its expert's mean squared error"),
-    ):
-        if torch.equal(vars(old)[name], vars(new)[name]):
-            raise CheckFailed(f"{exercise}: {what}")
-
-
-def _parts(tree: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> tuple[Tensor, Tensor]:
-    """Split the expected complete log-likelihood: what each gate and each expert adds."""
-    E = tree.var_QE.shape[1]
-    score_TG = x_TD @ tree.gate_QGD[0].mT
+def _gate_likelihoods(gate_GD: Tensor, x_TD: Tensor, posterior_TN: Tensor) -> Tensor:
+    """Give what each gate adds to the expected log-likelihood that an M step climbs."""
+    score_TG = x_TD @ gate_GD.mT
     step_TG2 = F.logsigmoid(torch.stack([score_TG, -score_TG], dim=-1))
-    gate_G = (posterior_TN[:, 1:].unflatten(-1, (E - 1, 2)) * step_TG2).sum(dim=(0, 2))
-    prior_TE = tree.log_prior(x_TD)[0, :, -E:]
-    density_TE = tree.log_joint(x_TD, y_TO)[0] - prior_TE
-    return gate_G, (posterior_TN[:, -E:] * density_TE).sum(dim=0)
-
-
-def _fallen(old: HME, new: HME, x_TD: Tensor, y_TO: Tensor) -> str | None:
-    """Name the part that the M step made worse, or None."""
-    posterior_TN = old.posterior(x_TD, y_TO)[0]
-    swapped = HME(-new.gate_QGD, new.expert_QEDO, new.var_QE)
-    mean_error_E = _mean_errors(new, x_TD, y_TO, posterior_TN)
-    mixed = HME(old.gate_QGD, new.expert_QEDO, mean_error_E[None].clamp(min=1e-6))
-    before_G, before_E = _parts(old, x_TD, y_TO, posterior_TN)
-    after_G, after_E = _parts(new, x_TD, y_TO, posterior_TN)
-    other_G = _parts(swapped, x_TD, y_TO, posterior_TN)[0]
-    best_E = _parts(mixed, x_TD, y_TO, posterior_TN)[1]
-    if (after_G < before_G - 1e-6 * before_G.abs() - 1e-9).any():
-        gate = int((after_G - before_G).argmin())
-        if (other_G >= before_G - 1e-9).all():
-            return "the gates turn the wrong way: left and right are swapped"
-        return (
-            f"gate {gate} fits its posteriors worse than before: is its target the posterior of "
-            "its own left child, weighted by its own?"
-        )
-    if (after_E < before_E - 1e-6 * before_E.abs() - 1e-9).any():
-        expert = int((after_E - before_E).argmin())
-        if best_E[expert] >= before_E[expert] - 1e-9:
-            return (
-                f"expert {expert}'s variance is not its mean squared error, weighted by its "
-                f"posteriors: {new.var_QE[0, expert]:.4g} instead of {mean_error_E[expert]:.4g}"
-            )
-        return (
-            f"expert {expert} fits its tokens worse than before: is it weighted by the posterior "
-            "of its own leaf?"
-        )
-    return None
-
-
-def _blame(old: HME, new: HME, x_TD: Tensor, y_TO: Tensor) -> str:
-    return _fallen(old, new, x_TD, y_TO) or "and yet each part rose: is the posterior used whole?"
-
-
-def _mean_errors(tree: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> Tensor:
-    weight_ET = posterior_TN[:, -tree.var_QE.shape[1] :].mT
-    error_ET = (y_TO - x_TD @ tree.expert_QEDO[0]).square().mean(dim=-1)
-    return (weight_ET * error_ET).sum(-1) / weight_ET.sum(-1).clamp(min=1e-9)
-
-
-# --- 2013 ----------------------------------------------------------------------------------------
+    return (posterior_TN[:, 1:].unflatten(-1, (len(gate_GD), 2)) * step_TG2).sum(dim=(0, 2))
 
 
 def check_constrain(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
-    """Check Eigen's constraint: (gate_TE, total_E, margin) -> gate_TE.
+    """Check Eigen's constraint: (gate_TE, total_E, margin) -> gate_TE."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "constrain"
-    gate_TE = torch.tensor([[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]])
-    cases = [("gates [[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]], totals [9, 5, 1], margin 3", gate_TE,
-              torch.tensor([9.0, 5.0, 1.0]), 3.0)]  # fmt: skip
-    cases.append((f"{cases[0][0][:-1]}6", gate_TE, torch.tensor([9.0, 5.0, 1.0]), 6.0))
-    for seed in (1, 2, 3):
-        cases.append((f"random gates of 6 experts, margin {seed}", randn(seed, 5, 6).softmax(-1),
-                      10 * randn(seed + 9, 6).abs(), float(seed)))  # fmt: skip
-    for given, gate_TE, total_E, margin in cases:
-        yours = call(exercise, answer, gate_TE, total_E, margin, on=given)
+    def mistakes(gate_TE: Tensor, total_E: Tensor, margin: float) -> Mistakes:
         ahead_E = total_E - total_E.mean()
+        shut_E = ahead_E > margin
+        open_TE = gate_TE * ~shut_E
 
         def closed(shut_E: Tensor) -> Tensor:
-            open_TE = gate_TE * ~shut_E  # noqa: B023
+            open_TE = gate_TE * ~shut_E
             return open_TE / open_TE.sum(-1, keepdim=True)
 
-        shut_E = ahead_E > margin
-        mistakes: Mistakes = [
-            ("the gates of a token no longer add up to 1: renormalise after closing",
-             gate_TE * ~shut_E),
-            ("the experts that lag behind are closed; those ahead should be",
-             closed(ahead_E < -margin)),
-            ("the experts that lag behind are closed; those ahead should be", closed(~shut_E)),
+        lag = "the experts that lag behind are closed; those ahead should be"
+        soft = "the open gates went through a softmax; divide them by their sum"
+        leader_E = shut_E & (total_E == total_E.max())
+        return [
+            ("the gates of a token no longer add up to 1: renormalise after closing", open_TE),
+            (lag, closed(ahead_E < -margin)),
+            (lag, closed(~shut_E)),
             ("every expert above the mean is closed; the margin lets it be ahead a little",
              closed(ahead_E > 0)),
             ("totals are compared with the margin itself; compare them with their mean plus it",
              closed(total_E > margin)),
-            ("only the leader is closed; everyone too far ahead should be",
-             closed(shut_E & (total_E == total_E.max()))),
-            ("the weight is shared out over the tokens; it belongs to the token it was taken from",
-             (gate_TE * ~shut_E) / (gate_TE * ~shut_E).sum(0, keepdim=True)),
+            ("totals are compared with the margin times their mean; it is added to the mean",
+             closed(total_E > margin * total_E.mean())),
+            ("totals are compared with their median; it is their mean",
+             closed(total_E - total_E.median() > margin)),
+            ("only the leader is closed; everyone too far ahead should be", closed(leader_E)),
+            ("an expert that is exactly the margin ahead is still open: more than, not at least",
+             closed(ahead_E >= margin)),
+            ("whoever is far behind is closed as well; only those ahead should be",
+             closed(ahead_E.abs() > margin)),
+            ("the weight is shared out over the tokens; it belongs to the token it was taken from: "
+             "sum over the experts", open_TE / open_TE.sum(0, keepdim=True)),
+            ("the weight is shared out alike; each open gate grows in proportion",
+             (gate_TE + (gate_TE * shut_E).sum(-1, keepdim=True) / (~shut_E).sum()) * ~shut_E),
             ("the constraint is not applied: these are the gates as they came", gate_TE),
+            (soft, gate_TE.masked_fill(shut_E, -torch.inf).softmax(-1)),
+            (soft, open_TE.softmax(-1)),
         ]  # fmt: skip
-        right, otherwise = constrain(gate_TE, total_E, margin), "the wrong experts are closed"
-        if isinstance(yours, Tensor) and yours.isnan().any():
-            otherwise = "a sum over the tokens is 0 for a closed expert; sum over the experts"
-        expect(exercise, given, yours, right, mistakes, otherwise)
-    passed(exercise, "whoever is too far ahead waits, and each token's gates still add up to 1.")
+
+    nan = "a sum over the tokens is 0 for a closed expert; sum over the experts"
+    otherwise = "not the open gates over their sum"
+    check = Check("constrain", answer, constrain, mistakes, otherwise, nan=nan)
+    gate_TE, total_E = torch.tensor([[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]]), torch.tensor([9.0, 5, 1])
+    for margin in (3.0, 6.0, 4.0):
+        given = f"gates [[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]], totals [9, 5, 1], margin {margin:g}"
+        check.on(given, gate_TE, total_E, margin)
+    for seed, (T, E) in enumerate(((5, 6), (1, 4), (6, 6), (4, 8)), 1):
+        gate_TE, total_E = randn(seed, T, E).softmax(-1), 10 * randn(seed + 9, E).abs()
+        given = f"random gates of {T} tokens, {E} experts, margin {seed}"
+        check.on(given, gate_TE, total_E, float(seed))
+    check.slopes("random gates, margin 3", randn(1, 5, 6).softmax(-1), 10 * randn(10, 6).abs(), 3.0,
+                 of={"the gates": 0})  # fmt: skip
+    check.passed("whoever is too far ahead waits, and each token's gates still add up to 1.")

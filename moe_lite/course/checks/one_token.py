@@ -12,10 +12,9 @@ import torch
 from packaging.requirements import Requirement
 from torch import Tensor
 
-from ...routing import Routing, RoutingTrace
-from .verdict import call, expect, passed, randn
-
-# --- the machine ----------------------------------------------------------------------------------
+from ...routing import Routing
+from ...trace import RoutingTrace
+from .verdict import Check, Mistakes, randn
 
 
 def check_environment() -> bool:
@@ -63,155 +62,189 @@ def check_environment() -> bool:
 
 
 _PAIRS = "expert_N has a row for each pair, not for each token: find the token's pairs first"
+_BELIEF = "that is what the router's scores favour; the routing says what was done: its pairs"
 
-# --- reading a routing ----------------------------------------------------------------------------
+
+def _mine(routing: Routing, token: int) -> tuple[list[int], list[float]]:
+    mine_N = routing.token_N == token
+    return routing.expert_N[mine_N].tolist(), routing.gate_N[mine_N].tolist()
 
 
 def check_first_expert(first_expert: Callable[[Routing, int], int]) -> None:
-    """Check (routing, token) -> the expert that got most of the token's weight.
+    """Check (routing, token) -> the expert that got most of the token's weight."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "first_expert"
+    def mistakes(routing: Routing, token: int) -> Mistakes:
+        experts, gates = _mine(routing, token)
+        return [
+            (_PAIRS, routing.expert_N[token]),
+            (_BELIEF, routing.logits_TE[token].argmax()),
+            ("this is the place of the best pair in the list, not its expert",
+             gates.index(max(gates))),
+            ("this is the place of the best pair in the whole list, not its expert",
+             int((routing.token_N == token).nonzero()[0])),
+            ("this is the gate; the exercise asks whose it is", max(gates)),
+            ("this is the expert with the least weight", experts[gates.index(min(gates))]),
+            ("this is the largest number of an expert; ask for the largest gate", max(experts)),
+            ("this is the smallest number of an expert; ask for the largest gate", min(experts)),
+            ("this is the busiest expert of all tokens; ask the pairs of this one",
+             routing.load_E().argmax()),
+            ("this is the expert of the largest gate of all; look at this token's pairs alone",
+             routing.expert_N[routing.gate_N.argmax()]),
+        ]  # fmt: skip
+
+    check = Check("first_expert", first_expert, lambda routing, token: _mine(routing, token)[0][0],
+                  mistakes, "not the token's first expert")  # fmt: skip
     for trace, what in _traces():
-        for token in (0, 1, len(trace.tokens) - 1):
-            routing = trace.layers[0]
-            given = f"{what}, token {token}"
-            yours = _plain(call(exercise, first_expert, routing, token, on=given))
-            experts = routing.expert_N[routing.token_N == token].tolist()
-            gates = routing.gate_N[routing.token_N == token].tolist()
-            mistakes = [
-                (_PAIRS, int(routing.expert_N[token])),
-                ("this is the place of the best pair in the list, not its expert",
-                 gates.index(max(gates))),
-                ("this is the gate; the exercise asks whose it is", round(max(gates), 6)),
-                ("this is the expert with the least weight", experts[gates.index(min(gates))]),
-            ]  # fmt: skip
-            if isinstance(yours, float):
-                yours = round(yours, 6)
-            expect(exercise, given, yours, experts[0], mistakes, "not the token's first expert")
-    passed(exercise, "you can read a routing.")
+        for token in {0, 1, 2, len(trace.tokens) - 1}:
+            check.on(f"{what}, token {token}", trace.layers[0], token)
+    check.passed("you can read a routing.")
 
 
 def check_path(path: Callable[[RoutingTrace, int], list[int]]) -> None:
-    """Check (trace, token) -> the token's first expert in every layer, in order.
+    """Check (trace, token) -> the token's first expert in every layer, in order."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "path"
+    def mistakes(trace: RoutingTrace, token: int) -> Mistakes:
+        right = _path(trace, token)
+        rows = [_mine(routing, token)[0] for routing in trace.layers]
+        return [
+            ("this is the first layer alone; a token is routed anew in every layer", right[:1]),
+            ("this is the first layer alone; a token is routed anew in every layer", right[0]),
+            ("this is the last layer alone; a token is routed anew in every layer", right[-1]),
+            ("the layers are in the wrong order: the token enters at the first", right[::-1]),
+            (_PAIRS, [int(r.expert_N[token]) for r in trace.layers]),
+            (_BELIEF, [int(r.logits_TE[token].argmax()) for r in trace.layers]),
+            ("these are the second choices", [row[1] for row in rows]),
+            ("these are the last choices; the path takes the first of each layer",
+             [row[-1] for row in rows]),
+            ("every choice is listed; the path takes the first of each layer",
+             [e for row in rows for e in row]),
+            ("every choice is listed; the path takes the first of each layer", rows),
+            ("the first layer's choice is repeated; ask every layer", right[:1] * len(right)),
+            ("an expert that is met again is met again: the path has one for each layer",
+             sorted(set(right), key=right.index)),
+            ("the path follows the layers, not the numbers of the experts", sorted(right)),
+            ("one layer is missing at the end", right[:-1]),
+            ("one layer is missing at the beginning", right[1:]),
+            ("these are the largest gates; asked is whose they are",
+             [max(_mine(routing, token)[1]) for routing in trace.layers]),
+        ]  # fmt: skip
+
+    check = Check("path", path, _path, mistakes, "not the token's way through the layers")
     for trace, what in _traces():
-        for token in (0, len(trace.tokens) - 1):
-            given = f"{what}, token {token}"
-            yours = call(exercise, path, trace, token, on=given)
-            yours = tuple(_plain(e) for e in yours) if isinstance(yours, tuple) else _plain(yours)
-            right = _path(trace, token)
-            rows = [r.expert_N[r.token_N == token].tolist() for r in trace.layers]
-            mistakes = [
-                ("this is the first layer alone; a token is routed anew in every layer", right[:1]),
-                ("this is the first layer alone; a token is routed anew in every layer", right[0]),
-                ("the layers are in the wrong order: the token enters at the first", right[::-1]),
-                (_PAIRS, tuple(int(r.expert_N[token]) for r in trace.layers)),
-                ("these are the second choices", tuple(row[1] for row in rows)),
-                ("every choice is listed; the path takes the first of each layer",
-                 tuple(e for row in rows for e in row)),
-                ("the first layer's choice is repeated; ask every layer", right[:1] * len(right)),
-            ]  # fmt: skip
-            expect(
-                exercise, given, yours, right, mistakes, "not the token's way through the layers"
-            )
-    passed(exercise, "one expert for each layer, in order.")
+        for token in range(len(trace.tokens)):
+            check.on(f"{what}, token {token}", trace, token)
+    check.passed("one expert for each layer, in order.")
 
 
 def check_load(load: Callable[[Routing], Tensor]) -> None:
-    """Check routing -> how many pairs each expert got, (E,), experts without any included.
+    """Check routing -> how many pairs each expert got, (E,), experts without any included."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "load"
-    for trace, what in _traces():
-        routing = trace.layers[-1]
-        yours = call(exercise, load, routing, on=what)
-        yours = yours.detach().float() if isinstance(yours, Tensor) else yours
-        E, K = routing.num_experts, routing.per_token or 1
-        right = routing.load_E()
-        first = routing.expert_N.view(-1, K)[:, 0].bincount(minlength=E).float()
-        mistakes = [
-            ("only first choices are counted; each token has K of them", first),
+    def mistakes(routing: Routing) -> Mistakes:
+        E, K, right = routing.num_experts, routing.per_token or 1, routing.load_E()
+        first_E, last_E = (
+            routing.expert_N.view(-1, K)[:, k].bincount(minlength=E) for k in (0, K - 1)
+        )
+        missing = "experts that got nothing are missing: there are E experts, used or not"
+        return [
+            ("only first choices are counted; each token has K of them", first_E),
+            ("only last choices are counted; each token has K of them", last_E),
+            ("only the scores' favourites are counted; count the pairs that were made",
+             routing.logits_TE.argmax(-1).bincount(minlength=E)),
             ("these are shares; the load is a number of pairs", right / right.sum()),
-            ("experts that got nothing are missing at the end: there are E experts, used or not",
-             routing.expert_N.bincount().float()),
+            ("these are pairs for each token; the load is a number of pairs",
+             right / routing.num_tokens),
+            (missing, routing.expert_N.bincount()),
+            (missing, right[right > 0]),
             ("these are sums of gates; the load counts pairs, whatever their weight",
-             torch.zeros(E).index_add(0, routing.expert_N, routing.gate_N)),
+             routing.gates_TE().sum(0)),
             ("these are sums of probabilities: what the router believed, not what it did",
              routing.probs_TE.sum(0)),
-            ("this counts the pairs of each token, not of each expert",
-             routing.token_N.bincount().float()),
+            ("this counts the pairs of each token, not of each expert", routing.token_N.bincount()),
+            ("this says which experts were used; the load says how often", (right > 0).long()),
+            ("this is the number of all pairs; each expert has its own", right.sum()),
+            ("this is the number of the busiest expert's pairs; each expert has its own",
+             right.max()),
+            ("sorted by load; the place of a number says whose it is",
+             right.sort(descending=True).values),
         ]  # fmt: skip
-        expect(exercise, what, yours, right, mistakes, "not the number of pairs of each expert")
-    passed(exercise, "every pair counted once, idle experts included.")
+
+    check = Check("load", load, lambda routing: routing.load_E(), mistakes,
+                  "not the number of pairs of each expert")  # fmt: skip
+    for trace, what in _traces():
+        for layer, routing in enumerate(trace.layers):
+            check.on(f"{what}, layer {layer}", routing)
+    check.passed("every pair counted once, idle experts included.")
 
 
 def check_networks_used(networks_used: Callable[[RoutingTrace, Sequence[int]], int]) -> None:
-    """Check (trace, tokens) -> how many different expert networks those tokens met in all layers.
+    """Check (trace, tokens) -> how many different expert networks those tokens met."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "networks_used"
+    def met(trace: RoutingTrace, tokens: Sequence[int]) -> list[tuple[int, int]]:
+        return [
+            (layer, expert)
+            for layer, routing in enumerate(trace.layers)
+            for token in tokens
+            for expert in _mine(routing, token)[0]
+        ]
+
+    def mistakes(trace: RoutingTrace, tokens: Sequence[int]) -> Mistakes:
+        pairs, L = met(trace, tokens), len(trace.layers)
+        first = {step for token in tokens for step in enumerate(_path(trace, token))}
+        paths = {tuple(_path(trace, token)) for token in tokens}
+        return [
+            ("a network that two tokens share is counted twice; count different ones", len(pairs)),
+            ("a network that two tokens share is counted twice; count different ones",
+             sum(len(set(met(trace, [token]))) for token in tokens)),
+            ("expert 3 of one layer and expert 3 of the next are two networks: count (layer, "
+             "expert)", len({expert for _, expert in pairs})),
+            ("every expert of every layer is counted; a token meets only those it was sent to",
+             sum(r.num_experts for r in trace.layers)),
+            ("this is the last layer alone", len({e for layer, e in pairs if layer == L - 1})),
+            ("this is the first layer alone", len({e for layer, e in pairs if layer == 0})),
+            ("only first choices are counted; the second choice did work too", len(first)),
+            ("these are different ways through the layers; count the networks on them", len(paths)),
+            ("these are the networks that all tokens meet; count those that any of them meets",
+             len(set.intersection(*(set(met(trace, [token])) for token in tokens)))),
+            ("all tokens are counted, not only those asked for",
+             len(set(met(trace, range(len(trace.tokens)))))),
+            ("only one of the tokens is counted", len(set(met(trace, tokens[:1])))),
+        ]  # fmt: skip
+
+    check = Check("networks_used", networks_used, lambda *args: len(set(met(*args))), mistakes,
+                  "not the number of networks")  # fmt: skip
     for trace, what in _traces():
-        for tokens in ([0], [0, 1], list(range(len(trace.tokens)))):
-            given = f"{what}, tokens {tokens}"
-            yours = _plain(call(exercise, networks_used, trace, tokens, on=given))
-            met = [
-                (layer, int(expert))
-                for layer, r in enumerate(trace.layers)
-                for token, expert in zip(r.token_N.tolist(), r.expert_N, strict=True)
-                if token in tokens
-            ]
-            mistakes = [
-                ("a network that two tokens share is counted twice; count different ones",
-                 len(met)),
-                ("expert 3 of one layer and expert 3 of the next are two networks: count "
-                 "(layer, expert)", len({expert for _, expert in met})),
-                ("every expert of every layer is counted; a token meets only those it was sent to",
-                 sum(r.num_experts for r in trace.layers)),
-                ("this is the last layer alone",
-                 len({e for layer, e in met if layer == len(trace.layers) - 1})),
-                ("only first choices are counted; the second choice did work too",
-                 len({step for token in tokens for step in enumerate(_path(trace, token))})),
-            ]  # fmt: skip
-            expect(exercise, given, yours, len(set(met)), mistakes, "not the number of networks")
-    passed(exercise, "shared networks once, the same number in two layers twice.")
+        T = len(trace.tokens)
+        for tokens in ([0], [0, 1], [T - 1, 1], [2, 0, 1], list(range(T))):
+            check.on(f"{what}, tokens {tokens}", trace, tokens)
+    check.passed("shared networks once, the same number in two layers twice.")
 
 
-def _plain(value: object) -> object:
-    """Turn a tensor of one number into the number."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _path(trace: RoutingTrace, token: int) -> tuple[int, ...]:
-    return tuple(int(r.expert_N[r.token_N == token][0]) for r in trace.layers)
+def _path(trace: RoutingTrace, token: int) -> list[int]:
+    return [_mine(routing, token)[0][0] for routing in trace.layers]
 
 
 def _traces() -> list[tuple[RoutingTrace, str]]:
-    """Make a trace to do by hand, and two to leave to the function."""
+    """Make a trace to do by hand, and some to leave to the function."""
     by_hand = [[[0.1, 0.1, 0.6, 0.2], [0.5, 0.1, 0.1, 0.3], [0.15, 0.05, 0.7, 0.1]],
                [[0.3, 0.6, 0.05, 0.05], [0.1, 0.5, 0.3, 0.1], [0.2, 0.05, 0.65, 0.1]],
                [[0.3, 0.1, 0.1, 0.5], [0.2, 0.3, 0.1, 0.4], [0.25, 0.1, 0.05, 0.6]]]  # fmt: skip
     logits = torch.tensor(by_hand).log()
+    biased = "chosen with a bias, so that the best score is not always the first choice"
     return [
         (_trace(logits, 2), "three tokens, three layers, four experts"),
         (_trace(randn(1, 3, 9, 6) - torch.arange(6) * 0.8, 2), "nine tokens, three layers"),
         (_trace(randn(2, 4, 7, 8), 3), "seven tokens with three choices, four layers"),
+        (_trace(randn(3, 3, 8, 5), 2, 2 * randn(4, 5)), f"eight tokens, three layers, {biased}"),
     ]
 
 
-def _trace(logits_LTE: Tensor, k: int) -> RoutingTrace:
+def _trace(logits_LTE: Tensor, k: int, bias_E: Tensor | None = None) -> RoutingTrace:
     layers = []
     for logits_TE in logits_LTE:
         probs_TE = logits_TE.softmax(dim=-1)
-        gate_TK, expert_TK = probs_TE.topk(k, dim=-1)
+        by_TE = logits_TE if bias_E is None else logits_TE + bias_E
+        chosen_TE = torch.zeros_like(by_TE).scatter(1, by_TE.topk(k).indices, 1.0)
+        gate_TK, expert_TK = (probs_TE * chosen_TE).topk(k, dim=-1)
         gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
         layers.append(Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK))
     names = tuple(f"layers.{i}" for i in range(len(layers)))

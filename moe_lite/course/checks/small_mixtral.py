@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...config import MixtralConfig
 from ...losses import load_balancing_loss
 from ...routing import Routing
-from .verdict import CheckFailed, Mistakes, call, expect, passed, randn, same, show
+from .verdict import Check, Mistakes, call, passed, randn, refuse, same, show
 
 Gates = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(logits_TE, k) -> (gate_TK, expert_TK), best first."""
@@ -23,53 +23,31 @@ Loss = Callable[[Tensor, Tensor, float], Tensor]
 """(lm_loss, logits_TE, coef) -> the loss to be minimised."""
 
 
-# --- the gate, in both orders --------------------------------------------------------------------
-
-
 def check_top_k(top_k: Gates) -> None:
-    """Check softmax → top-k → renormalise: (logits_TE, k) -> (gate_TK, expert_TK), best first.
-
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
+    """Check softmax → top-k → renormalise: (logits_TE, k) -> (gate_TK, expert_TK), best first."""
     _check_gates("top_k", top_k)
     passed("top_k", "the right experts, gates that add up to 1, and a gradient for the router.")
 
 
 def check_softmax_order(topk_softmax: Gates) -> None:
-    """Check top-k → softmax: (logits_TE, k) -> (gate_TK, expert_TK), best first.
-
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
+    """Check top-k → softmax: (logits_TE, k) -> (gate_TK, expert_TK), best first."""
     _check_gates("topk_softmax", topk_softmax)
-    logits_TE = randn(0, 1000, 8)
-    far = (topk_softmax(logits_TE, 2)[0] - _gates(logits_TE, 2)[0]).abs().max()
-    passed(
-        "topk_softmax",
-        f"over 1,000 random tokens within {far:.0e} of softmax → top-k → renormalise.",
-    )
+    passed("topk_softmax", "the gates of softmax → top-k → renormalise, to the last digits.")
 
 
 def check_orders_agree(orders_agree: Callable[[bool, int, int], bool]) -> None:
     """Check the claim (renormalize, k, num_experts) -> bool: do both orders give equal gates?
 
     Each case is put to both computations; a false claim gets the case that refutes it.
-
-    Raises: CheckFailed with that case; NotImplementedError if not yet written.
     """
-    exercise = "orders_agree"
+    check = Check("orders_agree", orders_agree)
     cases = [(n, k, E) for E in (4, 2, 3, 8) for k in range(E, 0, -1) for n in (True, False)]
     for renormalize, k, E in cases:
-        given = f"renormalize={renormalize}, k={k}, num_experts={E}"
-        claim = call(exercise, orders_agree, renormalize, k, E, on=given)
-        if not isinstance(claim, bool):
-            raise CheckFailed(f"{exercise}: return True or False, not {claim!r}")
         logits_TE = randn(E, 1, E)
         first_TK = logits_TE.softmax(dim=-1).topk(k).values
         if renormalize:
             first_TK = first_TK / first_TK.sum(dim=-1, keepdim=True)
         second_TK = logits_TE.topk(k).values.softmax(dim=-1)
-        if claim == same(first_TK, second_TK):
-            continue
         if renormalize:
             why = "dividing by the sum cancels the softmax's denominator: they are always equal"
         elif k == E:
@@ -78,11 +56,12 @@ def check_orders_agree(orders_agree: Callable[[bool, int, int], bool]) -> None:
             why = "with k = 1, top-k → softmax gives a constant 1, but softmax → top-k the best p"
         else:
             why = "without renormalising, softmax → top-k gives gates that add up to less than 1"
-        raise CheckFailed(
-            f"{exercise}: {why}\n  given    {given}\n  yours    {claim}\n"
-            f"  softmax → top-k gives {show(first_TK)}, top-k → softmax {show(second_TK)}"
+        given = (
+            f"renormalize={renormalize}, k={k}, num_experts={E}: softmax → top-k gives "
+            f"{show(first_TK)}, top-k → softmax {show(second_TK)}"
         )
-    passed(exercise, f"true in all {len(cases)} cases, each tried on numbers.")
+        check.on(given, renormalize, k, E, right=same(first_TK, second_TK), otherwise=why)
+    check.passed(f"true in all {len(cases)} cases, each tried on numbers.")
 
 
 def _gates(logits_TE: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -101,108 +80,69 @@ def _gate_mistakes(logits_TE: Tensor, k: int) -> Mistakes:
     least_TK, least_expert_TK = probs_TE.topk(k, dim=-1, largest=False)
     chosen_TE = torch.zeros_like(logits_TE, dtype=torch.bool).scatter(-1, expert_TK, True)
     zeroed_TE = logits_TE.where(chosen_TE, 0.0).softmax(dim=-1)
+    by_expert = probs_TE.topk(min(k, len(probs_TE)), dim=0)
+    order_TK = expert_TK.argsort(-1)
+    raw_TK = top_TK.exp() / top_TK.exp().sum(-1, keepdim=True)
     over_tokens = "the softmax runs over the tokens (dim 0), not over a token's experts (dim -1)"
     least = "these are the least likely experts; top-k keeps the largest"
+    each = "each expert chose k tokens (top-k over dim 0); here each token chooses k experts"
+    p_TK = probs_TE.gather(-1, expert_TK)
     return [
-        ("the gates of a token do not add up to 1; divide them by their sum",
-         (probs_TE.gather(-1, expert_TK), expert_TK)),
+        ("the gates of a token do not add up to 1; divide them by their sum", (p_TK, expert_TK)),
         (over_tokens, (column_TK, column_expert_TK)),
         (over_tokens, (normed(column_TK), column_expert_TK)),
         (over_tokens, (top_TK.softmax(dim=0), expert_TK)),
+        ("divided by the sum over the tokens (dim 0); each token's own k gates add up to 1",
+         (p_TK / p_TK.sum(0), expert_TK)),
+        ("divided by the sum of all gates; each token's own k add up to 1",
+         (p_TK / p_TK.sum(), expert_TK)),
         (least, (least_TK, least_expert_TK)),
         (least, (normed(least_TK), least_expert_TK)),
         ("the right experts, but worst first; put the best first",
          (gate_TK.flip(-1), expert_TK.flip(-1))),
+        ("the right experts, but in order of their numbers; put the best first",
+         (gate_TK.gather(-1, order_TK), expert_TK.gather(-1, order_TK))),
         ("the other logits were set to 0, and exp(0) is 1: they still take a share; use -inf",
          (zeroed_TE.gather(-1, expert_TK), expert_TK)),
         ("these are the logits themselves; a gate is their softmax", (top_TK, expert_TK)),
+        ("these logits are divided by their sum; a gate is their softmax",
+         (normed(top_TK), expert_TK)),
         ("each gate is a sigmoid of its own logit; in a softmax the experts compete",
          (normed(top_TK.sigmoid()), expert_TK)),
+        ("two softmaxes, one after the other: one is enough", (gate_TK.softmax(-1), expert_TK)),
+        ("two softmaxes, one after the other: one is enough", (p_TK.softmax(-1), expert_TK)),
+        (each, (by_expert.values, by_expert.indices)),
+        (each, (by_expert.values / by_expert.values.sum(0), by_expert.indices)),
+        ("the sum you divide by is detached; it depends on the logits as well",
+         (p_TK / p_TK.sum(dim=-1, keepdim=True).detach(), expert_TK)),
+        ("exp overflows, and inf / inf is not a number; a softmax takes care of that",
+         (raw_TK, expert_TK)),
+        ("a place in the list is taken for an expert: topk was taken of a topk",
+         (gate_TK, torch.arange(k).expand(len(gate_TK), k))),
     ]  # fmt: skip
 
 
 def _check_gates(exercise: str, answer: Gates) -> None:
-    def run(given: str, logits_TE: Tensor, k: int, otherwise: str = "") -> None:
-        yours = call(exercise, answer, logits_TE, k, on=given)
-        _check_pair(exercise, yours, logits_TE, k)
-        right = _gates(logits_TE, k)
-        part = "gates" if same(yours[1], right[1]) else "experts"
-        otherwise = otherwise or f"the {part} are not the right ones"
-        if yours[0].isnan().any():
-            otherwise = "exp overflows, and inf / inf is not a number; a softmax takes care of that"
-        expect(exercise, given, yours, right, _gate_mistakes(logits_TE, k), otherwise)
-
+    check = Check(exercise, answer, _gates, _gate_mistakes, parts=("gate_TK", "expert_TK"),
+                  otherwise=("the gates are not the right ones", "the experts are not the right ones"),
+                  nan="exp overflows, and inf / inf is not a number; a softmax takes care of that")  # fmt: skip
     # The softmax of log p is p, so these gates can be found by hand.
     probs_TE = [[0.1, 0.2, 0.3, 0.4], [0.5, 0.3, 0.15, 0.05], [0.05, 0.6, 0.1, 0.25]]
-    by_hand_TE = torch.tensor(probs_TE).log()
-    run(f"the logarithms of {probs_TE}, k = 2", by_hand_TE, 2)
-    run("logits [[1000, 999, 0]], k = 2", torch.tensor([[1000.0, 999.0, 0.0]]), 2)
+    check.on(f"the logarithms of {probs_TE}, k = 2", torch.tensor(probs_TE).log(), 2)
+    check.on("logits [[1000, 999, 0]], k = 2", torch.tensor([[1000.0, 999.0, 0.0]]), 2)
+    for T, E in ((6, 5), (4, 4), (2, 7)):
+        check.on(f"tokens: {T}, experts: {E}, k = 2", randn(T, T, E), 2)
     for k in (1, 3, 5):
         otherwise = f"right for k = 2, wrong for k = {k}: is the 2 written into the code?"
-        run(f"six tokens, five experts, k = {k}", randn(k, 6, 5), k, otherwise)
-
-    def gradient(gates: Gates) -> Tensor | None:
-        logits_TE = by_hand_TE.clone().requires_grad_()
-        gate_TK = call(exercise, gates, logits_TE, 2, on="the first logits, for their gradient")[0]
-        weighed = gate_TK * torch.tensor([[1.0, 2.0], [3.0, 5.0], [7.0, 4.0]])
-        return torch.autograd.grad(weighed.sum(), logits_TE)[0] if gate_TK.requires_grad else None
-
-    def half_detached(logits_TE: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        gate_TK, expert_TK = logits_TE.softmax(dim=-1).topk(k)
-        return gate_TK / gate_TK.sum(dim=-1, keepdim=True).detach(), expert_TK
-
-    yours, right, half = gradient(answer), gradient(_gates), gradient(half_detached)
-    if yours is None:
-        raise CheckFailed(
-            f"{exercise}: no gradient reaches the logits, so the router could never learn; "
-            f"look for detach(), no_grad(), or a tensor made anew from numbers"
-        )
-    mistakes = [("the sum you divide by is detached; it depends on the logits as well", half)]
-    given = "the gradient of a weighted sum of the gates"
-    expect(exercise, given, yours, right, mistakes, "right gates, but not their gradient")
-
-
-def _check_pair(exercise: str, result: Any, logits_TE: Tensor, k: int) -> None:
-    T, E = logits_TE.shape
-    pair = isinstance(result, tuple) and len(result) == 2
-    if not pair or not all(isinstance(part, Tensor) for part in result):
-        raise CheckFailed(
-            f"{exercise}: return two tensors, (gate_TK, expert_TK), not {show(result)}"
-        )
-    gate, expert = result
-    if gate.shape == expert.shape == (k, E) != (T, k):
-        raise CheckFailed(
-            f"{exercise}: each expert chose {k} tokens (top-k over dim 0); "
-            f"here each token chooses {k} experts (dim -1)"
-        )
-    if expert.is_floating_point() and not gate.is_floating_point():
-        raise CheckFailed(f"{exercise}: the two are swapped; return (gate_TK, expert_TK)")
-    if not gate.shape == expert.shape == (T, k):
-        raise CheckFailed(
-            f"{exercise}: for {T} tokens and k = {k} both should have the shape {(T, k)}, "
-            f"not {tuple(gate.shape)} and {tuple(expert.shape)}"
-        )
-
-
-# --- the layer -----------------------------------------------------------------------------------
+        check.on(f"six tokens, five experts, k = {k}", randn(k, 6, 5), k, otherwise=otherwise)
+    check.slopes("six tokens, five experts, k = 2", randn(0, 6, 5), 2, of={"the logits": 0})
+    check.judge()
 
 
 def check_moe_layer(moe_layer: Callable[..., Tensor]) -> None:
-    """Check the loop over experts: (x_TD, gate_TK, expert_TK, w1, w3, w2) -> out_TD.
-
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "moe_layer"
-
-    def run(given: str, *args: Tensor) -> Tensor:
-        yours, right = call(exercise, moe_layer, *args, on=given), _moe(*args)
-        if not isinstance(yours, Tensor) or yours.shape != right.shape:
-            got = tuple(yours.shape) if isinstance(yours, Tensor) else repr(yours)
-            raise CheckFailed(f"{exercise}: return out_TD of shape {tuple(right.shape)}, not {got}")
-        otherwise = "not the sum, over a token's experts, of gate × SwiGLU(x)"
-        expect(exercise, given, yours, right, _moe_mistakes(*args), otherwise)
-        return yours
-
+    """Check the loop over experts: (x_TD, gate_TK, expert_TK, w1, w3, w2) -> out_TD."""
+    check = Check("moe_layer", moe_layer, _moe, _moe_mistakes,
+                  "not the sum, over a token's experts, of gate × SwiGLU(x)")  # fmt: skip
     # silu(20 x) is 20 x up to rounding, so with these weights expert e maps x to 10^e x².
     x_TD = torch.tensor([[1.0], [2.0], [3.0]])
     gate_TK = torch.tensor([[0.75, 0.25], [0.6, 0.4], [0.5, 0.5]])
@@ -214,32 +154,24 @@ def check_moe_layer(moe_layer: Callable[..., Tensor]) -> None:
             f"x {show(x_TD)}, gates {show(gate_TK)}, experts {show(expert_TK)}, "
             f"where expert e maps x to 10^e x²{idle}"
         )
-        run(given, x_TD, gate_TK, expert_TK, w1, w3, w2)
-
-    T, E, K, D, F_ = 7, 5, 3, 4, 6
-    logits_TE = randn(0, T, E)
-    logits_TE[:, 2] = -torch.inf
-    gate_TK, expert_TK = _gates(logits_TE, K)
-    x_TD, w1, w3, w2 = randn(1, T, D), randn(2, E, F_, D), randn(3, E, F_, D), randn(4, E, D, F_)
-    given = f"random numbers: T={T}, E={E}, K={K}, D={D}, F={F_}; expert 2 gets no token"
-    inputs = {"x_TD": x_TD, "gate_TK": gate_TK, "w1": w1, "w3": w3, "w2": w2}
-    args = [tensor.requires_grad_() for tensor in inputs.values()]
-    args.insert(2, expert_TK)
-    yours, right = (
-        torch.autograd.grad(out.square().sum(), list(inputs.values()), allow_unused=True)
-        if out.requires_grad
-        else [None] * len(inputs)
-        for out in (run(given, *args), _moe(*args))
-    )
-    for name, gradient, expected in zip(inputs, yours, right, strict=True):
-        if gradient is None:
-            raise CheckFailed(
-                f"{exercise}: right values, but no gradient reaches {name}, so it or what is "
-                f"behind it could never learn; look for detach(), no_grad() or .item()"
-            )
-        otherwise = f"right values, but not the right gradient for {name}"
-        expect(exercise, given, gradient, expected, [], otherwise)
-    passed(exercise, "every choice of every token weighed and added, idle experts and all.")
+        check.on(given, x_TD, gate_TK, expert_TK, w1, w3, w2)
+    for seed, (T, E, K, D, width) in enumerate(
+        ((7, 5, 3, 4, 6), (5, 6, 2, 3, 3), (6, 4, 1, 5, 2), (1, 8, 2, 4, 4), (4, 3, 3, 2, 5))
+    ):
+        logits_TE = randn(seed, T, E)
+        if K < E:
+            logits_TE[:, 2] = -torch.inf
+        if T > K and seed < 2:  # expert 0 is the choice of one token alone
+            logits_TE[:, 0] = -torch.inf
+            logits_TE[T - 2, 0] = 9.0
+        given = f"random numbers: T={T}, E={E}, K={K}, D={D}, F={width}"
+        inputs = (randn(seed + 1, T, D), *_gates(logits_TE, K), randn(seed + 2, E, width, D),
+                  randn(seed + 3, E, width, D), randn(seed + 4, E, D, width))  # fmt: skip
+        check.on(given + ("; expert 2 gets no token" if K < E else "; K = E"), *inputs)
+        if not seed:
+            of = {"x_TD": 0, "gate_TK": 1, "w1": 3, "w3": 4, "w2": 5}
+            check.slopes(given, *inputs, of=of)
+    check.passed("every choice of every token weighed and added, idle experts and all.")
 
 
 def _every_pair(
@@ -259,30 +191,48 @@ def _moe(
 def _moe_mistakes(
     x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, w1: Tensor, w3: Tensor, w2: Tensor
 ) -> Mistakes:
-    T, K = gate_TK.shape
-    gate_TK1 = gate_TK[..., None]
+    (T, K), E, gate_TK1 = gate_TK.shape, len(w1), gate_TK[..., None]
     out_TKD = _every_pair(x_TD, expert_TK, w1, w3, w2)
-    weighed_TKD = gate_TK1 * out_TKD
-    linear_TKD = _every_pair(x_TD, expert_TK, w1, w3, w2, act=lambda up: up)
-    scaled_TD = sum(
+    weighed_TKD, right_TD = gate_TK1 * out_TKD, _moe(x_TD, gate_TK, expert_TK, w1, w3, w2)
+
+    def with_act(act: Any) -> Tensor:
+        return (gate_TK1 * _every_pair(x_TD, expert_TK, w1, w3, w2, act=act)).sum(1)
+
+    scaled_TD = torch.stack([
         _every_pair(gate_TK[:, k : k + 1] * x_TD, expert_TK[:, k : k + 1], w1, w3, w2)[:, 0]
-        for k in range(K)
-    )
+        for k in range(K)]).sum(0)  # fmt: skip
     position_TK = torch.arange(K).expand(T, K)
+    alone_TK = expert_TK.flatten().bincount(minlength=E)[expert_TK] == 1
     overwritten = "one of a token's experts overwrites another; add to the output (+=)"
+    kept_TK = expert_TK < E - 1
     return [
         ("the gates are forgotten; weigh each expert's output by its gate", out_TKD.sum(1)),
         ("a plain mean over the experts; the gates are the weights", out_TKD.mean(1)),
+        ("the weighed outputs are averaged; they are added", weighed_TKD.mean(1)),
         ("only the first choice is used; each token has K of them", weighed_TKD[:, 0]),
         (overwritten, weighed_TKD[torch.arange(T), expert_TK.argmax(dim=1)]),
+        (overwritten, weighed_TKD[torch.arange(T), expert_TK.argmin(dim=1)]),
         (overwritten, weighed_TKD[:, -1]),
+        ("an expert with exactly one token is passed over: a lone index lost its dimension, or was "
+         "taken for none", (weighed_TKD * ~alone_TK[..., None]).sum(1)),
+        ("the last expert is left out: there are E of them, from 0 to E - 1",
+         (weighed_TKD * kept_TK[..., None]).sum(1)),
         ("every expert is weighed by the gate of the first choice; each has its own",
          gate_TK1[:, 0] * out_TKD.sum(1)),
+        ("the gates stand in reverse: each choice has its own",
+         (gate_TK1.flip(1) * out_TKD).sum(1)),
+        ("the gate is squared: weigh once", (gate_TK1.square() * out_TKD).sum(1)),
         ("w1 and w3 are swapped; it is w1's projection that goes through silu",
          _moe(x_TD, gate_TK, expert_TK, w3, w1, w2)),
-        ("the silu is missing; SwiGLU is w2 (silu(w1 x) * w3 x)", (gate_TK1 * linear_TKD).sum(1)),
+        ("the silu is missing; SwiGLU is w2 (silu(w1 x) * w3 x)", with_act(lambda up: up)),
+        ("that is a sigmoid; silu(a) is a times it", with_act(torch.sigmoid)),
+        ("that is a ReLU; SwiGLU has silu", with_act(F.relu)),
+        ("the silu is of the product; it is of w1's projection alone",
+         (gate_TK1 * torch.einsum("tef,edf->ted", F.silu(
+             torch.einsum("td,efd->tef", x_TD, w1) * torch.einsum("td,efd->tef", x_TD, w3)),
+             w2)[torch.arange(T)[:, None], expert_TK]).sum(1)),
         ("x itself is added; the residual connection belongs to the block around this layer",
-         x_TD + weighed_TKD.sum(1)),
+         x_TD + right_TD),
         ("the gate weighs the expert's input; an expert is not linear: weigh its output",
          scaled_TD),
         ("a choice's position is taken for its expert's number; that stands in expert_TK",
@@ -290,61 +240,53 @@ def _moe_mistakes(
     ]  # fmt: skip
 
 
-# --- a real bug ----------------------------------------------------------------------------------
-
-
 def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
-    """Check the mended router: Router(hidden_size, num_experts, top_k)(x_TD) -> gates, experts.
+    """Check the repaired router: Router(hidden_size, num_experts, top_k)(x_TD) -> gates, experts.
 
     It is built anew and run on batches, of two sizes, that exist nowhere else.
-
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
     """
     exercise = "router"
     with torch.random.fork_rng(devices=[]):
         router = call(exercise, Router, 4, 3, 2, on="hidden_size=4, num_experts=3, top_k=2")
     if not isinstance(getattr(router, "gate", None), nn.Linear):
-        raise CheckFailed(f"{exercise}: keep the scores' nn.Linear as self.gate; mend only forward")
+        refuse(exercise, "keep the scores' nn.Linear as self.gate; change only forward")
     forward = type(router).forward
     before = {k: v for k, v in forward.__globals__.items() if isinstance(v, Tensor)}
-    batches = [randn(1, 5, 4), randn(2, 5, 4), randn(3, 3, 4)]
-    given = [f"a fresh batch of shape {tuple(x_TD.shape)}: {show(x_TD)}" for x_TD in batches]
-    yours = [call(exercise, router, x, on=on) for x, on in zip(batches, given, strict=True)]
-    right = [_gates(x_TD @ router.gate.weight.T, 2) for x_TD in batches]
+    check = Check(exercise, router, lambda x_TD: _gates(x_TD @ router.gate.weight.T, 2),
+                  parts=("gate_TK", "expert_TK"))  # fmt: skip
+    for x_TD in (randn(1, 5, 4), randn(2, 5, 4), randn(3, 3, 4)):
+        check.on(f"a fresh batch of shape {tuple(x_TD.shape)}: {show(x_TD)}", x_TD)
     for name, value in forward.__globals__.items():
         if isinstance(value, Tensor) and before.get(name) is not value:
-            raise CheckFailed(
-                f"{exercise}: forward writes the global `{name}`, and whoever reads that name next "
-                f"gets this batch; let it read its argument only, and leave nothing but its result"
-            )
+            refuse(exercise, f"forward writes the global `{name}`, and whoever reads that name next "
+                   "gets this batch; let it read its argument only, and leave nothing but its "
+                   "result")  # fmt: skip
     defaults = [*(forward.__defaults__ or ()), *(forward.__kwdefaults__ or {}).values()]
     loaded = [step.argval for step in dis.get_instructions(forward) if step.opname == "LOAD_GLOBAL"]
     read = [name for name in loaded if name in before]
+    first, second = check.cases[:2]
     why = "not softmax → top-k → renormalise of gate(x)"
     if any(isinstance(value, Tensor) for value in defaults):
         why = "a default argument is made once, when `def` runs: each call sees that old batch"
     elif read:
         why = f"forward reads the global `{read[0]}` instead of its argument"
-    elif same(yours[0], right[0]) and same(yours[1], yours[0]):
+    elif not first.wrong() and same(second.yours, first.yours):
         why = "right on the first batch, then the same again: something is kept between calls"
-    elif same(yours[0], yours[1]):
+    elif same(first.yours, second.yours):
         why = "two different batches get the same answer: it does not depend on the argument"
-    for on, answer, expected in zip(given, yours, right, strict=True):
-        expect(exercise, on, answer, expected, [], why)
-    passed(exercise, "the answer follows the argument, whatever else the notebook holds.")
-
-
-# --- Mixtral's arithmetic ------------------------------------------------------------------------
+    for case in check.cases:
+        case.otherwise = why
+    check.passed("the answer follows the argument, whatever else the notebook holds.")
 
 
 def check_parameter_count(parameter_count: Callable[[MixtralConfig], tuple[int, int]]) -> None:
     """Check (config) -> (total, active): all parameters, and those that one token touches.
 
     Active leaves out only the experts that the token does not use; the embedding counts whole.
-
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
     """
-    exercise = "parameter_count"
+    check = Check("parameter_count", parameter_count, _count, _count_mistakes,
+                  ("that is not the number of all", "that is not what one token uses"),
+                  parts=("total", "active"))  # fmt: skip
     small = MixtralConfig(
         vocab_size=10, hidden_size=4, intermediate_size=6, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, num_local_experts=3, num_experts_per_tok=2,
@@ -354,18 +296,13 @@ def check_parameter_count(parameter_count: Callable[[MixtralConfig], tuple[int, 
         ("V=10, D=4, F=6, 2 layers, 2 heads (1 for keys and values), 3 experts of which 2", small),
         ("the same with 5 experts, and head_dim=6 where D / heads is 2", other),
         ("the same with tie_word_embeddings=True", replace(other, tie_word_embeddings=True)),
+        ("the same with one expert for each token", replace(other, num_experts_per_tok=1)),
+        ("the same with 5 experts of which all 5", replace(other, num_experts_per_tok=5)),
         ("Mixtral 8x7B", MixtralConfig()),
     ):
-        result = call(exercise, parameter_count, config, on=given)
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise CheckFailed(f"{exercise}: return (total, active), not {show(result)}")
-        right, mistakes = _count(config), _count_mistakes(config)
-        for part, yours, expected, named in zip(
-            ("total", "active"), result, right, mistakes, strict=True
-        ):
-            otherwise = f"the {part} is off by {yours - expected:+,}"
-            expect(exercise, f"{given}; the {part}", yours, expected, named, otherwise)
-    passed(exercise, f"Mixtral 8x7B has {right[0]:,} parameters, and a token uses {right[1]:,}.")
+        check.on(given, config)
+    total, active = _count(MixtralConfig())
+    check.passed(f"Mixtral 8x7B has {total:,} parameters, and a token uses {active:,}.")
 
 
 def _sizes(c: MixtralConfig) -> tuple[int, int, int, int, int, int]:
@@ -383,14 +320,16 @@ def _count(c: MixtralConfig) -> tuple[int, int]:
     return sum(shared) + c.num_local_experts * expert, sum(shared) + c.num_experts_per_tok * expert
 
 
-def _count_mistakes(c: MixtralConfig) -> tuple[Mistakes, Mistakes]:
+def _count_mistakes(c: MixtralConfig) -> Mistakes:
     embedding, head, attention, router, norms, expert = _sizes(c)
     total, active = _count(c)
     D, H, E, K = (
         c.hidden_size, c.num_attention_heads, c.num_local_experts, c.num_experts_per_tok
     )  # fmt: skip
     dense = embedding + head + attention + norms + expert
-    eight = f"that multiplies more than the experts by {E}; attention and embeddings are shared"
+    eight = (
+        "that multiplies more than the experts by their number; attention and embeddings are shared"
+    )
     totals = [
         (eight, E * dense),
         (eight, E * dense + router),
@@ -404,8 +343,12 @@ def _count_mistakes(c: MixtralConfig) -> tuple[Mistakes, Mistakes]:
         ("each layer has num_local_experts experts; here is one", total - (E - 1) * expert),
         ("the heads' size is taken to be D / heads; config.head_dim may differ",
          _count(replace(c, head_dim=D // H))[0]),
-        ("tied embeddings are one matrix; here they are counted twice", total + embedding),
+        ("tied embeddings are one matrix; here they are counted twice",
+         total + (embedding if c.tie_word_embeddings else 0)),
         ("the output head is missing; untied, it is a V × D matrix of its own", total - head),
+        ("attention has four matrices, and one of the four is missing",
+         total - c.num_hidden_layers * D * H * int(c.head_dim or D // H)),
+        ("each layer has two norms, and one of them is missing", total - c.num_hidden_layers * D),
     ]  # fmt: skip
     actives = [
         ("every expert is counted as active; a token uses num_experts_per_tok", total),
@@ -418,22 +361,19 @@ def _count_mistakes(c: MixtralConfig) -> tuple[Mistakes, Mistakes]:
          active - router // E * (E - K)),
         ("the input embedding is missing from the active ones; here it counts whole",
          active - embedding),
+        ("the experts alone are counted as active; attention, norms and embeddings are, too",
+         K * expert),
     ]  # fmt: skip
-    return totals, actives
-
-
-# --- a loss that is computed and never used ------------------------------------------------------
+    return [*((text, (value, ...)) for text, value in totals),
+            *((text, (..., value)) for text, value in actives)]  # fmt: skip
 
 
 def check_balance_is_used(balance_is_used: Callable[[Loss], bool]) -> None:
     """Check the learner's own test: (loss) -> does its balance term teach the router?
 
-    A loss is (lm_loss, logits_TE, coef) -> scalar. The test is tried on two sound ones, and on
-    five in which the term is computed and teaches nothing.
-
-    Raises: CheckFailed with the loss that was misjudged; NotImplementedError if not yet written.
+    A loss is (lm_loss, logits_TE, coef) -> scalar. The test is tried on sound ones, and on others
+    in which the term is computed and teaches nothing.
     """
-    exercise = "balance_is_used"
 
     def balance(logits_TE: Tensor) -> Tensor:
         probs_TE = logits_TE.softmax(dim=-1)
@@ -450,6 +390,8 @@ def check_balance_is_used(balance_is_used: Callable[[Loss], bool]) -> None:
          "take uneven logits, and a coef above 0"),
         ("lm_loss + coef * (balance - 1)", lambda lm, x, c: lm + c * (balance(x) - 1), True,
          "a sound loss is called broken; a constant moves the value, never the gradient"),
+        ("lm_loss + coef / 1000 * balance", lambda lm, x, c: lm + c * balance(x) / 1000, True,
+         "a sound loss is called broken; a small coefficient still teaches"),
         ("lm_loss alone", lambda lm, x, c: lm, False,
          "the balance is never added, and that goes unnoticed"),
         ("lm_loss + coef * balance.item()", lambda lm, x, c: lm + c * balance(x).item(), False,
@@ -461,14 +403,7 @@ def check_balance_is_used(balance_is_used: Callable[[Loss], bool]) -> None:
         ("lm_loss + 0 * coef * balance", lambda lm, x, c: lm + 0 * c * balance(x), False,
          "a gradient that is there but 0 teaches nothing; look at its size"),
     ]  # fmt: skip
-    said = []
-    for name, loss, _, _ in cases:
-        claim = call(exercise, balance_is_used, loss, on=f"the loss {name}")
-        if not isinstance(claim, bool):
-            raise CheckFailed(f"{exercise}: return True or False, not {show(claim)}")
-        said.append(claim)
-    for (name, _, right, why), claim in zip(cases, said, strict=True):
-        if all(said):
-            why = f"it calls all {len(cases)} losses sound, whatever they do with the balance"
-        expect(exercise, f"the loss {name}", claim, right, [], why)
-    passed(exercise, "two sound losses accepted, five that teach the router nothing caught.")
+    check = Check("balance_is_used", balance_is_used)
+    for name, loss, right, why in cases:
+        check.on(f"the loss {name}", loss, right=right, otherwise=why)
+    check.passed("sound losses accepted, and those that teach the router nothing caught.")

@@ -1,16 +1,34 @@
-"""The mechanism of the checks: call the answer, compare it, say what it shows."""
+"""The mechanism of the checks: call the answer on every case, compare, say what it shows.
+
+A :class:`Check` puts an answer to cases and judges them together. A mistake is named only if it
+gives the answer's numbers on *every* case: two mistakes that agree on one are never confused.
+What no named mistake explains may still be explained by its form: a factor, a rounding, another
+shape. Numbers are compared, never containers: a list, an array, a Python number are read as the
+tensor that they hold.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
+import sysconfig
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Mistakes = Sequence[tuple[str, Any]]
-"""Sentences that each name a mistake, with the value which that mistake gives."""
+"""Sentences that each name a mistake, with the value it gives; None where it gives none.
+
+Of several things returned, ``...`` stands for those that the mistake does not touch.
+"""
+
+NO_GRADIENT = "no gradient"
+_FOREIGN = (str(Path(__file__).parents[2]), *sysconfig.get_paths().values())
 
 
 class CheckFailed(AssertionError):
@@ -21,74 +39,202 @@ class CheckFailed(AssertionError):
         return [f"✗ {self}"]
 
 
+class CheckBroken(RuntimeError):
+    """Say that the check went wrong, not the answer: a bug of the course."""
+
+
+def judged(check: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the check, with any error of its own raised as CheckBroken."""
+
+    @functools.wraps(check)
+    def guarded(*answer: Any) -> Any:
+        try:
+            return check(*answer)
+        except (CheckFailed, NotImplementedError):
+            raise
+        except Exception as error:
+            raise CheckBroken(
+                f"{check.__name__} itself went wrong, which says nothing about your answer; "
+                f"please report it: {type(error).__name__}: {error}"
+            ) from error
+
+    return guarded
+
+
 def passed(exercise: str, verdict: str) -> None:
     """Print the verdict on a right answer."""
     print(f"✓ {exercise}: {verdict}")
 
 
-def call(exercise: str, answer: Callable[..., Any], *args: Any, on: str) -> Any:
-    """Call the learner's code, saying in words what it is called on; a list comes as a tuple.
+def refuse(
+    exercise: str, verdict: str, given: str = "", yours: str = "", expected: str = ""
+) -> Any:
+    """Raise CheckFailed with the verdict and, line by line, the numbers it rests on."""
+    lines = {"given": given, "yours": yours, "expected": expected}
+    shown = "".join(f"\n  {name:<8} {text}" for name, text in lines.items() if text)
+    raise CheckFailed(f"{exercise}: {verdict}{shown}")
 
-    Raises: CheckFailed with the exercise's name if the code raises, or changes a tensor it is
-            given; NotImplementedError as it comes.
+
+def randn(seed: int, *shape: int) -> Tensor:
+    """Draw normal numbers that are the same each time, leaving torch's own generator alone."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- calling -------------------------------------------------------------------------------------
+
+
+def call(exercise: str, answer: Callable[..., Any], *args: Any, on: str) -> Any:
+    """Call the learner's code, saying in words what it is called on; a generator comes as a list.
+
+    Raises: CheckFailed with the learner's own line if the code raises, or changes what it is
+            given; NotImplementedError of an exercise that is not yet written.
     """
-    before = [arg.detach().clone() if isinstance(arg, Tensor) else arg for arg in args]
+    before = _copy(args)
     try:
         result = answer(*args)
-    except (NotImplementedError, CheckFailed):
+        if isinstance(result, Iterator):
+            result = list(result)
+    except CheckFailed:
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if f.filename != __file__ and "site-packages" not in f.filename]
-        line = f"\n  at       {own[-1].line}" if own and own[-1].line else ""
+        lines = [f.line for f in frames if not f.filename.startswith(_FOREIGN)]
+        line = lines[-1] if lines else ""
+        if isinstance(error, NotImplementedError) and (not line or "raise" in line):
+            raise
+        at = f"\n  at       {line}" if line else ""
         raise CheckFailed(
-            f"{exercise} raised {type(error).__name__}: {error}{line}\n  given    {on}"
+            f"{exercise} raised {type(error).__name__}: {error}{at}\n  given    {on}"
         ) from error
-    for arg, kept in zip(args, before, strict=True):
-        # What is not a number equals nothing, itself included.
-        if isinstance(arg, Tensor) and not (
-            torch.equal(arg.isnan(), kept.isnan())
-            and torch.equal(arg.nan_to_num(), kept.nan_to_num())
-        ):
-            raise CheckFailed(
-                f"{exercise} changes its input in place; whoever called it still needs it"
-            )
-    return tuple(result) if isinstance(result, list) else result
+    if not _unchanged(args, before):
+        refuse(exercise, "changes its input in place; whoever called it still needs it", on)
+    return result
 
 
-def expect(
-    exercise: str, given: str, yours: Any, right: Any, mistakes: Mistakes, otherwise: str
-) -> None:
-    """Accept the right value; else name the mistake that gives yours, or say otherwise.
+def _inside(value: Any) -> list[Any] | None:
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, dict) or (is_dataclass(value) and not isinstance(value, type)):
+        return list((value if isinstance(value, dict) else vars(value)).values())
+    return None
 
-    >>> expect("double", "3", 6, 6, [], "wrong")
-    >>> expect("double", "3", 9, 6, [("that is the square", 9)], "wrong")
-    Traceback (most recent call last):
-    moe_lite.course.checks.verdict.CheckFailed: double: that is the square
-      given    3
-      yours    9
-      expected 6
+
+def _copy(value: Any) -> Any:
+    inside = _inside(value)
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return value if inside is None else [_copy(item) for item in inside]
+
+
+def _unchanged(value: Any, kept: Any) -> bool:
+    inside = _inside(value)
+    if isinstance(value, Tensor):
+        here, there = value.detach(), kept
+        return here.shape == there.shape and bool(((here == there) | (here != here)).all())
+    if inside is None:
+        return value is kept or isinstance(value, int | float | str)
+    return len(inside) == len(kept) and all(map(_unchanged, inside, kept))
+
+
+# --- numbers in any container --------------------------------------------------------------------
+
+
+def number(value: Any) -> Tensor | None:
+    """Return the numbers that a container holds as one tensor; None if there is no such thing.
+
+    >>> number([torch.tensor([1, 2]), (3, 4)]), number("four"), number([[1], [2, 3]])
+    (tensor([[1, 2],
+            [3, 4]]), None, None)
     """
-    if same(yours, right):
-        return
-    verdict = next((name for name, value in mistakes if same(yours, value)), otherwise)
-    raise CheckFailed(
-        f"{exercise}: {verdict}\n  given    {given}\n"
-        f"  yours    {show(yours)}\n  expected {show(right)}"
-    )
+    if isinstance(value, Tensor):
+        return value if value.layout == torch.strided else value.to_dense()
+    if value is None or isinstance(value, str | bytes | Mapping):
+        return None
+    if isinstance(value, Iterable) and not hasattr(value, "__array__"):
+        parts = [number(item) for item in value]
+        tensors = [part for part in parts if part is not None]
+        if len(tensors) < len(parts) or len({part.shape for part in tensors}) > 1:
+            return None
+        return torch.stack(tensors) if tensors else torch.empty(0)
+    try:
+        if hasattr(value, "__array__") or isinstance(value, int):
+            return torch.as_tensor(value)
+        return torch.tensor(float(value), dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
-def same(a: Any, b: Any) -> bool:
+def flag(exercise: str, value: Any, given: str = "") -> bool:
+    """Return a learner's yes or no as a bool, whatever holds it; refuse what is neither."""
+    found = number(value)
+    if found is None or found.numel() != 1 or found.item() not in (0, 1):
+        refuse(exercise, f"return True or False, not {show(value)}", given)
+        raise AssertionError
+    return bool(found)
+
+
+def _wanted(right: Any) -> Any:
+    """Bring a right value to one form: tuples of tensors and words."""
+    if isinstance(right, tuple):
+        return tuple(map(_wanted, right))
+    return right if isinstance(right, str) or right is ... else number(right)
+
+
+def fit(value: Any, right: Any) -> Any:
+    """Read a value in the form of the right one, as far as it has that form."""
+    if isinstance(right, tuple):
+        if isinstance(value, Mapping):
+            value = tuple(value.values())
+        parts = value if isinstance(value, list | tuple) else number(value)
+        if parts is None or (isinstance(parts, Tensor) and not parts.dim()):
+            return value
+        if len(parts) != len(right):
+            return value
+        if isinstance(parts, Tensor) and {parts[0].shape} != {
+            getattr(part, "shape", parts[0].shape) for part in right
+        }:
+            return value  # one of the things asked, rather than all of them stacked
+        return tuple(map(fit, parts, right))
+    if not isinstance(right, Tensor):
+        return value
+    found = number(value)
+    if found is not None and not right.dim() and found.numel() == 1:
+        return found.reshape(())
+    return value if found is None else found
+
+
+def same(a: Any, b: Any, slack: float = 1e-6) -> bool:
     """Compare numbers, tensors and tuples of them; floats up to rounding, shapes exactly."""
+    if b is ...:
+        return True
+    a, b = fit(a, _wanted(b)), _wanted(b)
     if isinstance(b, tuple):
-        return isinstance(a, tuple) and len(a) == len(b) and all(map(same, a, b))
-    if isinstance(b, Tensor):
         return (
-            isinstance(a, Tensor)
-            and a.shape == b.shape
-            and torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-6)
+            isinstance(a, tuple)
+            and len(a) == len(b)
+            and all(same(x, y, slack) for x, y in zip(a, b, strict=True))
         )
-    return a == b
+    if isinstance(b, Tensor):
+        if not isinstance(a, Tensor) or a.shape != b.shape:
+            return False
+        x, y = a.detach().double(), b.detach().double()
+        if not b.is_floating_point():
+            return torch.allclose(x, y, rtol=0, atol=1e-4)
+        size = y.where(y.isfinite(), 0.0).abs().max().item() if y.numel() else 0.0
+        slack = min(slack, 1e-3 * size) if size else slack
+        # A sum that cancels keeps the rounding of its terms, and machines add in their own order.
+        # The median, because masked logits of -1e9 must not buy the others slack.
+        usual = y[y.isfinite() & (y != 0)].abs()
+        slack = max(slack, 1e-5 * usual.median().item() if usual.numel() else 0.0)
+        return torch.allclose(x, y, rtol=1e-4, atol=slack, equal_nan=True)
+    return bool(str(a).strip().casefold() == str(b).casefold()) if isinstance(b, str) else a is b
+
+
+def finite(value: Any) -> bool:
+    """Ask whether no number in it is a NaN or an infinity."""
+    if isinstance(value, tuple):
+        return all(map(finite, value))
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
 
 
 def show(value: Any) -> str:
@@ -102,8 +248,10 @@ def show(value: Any) -> str:
     if isinstance(value, Tensor):
         if value.numel() > 24:
             return f"a tensor of shape {tuple(value.shape)} and norm {value.double().norm():.4g}"
-        return str(_rounded(value.tolist()))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else repr(value)
+        return show(value.item()) if not value.dim() else str(_rounded(value.tolist()))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
 
 
 def _rounded(value: Any) -> Any:
@@ -112,6 +260,323 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def randn(seed: int, *shape: int) -> Tensor:
-    """Draw normal numbers that are the same each time, leaving torch's own generator alone."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+# --- judging -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    """Hold what an answer gave on one case, what is right there, and what each mistake gives.
+
+    Where gradients are looked at, all values are (value, gradient by each leaf).
+    """
+
+    given: str
+    yours: Any
+    right: Any
+    mistakes: Mistakes
+    otherwise: str
+    leaves: tuple[str, ...] = ()
+    again: Callable[[], Any] | None = None
+    slack: float = 1e-6
+
+    def wrong(self) -> bool:
+        return not same(self.yours, self.right, self.slack)
+
+    def is_from(self, value: Any) -> bool:
+        """Ask whether a mistake's value gives yours; its gradient counts if its value is right."""
+        if value is None:
+            return True
+        if self.leaves and not same(value[0], self.right[0], self.slack):
+            return same(self.yours[0], value[0], self.slack)
+        return same(self.yours, value, self.slack) or not finite(
+            self.yours
+        )  # overflow hides what it was
+
+    def shows(self, value: Any) -> bool:
+        """Ask whether a mistake's value gives yours here, and not what is right."""
+        return value is not None and not same(self.right, value, self.slack) and (
+            self.is_from(value) if self.leaves else same(self.yours, value, self.slack)
+        )  # fmt: skip
+
+
+class Check:
+    """Put an answer to cases, then judge them together.
+
+    Args: exercise:  the name of the learner's function.
+          answer:    the function itself.
+          right:     the same function, right; gradients are taken through it too.
+          mistakes:  from the same arguments to each mistake's sentence and value.
+          otherwise: what to say of numbers that nothing explains; or one for each part.
+          parts:     the names of what the function returns, if it returns several things.
+          nan:       what to say of a NaN or an infinity where the answer is finite.
+          words:     the words that may be answered, where the answer is a word.
+          slack:     how far a float may be off where its tensor holds numbers of about 1.
+          see:       (value, *args) -> what is compared of the learner's value.
+    """
+
+    def __init__(
+        self,
+        exercise: str,
+        answer: Callable[..., Any],
+        right: Callable[..., Any] | None = None,
+        mistakes: Callable[..., Mistakes] | None = None,
+        otherwise: str | tuple[str, ...] = "this is not what is asked",
+        *,
+        parts: Sequence[str] = (),
+        nan: str = "",
+        words: Sequence[str] = (),
+        slack: float = 1e-6,
+        see: Callable[..., Any] | None = None,
+    ) -> None:
+        self.exercise, self.answer, self.right = exercise, answer, right
+        self.mistakes, self.parts = mistakes, parts
+        self.others = (otherwise,) if isinstance(otherwise, str) else otherwise
+        self.nan, self.words, self.slack, self.see = nan, words, slack, see
+        self.cases: list[Case] = []
+        self.note = ""
+
+    def on(self, given: str, *args: Any, otherwise: str = "", right: Any = None) -> None:
+        """Add a case: call the answer on it, and keep what it gives."""
+        value = self._call(given, args)
+        raw = self.right(*args) if right is None and self.right else right
+        right = _wanted(raw)
+        mistakes = self.mistakes(*args) if self.mistakes else ()
+        self.cases.append(
+            Case(given, fit(value, right), right, mistakes, otherwise,
+                 again=lambda: fit(self._call(given, args), right), slack=self.slack)
+        )  # fmt: skip
+        if self.see is None:
+            self._notice(value, raw)
+
+    def slopes(self, given: str, *args: Any, of: Mapping[str, int]) -> None:
+        """Add a case whose gradients are compared too: of maps their names to the arguments."""
+        leaves = {n: args[i].detach().clone().requires_grad_() for n, i in of.items()}
+        names = {i: n for n, i in of.items()}
+        args = tuple(leaves[names[i]] if i in names else arg for i, arg in enumerate(args))
+        try:
+            value = self._call(given, args)
+        except CheckFailed as error:
+            raise CheckFailed(f"{error}\n  which needs a gradient; right without one") from error
+        assert self.right is not None
+        right = _wanted(self.right(*args))
+        slopes = functools.partial(_slopes, leaves=list(leaves.values()))
+        wanted = (right, *slopes(right))
+        yours = fit(value, right)
+        mistakes = [
+            (text, None if value is None else (_wanted(value), *slopes(_wanted(value))))
+            for text, value in (self.mistakes(*args) if self.mistakes else ())
+        ]
+        self.cases.append(
+            Case(
+                given,
+                (yours, *slopes(yours, wanted[1:])),
+                wanted,
+                mistakes,
+                "",
+                tuple(leaves),
+                slack=self.slack,
+            )
+        )
+
+    def passed(self, verdict: str) -> None:
+        """Judge all cases; print the verdict if they are all right."""
+        self.judge()
+        passed(self.exercise, verdict + self.note)
+
+    def _call(self, given: str, args: tuple[Any, ...]) -> Any:
+        try:
+            value = call(self.exercise, self.answer, *args, on=given)
+            return value if self.see is None else self.see(value, *args)
+        except CheckFailed:
+            self.judge()  # an earlier case that is wrong says more than this crash
+            raise
+
+    def _notice(self, value: Any, right: Any) -> None:
+        parts = value if isinstance(right, tuple) and isinstance(value, list | tuple) else [value]
+        wanted = right if isinstance(right, tuple) else [right]
+        for part, want in zip(parts, wanted, strict=False):
+            if isinstance(want, Tensor) and not isinstance(part, Tensor):
+                self.note = f" (Right numbers; asked is a tensor, and yours is {_kind(part)}.)"
+
+    def judge(self) -> None:
+        """Raise CheckFailed with what explains the cases, if any of them is wrong."""
+        wrong = [case for case in self.cases if case.wrong()]
+        if not wrong:
+            return
+        first = min(wrong, key=lambda case: bool(case.otherwise))
+        verdict, case = self._named() or (self._formal(first), first)
+        yours, right = case.yours, case.right
+        given = case.given
+        if case.leaves:
+            which = next(i for i, (a, b) in enumerate(zip(yours, right, strict=True))
+                         if not same(a, b))  # fmt: skip
+            yours, right = yours[which], right[which]
+            given = f"the gradient of {case.leaves[which - 1]}; {given}" if which else given
+        refuse(self.exercise, verdict, given, show(yours), show(right))
+
+    def _named(self) -> tuple[str, Case] | None:
+        """Find the mistake that gives yours on every case, and the case that shows it best.
+
+        A special case, one with a sentence of its own, counts only if all others are right.
+        """
+        plain = [case for case in self.cases if not case.otherwise]
+        cases = plain if any(case.wrong() for case in plain) else self.cases
+        for index, (text, _) in enumerate(cases[0].mistakes):
+            if all(case.is_from(case.mistakes[index][1]) for case in cases):
+                shown = [case for case in cases if case.shows(case.mistakes[index][1])]
+                alone = [case for case in shown if not any(
+                    other != text and case.shows(value) for other, value in case.mistakes
+                )]  # fmt: skip
+                if shown:
+                    return text, (alone or shown)[0]
+        return None
+
+    def _formal(self, case: Case) -> str:
+        """Say what can be seen from the form of the numbers alone, else otherwise."""
+        if case.leaves and same(case.yours[0], case.right[0]):
+            which = next(i for i, (a, b) in enumerate(zip(case.yours, case.right, strict=True))
+                         if not same(a, b))  # fmt: skip
+            name = case.leaves[which - 1]
+            if case.yours[which] is NO_GRADIENT:
+                return (
+                    f"right numbers, but no gradient reaches {name}, so what is behind can never "
+                    "learn; look for detach(), no_grad(), .item(), or a tensor made anew"
+                )
+            return f"right numbers, but not the right gradient for {name}"
+        pairs = [(c.yours[0], c.right[0]) if c.leaves else (c.yours, c.right) for c in self.cases]
+        yours, right = (case.yours[0], case.right[0]) if case.leaves else (case.yours, case.right)
+        if case.again is not None and not same(case.again(), yours):
+            return "the same input gives another answer the second time: nothing may be drawn here"
+        if isinstance(right, tuple):
+            return case.otherwise or self._formal_parts(pairs, yours, right) or self.others[0]
+        if isinstance(right, str):
+            if not any(same(yours, word) for word in self.words):
+                return f"answer one of {', '.join(self.words)}; not {show(yours)}"
+            if len(pairs) > 2 and len({y for y, _ in pairs}) == 1:
+                return f"it says {yours!r} of all {len(pairs)}; {case.otherwise}"
+            return f"{right!r} is taken for {yours!r}: {case.otherwise}"
+        if right.dtype == torch.bool and not right.dim():
+            if not isinstance(yours, Tensor) or yours.dim() or yours.item() not in (0, 1):
+                return f"return True or False, not {_describe(yours)}"
+            if len(pairs) > 3 and len({bool(y) for y, _ in pairs}) == 1:
+                return f"it says {bool(yours)} of all {len(pairs)}; {case.otherwise}"
+        if not isinstance(yours, Tensor):
+            return f"return {_describe(right)}, not {_describe(yours)}"
+        sound = finite(yours) or not finite(right)
+        return (
+            (self.nan if not sound else "")
+            or case.otherwise
+            or form(pairs)
+            or ("" if sound else "there is a NaN or an infinity where the answer is finite")
+            or self.others[0]
+        )
+
+    def _formal_parts(self, pairs: list[Any], yours: Any, right: tuple[Any, ...]) -> str:
+        names = self.parts or [f"part {i + 1}" for i in range(len(right))]
+        if not isinstance(yours, tuple) or len(yours) != len(right):
+            many = {2: "two", 3: "three", 4: "four"}.get(len(right), "several")
+            kind = "tensors" if any(isinstance(r, Tensor) and r.dim() for r in right) else "numbers"
+            return f"return {many} {kind}: {', '.join(names)}; not {_describe(yours)}"
+        if len(right) == 2 and all(isinstance(y, tuple) and same(y[::-1], r) for y, r in pairs):
+            return f"the two are swapped: return {', '.join(names)}"
+        bad = [i for i, (a, b) in enumerate(zip(yours, right, strict=True)) if not same(a, b)]
+        found = form([(y[bad[0]], r[bad[0]]) for y, r in pairs if isinstance(y, tuple)])
+        text = found or self.others[min(bad[0], len(self.others) - 1)]
+        if isinstance(right[bad[0]], Tensor) and not right[bad[0]].dim() + found.count("off by"):
+            text += f" (off by {(yours[bad[0]] - right[bad[0]]).item():+,.6g})"
+        return text if len(bad) == len(right) else f"{names[bad[0]]}: {text}"
+
+
+def _slopes(value: Any, right: tuple[Any, ...] | None = None, *, leaves: list[Tensor]) -> list[Any]:
+    """Take the gradients of a weighted sum of all that a value holds."""
+    parts = value if isinstance(value, tuple) else (value,)
+    if ... in [part for part in parts if not isinstance(part, Tensor)]:
+        return [...] * len(leaves)
+    sums = [(p * randn(7, *p.shape).to(p.dtype)).sum() for p in parts
+            if isinstance(p, Tensor) and p.is_floating_point() and p.requires_grad]  # fmt: skip
+    if not sums:
+        found: list[Any] = [None] * len(leaves)
+    else:
+        total = torch.stack([s.double() for s in sums]).sum()
+        found = list(torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True))
+    for i, slope in enumerate(found):
+        if slope is None:
+            zero = right is not None and isinstance(right[i], Tensor) and not right[i].any()
+            found[i] = torch.zeros_like(leaves[i]) if zero else NO_GRADIENT
+    return found
+
+
+def form(pairs: Sequence[tuple[Any, Any]]) -> str:
+    """Say how yours comes from the right numbers, if it does so in the same way in every pair.
+
+    >>> form([(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 2.0])), (6, torch.tensor(3.0))])
+    'right up to a factor: yours is 2 times what is asked'
+    """
+    pairs = [(fit(yours, right), right) for yours, right in pairs]
+    if not all(isinstance(y, Tensor) and isinstance(r, Tensor) for y, r in pairs):
+        return ""
+    yours, right = next(((y, r) for y, r in pairs if not same(y, r)), pairs[0])
+    if all(y.numel() == r.numel() and same(y.reshape(r.shape), r) for y, r in pairs):
+        return f"right numbers in the shape {tuple(yours.shape)}; asked is {tuple(right.shape)}"
+    if all(r.dim() == 2 and same(y, r.mT) for y, r in pairs):
+        return "transposed: rows and columns are exchanged"
+    if any(y.shape != r.shape for y, r in pairs):
+        want = f"a tensor of shape {tuple(right.shape)}" if right.dim() else "one number"
+        return f"return {want}, not one of shape {tuple(yours.shape)}"
+    pairs = [(y.detach().double(), r.detach().double()) for y, r in pairs]
+    for text, change in _FORMS:
+        if all(same(y, change(r)) for y, r in pairs):
+            return text
+    if not all(y.isfinite().all() for y, _ in pairs):
+        return ""
+    scales = [(y.norm() / r.norm()).item() if r.any() else math.nan for y, r in pairs]
+    if all(
+        math.isnan(c) if not r.any() else y.any() and same(y, r * c)
+        for (y, r), c in zip(pairs, scales, strict=True)
+    ):
+        times = sorted({f"{c:.4g}" for c in scales if not math.isnan(c)})
+        if len(times) == 1 or all(r.numel() > 1 for _, r in pairs):
+            return f"right up to a factor: yours is {' or '.join(times)} times what is asked"
+    shifts = {f"{(y - r).mean().item():+,.10g}" for y, r in pairs}
+    several = len(pairs) > 1 or right.numel() > 1
+    if several and len(shifts) == 1 and all(same(y, r + (y - r).mean()) for y, r in pairs):
+        return f"every number is off by {shifts.pop()}"
+    if all(same(y.flatten().sort().values, r.flatten().sort().values) for y, r in pairs):
+        return "the right numbers, but in another order"
+    rows = [(y, r) for y, r in pairs if r.dim() and r.shape[-1] > 1]
+    if rows and all(same(r.sum(-1), torch.ones_like(r.sum(-1))) for _, r in rows):
+        if not all(same(y.sum(-1), torch.ones_like(y.sum(-1))) for y, _ in rows):
+            return "they do not add up to 1 over the last dimension, and the right ones do"
+    return ""
+
+
+def _round(decimals: int) -> Callable[[Tensor], Tensor]:
+    return lambda right: right.round(decimals=decimals)
+
+
+_FORMS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+    ("the sign is turned round", lambda r: -r),
+    ("this is 1 minus what is asked", lambda r: 1 - r),
+    ("one softmax too many: this is the softmax of what is asked",
+     lambda r: r.softmax(-1) if r.dim() else r * math.nan),
+    ("this is the logarithm of what is asked", torch.log),
+    ("this is the exponential of what is asked", torch.exp),
+    ("this is the square of what is asked", torch.square),
+    ("this is the square root of what is asked", torch.sqrt),
+    ("this is one over what is asked", torch.reciprocal),
+    *((f"rounded to {n} decimals: return every digit, and round for the eye alone", _round(n))
+      for n in (4, 3, 2, 1)),
+]  # fmt: skip
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}" if value.dim() else "one number"
+    return f"{len(value)} things" if isinstance(value, tuple) else show(value)
+
+
+def _kind(value: Any) -> str:
+    known = {list: "a list", tuple: "a tuple", float: "a Python number", int: "a Python number"}
+    return known.get(
+        type(value), f"a {type(value).__module__.split('.')[0]} {type(value).__name__}"
+    )

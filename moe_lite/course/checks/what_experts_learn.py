@@ -9,57 +9,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .verdict import CheckFailed, Mistakes, call, expect, passed, randn
-
-
-def _plain(value: Any) -> Any:
-    """Take a tensor or an array of one element, and a NumPy scalar, for the value in it."""
-    return value.item() if getattr(value, "shape", None) in ((), (1,)) else value
-
-
-def _number(exercise: str, value: Any) -> Tensor:
-    """Bring an int, a float or a tensor of one element to one kind, for comparing by rounding."""
-    value = _plain(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CheckFailed(f"{exercise}: return one number, not {value!r}")
-    return torch.tensor(float(value), dtype=torch.float64)
+from .verdict import Check, Mistakes, call, number, randn, refuse
 
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# --- how much does an expert tell about a label? -------------------------------------------------
+def _draw(rng: torch.Generator, high: int, *shape: int) -> Tensor:
+    return torch.randint(high, shape, generator=rng)
 
 
 def _entropy(count: Tensor) -> Tensor:
-    share = count.flatten() / count.sum()
+    share = count.flatten().double() / count.sum()
     return -torch.special.xlogy(share, share).sum() / math.log(2)
 
 
 def check_information(information: Callable[[Tensor], float]) -> None:
-    """Check the mutual information of a table of counts, in bits: (count_CE) -> float.
+    """Check the mutual information of a table of counts, in bits: (count_CE) -> float."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "information"
+    def right(count_CE: Tensor) -> Tensor:
+        return _entropy(count_CE.sum(1)) + _entropy(count_CE.sum(0)) - _entropy(count_CE)
 
-    def run(given: str, count_CE: Tensor) -> None:
-        yours = _number(exercise, call(exercise, information, count_CE, on=given))
-        if yours.isnan():
-            raise CheckFailed(
-                f"{exercise}: NaN; a cell without tokens adds nothing, because p log p goes to 0 "
-                f"with p, but 0 times log 0 is NaN\n  given    {given}"
-            )
+    def mistakes(count_CE: Tensor) -> Mistakes:
         label, expert = _entropy(count_CE.sum(1)), _entropy(count_CE.sum(0))
-        joint = _entropy(count_CE)
-        right = label + expert - joint
+        joint, value, (C, E) = _entropy(count_CE), right(count_CE), count_CE.shape
         p_CE = count_CE.double() / count_CE.sum()
         cells = torch.special.xlogy(p_CE, p_CE * count_CE.numel()).sum() / math.log(2)
         row_CE = count_CE.double() / count_CE.sum(1, keepdim=True)
         rows = torch.special.xlogy(row_CE, row_CE / p_CE.sum(0)).sum() / math.log(2)
-        mistakes = [
-            ("these are nats; a bit is ln 2 nats, so use log2", right * math.log(2)),
+        crossed = None
+        if C == E:  # else such a product does not even run
+            same_E = p_CE.sum(1) * p_CE.sum(0)
+            crossed = (torch.special.xlogy(p_CE, p_CE) - torch.special.xlogy(p_CE, same_E)).sum()
+            crossed = crossed / math.log(2)
+        naive = p_CE * (p_CE / (p_CE.sum(1, keepdim=True) * p_CE.sum(0))).log2()
+        return [
+            ("NaN; a cell without tokens adds nothing, because p log p goes to 0 with p, but 0 "
+             "times log 0 is NaN", naive.sum()),
+            ("these are nats; a bit is ln 2 nats, so use log2", value * math.log(2)),
+            ("that is in tens (log10); a bit is log2", value * math.log10(2)),
             ("that is what the label leaves open once the expert is known, H(label | expert)",
              joint - expert),
             ("that is what the expert leaves open once the label is known, H(expert | label)",
@@ -68,274 +57,265 @@ def check_information(information: Callable[[Tensor], float]) -> None:
             ("that is the label's entropy: the most that there could be to tell", label),
             ("that is the expert's entropy: the most that it could tell", expert),
             ("that is divided by the label's entropy; the share is useful, but these are no bits",
-             right / label),
+             value / label),
+            ("that is divided by the expert's entropy; the share is useful, but these are no bits",
+             value / expert),
             ("labels and experts are not equally frequent: compare with the product of the row's "
              "and the column's share, not with 1 / (C E)", cells),
-            ("each label counts as much as every other here; a label with few tokens counts "
-             "little", rows),
-            ("and the same averaged over the labels is not weighed by their tokens",
-             rows / len(count_CE)),
-            ("the sign: information is never negative", -right),
+            ("each label counts as much as every other here; a label with few tokens counts little",
+             rows),
+            ("each label counts as much as every other here, and then their mean is taken; weigh "
+             "labels by their tokens", rows / C),
+            ("the sign: information is never negative", -value),
+            ("each cell is not weighed by its share",
+             naive.where(p_CE > 0, 0.0).div(p_CE.where(p_CE > 0, 1.0)).sum()),
+            ("the counts are weighed as they are; make shares of them", value * count_CE.sum()),
+            ("p(c) belongs to the rows and p(e) to the columns: keep one's dimension, or each "
+             "label is multiplied with the expert of its own number", crossed),
         ]  # fmt: skip
-        if len(count_CE) == count_CE.shape[1]:  # else such a product does not even run
-            same_E = p_CE.sum(1) * p_CE.sum(0)
-            mistakes.append((
-                "p(c) belongs to the rows and p(e) to the columns: keep one's dimension, or each "
-                "label is multiplied with the expert of its own number",
-                (torch.special.xlogy(p_CE, p_CE) - torch.special.xlogy(p_CE, same_E)).sum()
-                / math.log(2)))  # fmt: skip
-        expect(exercise, given, yours, right.double(), mistakes,
-               "not the sum of p(c, e) log2 of p(c, e) / (p(c) p(e))")  # fmt: skip
 
-    run("the counts [[6, 2], [1, 3]]", torch.tensor([[6, 2], [1, 3]]))
-    run("the counts [[4, 0], [0, 12]], which tell all", torch.tensor([[4, 0], [0, 12]]))
-    run("the counts [[2, 6], [1, 3]], which tell nothing", torch.tensor([[2, 6], [1, 3]]))
-    run("five labels and eight experts", torch.floor(randn(0, 5, 8).exp() * 20).long())
-    passed(exercise, "so many bits does the expert tell about the label.")
+    check = Check("information", information, right, mistakes,
+                  "not the sum of p(c, e) log2 of p(c, e) / (p(c) p(e))", nan="NaN; a cell without "
+                  "tokens adds nothing, but 0 times log 0 is NaN")  # fmt: skip
+    for given, counts in (
+        ("the counts [[6, 2], [1, 3]]", torch.tensor([[6, 2], [1, 3]])),
+        ("the counts [[4, 0], [0, 12]], which tell all", torch.tensor([[4, 0], [0, 12]])),
+        ("the counts [[2, 6], [1, 3]], which tell nothing", torch.tensor([[2, 6], [1, 3]])),
+        *((f"{C} labels and {E} experts", torch.floor(randn(C, C, E).exp() * 20).long())
+          for C, E in ((5, 8), (3, 3), (8, 2), (2, 64))),
+    ):  # fmt: skip
+        check.on(given, counts)
+    check.passed("so many bits does the expert tell about the label.")
 
 
-# --- two ways to shuffle -------------------------------------------------------------------------
+SEEDS = 40
 
 
-def _shuffles(exercise: str, shuffle: Callable[[int], Any], given: str, T: int) -> list[Tensor]:
-    """Run three seeds on the labels 0 .. T-1; tell what no shuffling may do."""
-    found = [shuffle(seed) for seed in (0, 1, 2)]
-    for place_T in found:
-        if not isinstance(place_T, Tensor) or place_T.shape != (T,):
-            got = tuple(place_T.shape) if isinstance(place_T, Tensor) else repr(place_T)
-            raise CheckFailed(f"{exercise}: return one tensor of shape {(T,)}, not {got}")
-        if not torch.equal(place_T.sort().values, torch.arange(T).to(place_T.dtype)):
-            raise CheckFailed(
-                f"{exercise}: some labels are lost and others doubled; a null keeps each label "
-                f"as often as it was\n  given    {given}\n  yours    {place_T.tolist()}"
-            )
-    if all(torch.equal(place_T, torch.arange(T)) for place_T in found):
-        raise CheckFailed(f"{exercise}: nothing was shuffled\n  given    {given}")
-    if all(torch.equal(place_T, found[0]) for place_T in found):
-        raise CheckFailed(
-            f"{exercise}: every seed gives the same order, so there is one shuffle and not a null"
-        )
-    if not torch.equal(shuffle(0), found[0]):
-        raise CheckFailed(f"{exercise}: the same seed gives another order the second time")
-    return found
+def _null(exercise: str, found: Any, T: int, given: str) -> Tensor:
+    """Give the shuffled labels 0 .. T-1, a row for each seed; refuse what no shuffling may do."""
+    place_ST = number(found)
+    if place_ST is None or place_ST.shape != (SEEDS + 1, T):
+        refuse(exercise, f"return a tensor of shape {(T,)}", given)
+        raise AssertionError
+    again_T, place_ST, here = place_ST[-1], place_ST[:-1].long(), torch.arange(T)
+    if not torch.equal(place_ST.sort(-1).values, here.expand(SEEDS, T)):
+        refuse(exercise, "some labels are lost and others doubled; a null keeps each label as often "
+               "as it was", given, str(place_ST[0].tolist()))  # fmt: skip
+    if torch.equal(place_ST, here.expand(SEEDS, T)):
+        refuse(exercise, "nothing was shuffled", given)
+    if not torch.equal(again_T, place_ST[0]):
+        refuse(exercise, "the same seed gives another order the second time")
+    orders = len(place_ST.unique(dim=0))
+    if orders == 1:
+        refuse(exercise, "every seed gives the same order, so there is one shuffle and not a null")
+    if orders < SEEDS / 2:
+        refuse(exercise, f"{SEEDS} seeds give only {orders} orders, as when all is pushed along by "
+               "so many places: whatever lies side by side stays so, and that is not chance", given)  # fmt: skip
+    return place_ST
 
 
 def check_shuffle_texts(shuffle_texts: Callable[[Tensor, int, int], Tensor]) -> None:
-    """Check the shuffling of whole texts: (label_T, length, seed) -> label_T.
-
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
+    """Check the shuffling of whole texts: (label_T, length, seed) -> label_T."""
     exercise = "shuffle_texts"
-    for texts, length in ((6, 4), (5, 3)):
-        T, given = texts * length, f"{texts} texts of {length} tokens, labelled 0, 1, 2, ..."
 
-        def shuffle(seed: int, T: int = T, length: int = length, given: str = given) -> Any:
-            labels_T = torch.arange(T)
-            return call(exercise, shuffle_texts, labels_T, length, seed, on=f"{given}, seed {seed}")
+    def whole(found: Any, label_T: Tensor, length: int) -> bool:
+        given = f"{len(label_T) // length} texts of {length} tokens, labelled 0, 1, 2, ..."
+        place_ST = _null(exercise, found, len(label_T), given)
+        text_SBS = place_ST.view(SEEDS, -1, length)
+        B, moved = text_SBS.shape[1], text_SBS[:, :, :1] // length
+        if not (text_SBS // length == moved).all():
+            turned = place_ST.view(SEEDS, length, B) % B
+            if (turned == turned[:, :1]).all():
+                refuse(exercise, "a text's tokens lie side by side, not one in each row: view the "
+                                 "labels as (texts, length)")  # fmt: skip
+            refuse(exercise, "this tears texts apart; tokens of one text resemble each other, so "
+                   "they have to change places together", given, str(place_ST[0].tolist()))  # fmt: skip
+        in_order = bool((text_SBS.diff(dim=-1) > 0).all())
+        if (moved[..., 0] == torch.arange(B)).all():
+            refuse(exercise, "the tokens moved within their own text; a label of the whole text "
+                             "then stays where it was, and nothing is shuffled")  # fmt: skip
+        if not in_order:
+            refuse(exercise, "texts change places as they are; inside them the order stays")
+        return True
 
-        for place_T in _shuffles(exercise, shuffle, given, T):
-            text_BS = place_T.view(texts, length)
-            whole = (text_BS // length == text_BS[:, :1] // length).all()
-            in_order = (text_BS[:, 1:] > text_BS[:, :-1]).all()
-            turned = place_T.view(length, texts)
-            if not whole and (turned % texts == turned[0] % texts).all():
-                raise CheckFailed(
-                    f"{exercise}: a text's tokens lie side by side, not one in each row: view the "
-                    f"labels as (texts, length)"
-                )
-            if not whole:
-                raise CheckFailed(
-                    f"{exercise}: this tears texts apart; tokens of one text resemble each other, "
-                    f"so they have to change places together\n  given    {given}\n"
-                    f"  yours    {place_T.tolist()}"
-                )
-            if torch.equal(text_BS[:, 0] // length, torch.arange(texts)):
-                if in_order:
-                    continue  # texts can come back in their old order by chance, but not 3 times
-                raise CheckFailed(
-                    f"{exercise}: the tokens moved within their own text; a label of the whole "
-                    f"text then stays where it was, and nothing is shuffled"
-                )
-            if not in_order:
-                raise CheckFailed(
-                    f"{exercise}: texts change places as they are; inside them the order stays"
-                )
-    passed(exercise, "texts change places whole: as few independent things as there really are.")
+    def every_seed(label_T: Tensor, length: int) -> list[Any]:
+        return [shuffle_texts(label_T, length, seed) for seed in (*range(SEEDS), 0)]
+
+    check = Check(exercise, every_seed, lambda label_T, length: True, see=whole)
+    for texts, length in ((6, 4), (5, 3), (9, 1), (7, 2)):
+        given = f"{texts} texts of {length} tokens, labelled 0, 1, 2, ..., seeds 0 to {SEEDS - 1}"
+        check.on(given, torch.arange(texts * length), length)
+    check.passed("texts change places whole: as few independent things as there really are.")
 
 
 def check_shuffle_within_words(shuffle: Callable[[Tensor, Tensor, int], Tensor]) -> None:
-    """Check the shuffling among tokens of one id: (label_T, ids_T, seed) -> label_T.
-
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
+    """Check the shuffling among tokens of one id: (label_T, ids_T, seed) -> label_T."""
     exercise = "shuffle_within_words"
-    small_T = torch.tensor([7, 2, 7, 2, 7, 2, 7, 9])
-    large_T = torch.randint(5, (60,), generator=_generator(1))
-    for ids_T in (small_T, large_T):
+
+    def within(found: Any, label_T: Tensor, ids_T: Tensor) -> bool:
         T = len(ids_T)
-        given = f"the words {ids_T.tolist()}, labelled 0, 1, 2, ..." if T < 10 else "60 tokens"
+        given = f"the words {ids_T.tolist()}, labelled 0, 1, 2, ..." if T < 10 else f"{T} tokens"
+        place_ST = _null(exercise, found, T, given)
+        yours = str(place_ST[0].tolist()) if T < 10 else ""
+        if (ids_T[place_ST] == ids_T.sort().values).all():
+            refuse(exercise, "each word has its own labels again, but they lie in the order of the "
+                   "words; put them back where the tokens are", given, yours)  # fmt: skip
+        if not (ids_T[place_ST] == ids_T).all():
+            refuse(exercise, "a word gets a label of another word; what is to stay is how often each "
+                   "word has each label", given, yours)  # fmt: skip
+        for word in ids_T.unique():
+            mine = ids_T == word
+            if mine.sum() > 2 and len(place_ST[:, mine].unique(dim=0)) < 3:
+                refuse(exercise, "not every word is shuffled", given, yours)
+        return True
 
-        def run(seed: int, ids_T: Tensor = ids_T, given: str = given) -> Any:
-            labels_T = torch.arange(len(ids_T))
-            return call(exercise, shuffle, labels_T, ids_T, seed, on=f"{given}, seed {seed}")
+    def every_seed(label_T: Tensor, ids_T: Tensor) -> list[Any]:
+        return [shuffle(label_T, ids_T, seed) for seed in (*range(SEEDS), 0)]
 
-        for place_T in _shuffles(exercise, run, given, T):
-            if torch.equal(ids_T[place_T], ids_T):
-                continue
-            numbers = f"\n  given    {given}\n  yours    {place_T.tolist()}" if T < 10 else ""
-            if torch.equal(ids_T[place_T], ids_T.sort().values):
-                raise CheckFailed(
-                    f"{exercise}: each word has its own labels again, but they lie in the order "
-                    f"of the words; put them back where the tokens are{numbers}"
-                )
-            raise CheckFailed(
-                f"{exercise}: a word gets a label of another word; what is to stay is how often "
-                f"each word has each label{numbers}"
-            )
-    passed(exercise, "every word keeps its labels, and only the places among its tokens change.")
-
-
-# --- over training, and along a text -------------------------------------------------------------
+    check = Check(exercise, every_seed, lambda label_T, ids_T: True, see=within)
+    for ids_T in (torch.tensor([7, 2, 7, 2, 7, 2, 7, 9]), _draw(_generator(1), 5, 60),
+                  1000 * _draw(_generator(2), 3, 25)):  # fmt: skip
+        check.on(f"{len(ids_T)} tokens, labelled 0, 1, 2, ...", torch.arange(len(ids_T)), ids_T)
+    check.passed("every word keeps its labels, and only the places among its tokens change.")
 
 
 def check_saturation(saturation: Callable[[Tensor, Tensor], float]) -> None:
-    """Check OLMoE's eq. 5: (early_TK, final_TK) -> float.
+    """Check OLMoE's eq. 5: (early_TK, final_TK) -> float."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "saturation"
+    def right(early_TK: Tensor, final_TK: Tensor) -> Tensor:
+        return (early_TK[:, :, None] == final_TK[:, None]).any(1).double().mean()
 
-    def run(given: str, early_TK: Tensor, final_TK: Tensor, E: int) -> None:
-        yours = _number(exercise, call(exercise, saturation, early_TK, final_TK, on=given))
-        T, K = final_TK.shape
-        pairs = zip(early_TK.tolist(), final_TK.tolist(), strict=True)
-        shared = [(len(set(a) & set(b)), len(set(a) | set(b))) for a, b in pairs]
-        right = sum(n for n, _ in shared) / (T * K)
-        values = [
+    def mistakes(early_TK: Tensor, final_TK: Tensor) -> Mistakes:
+        (T, K), E = final_TK.shape, int(torch.cat([early_TK, final_TK]).max()) + 1
+        equal_TKK = early_TK[:, :, None] == final_TK[:, None]
+        n_T, value = equal_TKK.any(1).sum(1).double(), right(early_TK, final_TK)
+        early_E, final_E = (part.flatten().bincount(minlength=E) for part in (early_TK, final_TK))
+        return [
             ("the order of a token's choices does not matter here: compare sets",
              (early_TK == final_TK).double().mean()),
-            ("eq. 5 divides by k, not by the size of the union",
-             sum(n / u for n, u in shared) / T),
+            ("eq. 5 divides by k, not by the size of the union", (n_T / (2 * K - n_T)).mean()),
             ("that counts a token only if all its experts are the same",
-             sum(n == K for n, _ in shared) / T),
+             (n_T == K).double().mean()),
             ("that counts a token if any one of its experts is the same",
-             sum(n > 0 for n, _ in shared) / T),
-            ("it is divided by k as well: eq. 5 is a share between 0 and 1",
-             sum(n for n, _ in shared) / T),
-            ("that is what changed; saturation is what stayed", 1 - right),
-            ("k is how many experts a token has, not how many there are", right * K / E),
-            ("that is divided by k twice: of the k² comparisons at most k can be equal",
-             right / K),
+             (n_T > 0).double().mean()),
+            ("it is divided by k as well: eq. 5 is a share between 0 and 1", n_T.mean()),
+            ("it is a mean over the tokens, not a sum", n_T.sum() / K),
+            ("that is what changed; saturation is what stayed", 1 - value),
+            ("k is how many experts a token has, not how many there are", n_T.mean() / E),
+            ("that is divided by k twice: of the k² comparisons at most k can be equal", value / K),
             ("that asks for each final choice whether any token had it; compare token by token",
              torch.isin(final_TK, early_TK).double().mean()),
             ("only first choices are compared here",
              (early_TK[:, 0] == final_TK[:, 0]).double().mean()),
+            ("that asks whether the final first choice was among the early ones; all k count",
+             equal_TKK[:, :, 0].any(1).double().mean()),
             ("that compares how often each expert is used, and not token by token",
-             torch.minimum(early_TK.flatten().bincount(minlength=E),
-                           final_TK.flatten().bincount(minlength=E)).sum() / (T * K)),
+             torch.minimum(early_E, final_E).sum() / (T * K)),
         ]  # fmt: skip
-        mistakes = [(text, torch.as_tensor(v, dtype=torch.float64)) for text, v in values]
-        expect(exercise, given, yours, torch.tensor(right, dtype=torch.float64), mistakes,
-               "not the mean share of a token's final experts that it had before")  # fmt: skip
 
+    check = Check("saturation", saturation, right, mistakes,
+                  "not the mean share of a token's final experts that it had before")  # fmt: skip
     early_TK, final_TK = [[0, 1], [4, 3], [2, 3], [1, 4]], [[1, 0], [3, 4], [2, 5], [6, 7]]
-    run(f"early {early_TK}, final {final_TK}", torch.tensor(early_TK), torch.tensor(final_TK), 8)
-    for K, E in ((2, 8), (8, 64), (1, 4)):
+    check.on(f"early {early_TK}, final {final_TK}", torch.tensor(early_TK), torch.tensor(final_TK))
+    for K, E in ((2, 8), (8, 64), (1, 4), (3, 3), (4, 9)):
         scores = randn(K, 40, E)
         later = scores + randn(K + 1, 40, E)
-        run(f"40 tokens, {K} of {E} experts", scores.topk(K).indices, later.topk(K).indices, E)
-    passed(exercise, "so much of the final routing was there already; chance is k/E.")
+        check.on(f"40 tokens, {K} of {E} experts", scores.topk(K).indices, later.topk(K).indices)
+    check.passed("so much of the final routing was there already; chance is k/E.")
 
 
 def check_repetition(repetition: Callable[[Tensor, int], float]) -> None:
-    """Check the share of neighbours with one first choice: (expert_T, length) -> float.
+    """Check the share of neighbours with one first choice: (expert_T, length) -> float."""
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
-    """
-    exercise = "repetition"
-
-    def run(given: str, expert_T: Tensor, length: int) -> None:
-        yours = _number(exercise, call(exercise, repetition, expert_T, length, on=given))
+    def right(expert_T: Tensor, length: int) -> Tensor:
         text_BS = expert_T.view(-1, length)
-        same = (text_BS[:, 1:] == text_BS[:, :-1]).double()
-        right, T = same.mean(), len(expert_T)
+        return (text_BS[:, 1:] == text_BS[:, :-1]).double().mean()
+
+    def mistakes(expert_T: Tensor, length: int) -> Mistakes:
+        text_BS, T, value = expert_T.view(-1, length), len(expert_T), right(expert_T, length)
+        pairs, E = T - len(text_BS), int(expert_T.max()) + 1
         across = (expert_T[1:] == expert_T[:-1]).double()
-        mistakes: Mistakes = [
-            ("the last token of a text and the first of the next are no neighbours",
-             across.mean()),
-            ("a text of S tokens has S - 1 pairs of neighbours, not S", same.sum() / T),
+        share_E = expert_T.bincount() / T
+        return [
+            ("the last token of a text and the first of the next are no neighbours", across.mean()),
+            ("a text of S tokens has S - 1 pairs of neighbours, not S", value * pairs / T),
             ("texts are not to be counted across, and T tokens in B texts have T - B pairs",
              across.sum() / T),
-            ("that is how often the expert changes", 1 - right),
-            ("that is a count; give the share of all pairs", same.sum()),
+            ("that is how often the expert changes", 1 - value),
+            ("that is a count; give the share of all pairs", value * pairs),
             ("a text's tokens lie side by side: view the experts as (texts, length)",
-             (expert_T.view(length, -1)[:, 1:] == expert_T.view(length, -1)[:, :-1])
-             .double().mean()),
+             right(expert_T, T // length)),
             ("that compares tokens at the same place of neighbouring texts",
              (text_BS[1:] == text_BS[:-1]).double().mean()),
-            ("chance is for later; give the share itself", right - 1 / (int(expert_T.max()) + 1)),
+            ("chance is for later; give the share itself", value - 1 / E),
+            ("chance is for later; give the share itself", value * E),
             ("that is how often a token and the one after the next share an expert",
              (text_BS[:, 2:] == text_BS[:, :-2]).double().mean()),
+            ("the first text alone is counted", right(text_BS[0], length)),
+            ("that is what chance would give: the sum of the squared shares",
+             share_E.square().sum()),
+            ("any two tokens of a text are compared; neighbours alone count",
+             torch.stack([(row[:, None] == row).double().mean() for row in text_BS]).mean()),
         ]  # fmt: skip
-        expect(exercise, given, yours, right, mistakes,
-               "not the share of neighbours in a text with the same first choice")  # fmt: skip
 
+    check = Check("repetition", repetition, right, mistakes,
+                  "not the share of neighbours in a text with the same first choice")  # fmt: skip
     small_T = torch.tensor([3, 3, 1, 1, 1, 0, 0, 0])
-    run(f"experts {small_T.tolist()} in two texts of 4", small_T, 4)
-    for texts, length, E in ((5, 7, 8), (3, 20, 3)):
-        steps = torch.randint(2, (texts * length,), generator=_generator(length))
-        run(f"{texts} texts of {length}, {E} experts", steps.cumsum(0) // 2 % E, length)
-    passed(exercise, "neighbours within a text, and no others.")
+    check.on(f"experts {small_T.tolist()} in two texts of 4", small_T, 4)
+    for texts, length, E in ((5, 7, 8), (3, 20, 3), (4, 4, 5), (30, 3, 4)):
+        steps = _draw(_generator(length), 2, texts * length)
+        check.on(f"{texts} texts of {length}, {E} experts", steps.cumsum(0) // 2 % E, length)
+    check.passed("neighbours within a text, and no others.")
 
-
-# --- what explains it? ---------------------------------------------------------------------------
 
 ANSWERS = ("nothing", "words", "topic")
 Explain = Callable[[Tensor, Tensor, Tensor, int], str]
+Routed = tuple[Tensor, Tensor, Tensor, int]
+"""expert_T, topic_T, ids_T, length."""
 
 
-def _routed(cause: str, seed: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Make 40 texts of 50 tokens on 4 topics, routed to 8 experts for a reason that is known."""
-    rng, texts, length, words, E = _generator(seed), 40, 50, 12, 8
-
-    def draw(high: int, *shape: int) -> Tensor:
-        return torch.randint(high, shape, generator=rng)
+def _routed(cause: str, seed: int, texts: int, length: int, E: int, strength: float) -> Routed:
+    """Make texts on 4 topics, routed to E experts for a reason that is known."""
+    rng, words = _generator(seed), 12
 
     def rare(share: float) -> Tensor:
         return torch.rand(texts, length, generator=rng) < share
 
-    topic_B = torch.arange(texts) % 4
-    topic_BS = topic_B[:, None].expand(-1, length)
+    topic_BS = (torch.arange(texts) % 4)[:, None].expand(-1, length)
     # A topic has words of its own, half of the time; every word occurs on every topic.
-    ids_BS = torch.where(rare(0.5), topic_BS * 3 + draw(3, texts, length),
-                         draw(words, texts, length))  # fmt: skip
-    expert_BS = draw(E, texts, length)
+    ids_BS = torch.where(rare(0.5), topic_BS * 3 + _draw(rng, 3, texts, length),
+                         _draw(rng, words, texts, length))  # fmt: skip
+    expert_BS, liked = _draw(rng, E, texts, length), rare(strength)
     if cause == "text":  # each text has an expert that it likes, whatever its topic
-        liked_B = draw(E, 10).repeat_interleave(4)[torch.randperm(texts, generator=rng)]
-        expert_BS = torch.where(rare(0.5), liked_B[:, None], expert_BS)
+        expert_BS = torch.where(liked, _draw(rng, E, texts)[:, None], expert_BS)
     elif cause == "words":
-        expert_BS = torch.where(rare(0.8), ids_BS % E, expert_BS)
+        expert_BS = torch.where(liked, ids_BS % E, expert_BS)
     elif cause == "topic":
-        expert_BS = torch.where(rare(0.6), topic_BS * 2 + draw(2, texts, length), expert_BS)
+        own_BS = (topic_BS * 2 + _draw(rng, 2, texts, length)) % E
+        expert_BS = torch.where(liked, own_BS, expert_BS)
     elif cause == "both":
-        expert_BS = torch.where(rare(0.6), (topic_BS + ids_BS) % E, expert_BS)
+        expert_BS = torch.where(liked, (topic_BS + ids_BS) % E, expert_BS)
     return expert_BS.flatten(), topic_BS.flatten(), ids_BS.flatten(), length
+
+
+WORLDS = ((40, 50, 8, 0.6), (20, 20, 8, 0.9), (80, 60, 7, 0.3))
+"""texts, length, experts, strength: what is much in one of them is little in another."""
 
 
 def check_what_explains(what_explains: Explain) -> None:
     """Check the diagnosis of a routing: (expert_T, topic_T, ids_T, length) -> a word.
 
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
+    The same causes in worlds of different size and strength: no fixed number of bits parts them.
     """
     exercise = "what_explains"
-    cases = (
-        ("none", "nothing", "8 experts dealt at random", {
+    causes = (
+        ("none", "nothing", "experts dealt at random", {
             "topic": "experts were dealt at random here; a finite text always shows a little "
                      "information, so compare with shuffled labels and not with 0",
             "words": "experts were dealt at random here; neither words nor topics explain them"}),
         ("text", "nothing", "each text likes one expert, whatever its topic", {
-            "topic": "each text has its favourite expert here, whatever its topic; 40 texts are "
-                     "40 independent things, not 2,000, so shuffle whole texts",
+            "topic": "each text has its favourite expert here, whatever its topic; so many texts are "
+                     "so many independent things, not their tokens, so shuffle whole texts",
             "words": "each text has its favourite expert here, whatever its topic or words; it is "
                      "settled by shuffling whole texts, before words are asked"}),
         ("words", "words", "experts follow the word", {
@@ -351,101 +331,138 @@ def check_what_explains(what_explains: Explain) -> None:
                      "explain it all",
             "nothing": "topics and experts do go together here, far above shuffled texts"}),
     )  # fmt: skip
-    for cause, right, given, mistakes in cases:
-        # A true null is above 19 of 20 shuffles once in 20 times: of three routings, two decide.
-        made = [_routed(cause, seed) for seed in (1, 2, 3)]
-        said = [call(exercise, what_explains, *routed, on=given) for routed in made]
-        for word in said:
+
+    def five(cause: str, *world: Any) -> list[Any]:
+        return [what_explains(*_routed(cause, seed, *world)) for seed in range(1, 6)]
+
+    def settle(said: list[Any], cause: str, *world: Any) -> bool:
+        _, right, what, sentences = next(row for row in causes if row[0] == cause)
+        texts, length, E, _ = world
+        given = f"{what}; {texts} texts of {length} tokens, {E} experts"
+        words = [str(word).strip().lower() for word in said]
+        for word, raw in zip(words, said, strict=True):
             if word not in ANSWERS:
-                raise CheckFailed(f"{exercise}: answer with one of {ANSWERS}, not {word!r}")
-        wrong = [word for word in said if word != right]
-        if len(wrong) > 1:
-            raise CheckFailed(
-                f"{exercise}: {mistakes[max(wrong, key=wrong.count)]}\n  given    {given}\n"
-                f"  yours    {', '.join(said)}\n  expected {right}"
-            )
-    passed(exercise, "against whole texts first, then against the words.")
+                refuse(exercise, f"answer with one of {ANSWERS}, not {raw!r}", given)
+        # A true null is above 19 of 20 shuffles once in 20 times: of five routings, three decide.
+        wrong = [word for word in words if word != right]
+        if len(wrong) > 2:
+            why = sentences[max(wrong, key=wrong.count)]
+            refuse(exercise, why, given, ", ".join(words), right)
+        return True
+
+    check = Check(exercise, five, lambda *args: True, see=settle)
+    for cause, _, given, _ in causes:
+        for world in WORLDS:
+            check.on(f"{given}; {world[0]} texts of {world[1]} tokens", cause, *world)
+    check.passed("against whole texts first, then against the words.")
 
 
-# --- the capstone --------------------------------------------------------------------------------
-
-WORDS = ("claim", "source", "falsified_if", "measure", "null_is", "verdict")
-FIELDS = (*WORDS, "observed", "null", "holds")
+FIELDS = ("claim", "source", "falsified_if", "measure", "null_is", "verdict")
 Investigate = Callable[[Tensor, Tensor, Tensor, int], Mapping[str, Any]]
+World = tuple[Tensor, Tensor, Tensor, int]
+"""expert_TK, ids_T, domain_T, length."""
+
+
+def _dealt(seed: int, texts: int, length: int, lean: float, plant: str = "") -> World:
+    """Deal 2 of 8 experts to each token by chance, or for a reason that is planted."""
+    rng, T = _generator(seed), texts * length
+    ids_T, domain_T = _draw(rng, 30, T), (torch.arange(texts) % 3).repeat_interleave(length)
+    score_TE, place_T = (
+        torch.rand(T, 8, generator=rng) * torch.linspace(1, lean, 8),
+        torch.arange(T),
+    )
+    word_T = _draw(rng, 8, 30)[ids_T]
+    likes_T = {
+        "": None, "domain": domain_T * 2 + _draw(rng, 2, T), "word": word_T,
+        "word and domain": (word_T + domain_T) % 8, "place": place_T % length * 8 // length,
+        "neighbour": _draw(rng, 8, T // 2 + 1).repeat_interleave(2)[:T],
+        "text": _draw(rng, 8, texts).repeat_interleave(length),
+    }[plant]  # fmt: skip
+    if likes_T is not None:
+        score_TE[place_T, likes_T] += 2.0 * (torch.rand(T, generator=rng) < 0.8)
+    return score_TE.topk(2).indices, ids_T, domain_T, length
+
+
+PLANTS = ("domain", "word", "word and domain", "neighbour", "place", "text")
 
 
 def check_investigation(investigate: Investigate) -> None:
     """Check a published claim put to a test: (expert_TK, ids_T, domain_T, length) -> its template.
 
     It cannot know whether the claim is true. It looks at whether the template is filled, whether
-    a null was computed from this very routing, whether the verdict follows from the numbers, and
-    whether a routing dealt at random would have passed as well.
-
-    Raises: CheckFailed with the misconception; NotImplementedError if not yet written.
+    the null is this very routing's (chance has to fall inside it, in worlds of other sizes and
+    loads), whether the verdict follows from the numbers, and whether it changes when an effect is
+    planted, and again when it is taken away.
     """
     exercise = "investigate"
-    observed = []
-    lucky = 0
-    for seed in range(5):
-        rng = _generator(seed)
-        score_TE = torch.rand(600, 8, generator=rng) * torch.linspace(1, 1.3, 8)
-        ids_T = torch.randint(30, (600,), generator=rng)
-        domain_T = (torch.arange(12) % 3).repeat_interleave(50)
-        given = "12 texts of 50 tokens, routed at random to 2 of 8 experts"
-        found = call(exercise, investigate, score_TE.topk(2).indices, ids_T, domain_T, 50, on=given)
+
+    def ask(world: World, given: str) -> tuple[float, list[float], bool]:
+        found = call(exercise, investigate, *world, on=given)
         value, null, holds = _template(exercise, found)
-        observed.append(value)
-        inside = min(null) <= value <= max(null)
-        if inside and holds:
-            raise CheckFailed(
-                f"{exercise}: the verdict does not follow from the numbers: {value:.4g} lies among "
-                f"the null's ({min(null):.4g} to {max(null):.4g}), and yet the claim shall hold"
-            )
-        lucky += holds
+        if min(null) <= value <= max(null) and holds:
+            refuse(exercise, f"the verdict does not follow from the numbers: {value:.4g} lies among "
+                   f"the null's ({min(null):.4g} to {max(null):.4g}), and yet the claim shall hold; "
+                   "(a claim says that there is something to see: turn 'no pattern' round)", given)  # fmt: skip
+        return value, null, holds
+
+    sizes = ((12, 50, 1.3), (9, 20, 1.0), (30, 40, 2.0), (15, 30, 4.0), (6, 60, 8.0), (40, 12, 3.0))
+    chance = [ask(_dealt(seed, *size), f"{size[0]} texts of {size[1]} tokens, routed at random to 2 "
+                  "of 8 experts") for seed, size in enumerate(sizes)]  # fmt: skip
+    lucky, many = sum(holds for _, _, holds in chance), len(chance)
     if lucky > 2:
-        raise CheckFailed(
-            f"{exercise}: on {lucky} of 5 routings dealt at random the claim holds as well; either "
-            "the null is not what chance would give, or the verdict does not look at it"
-        )
-    if len(set(observed)) == 1:
-        raise CheckFailed(
-            f"{exercise}: five different routings give the same number, {observed[0]:.4g}; measure "
-            "the routing that is handed in"
-        )
-    passed(exercise, "a claim, what would sink it, a number, its null, and a verdict that follows.")
+        refuse(exercise, f"on {lucky} of {many} routings dealt at random the claim holds as well; "
+               "either the null is not what chance would give, or the verdict does not look at it")  # fmt: skip
+    if len({value for value, _, _ in chance}) == 1:
+        refuse(exercise, f"different routings give the same number, {chance[0][0]:.4g}; measure the "
+               "routing that is handed in")  # fmt: skip
+    outside = [(value, null) for value, null, _ in chance if not min(null) <= value <= max(null)]
+    if len(outside) > many / 2:
+        value, null = outside[0]
+        refuse(exercise, f"the null is not this routing's: on {len(outside)} of {many} routings dealt "
+               f"at random the number, once {value:.4g}, lies outside of what chance is said to give "
+               f"({min(null):.4g} to {max(null):.4g}); shuffle the routing that is handed in")  # fmt: skip
+    planted = {plant: ask(_dealt(9, 24, 40, 1.2, plant), f"experts follow the {plant}")[2]
+               for plant in PLANTS}  # fmt: skip
+    if not any(planted.values()):
+        refuse(exercise, "the claim never holds, whatever is planted: experts that follow the "
+               f"{', '.join(PLANTS)}; a test that cannot say yes tests nothing")  # fmt: skip
+    plant = next(plant for plant, holds in planted.items() if holds)
+    kept = 0
+    for seed in range(5):
+        expert_TK, *rest = _dealt(9, 24, 40, 1.2, plant)
+        mixed = expert_TK[torch.randperm(len(expert_TK), generator=_generator(seed))]
+        kept += ask((mixed, *rest), f"experts that followed the {plant}, dealt out anew")[2]  # type: ignore[arg-type]
+    if kept > 2:
+        refuse(exercise, f"experts follow the {plant}, and the claim holds; they are dealt out anew, "
+               "so that nothing is left to see, and it holds all the same")  # fmt: skip
+    check = Check(exercise, investigate)
+    check.passed("a claim, what would sink it, a number, its null, and a verdict that follows.")
 
 
 def _template(exercise: str, found: Any) -> tuple[float, list[float], bool]:
     """Look whether every field is filled; give the number, its null and what follows."""
     if not isinstance(found, Mapping):
-        raise CheckFailed(f"{exercise}: return the template, a dict, not {found!r}")
-    if missing := [field for field in FIELDS if field not in found]:
-        raise CheckFailed(f"{exercise}: the template lacks the field {missing[0]!r}")
-    for field in WORDS:
+        refuse(exercise, f"return the template, a dict, not {found!r}")
+    if missing := [field for field in (*FIELDS, "observed", "null", "holds") if field not in found]:
+        refuse(exercise, f"the template lacks the field {missing[0]!r}")
+    for field in FIELDS:
         text = found[field]
         if not isinstance(text, str) or len(text.strip(" .…\n")) < 3:
-            raise CheckFailed(f"{exercise}: the field {field!r} is not filled in: {text!r}")
+            refuse(exercise, f"the field {field!r} is not filled in: {text!r}")
     if found["falsified_if"].strip().lower() == found["claim"].strip().lower():
-        raise CheckFailed(
-            f"{exercise}: 'falsified_if' repeats the claim; say what would make you drop it"
-        )
-    holds = _plain(found["holds"])
-    if not isinstance(holds, bool):
-        raise CheckFailed(f"{exercise}: 'holds' must be True or False, not {found['holds']!r}")
-    value = float(_number(f"{exercise}, 'observed'", found["observed"]))
-    null = found["null"]
-    null = null.flatten().tolist() if hasattr(null, "flatten") else null  # torch's or NumPy's
-    if not isinstance(null, list | tuple) or len(null) < 19:
-        raise CheckFailed(
-            f"{exercise}: 'null' must list at least 19 numbers, one for each time that chance was "
-            f"played; with fewer, 1 in 20 cannot be told"
-        )
-    null = [float(_number(f"{exercise}, 'null'", x)) for x in null]
-    if not all(map(math.isfinite, [value, *null])):
-        raise CheckFailed(f"{exercise}: 'observed' and 'null' must be finite numbers")
-    if min(null) == max(null):
-        raise CheckFailed(
-            f"{exercise}: the null is {null[0]:.4g} each time; that is a formula's chance, not a "
-            "null computed from this routing, and it does not say how far chance strays"
-        )
-    return value, null, holds
+        refuse(exercise, "'falsified_if' repeats the claim; say what would make you drop it")
+    holds, value, null = (number(found[field]) for field in ("holds", "observed", "null"))
+    if holds is None or holds.numel() != 1 or holds.item() not in (0, 1):
+        refuse(exercise, f"'holds' must be True or False, not {found['holds']!r}")
+    if value is None or value.numel() != 1:
+        refuse(exercise, f"'observed' must be one number, not {found['observed']!r}")
+    if null is None or null.numel() < 19:
+        refuse(exercise, "'null' must list at least 19 numbers, one for each time that chance was "
+               "played; with fewer, 1 in 20 cannot be told")  # fmt: skip
+    assert holds is not None and value is not None and null is not None
+    if not (value.isfinite().all() and null.isfinite().all()):
+        refuse(exercise, "'observed' and 'null' must be finite numbers")
+    if null.min() == null.max():
+        refuse(exercise, f"the null is {null.flatten()[0]:.4g} each time; that is a formula's chance, "
+               "not a null computed from this routing, and it does not say how far chance strays")  # fmt: skip
+    return value.item(), null.double().flatten().tolist(), bool(holds)

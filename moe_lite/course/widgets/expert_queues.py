@@ -10,7 +10,7 @@ import torch
 import traitlets as t
 from torch import Tensor
 
-from ...routers import Priority, queue_rank
+from ...capacity import Priority, queue_rank
 from ...routing import Routing
 from ..viz import INK, QUIET, expert_colors
 from .portable import HERE, PortableWidget, bounded, panels
@@ -129,8 +129,8 @@ class ExpertQueues(PortableWidget):
 
         there = Routing.from_choices(
             routing.logits_TE[order_T], routing.probs_TE[order_T], moved(routing.expert_N),
-            moved(routing.gate_N), moved(torch.tensor(self.sent)),
-        )  # fmt: skip
+            moved(routing.gate_N),
+        ).kept(moved(torch.tensor(self.sent)).view(-1))  # fmt: skip
         rank_TK = queue_rank(there, cast(Priority, self.priority)).view(T, K)
         return torch.empty_like(rank_TK).index_copy(0, order_T, rank_TK).view(-1)
 

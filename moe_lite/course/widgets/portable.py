@@ -101,7 +101,8 @@ script-src 'sha256-{digest}'; style-src 'unsafe-inline'">
 
         Raises: OSError if the file cannot be written; an older one is then as it was.
         """
-        return _write(path, self.html().encode())
+        files.write(path, self.html())
+        return Path(path)
 
     def png(self, dpi: float = 110) -> bytes:
         """Draw the still face as a PNG."""
@@ -114,7 +115,8 @@ script-src 'sha256-{digest}'; style-src 'unsafe-inline'">
 
         Raises: OSError if the file cannot be written; an older one is then as it was.
         """
-        return _write(path, self.png(dpi))
+        files.write(path, self.png(dpi))
+        return Path(path)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Add the still face to the live one, for pages such as GitHub's that run no kernel."""
@@ -171,14 +173,3 @@ def panels(width: float, height: float, columns: int = 1, **options: Any) -> tup
 
 def _binary(value: Any) -> dict[str, str]:
     return {"deflated": base64.b64encode(zlib.compress(value, 9)).decode()}
-
-
-def _write(path: str | os.PathLike[str], content: bytes) -> Path:
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-        files.write(path, content)
-    except OSError as error:
-        raise type(error)(f"cannot write {path}: {error.strerror or error}") from error
-    return path

@@ -26,9 +26,10 @@ const voice = (text) =>
 
 function arraysOf(model) {
   const film = model.get("film");
-  if (film?.steps) return frameOf(film, model.get("frame"));
-  const bytes = cut(model.get("data")), array = {};
-  for (const [name, [type, offset, length]] of Object.entries(model.get("arrays")))
+  if (film?.logits) return frameOf(film, model.get("frame"));
+  const whole = film?.frames?.[model.get("frame")] ?? { data: model.get("data"), arrays: model.get("arrays") };
+  const bytes = cut(whole.data), array = {};
+  for (const [name, [type, offset, length]] of Object.entries(whole.arrays))
     array[name] = new ARRAYS[type](bytes, offset, length);
   return array;
 }
@@ -42,7 +43,7 @@ function half(bits) {
   return halves[bits];
 }
 
-/** One frame of a film is its router logits at half precision: routes them as the router did. What
+/** One frame of a Mixtral's film is its router logits at half precision: routes them as it did. What
  *  is shown of one token only, its probabilities, is worked out when it is asked for. */
 function frameOf({ logits, shape: [, L, T, E], top_k: K }, frame) {
   const rows = L * T, size = rows * E, bits = new Uint16Array(cut(logits, 2 * size * frame, 2 * size * (frame + 1)));

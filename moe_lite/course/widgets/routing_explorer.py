@@ -14,12 +14,11 @@ import traitlets as t
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ...causal import Effect, Intervention, Run, ablate, intervene, top_k
+from ...causal import Intervention, ablate, intervene, top_k
 from ...model import Mixtral
-from ...routers import Capacity, GShardRouter
-from ...routing import RoutingTrace
-from ...trace import record
-from ..data import load_tokenizer, pieces
+from ...trace import RoutingTrace, record
+from ..data import encode, load_tokenizer, pieces
+from ..effects import Effect, Run
 from ..film import Film
 from ..viz import expert_colors, first_experts, ordered_pairs, overview
 from .portable import HERE, PortableWidget
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TOP = 5  # next tokens that travel for each position
+LAYER_RUNS = 4096  # layers run for a page, all its questions together: seconds
 NEW = 12  # tokens of a continuation
 NO_LOSS = 0xFFFF  # nothing predicted the first token
 
@@ -118,11 +118,7 @@ class RoutingExplorer(PortableWidget):
         traits: dict[str, Any] = {"live": model is not None}
         if film is not None:
             trace = film.trace(film.steps[-1])
-            logits = torch.stack([film.logits[step] for step in film.steps]).numpy().astype("<f2")
-            traits["film"] = {
-                "steps": film.steps, "top_k": film.top_k, "logits": logits.tobytes(),
-                "shape": list(logits.shape), "parts": _parts(film),
-            }  # fmt: skip
+            traits["film"] = {"steps": film.steps, "parts": _parts(film), **_frames(film)}
             traits["frame"] = len(film.steps) - 1
         if beside is not None:
             traits["beside"] = pack(beside)
@@ -141,7 +137,7 @@ class RoutingExplorer(PortableWidget):
             return packed
         if text is None:
             text = what if isinstance(what, str) else "".join(what.tokens if what else ())
-        ids = tokenizer.encode(text).ids
+        ids = encode(tokenizer, text)
         shown = pieces(tokenizer, ids)
         if not ids:
             raise ValueError("there is no text to run: give at least one word")
@@ -195,7 +191,7 @@ class RoutingExplorer(PortableWidget):
 
         Each expert of each layer ablated for all tokens (those with most load first, at most
         ``limit``), each expert that the selected (else the last) token used ablated for that
-        token, and one expert per token everywhere.
+        token, and one expert per token everywhere; a very deep model gets fewer.
 
         Raises: ValueError without a model.
         """
@@ -209,6 +205,8 @@ class RoutingExplorer(PortableWidget):
         for n, layer in enumerate(self._trace.layers):
             used = layer.expert_N[layer.token_N == token].tolist()
             questions += [[ablate(n, e, token)] for e in used]
+        # Each is a run through all layers: of a thousand there are fewer.
+        del questions[max(4, LAYER_RUNS // len(self._trace.layers)) :]
         questions.append([top_k(1)])
         effect, answers = self.effect, {"[]": self.answers.get("[]", {})}
         threads = torch.get_num_threads()
@@ -356,6 +354,15 @@ class RoutingExplorer(PortableWidget):
         return overview(self._trace, self.layer)
 
 
+def _frames(film: Film) -> dict[str, Any]:
+    """Return a film's frames: logits, which the page routes itself, or each frame as a trace."""
+    if film.routings:
+        frames = [pack(film.trace(step)) for step in film.steps]
+        return {"frames": [{name: frame[name] for name in ("arrays", "data")} for frame in frames]}
+    logits = torch.stack([film.logits[step] for step in film.steps]).numpy().astype("<f2")
+    return {"top_k": film.top_k, "logits": logits.tobytes(), "shape": list(logits.shape)}
+
+
 def _parts(film: Film) -> list[list[Any]]:
     """Say of each stretch of the film's text what it is, and its first and last token."""
     S, domains = film.ids_BS.shape[1], film.domain_BS[:, 0].tolist()
@@ -394,9 +401,7 @@ def _moved(base: Run, run: Run) -> int:
 
 def _queue(gate: Any) -> list[Any]:
     """Say who stands in front in a gate's queues, and how many tokens share one (0: all)."""
-    known = gate.priority if isinstance(gate, Capacity) else "position"
-    priority = "choice" if isinstance(gate, GShardRouter) else known
-    return [priority, getattr(gate, "group_size", None) or 0]
+    return [getattr(gate, "priority", "position"), getattr(gate, "group_size", None) or 0]
 
 
 def pack(trace: RoutingTrace, model: Mixtral | None = None) -> dict[str, Any]:

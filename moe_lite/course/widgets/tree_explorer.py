@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import traitlets as t
 
-from ...hierarchy import HME, affine
+from ..hierarchy import HME, affine
 from ..viz import INK, QUIET, expert_colors
 from .portable import HERE, PortableWidget, bounded, panels
 
@@ -28,7 +28,7 @@ class TreeExplorer(PortableWidget):
         widget                      # move through the steps, click on a node or a point
         widget.node, widget.token   # what was clicked, here in Python
 
-    Nodes are counted as in :mod:`moe_lite.hierarchy`; points are counted by growing x.
+    Nodes are counted as in :mod:`moe_lite.course.hierarchy`; points are counted by growing x.
 
     Args:    history: trees, one for each step; of several side by side the first is shown.
     Raises:  ValueError if there is no tree, or x and y are not (T, 1), or the trees differ in
@@ -124,7 +124,7 @@ class TreeExplorer(PortableWidget):
     def name(self, node: int) -> str:
         """Name a node as the page does.
 
-        >>> from moe_lite.hierarchy import random_tree
+        >>> from moe_lite.course.hierarchy import random_tree
         >>> import torch
         >>> widget = TreeExplorer([random_tree(1, 2, 1, seeds=[0])], *torch.zeros(2, 3, 1))
         >>> widget.name(0), widget.name(2)

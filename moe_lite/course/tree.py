@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..routers import Router, Scores
 from ..routing import Routing
 
 
-class HierarchicalRouter(nn.Module):
+@dataclass(frozen=True, eq=False)
+class TreeScores(Scores):
+    """The scores of all leaves, and what the routers inside answered: the primary one first."""
+
+    answers: tuple[Routing, ...] = ()
+
+
+class HierarchicalRouter(Router, era="Shazeer et al. 2017, appendix B"):
     """Let one router choose groups and each group's own router choose experts within it.
 
     The gate of expert j of group i is the product of the two gates, so a token's gates still sum
@@ -28,7 +38,7 @@ class HierarchicalRouter(nn.Module):
     (15, 4)
 
     Args:    primary: over the a groups; secondary: one router for each, all over b experts and
-             with one K.
+             with one K. options: of :class:`Router`, for a capacity.
     Shapes:  N = T * K_primary * K_secondary; probs_TE are the products of both softmaxes,
              logits_TE their logarithms.
     Raises:  ValueError if a routing does not fit: other than one secondary router for each
@@ -36,21 +46,32 @@ class HierarchicalRouter(nn.Module):
     Source:  Shazeer et al. 2017 (arXiv:1701.06538), appendix B, eqs. 12-14.
     """
 
-    def __init__(self, primary: nn.Module, secondary: Sequence[nn.Module]):
-        super().__init__()
+    def __init__(self, primary: nn.Module, secondary: Sequence[nn.Module], **options: Any):
+        super().__init__(**options)
         self.primary, self.secondary = primary, nn.ModuleList(secondary)
 
-    def forward(self, x_TD: Tensor) -> Routing:
-        first: Routing = self.primary(x_TD)
-        groups: list[Routing] = [router(x_TD) for router in self.secondary]
-        a, sizes = first.num_experts, {(r.num_experts, r.per_token) for r in groups}
-        if len(groups) != a or len(sizes) != 1 or None in {first.per_token, *next(iter(sizes))}:
+    def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
+        first: Routing = self.primary(x_TD, ids_T=ids_T)
+        groups: list[Routing] = [router(x_TD, ids_T=ids_T) for router in self.secondary]
+        sizes = {(r.num_experts, r.per_token) for r in groups}
+        fits = len(groups) == first.num_experts and len(sizes) == 1
+        if not fits or None in {first.per_token, *next(iter(sizes))}:
             raise ValueError(
-                f"a primary router over {a} groups needs as many secondary routers with one "
-                f"number of experts and of choices; these have (E, K) = "
+                f"a primary router over {first.num_experts} groups needs as many secondary routers "
+                f"with one number of experts and of choices; these have (E, K) = "
                 f"{[(r.num_experts, r.per_token) for r in groups]}"
             )
-        (b, K), T, J = next(iter(sizes)), len(x_TD), first.per_token
+        inner_Tab = torch.stack([r.logits_TE.log_softmax(-1) for r in groups], dim=1)
+        logits_TE = (first.logits_TE.log_softmax(-1)[..., None] + inner_Tab).flatten(1)
+        probs_TE, load_TE = logits_TE.exp(), self._smooth_load(first, groups)
+        more = {} if load_TE is None else {"smooth_load_TE": load_TE}
+        answers = (first, *groups)
+        return TreeScores(logits_TE, probs_TE, logits_TE, probs_TE, more=more, answers=answers)
+
+    def choose(self, scores: Scores, k: int | None = None) -> Routing:
+        assert isinstance(scores, TreeScores)
+        first, *groups = scores.answers
+        b, K, T, J = groups[0].num_experts, groups[0].per_token, first.num_tokens, first.per_token
         assert K is not None and J is not None
         group_TJ1, gate_TJ1 = first.expert_N.view(T, J, 1), first.gate_N.view(T, J, 1)
 
@@ -61,19 +82,9 @@ class HierarchicalRouter(nn.Module):
 
         gate_TJK = gate_TJ1 * chosen([r.gate_N for r in groups])
         expert_TJK = group_TJ1 * b + chosen([r.expert_N for r in groups])
-        logits_Tab = first.logits_TE.log_softmax(-1)[..., None] + torch.stack(
-            [r.logits_TE.log_softmax(-1) for r in groups], dim=1
-        )
-        logits_TE = logits_Tab.flatten(1)
         # Best first, as a Routing promises.
         gate_TK, order_TK = gate_TJK.flatten(1).sort(dim=-1, descending=True, stable=True)
-        return Routing.from_choices(
-            logits_TE,
-            logits_TE.exp(),
-            expert_TJK.flatten(1).gather(1, order_TK),
-            gate_TK,
-            smooth_load_TE=self._smooth_load(first, groups),
-        )
+        return scores.routing(expert_TJK.flatten(1).gather(1, order_TK), gate_TK)
 
     @staticmethod
     def _smooth_load(first: Routing, groups: list[Routing]) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 
-from .config import MixtralConfig
+from ..config import MixtralConfig
 
 Phase = Literal["decode", "prefill", "train"]
 

@@ -23,17 +23,16 @@ grouped product. Runs on a CPU too, in Triton's interpreter: set TRITON_INTERPRE
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..routing import DispatchPlan
-
-if TYPE_CHECKING:
-    from ..experts import Experts
+from ..dispatch import plan
+from ..experts import Experts
+from ..routing import Routing
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -80,7 +79,7 @@ def _matrix(pointer, rows, columns, BR: tl.constexpr, BC: tl.constexpr, TMA: tl.
 def _block(
     matrix, row, column, rows, columns, BR: tl.constexpr, BC: tl.constexpr, TMA: tl.constexpr
 ):
-    """Load (BR, BC) of a matrix, zeros outside of it."""
+    """Load (BR, BC) of a matrix, zeros outside of it: from ``rows`` on, unless it is by TMA."""
     if TMA:
         block = matrix.load([row, column])
     else:
@@ -161,16 +160,16 @@ def _product(
         t, n = _place(tile, count, columns)
         e, row, r, mine = _rows(offsets, tile_expert, tile_row, t, BM)
         acc = tl.zeros((BM, BN), tl.float32)
-        for k in range(0, K, BK):  # a's columns past K are zeros, whatever w holds there
+        for k in range(0, K, BK):
             left = _block(A, row, k, R, K, BM, BK, TMA)
             if TRANSPOSED:
                 right = _block(W, e * N + n * BN, k, E * N, K, BN, BK, TMA).T
             else:
-                right = _block(W, e * K + k, n * BN, E * K, N, BK, BN, TMA)
+                right = _block(W, e * K + k, n * BN, e * K + K, N, BK, BN, TMA)
             acc = _dot(left, right, acc, PRECISION)
             if TWO:
                 left = _block(A2, row, k, R, K, BM, BK, TMA)
-                right = _block(W2, e * K + k, n * BN, E * K, N, BK, BN, TMA)
+                right = _block(W2, e * K + k, n * BN, e * K + K, N, BK, BN, TMA)
                 acc = _dot(left, right, acc, PRECISION)
         c = (n * BN + tl.arange(0, BN))[None, :]
         inside = mine[:, None] & (c < N)
@@ -211,7 +210,8 @@ def _down_back(
         for k in range(0, D, BK):
             c = (k + tl.arange(0, BK))[None, :]
             dO = tl.load(grad + source + c, mine[:, None] & (c < D), 0.0)
-            da = _dot(dO, _block(W2, e * D + k, n * BN, E * D, F, BK, BN, TMA), da, PRECISION)
+            W = _block(W2, e * D + k, n * BN, e * D + D, F, BK, BN, TMA)
+            da = _dot(dO, W, da, PRECISION)
         c = (n * BN + tl.arange(0, BN))[None, :]
         at, inside = r[:, None] * F + c, mine[:, None] & (c < F)
         up1 = tl.load(h1 + at, inside, 0.0).to(tl.float32)
@@ -287,7 +287,12 @@ def _config(kernel: str, x: Tensor, rows: int = 0, experts: int = 1) -> dict[str
 
 
 def _tma(*matrices: Tensor) -> bool:
-    """Tell whether every matrix has rows of a multiple of 16 bytes, as a descriptor must."""
+    """Tell whether every matrix has rows of a multiple of 16 bytes, as a descriptor must.
+
+    A descriptor ends with the last expert. A sum down an expert's rows (both backward products)
+    must end with *its* last row, or it takes 0 times the next expert's weights, which may be NaN:
+    there it has to be a multiple of BK too.
+    """
     return all(m.shape[-1] * m.element_size() % 16 == 0 and m.numel() for m in matrices)
 
 
@@ -361,13 +366,13 @@ def _experts_backward(
         tiles = schedule(offsets_E1, R, config["BM"])
         _down_back[_programs(x_TD)](
             grad_TD, w2, gate_R, h1, h3, dh1, dh3, gated, dot, token_R, offsets_E1, *tiles,
-            E, D, F, TMA=_tma(w2), **config,
+            E, D, F, TMA=_tma(w2) and D % config["BK"] == 0, **config,
         )  # fmt: skip
         config = _config("up_back", x_TD, R, E)
         tiles = schedule(offsets_E1, R, config["BM"])
         _product[_programs(x_TD)](
             dh1, w1, dh3, w3, dx_RD, offsets_E1, *tiles, E, R, D, F,
-            TRANSPOSED=False, TWO=True, TMA=_tma(w1, dh1), **config,
+            TRANSPOSED=False, TWO=True, TMA=_tma(w1, dh1) and F % config["BK"] == 0, **config,
         )  # fmt: skip
     config = _config("weights", x_TD)
     grads = []
@@ -405,7 +410,7 @@ def _differentiate(ctx: Any, grad_TD: Tensor | None, *_: None) -> tuple[Tensor |
 _experts.register_autograd(_differentiate, setup_context=_keep)
 
 
-def fused(x_TD: Tensor, experts: Experts, plan: DispatchPlan) -> Tensor:
+def fused(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
     """Run the experts in fused kernels; shapes, results and gradients as the other backends.
 
     Raises: ValueError for float64 (the loop takes it), or for tensors that are not on a GPU,
@@ -420,15 +425,14 @@ def fused(x_TD: Tensor, experts: Experts, plan: DispatchPlan) -> Tensor:
             f"the triton backend needs a GPU, but the tokens are on the {kind}; "
             'backend="grouped" runs here'
         )
-    if plan.per_token is not None:  # token t's rows are those of its pairs t*K .. t*K+K-1
-        row_S = plan.row_N
-        first_T1 = torch.arange(plan.num_tokens + 1, device=row_S.device) * plan.per_token
+    p = plan(routing)
+    if p.per_token is not None:  # token t's rows are those of its pairs t*K .. t*K+K-1
+        row_S = p.row_N
+        first_T1 = torch.arange(p.num_tokens + 1, device=row_S.device) * p.per_token
     else:
-        token_S, row_S = plan.token_R.sort(stable=True)
-        first_T1 = torch.searchsorted(
-            token_S, torch.arange(plan.num_tokens + 1, device=row_S.device)
-        )
+        token_S, row_S = p.token_R.sort(stable=True)
+        first_T1 = torch.searchsorted(token_S, torch.arange(p.num_tokens + 1, device=row_S.device))
     x, w1, w3, w2 = (t.to(dtype).contiguous() for t in (x_TD, experts.w1, experts.w3, experts.w2))
-    gate_R = plan.gate_R.float().contiguous()
-    out_TD, _, _ = _experts(x, w1, w3, w2, gate_R, plan.token_R, plan.offsets_E1, row_S, first_T1)
+    gate_R = p.gate_R.float().contiguous()
+    out_TD, _, _ = _experts(x, w1, w3, w2, gate_R, p.token_R, p.offsets_E1, row_S, first_T1)
     return out_TD.to(x_TD.dtype)

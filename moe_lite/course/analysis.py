@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .routing import Routing, RoutingTrace
+from ..routing import Routing
+from ..trace import RoutingTrace
 
 Choice = Literal["all", "first"]
 Labels = Tensor | Sequence[int]
@@ -224,108 +225,44 @@ def repetition_chance(E: int, K: int = 1) -> float:
 
 
 def shuffled(trace: RoutingTrace, seed: int, length: int | None = None) -> RoutingTrace:
-    """Deal the routing of the tokens out to other tokens, at all layers alike.
+    """Return a trace in which each token has the routing of another one, at all layers alike.
 
     How often each expert is used stays, in all and, with length, in each text of so many tokens;
     what a token has to do with its experts, or with its neighbour's, is gone.
     Raises: ValueError as :func:`choices_LTK` does, or if the texts do not divide the tokens.
     """
-    K = choices_LTK(trace).shape[-1]
+    choices_LTK(trace)
     random = torch.Generator().manual_seed(seed)
     texts = _texts(torch.arange(len(trace.tokens)), length or len(trace.tokens))
     order_T = torch.cat([text[torch.randperm(len(text), generator=random)] for text in texts])
-    pair_N = (order_T[:, None] * K + torch.arange(K)).flatten()
-
-    def deal(routing: Routing) -> Routing:
-        dealt = {}
-        for name, value in vars(routing).items():
-            shape = name.rpartition("_")[2]  # the name says it: per pair, per token, or neither
-            if isinstance(value, Tensor) and name != "token_N" and shape[0] in "NT":
-                dealt[name] = value[pair_N if shape == "N" else order_T]
-        return Routing(**{**vars(routing), **dealt})
-
-    return replace(trace, layers=tuple(map(deal, trace.layers)))
+    return replace(trace, layers=tuple(at_tokens(routing, order_T) for routing in trace.layers))
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Hold how well experts fit labels, and the same for permuted labels, one number a seed.
+def at_tokens(routing: Routing, token_T: Tensor) -> Routing:
+    """Return the routing of some of the tokens, in the order in which they are asked for.
 
-    accuracy: the share of tokens at the expert that stands for their label, under the best
-    one-to-one match; information: the normalised mutual information, 2 I / (H + H), 0 to 1.
+    Raises: ValueError if tokens have no list of K choices because experts chose.
     """
+    K = routing.per_token
+    if K is None:
+        raise ValueError("where experts choose, a token's routing cannot be taken out")
+    pair_N = (token_T[:, None] * K + torch.arange(K)).flatten()
 
-    accuracy: float
-    information: float
-    null_accuracy: tuple[float, ...]
-    null_information: tuple[float, ...]
+    def taken(x: Tensor | None, index: Tensor) -> Tensor | None:
+        return None if x is None else x[index]
 
-    def adjusted(self, which: Literal["accuracy", "information"] = "accuracy") -> float:
-        """Stretch a score so that the null's mean becomes 0 and the best stays 1."""
-        value, null = getattr(self, which), getattr(self, f"null_{which}")
-        chance = math.fsum(null) / len(null)
-        return (value - chance) / (1 - chance)
-
-
-def agreement(expert_T: Labels, label_T: Labels, seeds: Iterable[int] = range(20)) -> Agreement:
-    """Score a learned routing against the true one, whatever the experts are numbered.
-
-    Args:   expert_T: one expert a token, as ``choices_LTK(trace)[layer, :, 0]``; label_T: the
-            true one; seeds: one permutation of the labels each.
-    Raises: ValueError if they differ in length or are negative.
-    Source: the best match is Munkres 1957's assignment problem.
-    """
-    expert_T, label_T = (torch.as_tensor(x).flatten().long() for x in (expert_T, label_T))
-    if expert_T.shape != label_T.shape or not len(label_T):
-        raise ValueError(f"{len(expert_T)} experts do not fit {len(label_T)} labels")
-    if min(expert_T.min(), label_T.min()) < 0:
-        raise ValueError("experts and labels are numbers from 0")
-    C, E = int(label_T.max()) + 1, int(expert_T.max()) + 1
-
-    def score(label_T: Tensor) -> tuple[float, float]:
-        count_CE = torch.bincount(label_T * E + expert_T, minlength=C * E).view(C, E).double()
-        matched = sum(float(count_CE[c, e]) for c, e in best_match(count_CE))
-        entropies = sum(_entropy(count_CE.sum(dim=dim)) for dim in (0, 1))
-        shared = 2 * float(_information(count_CE)) / float(entropies) if entropies > 0 else 0.0
-        return matched / len(label_T), shared
-
-    accuracy, information = score(label_T)
-    nulls = [score(permuted(label_T, seed)) for seed in seeds]
-    return Agreement(accuracy, information, tuple(n[0] for n in nulls), tuple(n[1] for n in nulls))
-
-
-def best_match(value_CE: Tensor) -> list[tuple[int, int]]:
-    """Pair rows with columns, each at most once, for the largest sum: min(C, E) pairs.
-
-    Source: the assignment problem, solved by shortest augmenting paths (Jonker and Volgenant 1987).
-    """
-    if value_CE.shape[0] > value_CE.shape[1]:
-        return [(row, column) for column, row in best_match(value_CE.T)]
-    cost = (-value_CE).tolist()
-    rows, columns = value_CE.shape
-    owner = [-1] * (columns + 1)  # the row of each column; the last is where a new row waits
-    row_price, column_price = [0.0] * rows, [0.0] * (columns + 1)
-    for new in range(rows):
-        owner[columns], here = new, columns
-        least, came = [math.inf] * columns, [columns] * columns
-        done = [False] * (columns + 1)
-        while owner[here] >= 0:
-            done[here], row = True, owner[here]
-            for j in range(columns):
-                reduced = cost[row][j] - row_price[row] - column_price[j]
-                if not done[j] and reduced < least[j]:
-                    least[j], came[j] = reduced, here
-            step, nearest = min((least[j], j) for j in range(columns) if not done[j])
-            for j in range(columns + 1):
-                if done[j]:
-                    row_price[owner[j]] += step
-                    column_price[j] -= step
-                elif j < columns:
-                    least[j] -= step
-            here = nearest
-        while here != columns:
-            owner[here], here = owner[came[here]], came[here]
-    return sorted((owner[j], j) for j in range(columns) if owner[j] >= 0)
+    return replace(
+        routing,
+        logits_TE=routing.logits_TE[token_T],
+        probs_TE=routing.probs_TE[token_T],
+        token_N=torch.arange(len(token_T)).repeat_interleave(K),
+        expert_N=routing.expert_N[pair_N],
+        gate_N=routing.gate_N[pair_N],
+        keep_N=taken(routing.keep_N, pair_N),
+        smooth_load_TE=taken(routing.smooth_load_TE, token_T),
+        mask_T=taken(routing.mask_T, token_T),
+        noise_TE=taken(routing.noise_TE, token_T),
+    )
 
 
 def _num_experts(trace: RoutingTrace) -> int:

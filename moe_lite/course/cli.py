@@ -1,0 +1,285 @@
+"""The commands: ``python -m moe_lite {lab,test,build,train,explore,bench,reproduce,read}``.
+
+Each imports what it needs when it runs: all can be listed, and ``read`` run, without the course's
+packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from .. import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def lab(argv: Sequence[str]) -> int:
+    """Open JupyterLab on the first notebook; arguments go on to it."""
+    first = sorted(_clone("notebooks").glob("[0-9][0-9]_*.ipynb"))[:1]
+    from jupyterlab.handlers.announcements import NeverCheckForUpdate
+    from jupyterlab.labapp import LabApp
+
+    LabApp.launch_instance(
+        [
+            f"--ServerApp.root_dir={ROOT}",
+            # Nothing here needs the network, nor should a question stand before the first page.
+            f"--LabApp.check_for_updates_class={NeverCheckForUpdate.__module__}.NeverCheckForUpdate",
+            "--LabApp.news_url=None",
+            *argv,
+            *map(str, first),
+        ]
+    )
+    return 0
+
+
+def test(argv: Sequence[str]) -> int:
+    """Run the whole test suite, or what arguments to pytest choose of it."""
+    _clone("tests")
+    import pytest
+
+    os.chdir(ROOT)  # where pytest finds its configuration, and the paths it was given
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest sums up what was done
+    code = pytest.main(list(argv))
+    return 130 if code == pytest.ExitCode.INTERRUPTED else int(code)
+
+
+def build(argv: Sequence[str]) -> int:
+    """Build notebooks and exercises from their sources, or --check them."""
+    _clone("notebooks")
+    from .build import main
+
+    return main(argv)
+
+
+def train(argv: Sequence[str]) -> int:
+    """Train a small Mixtral on the course's five domains."""
+    from .recipes import main
+
+    return main(argv)
+
+
+def explore(argv: Sequence[str]) -> int:
+    """Write one HTML file that shows which experts each token goes to, and what if not."""
+    parser = argparse.ArgumentParser(prog="python -m moe_lite explore", description=explore.__doc__)
+    parser.add_argument("text", nargs="?", default="", help="what to run through the model")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="a checkpoint in Hugging Face's Mixtral layout (default: the course's own)",
+    )
+    parser.add_argument("--compare", metavar="TEXT", help="another text, to stand beside it")
+    parser.add_argument(
+        "--compare-model", type=Path, metavar="FOLDER", help="another model, to stand beside it"
+    )
+    parser.add_argument(
+        "--film", action="store_true", help="the film of the model's training, instead of a text"
+    )
+    parser.add_argument("--out", type=Path, default=Path("routing.html"), metavar="FILE")
+    args = parser.parse_args(argv)
+    beside = args.compare is not None or args.compare_model is not None
+    texts = [args.text, args.compare if args.compare is not None else args.text][: 1 + beside]
+    if args.film and (beside or args.text):
+        raise ValueError("a film has its own text, and stands alone: give --film and a --model")
+    if not args.film and not all(text.strip() for text in texts):
+        raise ValueError("there is no text to explore: give at least one word")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # what the shell could not decode
+            raise ValueError(f"the text {text!a} is not UTF-8") from None
+
+    from .. import files
+    from ..hf import PRETRAINED
+    from .film import Film
+    from .widgets import RoutingExplorer
+
+    files.target(args.out)  # told before the work, not after
+    folder = args.model or PRETRAINED / "mixtral-mini"
+    if args.film:
+        widget = RoutingExplorer(film=Film.load(_folder(folder) / "film.safetensors"))
+        shown = f"{len(widget.film['steps'])} steps of a training"
+    else:
+        _, _, other = _run(texts[-1], args.compare_model or folder) if beside else [None] * 3
+        model, tokenizer, trace = _run(args.text, folder)
+        own = {"model": model, "tokenizer": tokenizer, "text": args.text}
+        widget = RoutingExplorer(trace, **own, beside=other)
+        shown = f"{len(widget.precompute().answers) - 1} answers to “what if”"
+    widget.to_html(args.out)
+    print(
+        f"{args.out}: {len(widget.tokens)} tokens through {len(widget.layer_names)} layers of "
+        f"{max(widget.num_experts)} experts, {shown}; open it in any browser"
+    )
+    return 0
+
+
+def _clone(folder: str) -> Path:
+    """Return a folder that only a clone of the repository has, beside the package."""
+    if not (ROOT / folder).is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {ROOT / folder}: this command works in a clone of the repository"
+        )
+    return ROOT / folder
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"there is no model folder {path}: name one with --model FOLDER; "
+            "`python -m moe_lite train --config tiny` makes one, runs/tiny/model"
+        )
+    return path
+
+
+def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
+    """Run a text through the model in a folder: the model, its tokenizer and the trace."""
+    import torch
+
+    from .. import hf
+    from ..checked import check_room
+    from ..trace import record
+    from .data import encode, load_tokenizer, pieces
+
+    own = _folder(folder) / "tokenizer.json"
+    tokenizer = load_tokenizer(own if own.is_file() else None)
+    model = hf.load(folder)
+    known, vocab = tokenizer.get_vocab_size(), model.config.vocab_size
+    if known > vocab or not (own.is_file() or known == vocab):
+        raise ValueError(
+            f"the model has {vocab} tokens and the tokenizer {known}: "
+            f"put the tokenizer.json that the model was trained with into {folder}"
+        )
+    ids = encode(tokenizer, text)
+    S = len(ids) if model.config.sliding_window else 0  # a window needs a mask, S by S
+    check_room(8 * S * S, f"the attention over {len(ids):,} tokens")
+    ids_BS = torch.tensor([ids])
+    with torch.inference_mode(), record(model, partial(pieces, tokenizer)) as recorded:
+        model(ids_BS)
+    return model, tokenizer, replace(recorded.trace, source=folder.resolve().name)
+
+
+def bench(argv: Sequence[str]) -> int:
+    """Time the layer beside its peers, and the model beside transformers'."""
+    sys.path.insert(0, str(_clone("experiments/bench").parents[1]))  # no part of what is installed
+    from experiments.bench import main
+
+    return main(argv)
+
+
+def reproduce(argv: Sequence[str]) -> int:
+    """Reproduce a paper's table and judge it, or write the ledger of all."""
+    _clone("experiments")
+    from .ledger import main
+
+    return main(argv)
+
+
+def read(argv: Sequence[str]) -> int:
+    """Show which files to read in what order, and one token's trip through the layer."""
+    from .reading import main
+
+    return main(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    command.__name__: command
+    for command in (lab, test, build, train, explore, bench, reproduce, read)
+}
+
+
+def installs(command: str) -> str:
+    """Return what to type to install what a command needs, with or without a clone."""
+    if (ROOT / "course.py").is_file():
+        return f"`python course.py {command}`"
+    extra = "test" if command in ("test", "build", "bench") else "course"
+    return f'`pip install "moe-lite[{extra}]"`'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code; a plain mistake costs one line on stderr and a 1."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="python -m moe_lite",
+        description="Mixture of Experts from 1991 to today.",
+        epilog="\n".join(f"  {name:<10}{command.__doc__}" for name, command in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="one of those below")
+    name = parser.parse_args(argv[:1]).command
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        return COMMANDS[name](argv[1:])
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        raise  # to run(): whoever read what is printed has left
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("moe_lite"):
+            raise
+        problem = f"{error}; {installs(name)} installs what is missing"
+    except (ValueError, OSError) as error:
+        problem = str(error)
+        if isinstance(error, OSError) and error.filename:
+            problem = f"{error.filename}: {error.strerror}"
+    except (MemoryError, RuntimeError) as error:
+        said = re.search(r"(tried to allocate [\d.]+ \w+)|allocate|overflowed", str(error))
+        if not (isinstance(error, MemoryError) or said):
+            raise
+        problem = "there is not enough memory" + (f" ({said[1]})" if said and said[1] else "")
+    print(f"moe_lite {name}: {' '.join(problem.split())}", file=sys.stderr)
+    return 1
+
+
+def run() -> int:
+    """Be the process: run the command, and end without a traceback on Ctrl-C and a closed pipe."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else we were told to ignore
+        signal.signal(signal.SIGINT, interrupted)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # course.py held it until here
+    try:
+        try:
+            code = main()
+        except SystemExit as done:  # argparse's help, or its complaint
+            code = done.code if isinstance(done.code, int) else 1
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        if error.errno in (errno.EPIPE, errno.EINVAL):  # the reader has left, as in `| head`
+            code = 141  # what a shell says of a command that SIGPIPE ended
+        else:
+            print(f"moe_lite: what it printed is lost: {error.strerror}", file=sys.stderr)
+            code = 1
+    except KeyboardInterrupt:
+        code = 130
+    if signal.getsignal(signal.SIGINT) is interrupted:
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # all is done: Python may be stopped tidying up
+    return code
+
+
+def interrupted(signum: int, frame: FrameType | None) -> None:
+    """Answer Ctrl-C with KeyboardInterrupt; in an import leave at once, for it may be swallowed.
+
+    numpy, imported by torch's own C++, is such a place: torch would go on without numpy. To leave
+    there is no worse than a kill, which all that a command writes has to survive anyway.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
