@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -432,3 +433,21 @@ def _step_normalised(net: Filters) -> None:
 def accuracy(net: Filters, x_TPD: Tensor, class_T: Tensor) -> float:
     """Return the share of points whose class has the higher score."""
     return (net(x_TPD)[0].argmax(1) == class_T).float().mean().item()
+
+
+# --- what a comparison promises ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Describe one arm of a comparison: experts, their width and choice, and how it was trained.
+
+    A dense arm has one expert, of which every token uses one.
+    """
+
+    experts: int
+    per_token: int
+    width: int
+    steps: int
+    batch: int
+    optimiser: str
