@@ -334,8 +334,8 @@ torch.testing.assert_close(losses2017.load_loss(routing), cv_squared(routing.smo
 # library's losses read a `Routing` and nothing else, so the router puts its answer there, in one
 # optional field: `smooth_load_TE`. The noise itself stays the router's own affair. A router
 # without noise leaves the field empty, and `losses2017.load_loss` counts. That is also what
-# evaluation does, and it is the right limit: as the noise goes to zero, $\Phi$ becomes a step, and the sum of
-# steps is the count.
+# evaluation does, and it is the right limit: as the noise goes to zero, $\Phi$ becomes a step, and
+# the sum of steps is the count.
 #
 # ## 6. Turn it up, turn it down
 #

@@ -270,3 +270,14 @@ def test_beside_another(model):
     both = RoutingExplorer(one.trace, beside=two.trace)
     assert both.beside["tokens"] == two.tokens and both.tokens == one.tokens
     assert both.title.startswith("Routing of moe_lite.Mixtral beside moe_lite.Mixtral: ")
+
+
+def test_a_very_deep_model_gets_fewer_answers_not_minutes(monkeypatch):
+    runs = []
+    whole = RoutingExplorer(TEXT, model=make_model(num_hidden_layers=40))
+    monkeypatch.setattr(whole, "_reply", lambda q: runs.append(q) or {"key": json.dumps(q)})
+    whole.precompute()
+    usual = len(runs)
+    monkeypatch.setattr(routing_explorer, "LAYER_RUNS", 400)
+    whole.precompute()
+    assert usual > 64 and len(runs) - usual == 400 // 40 + 1  # and one expert per token everywhere

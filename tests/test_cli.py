@@ -123,7 +123,7 @@ def test_explore_shows_the_film(checkpoint, tmp_path, capsys, fails):
     folder, out = tmp_path / "filmed", tmp_path / "film.html"
     hf.save(hf.load(checkpoint), folder)
     film = ["explore", "--film", "--model", str(folder), "--out", str(out)]
-    assert "there is no film at" in fails(*film) and not out.exists()
+    assert "there is no film.safetensors in" in fails(*film) and not out.exists()
     ids_BS = torch.arange(6).view(1, 6)
     taken = Film(ids_BS, torch.zeros_like(ids_BS), ("a",), [*"abcdef"], [0, 7])
     for step in taken.wanted:
@@ -253,6 +253,12 @@ def test_ctrl_c_is_130_and_quiet(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("size", [(2**45,), (2**62, 8)])
+def test_what_memory_lacks_is_one_line(monkeypatch, fails, size):
+    monkeypatch.setitem(cli.COMMANDS, "train", lambda argv: torch.empty(size))
+    assert fails("train").startswith("moe_lite train: there is not enough memory")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(argv):
         raise AssertionError("shapes")
@@ -296,6 +302,7 @@ def test_lab_opens_the_first_notebook(monkeypatch, tmp_path):
     assert seen[-1] == str(tmp_path / "notebooks" / "05_capacity.ipynb")
 
 
+@pytest.mark.slow("JupyterLab")
 def test_lab_starts_and_answers(tmp_path):
     """Start the real JupyterLab, ask it for its page and its notebooks, and shut it down."""
     runtime = tmp_path / "runtime"

@@ -215,9 +215,18 @@ def test_without_a_clone_there_are_no_experiments(tmp_path):
 def test_a_missing_or_damaged_result_is_told(root):
     with pytest.raises(FileNotFoundError, match="`python -m moe_lite reproduce fake` makes it"):
         ledger.stored("fake", root)
-    for damage in ("{", "[]", '{"name": "fake"}'):
+    ledger.reproduce("fake", 2, None, root)
+    kept = json.loads(ledger.result_path("fake", root).read_text(encoding="utf-8"))
+    for damage, told in (
+        ("{", "not valid JSON"), ("[]", r"holds \[\], not a JSON object"),
+        ('{"name": "fake"}', "seeds is missing"),
+        (json.dumps(kept | {"seconds": "1"}), "seconds must be a finite number, not '1'"),
+        (json.dumps(kept | {"seeds": [0]}), "measures: 'speed' has 2 values for 1 seeds"),
+        (json.dumps(kept | {"measures": {"speed": [1, True]}}), r"'speed'\[1\] must be a f"),
+        (json.dumps(kept | {"hardware": {}}), "hardware: system, cpu, cores, threads, gpu missing"),
+    ):  # fmt: skip
         ledger.result_path("fake", root).write_text(damage, encoding="utf-8")
-        with pytest.raises(ValueError, match="does not hold a result"):
+        with pytest.raises(ValueError, match=f"fake.json: {told}"):
             ledger.stored("fake", root)
 
 
@@ -238,6 +247,7 @@ def test_a_result_is_of_this_experiment(name):
     assert {claim.measure for claim in experiment.claims} <= set(result.measures)
 
 
+@pytest.mark.slow("experiments run again")
 @pytest.mark.parametrize("name", ledger.names())
 def test_a_part_run_again_agrees(name):
     fresh = ledger.load(name).spot()

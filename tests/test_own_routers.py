@@ -21,7 +21,7 @@ from moe_lite.course.film import Film
 from moe_lite.course.sweep import Setting, sweep
 from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.course.widgets import RoutingExplorer
-from moe_lite.dispatch import BACKENDS
+from moe_lite.fast import BACKENDS
 from moe_lite.model import Mixtral
 from moe_lite.routing import Routing
 from moe_lite.trace import record

@@ -44,10 +44,12 @@ SMALL = {
 CASES = ("top_k", "sigmoid_bias", "capacity")
 COLUMNS = ("loss", "balance", "z", "load", "dropped", "norm", "lr", "tokens")
 
-gloo = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()),
-    reason="this PyTorch was built without torch.distributed's gloo",
-)
+
+def gloo(test):
+    """Mark a test of real processes that talk to each other."""
+    here = dist.is_available() and dist.is_gloo_available()
+    lack = "this PyTorch was built without torch.distributed's gloo"
+    return pytest.mark.slow("ranks")(pytest.mark.skipif(not here, reason=lack)(test))
 
 
 def free_ports(count: int) -> list[str]:

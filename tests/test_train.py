@@ -19,12 +19,11 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from moe_lite import checkpoint
-from moe_lite import train as train_module
 from moe_lite.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course import viz
 from moe_lite.course.data import load_corpus
-from moe_lite.fast import multiplies_bfloat16
+from moe_lite.fast import onednn
 from moe_lite.history import History
 from moe_lite.losses import load_balancing_loss, router_z_loss
 from moe_lite.model import Mixtral
@@ -214,7 +213,7 @@ def test_config_refuses_what_cannot_be(change, message):
 def test_autocast_is_chosen_by_capability_and_width(monkeypatch):
     narrow, wide = fresh(), fresh(replace(SMALL, hidden_size=256, head_dim=None))
     asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    monkeypatch.setattr(train_module, "multiplies_bfloat16", multiplies_bfloat16.__wrapped__)
+    monkeypatch.setattr(onednn, "multiplies_bfloat16", onednn.multiplies_bfloat16.__wrapped__)
     for able in (None, *asks):
         for ask in asks:
             monkeypatch.setattr(torch.cpu, ask, lambda ask=ask, able=able: ask == able)
@@ -624,6 +623,7 @@ train(Mixtral(model_config), load_corpus(["prose"], max_bytes=40_000), config, o
 """
 
 
+@pytest.mark.slow("Ctrl-C and kill")
 def test_kill_at_any_moment_loses_no_finished_checkpoint(tmp_path):
     config = replace(CONFIG, steps=40, checkpoint_every=1, eval_every=0)
     text = load_corpus(["prose"], max_bytes=40_000)
