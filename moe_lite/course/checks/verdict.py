@@ -565,13 +565,7 @@ def _describe(value: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    known = {
-        list: "a list",
-        tuple: "a tuple",
-        dict: "a dict",
-        float: "a Python number",
-        int: "a Python number",
-    }
-    return known.get(
-        type(value), f"a {type(value).__module__.split('.')[0]} {type(value).__name__}"
-    )
+    if type(value) in (list, tuple, dict):
+        return f"a {type(value).__name__}"
+    where = type(value).__module__.split(".")[0]
+    return f"a {'Python' if where == 'builtins' else where} {type(value).__name__}"
