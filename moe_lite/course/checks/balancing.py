@@ -67,7 +67,6 @@ def _loss_mistakes(logits_TE: Tensor, expert_TK: Tensor) -> Mistakes:
         ("f counts each token's first choice only; here all K count", E * (first * P).sum()),
         ("f is counted from the logits; the choices are given", E * (own * P).sum()),
         ("P is a sum over the tokens; it should be their mean", right * T),
-        ("f counts pairs; divide it by how many there are", right * T * K),
         (over_tokens, E * (f * logits_TE.softmax(0).mean(0)).sum()),
         (by_token, E * (hot_TE / K * p_TE).sum(1).mean()),
         (by_token, E * (hot_TE * p_TE).sum(1).mean()),
@@ -99,7 +98,6 @@ def check_push(push: Callable[[Tensor, Tensor], Tensor]) -> None:
             ("the factor p is missing: a probability near 0 hardly moves", E / T * (f_E - own_T1)),
             ("P is a mean over T tokens, so each has a T-th of the slope", value * T),
             ("the factor E in front of the loss is missing", value / E),
-            ("both the factor E and the mean's 1/T are missing", value / E * T),
             ("each slope is that of the mean token; every token has probabilities of its own",
              (E / T * P * (f_E - (P * f_E).sum())).expand(T, E)),
         ]  # fmt: skip
@@ -232,7 +230,6 @@ def check_over_batches(over_batches: Callable[[Tensor, Tensor], Tensor]) -> None
             ("the mean over the experts where their sum belongs", value / E**2),
             ("f times f: one of the two is P", right(f, f)),
             ("P times P: one of the two is f", right(P, P)),
-            ("only the last micro-batch counts", right(f[:, -1:], P[:, -1:])),
         ]  # fmt: skip
 
     check = Check("over_batches", over_batches, right, mistakes,

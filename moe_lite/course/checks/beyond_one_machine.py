@@ -54,7 +54,6 @@ def check_traffic(traffic: Callable[[Tensor, int], Tensor]) -> None:
             ("counts for each expert; several experts live on one rank", counts(expert_RTK, E)),
             ("the experts' numbers were taken for ranks", counts(expert_RTK, R)),
             ("only first choices travel here; all K are pairs", right(expert_RTK[..., :1], E)),
-            ("only last choices travel here; all K are pairs", right(expert_RTK[..., -1:], E)),
             ("this is what each rank receives from all; keep the senders apart", pairs_RR.sum(0)),
             ("this is what each rank sends to all; keep the receivers apart", pairs_RR.sum(1)),
             ("this says who sends to whom; count how many pairs", pairs_RR.clamp(max=1)),
@@ -149,7 +148,6 @@ def check_distinct_experts(distinct_experts: Callable[[int, int, int], float]) -
             ("an expectation need not be whole: keep its decimals", float(round(right))),
             ("an expectation need not be whole: keep its decimals", float(int(right))),
             ("one token chooses K experts; here it chooses one", E * (1 - (1 - 1 / E) ** T)),
-            ("the power is the number of tokens, not pairs", E * (1 - (1 - K / E) ** (K * T))),
             ("one token less: all of them choose", E * (1 - (1 - K / E) ** (T - 1))),
         ]  # fmt: skip
 
@@ -196,7 +194,6 @@ def check_decode_bytes(decode_bytes: Callable[[MixtralConfig, int], float]) -> N
             ("the output matrix is read whole", value - row),
             ("two bytes for each bf16 number", value / 2),
             ("that is float32; bf16 has two bytes", value * 2),
-            ("those are bits; a byte has eight", value * 8),
             ("texts agree on experts by chance", 2.0 * (common + min(1, K * batch / E) * experts)),
             ("attention, routers, norms and output are read as well", 2.0 * share * experts),
         ]  # fmt: skip

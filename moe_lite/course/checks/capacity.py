@@ -50,7 +50,6 @@ def check_rank(rank: Callable[[Tensor, int], Tensor]) -> None:
         T, hot_TE, right = len(expert_T), F.one_hot(expert_T, E), _rank(expert_T, E)
         order_T = expert_T.argsort(stable=True)
         load_E = expert_T.bincount(minlength=E)
-        begin_E = load_E.cumsum(0) - load_E
         over_experts = "the count runs over the experts (dim 1); let it run over the tokens (dim 0)"
         whole = "that is the place in the batch; every expert has a queue of its own"
         return [
@@ -66,7 +65,6 @@ def check_rank(rank: Callable[[Tensor, int], Tensor]) -> None:
              "own begins", order_T.argsort()),
             ("sorted by expert: put them back in the order of the tokens", right[order_T]),
             ("that is the tokens sorted by expert; asked is each one's rank", order_T),
-            ("where the queue begins was added; take it away", right + 2 * begin_E[expert_T]),
             ("that is the number of the expert", expert_T),
             ("that is the last expert's count; take its own", hot_TE.cumsum(0)[:, -1] - 1),
             ("running counts of all experts; take the token's own column", hot_TE.cumsum(0) - 1),

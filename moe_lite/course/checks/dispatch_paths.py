@@ -59,7 +59,6 @@ def check_block_counts(block_counts: Callable[[Tensor, int, int], Tensor]) -> No
             (empty, right[:, right.any(0)]),
             (pieces, of(expert_N.chunk(block), E)),
             (pieces, of(expert_N.chunk(len(parts)), E)),
-            ("these are shares of the block; a histogram counts", right / block),
         ]  # fmt: skip
 
     check = Check("block_counts", block_counts, lambda e_N, E, block: of(e_N.split(block), E),
@@ -90,7 +89,6 @@ def check_offsets(offsets: Callable[[Tensor], Tensor]) -> None:
             (loads, load_E),
             (loads, F.pad(load_E, (1, 0))),
             ("this counts the first block only", F.pad(count_BE[0].cumsum(0), (1, 0))),
-            ("this counts the last block only", F.pad(count_BE[-1].cumsum(0), (1, 0))),
             ("this adds up experts; add up the blocks first, then run over the experts",
              F.pad(count_BE.sum(1).cumsum(0), (1, 0))),
             ("the running sum goes over the experts; here it went over the blocks",
@@ -129,7 +127,6 @@ def check_stable_rows(stable_rows: Callable[[Tensor, Tensor], Tensor]) -> None:
              offsets_E1[expert_N] + load_E[expert_N] - 1 - rank),
             ("pairs start at their expert's end", offsets_E1[expert_N + 1] + rank),
             ("all pairs of an expert land in one row", offsets_E1[expert_N]),
-            ("these are the experts in order; asked are rows", expert_N.sort().values),
             ("the pairs are left in the order in which they came", torch.arange(len(right))),
             ("experts come from the last to the first", (-expert_N).argsort(stable=True).argsort()),
         ]  # fmt: skip

@@ -95,7 +95,6 @@ def check_load(load: Callable[[Routing], Tensor]) -> None:
             ("these are sums of probabilities: belief, not what was done", routing.probs_TE.sum(0)),
             ("this counts the pairs of each token, not of each expert", routing.token_N.bincount()),
             ("this says which experts were used; the load says how often", (right > 0).long()),
-            ("the number of the busiest expert's pairs; each expert has its own", right.max()),
         ]  # fmt: skip
 
     check = Check("load", load, lambda routing: routing.load_E(), mistakes,

@@ -158,7 +158,6 @@ def check_selective_logits(selective_logits: Callable[[Tensor, Tensor], Tensor])
             ("the weights: use them as they are", F.linear(x.float(), w.bfloat16().float())),
             ("the input is float32: use it as it is", F.linear(x.bfloat16().float(), w.float())),
             ("these are probabilities; the losses want the logits", exact.softmax(-1)),
-            ("these are log-probabilities; the losses want the logits", exact.log_softmax(-1)),
             ("that is rounded once more at the end", exact.bfloat16().float()),
         ]  # fmt: skip
 
@@ -203,7 +202,6 @@ def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> N
             ("that is He's factor 2", (2 * s / n) ** 0.5),
             ("a standard normal was cut, and never scaled", 1.0),
             ("the scale divides: sigma is sqrt(s / n), not 1 / sqrt(s n)", (s * n) ** -0.5),
-            ("n counts all weights; it is the inputs of a row", (s / (rows * n)) ** 0.5),
             ("that is PyTorch's own default for a linear layer, 1 / sqrt(3 n)", (3 * n) ** -0.5),
         ]  # fmt: skip
 
@@ -240,6 +238,6 @@ def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> N
 
     check = Check("first_weights", drawn, right, mistakes, "not of deviation sqrt(s / n)",
                   see=deviation)  # fmt: skip
-    for rows, n, s in ((800, 100, 0.05), (700, 200, 0.1), (256, 800, 0.1)):
+    for rows, n, s in ((800, 100, 0.08), (700, 200, 0.3), (256, 800, 0.1)):
         check.on(f"{rows} rows, fan-in {n}, scale {s:g}; the deviation", rows, n, s)
     check.passed("variance s / n, cut at two deviations: logits of variance s at the start.")
