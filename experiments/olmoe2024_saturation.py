@@ -22,7 +22,8 @@ from moe_lite.course.film import Film
 from moe_lite.course.ledger import Claim, Experiment, Measures
 from moe_lite.course.recipes import FILM
 from moe_lite.hf import PRETRAINED
-from moe_lite.routing import Routing, RoutingTrace
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 
 CONFIG: dict[str, Any] = {
     "model": "mixtral-mini", "texts": 10, "stages": [0.01, 0.1, 0.2, 0.4],

@@ -21,8 +21,7 @@ from moe_lite.course.data import Corpus, load_corpus
 from moe_lite.course.ledger import Claim, Experiment, Measures
 from moe_lite.hf import load_pretrained
 from moe_lite.model import Mixtral
-from moe_lite.routing import RoutingTrace
-from moe_lite.trace import record
+from moe_lite.trace import RoutingTrace, record
 
 CONFIG: dict[str, Any] = {
     "model": "mixtral-mini", "sets": 10, "windows": 4, "context": 256, "max_bytes": 2_000_000,

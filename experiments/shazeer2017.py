@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from moe_lite import losses
 from moe_lite.config import MixtralConfig
+from moe_lite.course import losses2017
 from moe_lite.course.data import Corpus, load_corpus
 from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
 from moe_lite.files import write
@@ -62,8 +62,8 @@ def train(
         batch = corpus.batch("train", CONFIG["batch"], CONFIG["context"], seed=seed, step=step)
         out = model(batch.ids_BS)
         loss = F.cross_entropy(out.logits_BSV.flatten(0, 1), batch.targets_BS.flatten())
-        loss = loss + w_importance * losses.importance_loss(out.routings)
-        loss = loss + w_load * losses.load_loss(out.routings)
+        loss = loss + w_importance * losses2017.importance_loss(out.routings)
+        loss = loss + w_load * losses2017.load_loss(out.routings)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -87,8 +87,8 @@ def measure(model: Mixtral, corpus: Corpus) -> dict[str, float]:
     load_E = torch.stack([routing.load_E() for routing in routings]).sum(0)
     return {
         "perplexity": torch.tensor(nats).mean().exp().item(),
-        "CV of importance": losses.cv_squared(importance_E).sqrt().item(),
-        "CV of load": losses.cv_squared(load_E).sqrt().item(),
+        "CV of importance": losses2017.cv_squared(importance_E).sqrt().item(),
+        "CV of load": losses2017.cv_squared(load_E).sqrt().item(),
         "max/mean load": (load_E.max() / load_E.mean()).item(),
         "larger gate": torch.stack([r.gates_TE().amax(-1).mean() for r in routings]).mean().item(),
     }

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_lite import causal
-from moe_lite.course import analysis
+from moe_lite.course import analysis, effects
 from moe_lite.course.languages import Cause, Languages, agreement
 from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
 from moe_lite.files import write
@@ -77,7 +77,7 @@ def ablated(world: Languages, model: Mixtral, seed: int) -> dict[str, float]:
     one_CB = F.one_hot(label_B, world.count).T.double()
     hits = []
     for expert in range(world.count):
-        rise_B = causal.effect(model, whole_BS, causal.ablate(0, expert)).rise_T.view(-1, 4)[:, 3]
+        rise_B = effects.effect(model, whole_BS, causal.ablate(0, expert)).rise_T.view(-1, 4)[:, 3]
         rise_C = one_CB @ rise_B.double() / one_CB.sum(1)
         hits.append(float(rise_C.argmax() == share_CE[:, expert].argmax()))
     return {"ablation hits the label served most": sum(hits) / len(hits)}

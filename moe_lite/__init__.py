@@ -1,6 +1,6 @@
 """Mixture of Experts from 1991 to today: one small layer, and a model around it.
 
-What an engineer needs stands here, each name imported when it is first asked for::
+Each name here is imported when it is first asked for::
 
     from moe_lite import Experts, MoELayer, TopKRouter
 """
@@ -15,19 +15,19 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "causal": ("ablate", "ban", "force", "intervene", "swap", "top_k"),
     "config": ("MixtralConfig", "TrainConfig"),
+    "evaluation": ("evaluate",),
     "experts": ("Experts",),
+    "generate": ("KVCache",),
     "hf": ("load", "load_pretrained", "save", "upcycle"),
     "layer": ("MoELayer",),
     "losses": ("load_balancing_loss", "max_violation", "router_z_loss"),
-    "evaluation": ("evaluate",),
-    "generate": ("KVCache",),
     "model": ("Mixtral",),
     "routers": (
         "ExpertChoiceRouter", "GShardRouter", "HashRouter", "NoisyTopKRouter", "Router", "Scores",
         "SigmoidBiasRouter", "SwitchRouter", "TopKRouter",
     ),
-    "routing": ("DispatchPlan", "Routing", "RoutingTrace"),
-    "trace": ("record",),
+    "routing": ("DispatchPlan", "Routing"),
+    "trace": ("RoutingTrace", "record"),
 }  # fmt: skip
 __all__ = sorted(name for names in _HOME.values() for name in names)
 
@@ -36,22 +36,21 @@ if TYPE_CHECKING:  # the same for who reads types; tests/test_facade.py holds th
     from .causal import ablate as ablate, ban as ban, force as force
     from .causal import intervene as intervene, swap as swap, top_k as top_k
     from .config import MixtralConfig as MixtralConfig, TrainConfig as TrainConfig
+    from .evaluation import evaluate as evaluate
     from .experts import Experts as Experts
+    from .generate import KVCache as KVCache
     from .hf import load as load, load_pretrained as load_pretrained
     from .hf import save as save, upcycle as upcycle
     from .layer import MoELayer as MoELayer
     from .losses import load_balancing_loss as load_balancing_loss
     from .losses import max_violation as max_violation, router_z_loss as router_z_loss
-    from .evaluation import evaluate as evaluate
-    from .generate import KVCache as KVCache
     from .model import Mixtral as Mixtral
     from .routers import ExpertChoiceRouter as ExpertChoiceRouter, GShardRouter as GShardRouter
     from .routers import HashRouter as HashRouter, NoisyTopKRouter as NoisyTopKRouter
     from .routers import Router as Router, Scores as Scores, SigmoidBiasRouter as SigmoidBiasRouter
     from .routers import SwitchRouter as SwitchRouter, TopKRouter as TopKRouter
     from .routing import DispatchPlan as DispatchPlan, Routing as Routing
-    from .routing import RoutingTrace as RoutingTrace
-    from .trace import record as record
+    from .trace import RoutingTrace as RoutingTrace, record as record
     # isort: on
 
 

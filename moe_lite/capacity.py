@@ -86,10 +86,7 @@ def queue_rank(
 
 
 def limit(
-    routing: Routing,
-    factor: float,
-    priority: Priority = "position",
-    group_size: int | None = None,
+    routing: Routing, factor: float, priority: Priority = "position", group_size: int | None = None
 ) -> Routing:
     """Return a routing without the pairs whose rank in the queue reaches their expert's capacity.
 

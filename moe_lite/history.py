@@ -1,18 +1,14 @@
-"""A run's history: one row for each step, kept as JSON lines; it plots itself."""
+"""A run's history: one row for each step, kept as JSON lines."""
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .checked import conform, parse, read_text, short
 from .files import write
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Row = dict[str, Any]
 NEEDED = ("step", "tokens", "seconds", "loss", "load")
@@ -20,12 +16,11 @@ COLUMNS = {"step": int, "tokens": int, "bits": dict[str, float]}  # all others h
 COLUMNS |= dict.fromkeys(
     ("seconds", "loss", "balance", "z", "load", "dropped", "lr", "norm"), float
 )
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
 @dataclass(eq=False)
 class History:
-    """Keep one row for each step; shown in a notebook, it plots itself.
+    """Keep one row for each step (``moe_lite.course.viz.training`` draws it).
 
     A row holds: step (steps done), tokens and seconds (so far, spent on training alone), loss
     (cross entropy, nats per token), balance and z (mean over the layers), load (of the busiest
@@ -85,53 +80,6 @@ class History:
         values, half = self.column(name), width // 2
         parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
         return [sum(part) / len(part) for part in parts]
-
-    def plot(self, x: str = "step") -> Figure:
-        """Draw loss, load and, where evaluated, bits per byte against step, tokens or seconds.
-
-        Raises: ValueError for another x; ImportError without matplotlib.
-        """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(
-                "drawing a history needs matplotlib: pip install 'moe-lite[course]'",
-                name="matplotlib",
-            ) from error
-
-        if x not in ("step", "tokens", "seconds"):
-            raise ValueError(f"x must be step, tokens or seconds, not {x!r}")
-        evaluated = [row for row in self.rows if "bits" in row]
-        count = 3 if evaluated else 2
-        figure = Figure(figsize=(4.5 * count, 3), layout="constrained")
-        panels = figure.subplots(1, count)
-        for panel, name in zip(panels, ("loss", "load"), strict=False):
-            panel.plot(self.column(x), self.column(name), color="#BBBBBB", lw=0.8)
-            panel.plot(self.column(x), self.smooth(name), color="black")
-        panels[0].set(xlabel=x, ylabel="training loss, nats per token")
-        panels[1].set(xlabel=x, ylabel="busiest expert's load / mean load")
-        panels[1].axhline(1, color="black", lw=0.8, ls=":")
-        if evaluated:
-            xs = [row[x] for row in evaluated]
-            styles = zip(OKABE_ITO, "osD^v", strict=True)
-            for domain, (colour, mark) in zip(evaluated[-1]["bits"], styles, strict=False):
-                ys = [row["bits"][domain] for row in evaluated]
-                panels[2].plot(xs, ys, color=colour, marker=mark, ms=4, label=domain)
-            panels[2].set(xlabel=x, ylabel="held-out bits per byte")
-            panels[2].legend(fontsize="small")
-        return figure
-
-    def _repr_png_(self) -> bytes | None:
-        try:
-            return self.png() if self.rows else None
-        except ImportError:  # a notebook without matplotlib shows the sentence of __repr__
-            return None
-
-    def png(self) -> bytes:
-        """Draw :meth:`plot` as a PNG; raises ImportError without matplotlib."""
-        png = io.BytesIO()
-        self.plot().savefig(png, format="png", dpi=110)
-        return png.getvalue()
 
     def __repr__(self) -> str:
         if not self.rows:

@@ -1,12 +1,9 @@
 """Losses and measures of balance: pure functions of a :class:`~moe_lite.routing.Routing`.
 
-Each takes one layer's routing, or several, whose mean it then is. Padding counts in none of
-them: a routing that was made with a mask brings it along (``routing.mask_T``), for others
-``mask_T`` can be given here.
-
-All are made of sums over tokens. Where the tokens here are one rank's share of a batch,
-``all_reduce`` adds up those sums over the ranks, and lets gradients through; the loss is then
-the whole batch's.
+Each takes one layer's routing, or several and gives their mean. Padding does not count: a routing
+made with a mask brings it along (``routing.mask_T``); for others, give ``mask_T``. All are made of
+sums over tokens. Where the tokens are one rank's share of a batch, ``all_reduce`` adds up those
+sums over the ranks and lets gradients through; the loss is then the whole batch's.
 """
 
 from __future__ import annotations
@@ -24,12 +21,12 @@ AllReduce = Callable[[Tensor], Tensor]
 P = ParamSpec("P")
 
 
-def _here(amount: Tensor) -> Tensor:
+def here(amount: Tensor) -> Tensor:
     """Return a sum over the tokens of one process, which has them all, as it is."""
     return amount
 
 
-def _of_layers(
+def of_layers(
     loss: Callable[Concatenate[Routing, P], Tensor],
 ) -> Callable[Concatenate[Routing | Sequence[Routing], P], Tensor]:
     """Make a loss of one layer's routing take several, and return their mean."""
@@ -43,7 +40,7 @@ def _of_layers(
     return mean
 
 
-def _token_weights(routing: Routing, mask_T: Tensor | None) -> Tensor:
+def token_weights(routing: Routing, mask_T: Tensor | None) -> Tensor:
     """Return each token's weight, 1, or 0 where the mask says padding: (T,), the probs' type."""
     mask_T = routing.mask_T if mask_T is None else mask_T
     if mask_T is None:
@@ -55,11 +52,11 @@ def _token_weights(routing: Routing, mask_T: Tensor | None) -> Tensor:
     return mask_T.reshape(-1).to(routing.probs_TE.dtype)
 
 
-def _sums(
+def sums(
     routing: Routing, mask_T: Tensor | None, all_reduce: AllReduce, choices: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return, of the real tokens, each expert's pairs (E,) and probabilities (E,), and count ()."""
-    weight_T = _token_weights(routing, mask_T)
+    weight_T = token_weights(routing, mask_T)
     token_N, expert_N = routing.token_N, routing.expert_N
     if choices is not None:  # each token's best few, of which pairs n*K .. are the best first
         K = routing.per_token
@@ -72,72 +69,13 @@ def _sums(
     return all_reduce(pairs_E), all_reduce(probs_E), all_reduce(weight_T.sum())
 
 
-def cv_squared(amount_E: Tensor) -> Tensor:
-    """Return the squared coefficient of variation, (deviation / mean)^2: 0 if all are equal.
-
-    >>> cv_squared(torch.tensor([1.0, 3.0])).item()  # mean 2, deviation 1
-    0.25
-
-    Returns: scalar, dimensionless; at most E - 1, where one has everything.
-    Source:  the form of eqs. 7 and 11 in Shazeer et al. 2017 (arXiv:1701.06538).
-    """
-    return amount_E.var(correction=0) / amount_E.mean().square().clamp(min=1e-10)
-
-
-@_of_layers
-def importance_loss(
-    routing: Routing, mask_T: Tensor | None = None, *, all_reduce: AllReduce = _here
-) -> Tensor:
-    """Return the importance loss: CV squared of each expert's sum of gates over the batch.
-
-    >>> gate_TK = torch.tensor([[0.75, 0.25], [0.75, 0.25]])
-    >>> r = Routing.from_choices(
-    ...     torch.zeros(2, 2), torch.full((2, 2), 0.5), torch.tensor([[0, 1], [0, 1]]), gate_TK)
-    >>> importance_loss(r).item()  # importance 1.5 and 0.5
-    0.25
-
-    Returns: scalar, dimensionless, without the weight w_importance.
-    Raises:  ValueError if the mask's length differs from the number of tokens.
-    Source:  Shazeer et al. 2017 (arXiv:1701.06538), eqs. 6-7.
-    """
-    weight_N = _token_weights(routing, mask_T).index_select(0, routing.token_N)
-    gates_E = weight_N.new_zeros(routing.num_experts)
-    gates_E = gates_E.index_add(0, routing.expert_N, routing.gate_N * weight_N)
-    return cv_squared(all_reduce(gates_E))
-
-
-@_of_layers
-def load_loss(
-    routing: Routing, mask_T: Tensor | None = None, *, all_reduce: AllReduce = _here
-) -> Tensor:
-    """Return the load loss: CV squared of how many tokens each expert is to expect.
-
-    The number that came is a count and has no gradient, so a router with noise gives a smooth
-    one (``smooth_load_TE``). Where there is none, as in evaluation, it is the count: what the
-    smooth one becomes when the noise goes to zero.
-
-    >>> r = Routing.from_choices(
-    ...     torch.zeros(4, 2), torch.full((4, 2), 0.5),
-    ...     torch.tensor([[0], [0], [0], [1]]), torch.ones(4, 1))
-    >>> load_loss(r).item()  # loads 3 and 1
-    0.25
-
-    Returns: scalar, dimensionless, without the weight w_load.
-    Raises:  ValueError if the mask's length differs from the number of tokens.
-    Source:  Shazeer et al. 2017 (arXiv:1701.06538), eqs. 10-11.
-    """
-    if routing.smooth_load_TE is None:
-        return cv_squared(_sums(routing, mask_T, all_reduce)[0])
-    return cv_squared(all_reduce(_token_weights(routing, mask_T) @ routing.smooth_load_TE))
-
-
-@_of_layers
+@of_layers
 def load_balancing_loss(
     routing: Routing,
     mask_T: Tensor | None = None,
     *,
     choices: int | None = None,
-    all_reduce: AllReduce = _here,
+    all_reduce: AllReduce = here,
 ) -> Tensor:
     """Return the load-balancing loss without its weight: E * sum(f * P).
 
@@ -161,13 +99,13 @@ def load_balancing_loss(
     Source:  Fedus, Zoph, Shazeer 2021 (arXiv:2101.03961), eqs. 4-6, without the factor alpha;
              choices=1: Lepikhin et al. 2020 (arXiv:2006.16668), algorithm 1, times E squared.
     """
-    pairs_E, probs_E, tokens = _sums(routing, mask_T, all_reduce, choices)
+    pairs_E, probs_E, tokens = sums(routing, mask_T, all_reduce, choices)
     f_E = pairs_E / pairs_E.sum().clamp(min=1)
     return routing.num_experts * (f_E * probs_E / tokens.clamp(min=1)).sum()
 
 
 def mixtral_aux_loss(
-    routings: Sequence[Routing], mask_T: Tensor | None = None, *, all_reduce: AllReduce = _here
+    routings: Sequence[Routing], mask_T: Tensor | None = None, *, all_reduce: AllReduce = here
 ) -> Tensor:
     """Return the load-balancing loss as the published Mixtral code computes it.
 
@@ -181,15 +119,15 @@ def mixtral_aux_loss(
     """
     if not routings:
         raise ValueError("there are no routings to balance")
-    layers = zip(*(_sums(r, mask_T, all_reduce) for r in routings), strict=True)
-    pairs_E, probs_E, tokens = (torch.stack(sums).sum(0) for sums in layers)
+    layers = zip(*(sums(r, mask_T, all_reduce) for r in routings), strict=True)
+    pairs_E, probs_E, tokens = (torch.stack(part).sum(0) for part in layers)
     tokens = tokens.clamp(min=1)
     return routings[0].num_experts * (pairs_E / tokens * probs_E / tokens).sum()
 
 
-@_of_layers
+@of_layers
 def router_z_loss(
-    routing: Routing, mask_T: Tensor | None = None, *, all_reduce: AllReduce = _here
+    routing: Routing, mask_T: Tensor | None = None, *, all_reduce: AllReduce = here
 ) -> Tensor:
     """Return the router z-loss, which keeps logits small: the mean of (log sum_e exp logits)^2.
 
@@ -203,13 +141,13 @@ def router_z_loss(
     Raises:  ValueError if the mask's length differs from the number of tokens.
     Source:  Zoph et al. 2022 (arXiv:2202.08906), eq. 5; the square is theirs.
     """
-    weight_T = _token_weights(routing, mask_T)
+    weight_T = token_weights(routing, mask_T)
     z_T = routing.logits_TE.logsumexp(dim=-1).square()
     return all_reduce((weight_T * z_T).sum()) / all_reduce(weight_T.sum()).clamp(min=1)
 
 
-@_of_layers
-def max_violation(routing: Routing, *, all_reduce: AllReduce = _here) -> Tensor:
+@of_layers
+def max_violation(routing: Routing, *, all_reduce: AllReduce = here) -> Tensor:
     """Return the imbalance, (largest load - mean load) / mean load: 0 is perfect balance.
 
     Pairs are counted before any are dropped, as in :func:`load_balancing_loss`: it is what the
@@ -218,16 +156,16 @@ def max_violation(routing: Routing, *, all_reduce: AllReduce = _here) -> Tensor:
     Returns: scalar, dimensionless, without gradient.
     Source:  Wang et al. 2024 (arXiv:2408.15664), eq. 4 (MaxVio of one batch).
     """
-    pairs_E = _sums(routing, None, all_reduce)[0].detach()
+    pairs_E = sums(routing, None, all_reduce)[0].detach()
     return pairs_E.max() / pairs_E.mean().clamp(min=1e-9) - 1
 
 
-@_of_layers
-def drop_rate(routing: Routing, *, all_reduce: AllReduce = _here) -> Tensor:
+@of_layers
+def drop_rate(routing: Routing, *, all_reduce: AllReduce = here) -> Tensor:
     """Return the share of the pairs that was dropped at capacity; padding's pairs do not count.
 
     Returns: scalar from 0 to 1, without gradient.
     """
-    weight_N = _token_weights(routing, None).index_select(0, routing.token_N)
+    weight_N = token_weights(routing, None).index_select(0, routing.token_N)
     dropped_N = weight_N * (0.0 if routing.keep_N is None else ~routing.keep_N)
     return all_reduce(dropped_N.sum()) / all_reduce(weight_N.sum()).clamp(min=1)

@@ -54,13 +54,9 @@ class Attention(nn.Module):
         self.o_proj = linear(H * A, D, bias=False)
 
     def forward(
-        self,
-        x_BSD: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: KVCache | None,
-        layer: int,
-    ) -> Tensor:
+        self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None,
+        cache: KVCache | None, layer: int,
+    ) -> Tensor:  # fmt: skip
         B, S, _ = x_BSD.shape
         q, k, v = (
             proj(x_BSD).view(B, S, -1, self.head_dim).transpose(1, 2)

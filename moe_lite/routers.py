@@ -193,9 +193,6 @@ def linear_scores(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
         return F.linear(x_TD, weight_ED)
 
 
-# ----------------------------------------------------------------------- tokens choose
-
-
 class TopKRouter(Router, name="top-k", era="Mixtral 2024, OLMoE 2024"):
     """Score by a matrix, take the K best, and weigh them by a softmax.
 
@@ -432,9 +429,6 @@ class SigmoidBiasRouter(TopKRouter, name="sigmoid + bias", era="DeepSeek-V3 2024
     def update(self, load_E: Tensor) -> None:
         """Move the bias by one step, by how many pairs of a batch each expert got."""
         self.bias_E += self.update_rate * (load_E.mean() - load_E).sign()
-
-
-# ----------------------------------------------------------------------- other ways to choose
 
 
 class HashRouter(Router, name="hash", era="Hash layers 2021"):

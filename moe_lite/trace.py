@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layer import MoELayer
-from .routing import Routing, RoutingTrace
+from .routing import Routing
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingTrace:
+    """Keep a run's routing: what the widgets, the figures and the analyses read; nothing else.
+
+    Args:
+        tokens:      T strings, as they should be shown.
+        layers:      one detached :class:`Routing` on the CPU for each MoE layer.
+        layer_names: as many names.
+        source:      what was run, in words.
+    Raises:
+        ValueError if the lengths do not agree.
+    """
+
+    tokens: list[str]
+    layers: tuple[Routing, ...]
+    layer_names: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if len(self.layers) != len(self.layer_names):
+            raise ValueError(f"{len(self.layers)} layers but {len(self.layer_names)} layer names")
+        for name, layer in zip(self.layer_names, self.layers, strict=True):
+            if layer.num_tokens != len(self.tokens):
+                raise ValueError(
+                    f"layer {name} routed {layer.num_tokens} tokens, "
+                    f"but the trace has {len(self.tokens)}"
+                )
 
 
 class Recorder:

@@ -597,5 +597,6 @@ print("in logarithms: ", (prior_E.log() - distance_E.square() / 2).softmax(dim=-
 # | E step, M step | `em_step` | |
 # | $G_i$, $m$ | `total_E`, `margin` in `constrain` | Eigen's constraint |
 #
-# **Read on:** the 1994 paper's section on EM is the clearest there is; `moe_lite/course/hierarchy.py` is
-# what you have now built. Chapter 04 stops computing the experts that nobody asked.
+# **Read on:** the 1994 paper's section on EM is the clearest there is;
+# `moe_lite/course/hierarchy.py` is what you have now built. Chapter 04 stops computing the experts
+# that nobody asked.

@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_lite import Experts, Mixtral, MixtralConfig, MoELayer, losses
-from moe_lite.course import data, ledger, viz, widgets
+from moe_lite.course import data, ledger, losses2017, viz, widgets
 from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.routers import NoisyTopKRouter, TopKRouter, kth_excluding, prob_in_top_k
 
@@ -207,7 +207,7 @@ def cv_squared(amount_E):
 print(cv_squared(torch.tensor([1.5, 0.5])), cv_squared(torch.tensor([8.0, 0, 0, 0])))
 routing = router(x_TD)
 importance_E = routing.gates_TE().sum(0)
-torch.testing.assert_close(cv_squared(importance_E), losses.importance_loss(routing))
+torch.testing.assert_close(cv_squared(importance_E), losses2017.importance_loss(routing))
 
 # %% [markdown]
 # The library's losses are pure functions of a `Routing`, and leave the weight $w$ to you.
@@ -325,17 +325,17 @@ routing = router(x_TD)
 print("tokens that came", routing.load_E())
 print("smooth load     ", routing.smooth_load_TE.sum(0).detach())
 print("a gradient?      count:", routing.load_E().requires_grad, end="; ")
-slope = torch.autograd.grad(losses.load_loss(routing), router.weight)[0]
+slope = torch.autograd.grad(losses2017.load_loss(routing), router.weight)[0]
 print("smooth load:", bool(slope.abs().max() > 0))
-torch.testing.assert_close(losses.load_loss(routing), cv_squared(routing.smooth_load_TE.sum(0)))
+torch.testing.assert_close(losses2017.load_loss(routing), cv_squared(routing.smooth_load_TE.sum(0)))
 
 # %% [markdown]
 # The loss needs $P$, and $P$ needs the clean scores, the noisy ones and the deviations. All the
 # library's losses read a `Routing` and nothing else, so the router puts its answer there, in one
 # optional field: `smooth_load_TE`. The noise itself stays the router's own affair. A router
-# without noise leaves the field empty, and `losses.load_loss` counts. That is also what evaluation
-# does, and it is the right limit: as the noise goes to zero, $\Phi$ becomes a step, and the sum of
-# steps is the count.
+# without noise leaves the field empty, and `losses2017.load_loss` counts. That is also what
+# evaluation does, and it is the right limit: as the noise goes to zero, $\Phi$ becomes a step, and
+# the sum of steps is the count.
 #
 # ## 6. Turn it up, turn it down
 #
@@ -361,7 +361,7 @@ gate
 # %%
 for noise in (0.0, 0.35, 0.7, 1.5, 3.0):
     load_E = widgets.NoisyGate(lean, k=2, noise=noise).routing.load_E()
-    print(f"noise {noise:4}: CV of the load {losses.cv_squared(load_E).sqrt():.2f}")
+    print(f"noise {noise:4}: CV of the load {losses2017.cv_squared(load_E).sqrt():.2f}")
 
 # %% [markdown]
 # ## 7. A tree of gates
@@ -401,7 +401,7 @@ print(tuple(out_TD.shape), "pairs per token:", routing.per_token)
 # \mathrm{Load}_i(X^{(i)})_j}{|X^{(i)}|}$$
 #
 # `HierarchicalRouter` shares that out among the tokens, so that `smooth_load_TE` still sums to it,
-# and `losses.load_loss` trains all five gates.
+# and `losses2017.load_loss` trains all five gates.
 #
 # ## 8. Table 6, in small
 #
@@ -433,9 +433,8 @@ def train(w_importance, w_load, steps=80, seed=0):
         batch = corpus.batch("train", batch_size=8, seq_len=64, seed=seed, step=step)
         logits_BSV, routings = (out := model(batch.ids_BS)).logits_BSV, out.routings
         loss = F.cross_entropy(logits_BSV.flatten(0, 1), batch.targets_BS.flatten())
-        balance = w_importance * losses.importance_loss(routings) + w_load * losses.load_loss(
-            routings
-        )
+        balance = w_importance * losses2017.importance_loss(routings)
+        balance = balance + w_load * losses2017.load_loss(routings)
         optimizer.zero_grad()
         (loss + balance).backward()
         optimizer.step()
@@ -584,7 +583,9 @@ print("gets a gradient:", {n: g is not None for n, g in zip(w, grads, strict=Tru
 training, tied_TE = False, torch.zeros(1, 4)
 std_TE = F.softplus(tied_TE) * training
 print("P =", torch.special.ndtr((tied_TE - kth_excluding(tied_TE, 2)) / std_TE))
-print("ours:", losses.load_loss(fresh.eval()(x_TD)).item(), "from", fresh(x_TD).load_E().tolist())
+print(
+    "ours:", losses2017.load_loss(fresh.eval()(x_TD)).item(), "from", fresh(x_TD).load_E().tolist()
+)
 
 # %% [markdown]
 # <details>
@@ -619,7 +620,7 @@ print("ours:", losses.load_loss(fresh.eval()(x_TD)).item(), "from", fresh(x_TD).
 # | $G(x)$ | `routing.gates_TE()` | zero where not chosen |
 # | $\mathrm{kth\_excluding}$, $P(x, i)$ | `kth_excluding`, `prob_in_top_k` | the bar, the area |
 # | $\mathrm{Load}(X)$ | `routing.smooth_load_TE.sum(0)` | has a gradient |
-# | $\mathrm{CV}(\cdot)^2$ | `losses.importance_loss`, `losses.load_loss` | without weights $w$ |
+# | $\mathrm{CV}(\cdot)^2$ | `importance_loss`, `load_loss` in `losses2017` | without weights $w$ |
 #
 # **Read on:** the paper's sections 2 and 4 and its Appendices A and B. Chapter 06 meets the loss
 # that replaced these two, and asks what it really pushes on.

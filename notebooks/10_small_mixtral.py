@@ -39,19 +39,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe_lite import (
-    Experts,
-    KVCache,
-    MixtralConfig,
-    MoELayer,
-    TopKRouter,
-    TrainConfig,
-    evaluate,
-    record,
-)
+from moe_lite import Experts, KVCache, MixtralConfig, MoELayer, TopKRouter, TrainConfig, record
 from moe_lite.course import cost, data, viz, widgets
 from moe_lite.model import Attention, Mixtral, rotary, rotate
-from moe_lite.train import train
+from moe_lite.train import evaluate, train
 
 torch.manual_seed(0)
 torch.set_printoptions(precision=3, sci_mode=False)

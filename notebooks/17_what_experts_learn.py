@@ -40,7 +40,7 @@ import numpy as np
 import torch
 
 from moe_lite import Mixtral, causal, hf, record
-from moe_lite.course import analysis, cost, data, languages, ledger, recipes, viz
+from moe_lite.course import analysis, cost, data, effects, languages, ledger, recipes, viz
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer
 
@@ -591,12 +591,12 @@ for name, values in rows.items():
 # %%
 parts = [corpus.windows(name, LENGTH, 29).ids_BS[1::10] for name in corpus.domains]
 fresh, of_domain_T = torch.cat(parts), torch.arange(5).repeat_interleave(parts[0].numel())
-base = causal.Run.of(model, fresh)
+base = effects.Run.of(model, fresh)
 
 
 def rises(*interventions):
     """By how much does each domain's loss rise, in nats per token?"""
-    rise_T = causal.Run.of(model, fresh, *interventions).loss_T - base.loss_T
+    rise_T = effects.Run.of(model, fresh, *interventions).loss_T - base.loss_T
     return torch.stack([rise_T[of_domain_T == d].nanmean() for d in range(5)])
 
 
@@ -634,8 +634,8 @@ for way, score_LE in ways.items():
 # %%
 def by_text(at, expert, part):
     """By how much does each text's loss rise, in nats per token?"""
-    changed = causal.Run.of(model, part.ids_BS, causal.ablate(at, expert))
-    rise_T = changed.loss_T - causal.Run.of(model, part.ids_BS).loss_T
+    changed = effects.Run.of(model, part.ids_BS, causal.ablate(at, expert))
+    rise_T = changed.loss_T - effects.Run.of(model, part.ids_BS).loss_T
     return rise_T.view(len(part.ids_BS), -1).nanmean(1)
 
 
@@ -914,7 +914,7 @@ for at in (1, 4):
 # | saturation, eq. 5 | `analysis.saturation(early, final)` | chance $k/E$ |
 # | Mixtral Table 5 | `analysis.repetition(trace, length, choice)` | `repetition_chance(E, K)` |
 # | $I(X; Y)$ | `analysis.mutual_information(trace, label_T)` | `permuted_information` |
-# | ablation | `causal.effect(model, ids_BS, causal.ablate(layer, expert))` | `.rise_T` |
+# | ablation | `effects.effect(model, ids_BS, causal.ablate(layer, expert))` | `.rise_T` |
 #
 # **Read on:** OLMoE's section 5, whose figures can be remade from published statistics; Chen et al.
 # 2022 ([arXiv:2208.02813](https://arxiv.org/abs/2208.02813)), who prove for a mixture of

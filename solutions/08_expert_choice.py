@@ -260,8 +260,8 @@ checks.check_reads_future(reads_future)
 # with $S$ tokens each is laid out so that token $b \cdot S + s$ is the $s$-th of sequence $b$.
 # Divide all tokens into groups, more than one token in each, so that expert choice *within each
 # group* tells no token of its own sequence's future, even in a model of several layers with causal
-# attention between. (What it hears of *other* sequences is not counted here.) There is more than one
-# such division; the check takes any.
+# attention between. (What it hears of *other* sequences is not counted here.) There is more than
+# one such division; the check takes any.
 #
 # <details>
 # <summary>Hint 1</summary>

@@ -96,6 +96,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow(what): takes long; --quick leaves it out, and says so")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file():
+    """Look for examples in the package alone, not in the tests.
+
+    Where a test module cannot be imported, the search for examples says "skipped" and leaves half
+    a module behind, in which pytest then finds no test to fail.
+    """
+    return [node for node in (yield) if type(node).__name__ != "DoctestModule"]
+
+
 @pytest.hookimpl(trylast=True)  # when each folder has set its marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--quick"):

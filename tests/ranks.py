@@ -27,10 +27,11 @@ from moe_lite.checkpoint import checkpoints
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course import launch
 from moe_lite.course.data import Corpus, load_corpus
+from moe_lite.course.losses2017 import importance_loss
 from moe_lite.experts import Experts
 from moe_lite.fast import BACKENDS
 from moe_lite.layer import MoELayer
-from moe_lite.losses import importance_loss, load_balancing_loss, mixtral_aux_loss
+from moe_lite.losses import load_balancing_loss, mixtral_aux_loss
 from moe_lite.model import Mixtral
 from moe_lite.routers import (
     ExpertChoiceRouter,

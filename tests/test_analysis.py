@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 
 from moe_lite.course import analysis
-from moe_lite.routing import Routing, RoutingTrace
-from moe_lite.trace import record
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace, record
 
 
 def trace_of(experts, E: int, tokens=None) -> RoutingTrace:

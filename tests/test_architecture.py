@@ -117,8 +117,8 @@ def test_a_circle_is_seen():
 
 
 UNREAD = {  # what is not of the afternoon, and may be used there without having been read
-    "dispatch": {"fast"}, "layer": {"fast"}, "model": {"fast"},
-    "train": {"checkpoint", "fast", "files", "history"},
+    "config": {"checked"}, "dispatch": {"fast"}, "layer": {"fast"}, "model": {"fast", "generate"},
+    "train": {"checkpoint", "evaluation", "fast", "files", "history"},
 }  # fmt: skip
 
 

@@ -8,15 +8,16 @@ import pytest
 import torch
 from traitlets import TraitError
 
-from moe_lite.causal import ablate, ban, effect, force, intervene, swap, top_k
+from moe_lite.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.config import MixtralConfig
 from moe_lite.course.data import load_tokenizer, pieces
+from moe_lite.course.effects import effect
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer, routing_explorer
 from moe_lite.course.widgets.routing_explorer import NO_LOSS, TOP, pack
 from moe_lite.model import Mixtral
 from moe_lite.routers import NoisyTopKRouter, SigmoidBiasRouter, TopKRouter
-from moe_lite.routing import RoutingTrace
+from moe_lite.trace import RoutingTrace
 
 TEXT = "To be, or not to be: that is the question."
 

@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import nbformat
 import pytest
@@ -297,6 +299,34 @@ def test_the_limit_is_for_the_whole_notebook(tmp_path):
 def test_a_dead_kernel_is_named(tmp_path):
     with pytest.raises(ValueError, match="cell 1 of 1 .*the kernel failed: Kernel died"):
         build.execute(cells("import os; os._exit(1)"), tmp_path, "n.ipynb")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
+def test_ctrl_c_ends_a_build_without_a_word_and_the_old_notebook_stays(course, tmp_path):
+    root = course("notebooks", CHAPTER)
+    build.main([], root)
+    old = (root / "notebooks/01_why.ipynb").read_bytes()
+    begun = tmp_path / "begun"
+    course("notebooks", f"# %%\nimport time\nopen({str(begun)!r}, 'w')\ntime.sleep(3600)\n")
+    code = (
+        "import signal, sys, pathlib; from moe_lite import __main__ as cli;"
+        "from moe_lite.course import build; sys.argv = ['', 'build'];"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
+        f"cli.COMMANDS['build'] = lambda argv: build.main(argv, pathlib.Path({str(root)!r}));"
+        "sys.exit(cli.run())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(build.ROOT)},
+    )  # fmt: skip
+    while not begun.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", "")
+    assert (root / "notebooks/01_why.ipynb").read_bytes() == old
+    assert not list(root.rglob("*.part"))
 
 
 def test_malformed_marks_stop_the_build_before_anything_is_written(course):

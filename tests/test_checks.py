@@ -307,14 +307,12 @@ def test_same(a, b, equal):
 
 
 def test_the_environment_is_told_what_it_lacks(monkeypatch, capsys):
-    from moe_lite.course.checks import one_token
+    from moe_lite.course import machine
 
-    monkeypatch.setattr(
-        one_token, "requires", lambda name: ["torch>=2.10", "pytest ; extra == 't'"]
-    )
+    monkeypatch.setattr(machine, "requires", lambda name: ["torch>=2.10", "pytest ; extra == 't'"])
     assert checks.check_environment()
     assert "Everything is here" in capsys.readouterr().out
-    lacking = ["torch>=999", "no-such-package>=1.2", "numpy"]
-    monkeypatch.setattr(one_token, "requires", lambda name: lacking)
+    lacking = ["torch>=999", "no-such-package>=1.2; extra == 'course'", "numpy", "x; extra == 't'"]
+    monkeypatch.setattr(machine, "requires", lambda name: lacking)
     assert not checks.check_environment()
     assert '-m pip install "torch>=999" "no-such-package>=1.2"\n' in capsys.readouterr().out

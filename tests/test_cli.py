@@ -302,6 +302,7 @@ def test_lab_opens_the_first_notebook(monkeypatch, tmp_path):
     assert seen[-1] == str(tmp_path / "notebooks" / "05_capacity.ipynb")
 
 
+@pytest.mark.slow("JupyterLab")
 def test_lab_starts_and_answers(tmp_path):
     """Start the real JupyterLab, ask it for its page and its notebooks, and shut it down."""
     runtime = tmp_path / "runtime"

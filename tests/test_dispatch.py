@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_lite import losses
+from moe_lite.course import losses2017
 from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.dispatch import grouped, plan
 from moe_lite.experts import Experts
@@ -118,7 +118,11 @@ def test_a_layer_gives_its_gate_the_same_gradient(
         x_TD, ids_T = torch.randn(30, D, dtype=torch.float64), torch.arange(30) % 9
         mask_T = torch.arange(30) % 10 < 7 if padding else None
         out_TD, routing = layer(x_TD, mask_T, ids_T)
-        loss = out_TD.square().sum() + losses.importance_loss(routing) + losses.load_loss(routing)
+        loss = (
+            out_TD.square().sum()
+            + losses2017.importance_loss(routing)
+            + losses2017.load_loss(routing)
+        )
         return [out_TD, *torch.autograd.grad(loss, list(layer.parameters()))]
 
     for a, b in zip(gradients("loop"), gradients(backend), strict=True):
@@ -232,7 +236,7 @@ def test_what_padding_holds_reaches_no_answer_and_no_gradient(
         x_TD, ids_T, mask_T = torch.randn(30, D), torch.arange(30) % 9, torch.arange(30) % 5 > 0
         x_TD[~mask_T] = padding
         out_TD, routing = layer(x_TD.requires_grad_(), mask_T, ids_T)
-        loss = out_TD[mask_T].square().sum() + losses.importance_loss(routing)
+        loss = out_TD[mask_T].square().sum() + losses2017.importance_loss(routing)
         wanted = [x_TD, *layer.parameters()]
         grads = torch.autograd.grad(loss, wanted, allow_unused=True)
         return [

@@ -52,6 +52,7 @@ def press(moment, *command, cwd):
 
 
 @posix
+@pytest.mark.slow("Ctrl-C and kill")
 def test_ctrl_c_at_many_moments_is_quiet_and_leaves_nothing_half_written(tmp_path):
     command = ["explore", "To be, or not", "--out", "page.html"]
     whole = press(0, *command, cwd=tmp_path)

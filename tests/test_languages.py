@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from moe_lite.course import analysis
 from moe_lite.course.languages import Languages, agreement
-from moe_lite.routing import Routing, RoutingTrace
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 
 WORLDS = [Languages("language"), Languages("verb")]
 

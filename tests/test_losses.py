@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lite import losses
+from moe_lite.course import losses2017
 from moe_lite.routing import Routing
 
 
@@ -25,8 +26,8 @@ def random_routing(T: int, E: int, K: int, seed: int) -> Routing:
 
 ln = math.log
 MEASURES = (
-    losses.load_balancing_loss, losses.router_z_loss, losses.importance_loss, losses.load_loss,
-    losses.max_violation,
+    losses.load_balancing_loss, losses.router_z_loss, losses2017.importance_loss,
+    losses2017.load_loss, losses.max_violation,
 )  # fmt: skip
 
 
@@ -68,7 +69,12 @@ def test_z_loss_is_squared() -> None:
 
 @pytest.mark.parametrize(
     "loss",
-    [losses.load_balancing_loss, losses.router_z_loss, losses.importance_loss, losses.load_loss],
+    [
+        losses.load_balancing_loss,
+        losses.router_z_loss,
+        losses2017.importance_loss,
+        losses2017.load_loss,
+    ],
 )
 @given(T=st.integers(2, 12), seed=st.integers(0, 99), data=st.data())
 def test_a_mask_is_the_same_as_leaving_the_tokens_out(loss, T, seed, data) -> None:
@@ -117,26 +123,26 @@ def test_a_mask_of_another_length_is_refused() -> None:
 def test_importance_and_load_by_hand_can_disagree() -> None:
     # Gates 9/10 and 1/10: as many tokens each, but not as much weight.
     routing = route([[ln(9.0), 0.0]] * 4, [[0, 1]] * 4)
-    assert losses.load_loss(routing) == 0
-    assert losses.importance_loss(routing).item() == pytest.approx(0.8**2)
+    assert losses2017.load_loss(routing) == 0
+    assert losses2017.importance_loss(routing).item() == pytest.approx(0.8**2)
 
 
 @given(E=st.integers(1, 9), T=st.integers(1, 9))
 def test_the_worst_is_E_minus_1(E: int, T: int) -> None:
     routing = route([[0.0] * E] * T, [[E - 1]] * T)
-    for loss in (losses.importance_loss, losses.load_loss):
+    for loss in (losses2017.importance_loss, losses2017.load_loss):
         assert loss(routing).item() == pytest.approx(E - 1, abs=1e-4)
 
 
 def test_a_smooth_load_goes_before_the_count_and_is_masked() -> None:
     routing = route([[0.0, 0.0]] * 2, [[0], [0]])
     smooth = replace(routing, smooth_load_TE=torch.tensor([[0.75, 0.25], [0.5, 0.5]]))
-    assert losses.load_loss(routing) == 1
-    assert losses.load_loss(smooth).item() == pytest.approx(0.25**2)
-    assert losses.load_loss(smooth, torch.tensor([False, True])) == 0
+    assert losses2017.load_loss(routing) == 1
+    assert losses2017.load_loss(smooth).item() == pytest.approx(0.25**2)
+    assert losses2017.load_loss(smooth, torch.tensor([False, True])) == 0
 
 
 def test_of_several_layers_the_mean() -> None:
     both = [random_routing(9, 4, 2, seed) for seed in (1, 2)]
-    for loss in (losses.importance_loss, losses.load_loss):
+    for loss in (losses2017.importance_loss, losses2017.load_loss):
         assert loss(both) == sum(map(loss, both)) / 2

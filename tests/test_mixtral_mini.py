@@ -78,6 +78,7 @@ def test_in_the_stored_bfloat16_both_agree_within_its_rounding(theirs):
     assert apart_S.median() < 2 * rounding_S.median()
 
 
+@pytest.mark.slow("the trained model")
 def test_the_card_says_what_is_measured(ours):
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     row = re.search(r"\| mixtral-mini \|(.*)\|", card)
@@ -105,6 +106,7 @@ def test_the_film_ends_with_this_model(ours):
     assert (start != routings[0].expert_N.view(-1, 2)).float().mean() > 0.5
 
 
+@pytest.mark.slow("the trained model")
 def test_training_again_begins_as_the_first_time():
     """The first steps of the stored loss curve, made again: the rest is more of the same."""
     stored = History.load(FOLDER / "history.jsonl")

@@ -14,7 +14,8 @@ from moe_lite.generate import KVCache, sample
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
-from moe_lite.routing import Routing, RoutingTrace
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 
 CONFIG = MixtralConfig(
     vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,

@@ -12,15 +12,16 @@ import torch
 from torch import nn
 
 from moe_lite import hf, routers
-from moe_lite.causal import ablate, ban, effect, force, intervene, swap, top_k
+from moe_lite.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.config import MixtralConfig
 from moe_lite.course import eras
 from moe_lite.course.data import load_tokenizer, pieces
+from moe_lite.course.effects import effect
 from moe_lite.course.film import Film
 from moe_lite.course.sweep import Setting, sweep
 from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.course.widgets import RoutingExplorer
-from moe_lite.dispatch import BACKENDS
+from moe_lite.fast import BACKENDS
 from moe_lite.model import Mixtral
 from moe_lite.routing import Routing
 from moe_lite.trace import record

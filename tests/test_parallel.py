@@ -20,12 +20,11 @@ from moe_lite import hf, parallel
 from moe_lite.checkpoint import checkpoints
 from moe_lite.config import MixtralConfig
 from moe_lite.course import recipes
+from moe_lite.course.losses2017 import importance_loss, load_loss
 from moe_lite.history import History
 from moe_lite.losses import (
     drop_rate,
-    importance_loss,
     load_balancing_loss,
-    load_loss,
     max_violation,
     mixtral_aux_loss,
     router_z_loss,
@@ -45,10 +44,12 @@ SMALL = {
 CASES = ("top_k", "sigmoid_bias", "capacity")
 COLUMNS = ("loss", "balance", "z", "load", "dropped", "norm", "lr", "tokens")
 
-gloo = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()),
-    reason="this PyTorch was built without torch.distributed's gloo",
-)
+
+def gloo(test):
+    """Mark a test of real processes that talk to each other."""
+    here = dist.is_available() and dist.is_gloo_available()
+    lack = "this PyTorch was built without torch.distributed's gloo"
+    return pytest.mark.slow("ranks")(pytest.mark.skipif(not here, reason=lack)(test))
 
 
 def free_ports(count: int) -> list[str]:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lite import losses
+from moe_lite.course import losses2017
 from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.routers import (
     NoisyTopKRouter,
@@ -122,7 +122,7 @@ def test_it_starts_at_zero_with_noise_of_size_log_2() -> None:
     assert all(not weight.any() for weight in router.parameters())
     routing = router(torch.randn(4000, 6))
     assert routing.logits_TE.std().item() == pytest.approx(0.6931, abs=0.01)
-    assert losses.load_loss(routing).sqrt() < 0.1  # the noise alone spreads the tokens
+    assert losses2017.load_loss(routing).sqrt() < 0.1  # the noise alone spreads the tokens
 
 
 def test_in_evaluation_there_is_no_noise_and_nothing_to_divide_by() -> None:
@@ -130,10 +130,13 @@ def test_in_evaluation_there_is_no_noise_and_nothing_to_divide_by() -> None:
     first, second = router(X_TD.double()), router(X_TD.double())
     assert torch.equal(first.gate_N, second.gate_N) and first.smooth_load_TE is None
     torch.testing.assert_close(first.logits_TE, X_TD.double() @ router.weight.T)
-    assert losses.load_loss(first) == losses.cv_squared(first.load_E().double())
+    assert losses2017.load_loss(first) == losses2017.cv_squared(first.load_E().double())
     untrained = NoisyTopKRouter(6, 5, 2).eval()(X_TD)
     assert not untrained.logits_TE.any()  # all tie: the hardest case for a bar
-    assert losses.load_loss(untrained).isfinite() and losses.importance_loss(untrained).isfinite()
+    assert (
+        losses2017.load_loss(untrained).isfinite()
+        and losses2017.importance_loss(untrained).isfinite()
+    )
 
 
 def test_noise_that_has_died_out_leaves_a_step_and_no_nan() -> None:
@@ -146,7 +149,7 @@ def test_noise_that_has_died_out_leaves_a_step_and_no_nan() -> None:
     router = NoisyTopKRouter(1, 4, 2)
     with torch.no_grad():
         router.w_noise.fill_(-500)  # softplus(-500) is 0 in float32
-    losses.load_loss(router(torch.ones(9, 1))).backward()
+    losses2017.load_loss(router(torch.ones(9, 1))).backward()
     assert all(weight.grad.isfinite().all() for weight in router.parameters())
 
 
@@ -178,13 +181,13 @@ def test_prob_in_top_k_is_how_often_a_new_draw_is_chosen() -> None:
 def test_everyone_is_certain_to_be_chosen_if_all_are() -> None:
     routing = noisy(4, 4)(X_TD.double())
     assert (routing.smooth_load_TE == 1).all()
-    assert losses.load_loss(routing) == 0
+    assert losses2017.load_loss(routing) == 0
 
 
 def test_the_load_has_a_gradient_that_the_count_has_not() -> None:
     router = noisy()
     routing = router(X_TD.double())
-    for weight in torch.autograd.grad(losses.load_loss(routing), list(router.parameters())):
+    for weight in torch.autograd.grad(losses2017.load_loss(routing), list(router.parameters())):
         assert weight.abs().max() > 1e-6
     assert not routing.load_E().requires_grad
 
@@ -223,6 +226,6 @@ def test_the_load_of_a_tree_is_equation_14() -> None:
         by_hand = first.smooth_load_TE.sum(0)[i] * load_b / came
         torch.testing.assert_close(routing.smooth_load_TE.sum(0)[4 * i : 4 * i + 4], by_hand)
     weights = list(router.parameters())
-    grads = torch.autograd.grad(losses.load_loss(routing), weights)
+    grads = torch.autograd.grad(losses2017.load_loss(routing), weights)
     assert all(grad.abs().max() > 0 for grad in grads)
     assert router.eval()(x_TD).smooth_load_TE is None

@@ -17,7 +17,8 @@ from moe_lite.config import MixtralConfig
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
 from moe_lite.routers import NoisyTopKRouter
-from moe_lite.routing import Routing, RoutingTrace
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 
 SMALL = MixtralConfig(
     vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3,

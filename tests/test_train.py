@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from moe_lite import checkpoint
-from moe_lite import train as train_module
 from moe_lite.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from moe_lite.config import MixtralConfig, TrainConfig
+from moe_lite.course import viz
 from moe_lite.course.data import load_corpus
-from moe_lite.fast import multiplies_bfloat16
+from moe_lite.fast import onednn
 from moe_lite.history import History
 from moe_lite.losses import load_balancing_loss, router_z_loss
 from moe_lite.model import Mixtral
@@ -213,7 +213,7 @@ def test_config_refuses_what_cannot_be(change, message):
 def test_autocast_is_chosen_by_capability_and_width(monkeypatch):
     narrow, wide = fresh(), fresh(replace(SMALL, hidden_size=256, head_dim=None))
     asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    monkeypatch.setattr(train_module, "multiplies_bfloat16", multiplies_bfloat16.__wrapped__)
+    monkeypatch.setattr(onednn, "multiplies_bfloat16", onednn.multiplies_bfloat16.__wrapped__)
     for able in (None, *asks):
         for ask in asks:
             monkeypatch.setattr(torch.cpu, ask, lambda ask=ask, able=able: ask == able)
@@ -278,27 +278,18 @@ def test_smoothing_is_centred_and_keeps_a_straight_line_straight():
     assert history.smooth("loss", 5)[0] == 1.0  # of 0, 1, 2: the window is cut at the ends
 
 
-def test_history_plots_itself(corpus):
+def test_a_run_is_drawn(corpus):
     history = run(fresh(), corpus)
     for x in ("step", "tokens", "seconds"):
-        panels = history.plot(x).axes
+        panels = viz.training(history, x).axes
         assert [panel.get_xlabel() for panel in panels] == [x] * 3
         assert list(panels[0].lines[0].get_ydata()) == history.column("loss")
         labels = [text.get_text() for text in panels[2].get_legend().get_texts()]
         assert labels == list(corpus.domains)
-    assert history._repr_png_().startswith(b"\x89PNG")
-    assert len(run(fresh(), corpus, replace(CONFIG, eval_every=0)).plot().axes) == 2
-    assert History()._repr_png_() is None and "no steps" in repr(History())
+    assert len(viz.training(run(fresh(), corpus, replace(CONFIG, eval_every=0))).axes) == 2
+    assert "no steps" in repr(History()) and "loss" in repr(history)
     with pytest.raises(ValueError, match="x must be step, tokens or seconds, not 'epoch'"):
-        history.plot("epoch")
-
-
-def test_without_matplotlib_a_history_says_what_to_install(corpus, monkeypatch):
-    history = run(fresh(), corpus, replace(CONFIG, steps=1))
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'moe-lite\[course\]'"):
-        history.plot()
-    assert history._repr_png_() is None and "History(step 1, loss" in repr(history)
+        viz.training(history, "epoch")
 
 
 # Checkpoints and resuming
@@ -632,6 +623,7 @@ train(Mixtral(model_config), load_corpus(["prose"], max_bytes=40_000), config, o
 """
 
 
+@pytest.mark.slow("Ctrl-C and kill")
 def test_kill_at_any_moment_loses_no_finished_checkpoint(tmp_path):
     config = replace(CONFIG, steps=40, checkpoint_every=1, eval_every=0)
     text = load_corpus(["prose"], max_bytes=40_000)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from moe_lite.course import viz
 from moe_lite.routers import TopKRouter
-from moe_lite.routing import Routing, RoutingTrace
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 
 
 def make_trace(tokens, L=3, E=8, K=2):

@@ -20,7 +20,8 @@ import moe_lite.course.widgets
 from moe_lite.course.widgets import RoutingExplorer
 from moe_lite.course.widgets.routing_explorer import pack
 from moe_lite.routers import TopKRouter
-from moe_lite.routing import Routing, RoutingTrace
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 
 FILES = sorted(Path(moe_lite.course.widgets.__file__).parent.glob("*.*s*"))  # .js and .css
 NASTY = ["<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "<!--", "\u2028",

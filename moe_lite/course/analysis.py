@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..routing import Routing, RoutingTrace
+from ..routing import Routing
+from ..trace import RoutingTrace
 
 Choice = Literal["all", "first"]
 Labels = Tensor | Sequence[int]

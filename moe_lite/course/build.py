@@ -246,7 +246,11 @@ def execute(
         }
         try:
             client.execute(env=env, cleanup_kc=True)
-        except (CellExecutionError, CellTimeoutError, RuntimeError) as error:
+        except (CellExecutionError, CellTimeoutError, RuntimeError, AssertionError) as error:
+            if hasattr(client, "_async_cleanup_kernel_future"):  # it ended the kernel on Ctrl-C
+                raise KeyboardInterrupt from None
+            if isinstance(error, AssertionError):
+                raise
             if isinstance(error, CellExecutionError):
                 what = f"{error.ename}: {' '.join(error.evalue.split())[:400]}"
             elif isinstance(error, CellTimeoutError):

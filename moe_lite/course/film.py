@@ -17,7 +17,8 @@ from torch import Tensor
 from ..checked import conform, open_tensors, parse, short
 from ..files import write
 from ..model import Mixtral
-from ..routing import Routing, RoutingTrace
+from ..routing import Routing
+from ..trace import RoutingTrace
 from .data import Corpus, pieces
 
 WORDS = {"domains": tuple[str, ...], "tokens": list[str], "wanted": list[int], "top_k": int}

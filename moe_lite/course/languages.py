@@ -32,7 +32,8 @@ from ..config import MixtralConfig
 from ..losses import load_balancing_loss
 from ..model import Mixtral
 from ..routers import ROUTERS, Router, Scores
-from ..routing import Routing, RoutingTrace
+from ..routing import Routing
+from ..trace import RoutingTrace
 from .analysis import Labels, at_tokens, permuted
 from .data import SPLITS, Batch, Corpus
 from .sweep import Outcome, Setting, run

@@ -19,7 +19,7 @@ import statistics
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -290,6 +290,33 @@ def run(name: str, seeds: Sequence[int], root: Path = ROOT) -> Result:
     return Result(
         name, list(seeds), experiment.config, measures, versions(), hardware(), round(seconds, 1)
     )
+
+
+def resume(
+    part: Path, config: dict[str, Any], jobs: Mapping[str, Callable[[], dict[str, float]]]
+) -> dict[str, dict[str, float]]:
+    """Do every job on one thread and give what each found; an interrupted run goes on from a file.
+
+    Args: part: the file that keeps what is done; it is deleted at the end, so that the next run is
+          a run. config: with another one, what the file keeps is not used.
+    """
+    import torch
+
+    mark, done = json.loads(json.dumps(config)), {}
+    if part.is_file() and (kept := json.loads(part.read_text(encoding="utf-8")))["mark"] == mark:
+        done = kept["done"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # products this small only wait for each other
+    try:
+        for name, job in jobs.items():
+            if name not in done:
+                done[name] = job()
+                print(name, {k: round(v, 4) for k, v in done[name].items()}, flush=True)
+                write(part, json.dumps({"mark": mark, "done": done}))
+    finally:
+        torch.set_num_threads(threads)
+    part.unlink(missing_ok=True)
+    return {name: done[name] for name in jobs}
 
 
 def disagreements(result: Result, fresh: Measures) -> list[str]:

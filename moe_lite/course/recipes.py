@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -22,7 +23,7 @@ from ..config import MixtralConfig, TrainConfig
 from ..evaluation import evaluate
 from ..model import Mixtral
 from ..train import train
-from . import launch
+from . import launch, viz
 from .cost import count_parameters
 from .data import DOMAINS, END_OF_TEXT, load_corpus
 from .film import Film, filmed, log_steps
@@ -237,7 +238,9 @@ def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None
     if not first:
         return 0
     history.save(out / "history.jsonl")
-    files.write(out / "history.png", history.png())
+    picture = io.BytesIO()
+    viz.training(history).savefig(picture, format="png", dpi=110)
+    files.write(out / "history.png", picture.getvalue())
     print("held-out bits per byte: " + ", ".join(f"{k} {v:.3f}" for k, v in bits.items()))
     export(model, corpus.tokenizer, target, torch.bfloat16 if args.bf16 else None, film)
     print(f"{target}: the model, for python -m moe_lite explore --model {target}")

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..routing import Routing, RoutingTrace
+from ..history import History
+from ..routing import Routing
+from ..trace import RoutingTrace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -410,3 +412,32 @@ def _printable(text: str) -> str:
     """Put a box for each character that no installed font can draw, and disarm mathtext."""
     boxed = (c if c.isspace() or _has_glyph(c) else "□" * min(_cells(c), 1) for c in text)
     return "".join(boxed).replace("$", r"\$")
+
+
+def training(history: History, x: str = "step") -> Figure:
+    """Draw loss, load and, where evaluated, bits per byte against step, tokens or seconds.
+
+    Raises: ValueError for another x.
+    """
+    from matplotlib.figure import Figure
+
+    if x not in ("step", "tokens", "seconds"):
+        raise ValueError(f"x must be step, tokens or seconds, not {x!r}")
+    evaluated = [row for row in history.rows if "bits" in row]
+    count = 3 if evaluated else 2
+    figure = Figure(figsize=(4.5 * count, 3), layout="constrained")
+    panels = figure.subplots(1, count)
+    for panel, name in zip(panels, ("loss", "load"), strict=False):
+        panel.plot(history.column(x), history.column(name), color="#BBBBBB", lw=0.8)
+        panel.plot(history.column(x), history.smooth(name), color="black")
+    panels[0].set(xlabel=x, ylabel="training loss, nats per token")
+    panels[1].set(xlabel=x, ylabel="busiest expert's load / mean load")
+    panels[1].axhline(1, color="black", lw=0.8, ls=":")
+    if evaluated:
+        xs = [row[x] for row in evaluated]
+        for i, domain in enumerate(evaluated[-1]["bits"]):
+            ys = [row["bits"][domain] for row in evaluated]
+            panels[2].plot(xs, ys, color=HUES[i % 8], marker="osD^v"[i % 5], ms=4, label=domain)
+        panels[2].set(xlabel=x, ylabel="held-out bits per byte")
+        panels[2].legend(fontsize="small")
+    return figure

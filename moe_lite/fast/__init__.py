@@ -26,15 +26,16 @@ def choose(
     Args: dtype: of the tokens; None: the experts' own. Whether gradients are wanted, autocast is
           on, or a graph is being compiled is asked of torch.
     """
-    kind = experts.w1.device.type
-    if kind == "cpu":
-        return cpu.choose(experts, tokens, pairs, dtype or experts.w1.dtype)
+    if experts.w1.device.type == "cpu":
+        return cpu.choose(experts.w1, tokens, pairs, dtype or experts.w1.dtype)
     return grouped, "'grouped', because nothing was measured there yet"
 
 
 def auto(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
     """Return what the path of :func:`choose` does."""
-    backend, _ = choose(experts, len(x_TD), len(routing.token_N), x_TD.dtype)
+    if x_TD.device.type != "cpu":
+        return grouped(x_TD, experts, routing)
+    backend, _ = cpu.choose(experts.w1, len(x_TD), len(routing.token_N), x_TD.dtype)
     return backend(x_TD, experts, routing)
 
 

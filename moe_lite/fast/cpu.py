@@ -23,14 +23,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..dispatch import Dispatch, plan
-from ..dispatch.grouped import combine, grouped_product
+from ..dispatch.grouped import combine, grouped_mm_takes, grouped_product
 from ..experts import Experts
 from ..routing import DispatchPlan, Routing
 from .onednn import linear, prefers_onednn
 
 
-def choose(experts: Experts, tokens: int, pairs: int, dtype: torch.dtype) -> tuple[Dispatch, str]:
-    """Choose a path and say why; the arguments are those of :func:`moe_lite.fast.choose`.
+def choose(w1_EFD: Tensor, tokens: int, pairs: int, dtype: torch.dtype) -> tuple[Dispatch, str]:
+    """Choose a path and say why; the arguments are as in :func:`moe_lite.fast.choose`.
 
     Measured on one core of an AMD EPYC, 8 and 64 experts, widths 192 to 1024: without gradients
     grouped products take, in bfloat16, 0.7 to 1.0 of the blocks' time at every number of tokens;
@@ -40,17 +40,16 @@ def choose(experts: Experts, tokens: int, pairs: int, dtype: torch.dtype) -> tup
     if torch.compiler.is_compiling():
         return compiled, "'compiled', whose products do not break the graph"
     autocast, gradients = torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()
-    if autocast:
-        dtype = torch.get_autocast_dtype("cpu")
     if tokens == 1 and not gradients and not autocast:
         return single, "'single', because one token needs no plan"
-    if experts.num_experts == 1:
+    E, F_, D = w1_EFD.shape
+    if E == 1:
         return dense, "'dense', because one expert has all tokens"
-    if not gradients and dtype == experts.w1.dtype:
-        E, F_, D = experts.w1.shape
-        mean = pairs * F_ * D // E
-        if dtype != torch.float32 or mean < 1 << 21:
-            return few_calls, "'few_calls', because without gradients every call counts"
+    if autocast:
+        dtype = torch.get_autocast_dtype("cpu")
+    short = dtype != torch.float32 or pairs * F_ * D // E < 1 << 21
+    if short and not gradients and dtype == w1_EFD.dtype:
+        return few_calls, "'few_calls', because without gradients every call counts"
     library = "oneDNN" if prefers_onednn() else "PyTorch's own choice"
     return blocks, (
         f"'blocks', which carries each expert's rows while they are in the cache; float32 products "
@@ -63,15 +62,15 @@ def single(x_1D: Tensor, experts: Experts, routing: Routing) -> Tensor:
 
     mixtral-mini's layer takes 0.6 of the time that sorting takes.
     """
-    out_1D = torch.zeros_like(x_1D)
+    w1, w3, w2, x_D = experts.w1, experts.w3, experts.w2, x_1D[0]
+    out_D = torch.zeros_like(x_D)
     kept_N = [True] * len(routing.expert_N) if routing.keep_N is None else routing.keep_N.tolist()
     pairs = zip(routing.expert_N.tolist(), routing.gate_N.tolist(), kept_N, strict=True)
     for expert, gate, kept in pairs:
         if kept:
-            w1_FD, w3_FD, w2_DF = experts.w1[expert], experts.w3[expert], experts.w2[expert]
-            hidden_1F = F.silu(F.linear(x_1D, w1_FD)).mul_(F.linear(x_1D, w3_FD))
-            out_1D.add_(F.linear(hidden_1F, w2_DF), alpha=gate)
-    return out_1D
+            up1_F, up3_F = w1.select(0, expert).mv(x_D), w3.select(0, expert).mv(x_D)
+            out_D.addmv_(w2.select(0, expert), F.silu(up1_F).mul_(up3_F), alpha=gate)
+    return out_D[None]
 
 
 def dense(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
@@ -86,11 +85,17 @@ def dense(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
 
 def few_calls(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
     """Do as the readable twin does, without what only a backward pass needs."""
-    p, x = plan(routing), _cast(x_TD)
-    x_RD = x.index_select(0, p.token_R)
-    up1_RF, up3_RF = (grouped_product(x_RD, w, p.offsets_E1) for w in (experts.w1, experts.w3))
-    y_RD = grouped_product(F.silu(up1_RF).mul_(up3_RF), experts.w2, p.offsets_E1)
-    return _to_tokens(y_RD, p, p.gate_R).to(x_TD.dtype)
+    p, x, w1, w3, w2 = plan(routing), _cast(x_TD), experts.w1, experts.w3, experts.w2
+    x_RD, ends_E = x.index_select(0, p.token_R), p.offsets_E1[1:]
+    by_torch = x.dtype == w1.dtype and grouped_mm_takes(x_RD, w1)  # w2 has the same sizes
+
+    def product(x_RI: Tensor, weight_EOI: Tensor) -> Tensor:
+        if by_torch:
+            return F.grouped_mm(x_RI, weight_EOI.transpose(1, 2), offs=ends_E)
+        return grouped_product(x_RI, weight_EOI, p.offsets_E1)
+
+    hidden_RF = F.silu(product(x_RD, w1)).mul_(product(x_RD, w3))
+    return _to_tokens(product(hidden_RF, w2), p, p.gate_R).to(x_TD.dtype)
 
 
 def blocks(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
@@ -133,8 +138,7 @@ class Blocks(torch.autograd.Function):
         projections: list[Tensor] = []
         for expert, start, stop, end in blocks:
             w1_FD, w3_FD, w2_DF = (w[expert].to(x_TD.dtype) for w in (w1_EFD, w3_EFD, w2_EDF))
-            x_RD = x_TD.index_select(0, token_R[start:end])
-            x_RD[stop - start :] = 0
+            x_RD = _gather(x_TD, token_R[start:end], stop - start)
             up1_RF, up3_RF = linear(x_RD, w1_FD), linear(x_RD, w3_FD)
             projections += up1_RF, up3_RF
             linear(F.silu(up1_RF).mul_(up3_RF), w2_DF, y_RD[start:end])
@@ -150,6 +154,7 @@ class Blocks(torch.autograd.Function):
         blocks, token_R = _blocks(ctx.plan)
         dx_RD = x_TD.new_empty(len(token_R), x_TD.shape[1])
         dgate_R = torch.zeros_like(gate_R)
+        gates_R = F.pad(gate_R.to(dtype), (0, len(token_R) - len(gate_R)))
         dw1_EFD, dw3_EFD, dw2_EDF = map(torch.empty_like, (w1_EFD, w3_EFD, w2_EDF))
         for expert in set(range(len(w1_EFD))).difference(expert for expert, *_ in blocks):
             for gradient in (dw1_EFD, dw3_EFD, dw2_EDF):
@@ -157,11 +162,9 @@ class Blocks(torch.autograd.Function):
         ups = zip(projections[::2], projections[1::2], strict=True)
         for (expert, start, stop, end), (up1_RF, up3_RF) in zip(blocks, ups, strict=True):
             w1_FD, w3_FD, w2_DF = (w[expert].to(dtype) for w in (w1_EFD, w3_EFD, w2_EDF))
-            x_RD, grad_RD = (
-                all_TD.index_select(0, token_R[start:end]) for all_TD in (x_TD, grad_TD)
-            )
-            x_RD[stop - start :], grad_RD[stop - start :] = 0, 0
-            gate_R1 = F.pad(gate_R[start:stop].to(dtype), (0, end - stop))[:, None]
+            x_RD = _gather(x_TD, token_R[start:end], stop - start)
+            grad_RD = _gather(grad_TD, token_R[start:end], stop - start)
+            gate_R1 = gates_R[start:end, None]
             da_RF = linear(grad_RD, w2_DF.t())
             silu_RF = F.silu(up1_RF)
             a_RF = silu_RF * up3_RF
@@ -187,6 +190,14 @@ def _blocks(plan: DispatchPlan) -> tuple[list[tuple[int, int, int, int]], Tensor
             blocks.append((expert, start, stop, start + -(-rows // step) * step))
             last = max(last, blocks[-1][-1])
     return blocks, F.pad(plan.token_R, (0, last - len(plan.token_R)))
+
+
+def _gather(all_TD: Tensor, token_R: Tensor, own: int) -> Tensor:
+    """Collect a block's rows, zeros behind its own."""
+    rows_RD = all_TD.index_select(0, token_R)
+    if own < len(token_R):
+        rows_RD[own:].zero_()
+    return rows_RD
 
 
 def _to_tokens(rows_RD: Tensor, plan: DispatchPlan, gate_R: Tensor | None = None) -> Tensor:

@@ -39,7 +39,7 @@ def linear(x: Tensor, weight_OI: Tensor, out: Tensor | None = None) -> Tensor:
 
     Args: out: written into, in its type; then x is (R, I), and there are no gradients.
     """
-    if not _large(x, weight_OI) or torch.compiler.is_compiling() or not prefers_onednn():
+    if torch.compiler.is_compiling() or not prefers_onednn() or not _large(x, weight_OI):
         if out is None:
             return F.linear(x, weight_OI)
         if out.dtype == x.dtype:

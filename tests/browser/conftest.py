@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_lite.routers import TopKRouter
-from moe_lite.routing import RoutingTrace
+from moe_lite.trace import RoutingTrace
 
 HANG_MS = 900_000  # a limit for what hangs, not for what is slow
 FLAGS = [

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from moe_lite.capacity import queue_rank
-from moe_lite.causal import ablate, effect, top_k
+from moe_lite.causal import ablate, top_k
 from moe_lite.config import MixtralConfig
 from moe_lite.course.data import load_tokenizer, pieces
+from moe_lite.course.effects import effect
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer
 from moe_lite.model import Mixtral
 from moe_lite.routers import GShardRouter, NoisyTopKRouter, SigmoidBiasRouter, TopKRouter
-from moe_lite.routing import Routing, RoutingTrace
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 
 TOKENS = ["HAM", "LET", ".", " To", " be", ",", " or", " not", " to", " be", "\n", "def", " f",
           "(", "x", "):", "\n\n", "    ", "return", " x", "はじめ", "😀", " שלום", " ",

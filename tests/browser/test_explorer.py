@@ -10,7 +10,8 @@ import torch
 
 from moe_lite.course import viz
 from moe_lite.course.widgets import RoutingExplorer
-from moe_lite.routing import Routing, RoutingTrace
+from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 
 TOKENS = ["HAM", "LET", ".", " To", " be", ",", " or", " not", " to", " be", "\n", "def", " f",
           "(", "x", "):", "\n\n", "    ", "return", " x", "はじめ", "😀", " שלום", " ", "e",

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from moe_lite import losses
+from moe_lite.course import losses2017
 from moe_lite.course.widgets import NoisyGate
 
 LEAN_TE = 0.6 * torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) + torch.linspace(
@@ -34,7 +34,7 @@ def agrees(page, widget):
         assert lanes[e][1] == (e in chosen)
         if smooth_TE is not None:
             assert lanes[e][0] == pytest.approx(smooth_TE[widget.token, e].item(), abs=0.0051)
-    cv = losses.cv_squared(counts_E).sqrt().item()
+    cv = losses2017.cv_squared(counts_E).sqrt().item()
     assert f"CV of the load {cv:.2f}," in page.locator("[role=status]").inner_text()
 
 

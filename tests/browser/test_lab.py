@@ -19,7 +19,7 @@ CELLS = {}
 CELLS["click"] = [
     """\
 import torch
-from moe_lite.routing import RoutingTrace
+from moe_lite.trace import RoutingTrace
 from moe_lite.routers import TopKRouter
 from moe_lite.course.widgets import RoutingExplorer
 
@@ -46,7 +46,8 @@ model = Mixtral(MixtralConfig(
 widget = RoutingExplorer("To be, or not to be", model=model, layer=1)
 widget""",
     """\
-from moe_lite.causal import ablate, effect
+from moe_lite.causal import ablate
+from moe_lite.course.effects import effect
 expert = int(widget.trace.layers[1].expert_N[2 * 3])  # token 3's first
 found = effect(model, widget.effect.base.ids_BS, ablate(1, expert, tokens=3))
 top = found.base.log_probs_BSV[0, 3].exp().topk(5).indices

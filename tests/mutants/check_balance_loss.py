@@ -70,7 +70,7 @@ def no_factor(logits, expert):
 
 
 def first_choices(logits, expert):
-    """f counts each token's first choice only, as GShard does"""
+    """f counts each token's first choice only; here all K count"""
     f, p, E, _ = _parts(logits, expert[:, :1])
     return E * (f * p.mean(0)).sum()
 

@@ -5,12 +5,12 @@ import torch.nn.functional as F
 
 
 def one_for_all(expert_N, E, block):
-    """many programs would have to write into it at once"""
+    """one histogram of all pairs: many programs would write into it at once"""
     return expert_N.bincount(minlength=E)
 
 
 def whole_blocks_only(expert_N, E, block):
-    """the last block is shorter, and its pairs count too"""
+    """the last block is shorter, and counts too"""
     whole = expert_N[: len(expert_N) // block * block].view(-1, block)
     return F.one_hot(whole, E).sum(1)
 

@@ -19,12 +19,12 @@ def laggards_closed(gate_TE, total_E, margin):
 
 
 def no_margin(gate_TE, total_E, margin):
-    """lets it be ahead a little"""
+    """every expert above the mean is closed, whatever the margin"""
     return _closed(gate_TE, total_E > total_E.mean())
 
 
 def no_mean(gate_TE, total_E, margin):
-    """their mean plus it"""
+    """totals are compared with the margin, not mean plus it"""
     return _closed(gate_TE, total_E > margin)
 
 

@@ -56,7 +56,7 @@ def squared_shares(probs, expert, keep):
 
 
 def squared_means(probs, expert, keep):
-    """it does not see who was chosen"""
+    """P times P does not see who was chosen"""
     return probs.shape[1] * probs.mean(0).square().sum()
 
 

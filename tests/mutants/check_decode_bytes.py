@@ -29,7 +29,7 @@ def once_for_each_text(config, batch):
 
 
 def whole_embedding(config, batch):
-    """of the input embedding only a row per token is read"""
+    """of the input embedding a row per token is read"""
     return right(config, batch) + 2 * count_parameters(config).embedding
 
 
@@ -44,7 +44,7 @@ def float32(config, batch):
 
 
 def experts_only(config, batch):
-    """attention, routers, norms and the output matrix are read as well"""
+    """attention, routers, norms and output are read as well"""
     count, E = count_parameters(config), config.num_local_experts
     return 2 * count.experts * distinct_experts(E, config.num_experts_per_tok, batch) / E
 

@@ -35,7 +35,7 @@ def weighed(h, x, expert, gate, keep):
 
 
 def normalised(h, x, expert, gate, keep):
-    """leaves as LN(h); it should leave as it came"""
+    """a dropped token leaves as LN(h), not as it came"""
     return torch.where(keep[:, None], h + gate[:, None] * expert, x)
 
 

@@ -79,7 +79,7 @@ def rounded_down(logits_TE, c):
 
 
 def c_tokens_each(logits_TE, c):
-    """not the tokens of an expert"""
+    """c is a token's experts, not an expert's"""
     gate, token = logits_TE.softmax(-1).T.topk(max(1, math.ceil(c)))
     return token, gate
 

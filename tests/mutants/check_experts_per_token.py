@@ -36,7 +36,7 @@ def of_the_pairs(token_EC, num_tokens):
 
 
 def of_the_experts(token_EC, num_tokens):
-    """this counts the tokens of each expert"""
+    """this counts each expert's tokens, not each token's"""
     return _shares(torch.tensor([len(row) for row in token_EC]), len(token_EC))
 
 

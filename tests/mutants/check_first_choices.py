@@ -53,7 +53,7 @@ def a_gap(expert_T2, E):
 
 
 def wrong_expert(expert_T2, E):
-    """the expert of the second choice, not of the first"""
+    """the offset belongs to the second choice's expert"""
     return _second_plus(expert_T2, E, expert_T2[:, 0].bincount(minlength=E)[expert_T2[:, 0]])
 
 

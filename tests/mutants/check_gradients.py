@@ -46,7 +46,7 @@ def of_the_second_error(logits_TE, out_TEO, target_TO):
 
 
 def of_the_first_error(logits_TE, out_TEO, target_TO):
-    """everyone is told the error of the blend"""
+    """that is E1's derivative: all are told the blend's error"""
     p, h, _ = _parts(logits_TE, out_TEO, target_TO)
     rest_TO = target_TO - (p[..., None] * out_TEO).sum(1)
     return p - h, -2 * p[..., None] * rest_TO[:, None]

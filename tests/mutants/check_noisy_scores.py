@@ -40,7 +40,7 @@ def variance(x, g, n, eps, training):
 
 
 def multiplied(x, g, n, eps, training):
-    """added to the score, not multiplied"""
+    """noise is added, not multiplied"""
     return x @ g.T * (1 + eps * F.softplus(x @ n.T) * training)
 
 

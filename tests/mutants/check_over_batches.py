@@ -26,12 +26,12 @@ def pooled_like_the_published_mixtral(f, P):
 
 
 def layers_for_batches(f, P):
-    """the layers are averaged where the micro-batches should be"""
+    """layers averaged, not micro-batches"""
     return f.shape[-1] * (f.mean(0) * P.mean(0)).sum(-1).mean()
 
 
 def sum_of_layers(f, P):
-    """with twice the layers the loss would push twice as hard"""
+    """a sum over the layers: with twice as many it would push twice as hard"""
     return f.shape[-1] * (f.mean(1) * P.mean(1)).sum()
 
 

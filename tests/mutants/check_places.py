@@ -24,7 +24,7 @@ def without_the_factor(T, E, factor, K):
 
 
 def of_all(T, E, factor, K):
-    """of all experts together"""
+    """these are the places of all experts; divide by E"""
     return math.ceil(factor * K * T)
 
 
@@ -34,7 +34,7 @@ def shrunk(T, E, factor, K):
 
 
 def rounded_too_early(T, E, factor, K):
-    """multiply first, then round up"""
+    """rounded before the factor came"""
     return math.ceil(factor * math.ceil(K * T / E))
 
 

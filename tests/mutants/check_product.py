@@ -14,7 +14,7 @@ def unnormalised(log_XE):
 
 
 def geometric_mean(log_XE):
-    """every veto gets weaker"""
+    """a mean of logarithms is the product's E-th root"""
     return log_XE.mean(-1).log_softmax(0)
 
 
@@ -30,7 +30,7 @@ def underflows(log_XE):
 
 
 def over_experts(log_XE):
-    """this multiplies the points of each expert"""
+    """this multiplies the points, not the experts"""
     return log_XE.sum(0).log_softmax(0)
 
 

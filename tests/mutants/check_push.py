@@ -27,7 +27,7 @@ def downhill(logits, f):
 
 
 def of_p_alone(logits, f):
-    """that is the slope with respect to P; the softmax is still to be passed"""
+    """that is the slope by P; the softmax is to be passed"""
     return (len(f) / len(logits) * f).expand_as(logits)
 
 
@@ -37,7 +37,7 @@ def only_its_own(logits, f):
 
 
 def against_one_over_e(logits, f):
-    """each token compares with its own average of f, the sum of p * f; not with 1 / E"""
+    """a token compares with its average of f, not 1 / E"""
     return len(f) / len(logits) * logits.softmax(-1) * (f - 1 / len(f))
 
 

@@ -40,12 +40,12 @@ def sorted_place(expert_T, E):
 
 
 def matrix(expert_T, E):
-    """the running counts of all experts"""
+    """running counts of all experts; take the token's own column"""
     return F.one_hot(expert_T, E).cumsum(0) - 1
 
 
 def last_column(expert_T, E):
-    """the running count of the last expert only"""
+    """that is the last expert's count; take its own"""
     return F.one_hot(expert_T, E).cumsum(0)[:, -1] - 1
 
 

@@ -20,7 +20,7 @@ def column_first(pairs_RR, rank):
 
 
 def others_only(pairs_RR, rank):
-    """what stays at home is a part of the exchange too"""
+    """what stays at home is a part of it too"""
     row, column = _both(pairs_RR.clone().fill_diagonal_(0), rank)
     return row, column, column, row
 

@@ -46,7 +46,7 @@ def the_next(x):
 
 
 def nearest_power(x):
-    """not to the nearest one"""
+    """the power of two below x, not the nearest one"""
     return 2.0 ** round(math.log2(x)) / 128
 
 

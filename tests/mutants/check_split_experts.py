@@ -32,7 +32,7 @@ def shared_on_top(N, K, F, m, shared):
 
 
 def shared_is_large(N, K, F, m, shared):
-    """it takes one seat, not m"""
+    """a shared expert takes one seat, not m"""
     return m * (N - shared), m * (K - shared), F // m
 
 

@@ -27,13 +27,13 @@ def backwards(expert_N, offsets_E1):
 
 
 def shuffled_within(expert_N, offsets_E1):
-    """pairs of one expert changed their order"""
+    """in its expert's block each, but some changed their order: not stable"""
     key = expert_N * len(expert_N) + (torch.arange(len(expert_N)) * 7 + 3) % len(expert_N)
     return key.argsort().argsort()
 
 
 def from_the_end(expert_N, offsets_E1):
-    """not at its beginning"""
+    """pairs start at their expert's end"""
     return right_by_rank(expert_N, offsets_E1) + offsets_E1.diff()[expert_N]
 
 

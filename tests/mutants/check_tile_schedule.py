@@ -15,7 +15,7 @@ def rounded_down(offsets_E1, height):
 
 
 def one_for_the_empty(offsets_E1, height):
-    """an expert without rows needs no tile"""
+    """an expert without rows needs none"""
     return _cut(offsets_E1, (-(-offsets_E1.diff() // height)).clamp(min=1), height)
 
 

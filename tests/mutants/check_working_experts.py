@@ -25,7 +25,7 @@ def idle(logits_QTE, share):
 
 
 def strictly(logits_QTE, share):
-    """at least, not more than"""
+    """at least that share, not more than that"""
     won = torch.nn.functional.one_hot(logits_QTE.argmax(-1), logits_QTE.shape[-1])
     return (won.double().mean(1) > share).sum(-1)
 

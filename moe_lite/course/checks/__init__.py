@@ -14,14 +14,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..machine import check_environment
 from .verdict import CheckFailed, judged
 
 CHAPTERS = (
     "one_token", "competing_experts", "hierarchies", "sparsely_gated", "capacity", "balancing",
-    "stability", "expert_choice", "fine_grained", "small_mixtral", "dispatch_paths",
+    "stability", "expert_choice", "fine_grained", "small_mixtral", "what_for", "dispatch_paths",
     "beyond_one_machine", "what_experts_learn",
 )  # fmt: skip
-__all__ = ["CheckFailed"]
+__all__ = ["CheckFailed", "check_environment"]
 for _chapter in CHAPTERS:
     for _name, _check in vars(import_module(f"{__name__}.{_chapter}")).items():
         if _name.startswith("check_"):

@@ -49,17 +49,11 @@ def check_traffic(traffic: Callable[[Tensor, int], Tensor]) -> None:
         return [
             ("rows and columns are exchanged: [from, to] has the sender first", pairs_RR.T),
             ("these are tokens; two experts of one token on one rank are two pairs", copies_RR),
-            ("experts lie in order, E/R neighbours on each rank; here they are dealt like cards",
-             counts(expert_RTK % R, R)),
-            ("what stays at home is in the matrix too, on its diagonal",
-             pairs_RR - pairs_RR.diagonal().diag()),
-            ("these are counts for each expert; several experts live on one rank: R by R",
-             counts(expert_RTK, E)),
+            ("experts are neighbours; here dealt like cards", counts(expert_RTK % R, R)),
+            ("what stays at home is in the matrix too", pairs_RR - pairs_RR.diagonal().diag()),
+            ("counts for each expert; several experts live on one rank", counts(expert_RTK, E)),
             ("the experts' numbers were taken for ranks", counts(expert_RTK, R)),
-            ("only first choices travel here; each of the K is a pair",
-             right(expert_RTK[..., :1], E)),
-            ("only last choices travel here; each of the K is a pair",
-             right(expert_RTK[..., -1:], E)),
+            ("only first choices travel here; all K are pairs", right(expert_RTK[..., :1], E)),
             ("this is what each rank receives from all; keep the senders apart", pairs_RR.sum(0)),
             ("this is what each rank sends to all; keep the receivers apart", pairs_RR.sum(1)),
             ("this says who sends to whom; count how many pairs", pairs_RR.clamp(max=1)),
@@ -93,17 +87,12 @@ def check_round_trip(round_trip: Callable[[Tensor, int], Splits]) -> None:
         first = "a rank sends its row of the matrix and receives its column"
         other = right(pairs_RR, (rank + 1) % len(pairs_RR))
         return [
-            ("on the way back the roles are exchanged: what came is sent, what was sent comes",
-             (row, column, row, column)),
+            ("on the way back the roles are exchanged", (row, column, row, column)),
             (first, (column, row, row, column)),
             (first, (column, row, column, row)),
-            ("what stays at home is a part of the exchange too, sent to oneself",
-             (away[0], away[1], away[1], away[0])),
-            ("nobody receives what it sends itself: the sizes come from the others' rows",
-             (row, row, row, row)),
+            ("what stays at home is a part of it too", (away[0], away[1], away[1], away[0])),
+            ("nobody receives what it sends itself; ask the others' rows", (row, row, row, row)),
             ("these are the sizes of another rank", other),
-            ("these are running sums, where each part begins or ends; sizes are asked",
-             tuple(torch.tensor(part).cumsum(0) for part in right(pairs_RR, rank))),
         ]  # fmt: skip
 
     check = Check("round_trip", round_trip, right, mistakes,
@@ -127,23 +116,17 @@ def check_rank_weights(rank_weights: Callable[[Tensor], Tensor]) -> None:
         busy = int((tokens_R > 0).sum())
         return [
             ("a mean of means: a token on a rank with few of them counts more", torch.ones(R)),
-            ("DDP divides by the number of ranks as well, so the gradient is R times too small",
-             share_R),
-            ("these would be right for sums of losses; each rank has a mean already",
-             torch.ones(R) * R / tokens_R.sum()),
+            ("DDP divides by the ranks too, so the gradient is R times too small", share_R),
+            ("each rank has a mean already, not a sum", torch.ones(R) * R / tokens_R.sum()),
             ("a rank with few tokens would count more, not less",
              R / tokens_R / (1 / tokens_R).sum() if tokens_R.all() else None),
             ("DDP divides by the number of ranks; R² is once too often", share_R * R * R),
-            ("the tokens themselves are no weights: the gradient would grow with the batch",
-             tokens_R.float()),
+            ("the tokens themselves are no weights: the gradient would grow", tokens_R.float()),
             ("DDP divides by all ranks, also by those without a token", share_R * busy),
-            ("the weights went through a softmax; they are shares", R * tokens_R.double().softmax(0)),
-            ("divided by the largest rank's tokens; divide by their mean", tokens_R / tokens_R.max()),
-            ("the root of the share: a gradient's mean is linear in it", R * share_R.sqrt()),
         ]  # fmt: skip
 
     check = Check("rank_weights", rank_weights, lambda n_R: len(n_R) * n_R / n_R.sum(), mistakes,
-                  "with these weights the average over the ranks is not the mean over all tokens")  # fmt: skip
+                  "so weighed, the ranks' average is not the mean of all tokens")  # fmt: skip
     for tokens in ([30, 10], [7, 0, 3], [5, 5, 5, 5], [4, 1, 2], [9], [0, 0, 6, 2, 1]):
         check.on(f"tokens {tokens}", torch.tensor(tokens))
     check.passed("R times a rank's share of the tokens: the mean over all of them, everywhere.")
@@ -161,13 +144,10 @@ def check_distinct_experts(distinct_experts: Callable[[int, int, int], float]) -
              "1/E)^K", E * (1 - (1 - 1 / E) ** (K * T))),
             ("that is the chance of one expert to be in use; there are E of them", right / E),
             ("that is how many are left out", E - right),
-            ("K/E to the power of T: an expert that every token chooses, not that any does",
-             E * (K / E) ** T),
+            ("K/E to the power of T: an expert that every token chooses", E * (K / E) ** T),
             ("an expectation need not be whole: keep its decimals", float(round(right))),
             ("an expectation need not be whole: keep its decimals", float(int(right))),
-            ("one token chooses K different experts; here it chooses one", E * (1 - (1 - 1 / E) ** T)),
-            ("E and K are exchanged", K * (1 - (1 - E / K) ** T)),
-            ("the power is the number of tokens, not of their pairs", E * (1 - (1 - K / E) ** (K * T))),
+            ("one token chooses K experts; here it chooses one", E * (1 - (1 - 1 / E) ** T)),
             ("one token less: all of them choose", E * (1 - (1 - K / E) ** (T - 1))),
         ]  # fmt: skip
 
@@ -209,18 +189,13 @@ def check_decode_bytes(decode_bytes: Callable[[MixtralConfig, int], float]) -> N
             ("these are all parameters; a small batch leaves experts unread, and of the input "
              "embedding only a row per token is read", 2.0 * (common + experts + table)),
             ("the weights are read once for the whole batch, not once for each text", batch * one),
-            ("of the input embedding only a row per token is read",
+            ("of the input embedding a row per token is read",
              value + 2.0 * table if table else None),
             ("the output matrix is read whole", value - row),
             ("two bytes for each bf16 number", value / 2),
             ("that is float32; bf16 has two bytes", value * 2),
-            ("those are bits; a byte has eight", value * 8),
-            ("texts agree on experts by chance: not K for each of them",
-             2.0 * (common + min(1, K * batch / E) * experts)),
-            ("attention, routers, norms and the output matrix are read as well",
-             2.0 * share * experts),
-            ("the experts in use were rounded to a whole number; it is an expectation",
-             2.0 * (common + round(share * E) / E * experts)),
+            ("texts agree on experts by chance", 2.0 * (common + min(1, K * batch / E) * experts)),
+            ("attention, routers, norms and output are read as well", 2.0 * share * experts),
         ]  # fmt: skip
 
     check = Check("decode_bytes", decode_bytes, right, mistakes,
@@ -268,8 +243,8 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
         wrong(f"q has to have the shape of w, {tuple(w_FD.shape)}, not {tuple(q_FD.shape)}")
     F, largest = len(w_FD), w_FD.abs().amax(1, keepdim=True)
     if scale_F1.numel() == 1 != F:
-        wrong("one scale for the whole matrix: a row of small weights is lost beside a row with one "
-              "large one; give each row its own")  # fmt: skip
+        wrong("one scale for the whole matrix: a row of small weights is lost beside one of large "
+              "ones; give each row its own")  # fmt: skip
     if scale_F1.shape != (F, 1):
         wrong(f"return a tensor of shape {(F, 1)} for the scale: one for each row of w, not "
               f"{tuple(scale_F1.shape)}")  # fmt: skip

@@ -22,30 +22,15 @@ def check_places(places: Callable[[int, int, float, int], int]) -> None:
         exact = factor * K * T / E
         return [
             ("each token asks for K places: count pairs (K·T), not tokens", capacity(T, E, factor)),
-            ("rounded up before K came: each of K choices was given whole places of its own",
-             K * math.ceil(factor * T / E)),
+            ("rounded up before K came; multiply first", K * math.ceil(factor * T / E)),
             ("an even share, whatever the factor; multiply it by the factor", math.ceil(K * T / E)),
-            ("the factor shrinks the share here; it should stretch it",
-             math.ceil(K * T / E / factor)),
-            ("rounded up before the factor came; multiply first, then round up",
-             math.ceil(factor * math.ceil(K * T / E))),
-            ("the share was rounded down before the factor came; multiply first, then round up",
-             math.ceil(factor * (K * T // E))),
+            ("the factor shrinks the share; it should stretch it", math.ceil(K * T / E / factor)),
+            ("rounded before the factor came", math.ceil(factor * math.ceil(K * T / E))),
             ("rounded to the nearest; round up, or an even load may not fit", round(exact)),
-            ("rounded down: with factor 1 and an even load somebody would be left standing",
-             int(exact)),
+            ("rounded down: with factor 1 and an even load somebody is left standing", int(exact)),
             ("not rounded: places are counted, so round up", exact),
-            ("one place is added to the rounded share; where it is whole already, that is too many",
-             int(exact) + 1),
-            ("these are the places of all experts together; divide them by E",
-             math.ceil(factor * K * T)),
-            ("K divides here; each token asks for K places, so multiply",
-             math.ceil(factor * T / (K * E))),
-            ("the factor was rounded up first; round the product",
-             math.ceil(math.ceil(factor) * K * T / E)),
-            ("the factor was cut to a whole number; round the product",
-             math.ceil(int(factor) * K * T / E)),
-            ("tokens and experts are exchanged", math.ceil(factor * K * E / T)),
+            ("one place is added; where the share is whole, that is too many", int(exact) + 1),
+            ("these are the places of all experts; divide by E", math.ceil(factor * K * T)),
         ]  # fmt: skip
 
     check = Check("places", places, capacity, mistakes, "not factor × K × T / E, rounded up")
@@ -65,12 +50,10 @@ def check_rank(rank: Callable[[Tensor, int], Tensor]) -> None:
         T, hot_TE, right = len(expert_T), F.one_hot(expert_T, E), _rank(expert_T, E)
         order_T = expert_T.argsort(stable=True)
         load_E = expert_T.bincount(minlength=E)
-        begin_E = load_E.cumsum(0) - load_E
         over_experts = "the count runs over the experts (dim 1); let it run over the tokens (dim 0)"
         whole = "that is the place in the batch; every expert has a queue of its own"
         return [
-            ("the first in a queue has rank 0: the running count contains the token itself, so "
-             "take 1 away", right + 1),
+            ("the first in a queue has rank 0: the count contains the token itself", right + 1),
             (over_experts, torch.zeros_like(expert_T)),
             (over_experts, torch.ones_like(expert_T)),
             (whole, torch.arange(T)),
@@ -80,20 +63,11 @@ def check_rank(rank: Callable[[Tensor, int], Tensor]) -> None:
             ("that is the length of the queue, not the token's place in it", load_E[expert_T] - 1),
             ("sorted by expert, the queues stand one behind the other: take away where the token's "
              "own begins", order_T.argsort()),
-            ("right ranks in the order of the experts: put them back in the order of the tokens",
-             right[order_T]),
-            ("that is the order of the tokens, sorted by expert; asked is each token's rank",
-             order_T),
-            ("where the queue begins was added; take it away", right + 2 * begin_E[expert_T]),
+            ("sorted by expert: put them back in the order of the tokens", right[order_T]),
+            ("that is the tokens sorted by expert; asked is each one's rank", order_T),
             ("that is the number of the expert", expert_T),
-            ("the running count of the last expert only; take the column of the token's own",
-             hot_TE.cumsum(0)[:, -1] - 1),
-            ("these are the running counts of all experts; each token has its own column",
-             hot_TE.cumsum(0) - 1),
-            ("that counts the tokens before with a smaller number of an expert; count the same one",
-             torch.tensor([int((expert_T[:t] < expert_T[t]).sum()) for t in range(T)])),
-            ("only the neighbour before was looked at; count all that came before",
-             F.pad((expert_T[1:] == expert_T[:-1]).long(), (1, 0))),
+            ("that is the last expert's count; take its own", hot_TE.cumsum(0)[:, -1] - 1),
+            ("running counts of all experts; take the token's own column", hot_TE.cumsum(0) - 1),
         ]  # fmt: skip
 
     check = Check("rank", rank, _rank, mistakes,
@@ -141,14 +115,10 @@ def check_first_choices(rank: Callable[[Tensor, int], Tensor]) -> None:
              "that one expert", seconds(T)),
             ("the second choices are seated before the first", right(expert_T2.flip(1), E).flip(1)),
             ("ranks begin at 0", right_T2 + 1),
-            ("one place is left free between first and second choices",
-             seconds(load_E[second_T] + 1)),
-            ("one place is used twice: behind the last first choice comes the first second one",
-             seconds(load_E[second_T] - 1)),
-            ("the offset belongs to the expert of the second choice, not of the first",
-             seconds(load_E[first_T])),
-            ("the offset is the longest queue of all; each expert's own counts",
-             seconds(int(load_E.max()))),
+            ("one place is left free between the two choices", seconds(load_E[second_T] + 1)),
+            ("one place is used twice, where second choices begin", seconds(load_E[second_T] - 1)),
+            ("the offset belongs to the second choice's expert", seconds(load_E[first_T])),
+            ("the offset is the longest queue's, not its own", seconds(int(load_E.max()))),
             ("the offset counts second choices; it should count first ones",
              seconds(second_T.bincount(minlength=E)[second_T])),
             ("first choices all, then second ones all: of (2, T) make (T, 2) by a transpose, not "
@@ -159,7 +129,7 @@ def check_first_choices(rank: Callable[[Tensor, int], Tensor]) -> None:
         ]  # fmt: skip
 
     check = Check("rank_top2", rank, right, mistakes,
-                  "not all first choices by position, then all second ones by position")  # fmt: skip
+                  "not all first choices by position, then all second ones")  # fmt: skip
     check.on("choices [[0, 1], [1, 0], [1, 2], [0, 1]], E = 3",
              torch.tensor([[0, 1], [1, 0], [1, 2], [0, 1]]), 3)  # fmt: skip
     for T, E in ((30, 4), (9, 6), (120, 8), (1, 2), (2, 3)):
@@ -179,34 +149,19 @@ def check_dropped_token(block: Callable[..., Tensor]) -> None:
             ("a dropped token leaves as h + p·LN(h): its own input was put where the expert's "
              "answer would be, and then everything was multiplied by p",
              h + g * torch.where(k, expert, x)),
-            ("a dropped token gets its normalised input added; it should get nothing",
-             h + torch.where(k, g * expert, x)),
-            ("a dropped token gets h added once more; the residual has it already",
-             h + torch.where(k, g * expert, h)),
-            ("a dropped token gets p·h added; the residual has it already",
-             h + g * torch.where(k, expert, h)),
-            ("nobody was dropped: the expert's answer is used where there was no place",
-             h + g * expert),
-            ("a dropped token is wiped out; the residual should carry it on",
-             torch.where(k, h + g * expert, 0.0)),
-            ("a dropped token is weighed by p; no expert saw it, so p has no say",
-             torch.where(k, h + g * expert, g * h)),
-            ("a dropped token leaves as LN(h); it should leave as it came, as h",
-             torch.where(k, h + g * expert, x)),
+            ("a dropped token gets its normalised input added", h + torch.where(k, g * expert, x)),
+            ("a dropped token gets h added once more", h + torch.where(k, g * expert, h)),
+            ("a dropped token gets p·h added once more", h + g * torch.where(k, expert, h)),
+            ("nobody was dropped: experts answer where there was no place", h + g * expert),
+            ("a dropped token is wiped out, residual and all", torch.where(k, h + g * expert, 0.0)),
+            ("a dropped token is weighed by p", torch.where(k, h + g * expert, g * h)),
+            ("a dropped token leaves as LN(h), not as it came", torch.where(k, h + g * expert, x)),
             ("kept and dropped are mixed up", right(h, x, expert, gate, ~keep)),
-            ("the gate is missing: the expert's answer counts p times",
-             h + torch.where(k, expert, 0.0)),
-            ("p weighs the residual too; it belongs to the expert's answer alone",
-             torch.where(k, g * (h + expert), h)),
+            ("the gate is missing: an answer counts p times", h + torch.where(k, expert, 0.0)),
+            ("p weighs the residual too; it should not", torch.where(k, g * (h + expert), h)),
             ("the residual is missing where the token was kept", torch.where(k, g * expert, h)),
-            ("the residual is missing; this is what the experts add",
-             torch.where(k, g * expert, 0.0)),
-            ("the residual is LN(h); it is h, before the norm",
-             x + torch.where(k, g * expert, 0.0)),
-            ("what p leaves goes to h, as in a highway: the residual keeps its whole weight",
-             torch.where(k, g * expert + (1 - g) * h, h)),
-            ("the gates are made to add up to 1 over the tokens; each stands for itself",
-             h + torch.where(k, g / gate.sum() * expert, 0.0)),
+            ("the residual is missing: this is what is added", torch.where(k, g * expert, 0.0)),
+            ("the residual is LN(h); it is h, unnormed", x + torch.where(k, g * expert, 0.0)),
         ]  # fmt: skip
 
     check = Check("block", block, right, mistakes, "not h + p × expert, or h where dropped")
@@ -262,23 +217,20 @@ def check_counted_before(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> No
             (twice, with_counts(expert.flatten(), T)),
             ("those are second choices", with_counts(expert[:, 1], T)),
             ("at balance this is 1/E; multiply by the number of experts", value / E),
-            ("at balance this is 1/E², the scale of the paper's own line; multiply by E²",
-             value / E**2),
+            ("at balance this is 1/E², as in the paper's own line; multiply by E²", value / E**2),
             ("P is made of the chosen gates only; take the mean of all the probabilities",
              E * (share_E * chosen.mean(0)).sum()),
             ("P is the mean over the seated tokens; all have probabilities",
              E * (share_E * probs[seated].mean(0)).sum() if seated.any() else None),
             ("f times f has no gradient: one of the two has to be P", E * share_E.square().sum()),
-            ("P times P: that is smooth, but it does not see who was chosen",
-             E * mean_E.square().sum()),
+            ("P times P does not see who was chosen", E * mean_E.square().sum()),
             ("f and P are multiplied token by token, then averaged: average first",
              E * probs.gather(1, first[:, None]).mean() / T),
             ("f and P are multiplied token by token, then averaged: average first",
              E * probs.gather(1, first[:, None]).mean()),
             ("a sum over the tokens where a mean should be", value * T),
             ("f · P for each expert; add them up", E * share_E * mean_E),
-            ("that is how far f and P are apart; multiply them",
-             E * (share_E - mean_E).square().sum()),
+            ("that is how far f is from P; multiply them", E * (share_E - mean_E).square().sum()),
         ]  # fmt: skip
 
     check = Check("first_choice_loss", loss, right, mistakes,

@@ -94,38 +94,31 @@ def _gate_mistakes(logits_TE: Tensor, k: int) -> Mistakes:
         (over_tokens, (top_TK.softmax(dim=0), expert_TK)),
         ("divided by the sum over the tokens (dim 0); each token's own k gates add up to 1",
          (p_TK / p_TK.sum(0), expert_TK)),
-        ("divided by the sum of all gates; each token's own k add up to 1",
-         (p_TK / p_TK.sum(), expert_TK)),
+        ("divided by the sum of all gates, not of each token's", (p_TK / p_TK.sum(), expert_TK)),
         (least, (least_TK, least_expert_TK)),
         (least, (normed(least_TK), least_expert_TK)),
-        ("the right experts, but worst first; put the best first",
-         (gate_TK.flip(-1), expert_TK.flip(-1))),
+        ("the right experts, but worst first; turn round", (gate_TK.flip(-1), expert_TK.flip(-1))),
         ("the right experts, but in order of their numbers; put the best first",
          (gate_TK.gather(-1, order_TK), expert_TK.gather(-1, order_TK))),
         ("the other logits were set to 0, and exp(0) is 1: they still take a share; use -inf",
          (zeroed_TE.gather(-1, expert_TK), expert_TK)),
         ("these are the logits themselves; a gate is their softmax", (top_TK, expert_TK)),
-        ("these logits are divided by their sum; a gate is their softmax",
-         (normed(top_TK), expert_TK)),
-        ("each gate is a sigmoid of its own logit; in a softmax the experts compete",
-         (normed(top_TK.sigmoid()), expert_TK)),
+        ("logits divided by their sum; a gate is their softmax", (normed(top_TK), expert_TK)),
+        ("sigmoids; in a softmax the experts compete", (normed(top_TK.sigmoid()), expert_TK)),
         ("two softmaxes, one after the other: one is enough", (gate_TK.softmax(-1), expert_TK)),
         ("two softmaxes, one after the other: one is enough", (p_TK.softmax(-1), expert_TK)),
         (each, (by_expert.values, by_expert.indices)),
         (each, (by_expert.values / by_expert.values.sum(0), by_expert.indices)),
         ("the sum you divide by is detached; it depends on the logits as well",
          (p_TK / p_TK.sum(dim=-1, keepdim=True).detach(), expert_TK)),
-        ("exp overflows, and inf / inf is not a number; a softmax takes care of that",
-         (raw_TK, expert_TK)),
-        ("a place in the list is taken for an expert: topk was taken of a topk",
-         (gate_TK, torch.arange(k).expand(len(gate_TK), k))),
+        ("exp overflows, and inf / inf is not a number; use a softmax", (raw_TK, expert_TK)),
     ]  # fmt: skip
 
 
 def _check_gates(exercise: str, answer: Gates) -> None:
     check = Check(exercise, answer, _gates, _gate_mistakes, parts=("gate_TK", "expert_TK"),
-                  otherwise=("the gates are not the right ones", "the experts are not the right ones"),
-                  nan="exp overflows, and inf / inf is not a number; a softmax takes care of that")  # fmt: skip
+                  otherwise=tuple(f"the {p} are not the right ones" for p in ("gates", "experts")),
+                  nan="exp overflows, and inf / inf is not a number; use a softmax")  # fmt: skip
     # The softmax of log p is p, so these gates can be found by hand.
     probs_TE = [[0.1, 0.2, 0.3, 0.4], [0.5, 0.3, 0.15, 0.05], [0.05, 0.6, 0.1, 0.25]]
     check.on(f"the logarithms of {probs_TE}, k = 2", torch.tensor(probs_TE).log(), 2)
@@ -215,26 +208,16 @@ def _moe_mistakes(
         (overwritten, weighed_TKD[:, -1]),
         ("an expert with exactly one token is passed over: a lone index lost its dimension, or was "
          "taken for none", (weighed_TKD * ~alone_TK[..., None]).sum(1)),
-        ("the last expert is left out: there are E of them, from 0 to E - 1",
-         (weighed_TKD * kept_TK[..., None]).sum(1)),
-        ("every expert is weighed by the gate of the first choice; each has its own",
-         gate_TK1[:, 0] * out_TKD.sum(1)),
-        ("the gates stand in reverse: each choice has its own",
-         (gate_TK1.flip(1) * out_TKD).sum(1)),
+        ("the last expert, number E - 1, is left out", (weighed_TKD * kept_TK[..., None]).sum(1)),
+        ("all are weighed by the gate of the first choice", gate_TK1[:, 0] * out_TKD.sum(1)),
+        ("the gates stand in reverse order", (gate_TK1.flip(1) * out_TKD).sum(1)),
         ("the gate is squared: weigh once", (gate_TK1.square() * out_TKD).sum(1)),
-        ("w1 and w3 are swapped; it is w1's projection that goes through silu",
-         _moe(x_TD, gate_TK, expert_TK, w3, w1, w2)),
+        ("w1 and w3 are swapped; silu is for w1's", _moe(x_TD, gate_TK, expert_TK, w3, w1, w2)),
         ("the silu is missing; SwiGLU is w2 (silu(w1 x) * w3 x)", with_act(lambda up: up)),
-        ("that is a sigmoid; silu(a) is a times it", with_act(torch.sigmoid)),
+        ("that is a sigmoid, not silu", with_act(torch.sigmoid)),
         ("that is a ReLU; SwiGLU has silu", with_act(F.relu)),
-        ("the silu is of the product; it is of w1's projection alone",
-         (gate_TK1 * torch.einsum("tef,edf->ted", F.silu(
-             torch.einsum("td,efd->tef", x_TD, w1) * torch.einsum("td,efd->tef", x_TD, w3)),
-             w2)[torch.arange(T)[:, None], expert_TK]).sum(1)),
-        ("x itself is added; the residual connection belongs to the block around this layer",
-         x_TD + right_TD),
-        ("the gate weighs the expert's input; an expert is not linear: weigh its output",
-         scaled_TD),
+        ("x is added; the residual connection belongs to the block around", x_TD + right_TD),
+        ("the gate weighs the input; an expert is not linear: weigh its output", scaled_TD),
         ("a choice's position is taken for its expert's number; that stands in expert_TK",
          _moe(x_TD, gate_TK, position_TK, w1, w3, w2)),
     ]  # fmt: skip
@@ -258,9 +241,8 @@ def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
         check.on(f"a fresh batch of shape {tuple(x_TD.shape)}: {show(x_TD)}", x_TD)
     for name, value in forward.__globals__.items():
         if isinstance(value, Tensor) and before.get(name) is not value:
-            refuse(exercise, f"forward writes the global `{name}`, and whoever reads that name next "
-                   "gets this batch; let it read its argument only, and leave nothing but its "
-                   "result")  # fmt: skip
+            refuse(exercise, f"forward writes the global `{name}`, whose readers get this batch: "
+                   "let it read its argument, and leave its result alone")  # fmt: skip
     defaults = [*(forward.__defaults__ or ()), *(forward.__kwdefaults__ or {}).values()]
     loaded = [step.argval for step in dis.get_instructions(forward) if step.opname == "LOAD_GLOBAL"]
     read = [name for name in loaded if name in before]
@@ -346,23 +328,16 @@ def _count_mistakes(c: MixtralConfig) -> Mistakes:
         ("tied embeddings are one matrix; here they are counted twice",
          total + (embedding if c.tie_word_embeddings else 0)),
         ("the output head is missing; untied, it is a V × D matrix of its own", total - head),
-        ("attention has four matrices, and one of the four is missing",
-         total - c.num_hidden_layers * D * H * int(c.head_dim or D // H)),
         ("each layer has two norms, and one of them is missing", total - c.num_hidden_layers * D),
     ]  # fmt: skip
     actives = [
         ("every expert is counted as active; a token uses num_experts_per_tok", total),
-        ("one expert is counted as active; a token uses num_experts_per_tok",
-         active - (K - 1) * expert),
-        ("that is K/E of everything; but attention, norms and embeddings are always active",
-         total * K // E),
+        ("one expert is counted as active; a token uses several", active - (K - 1) * expert),
+        ("that is K/E of everything; attention and others are always active", total * K // E),
         ("the routers are missing from the active ones; each scores every token", active - router),
-        ("only K rows of each router are counted; to choose, it scores all E",
-         active - router // E * (E - K)),
-        ("the input embedding is missing from the active ones; here it counts whole",
-         active - embedding),
-        ("the experts alone are counted as active; attention, norms and embeddings are, too",
-         K * expert),
+        ("only K rows of each router are counted; it scores all E", active - router // E * (E - K)),
+        ("the input embedding is missing from the active ones", active - embedding),
+        ("the experts alone are counted as active; the rest is, too", K * expert),
     ]  # fmt: skip
     return [*((text, (value, ...)) for text, value in totals),
             *((text, (..., value)) for text, value in actives)]  # fmt: skip

@@ -23,23 +23,17 @@ def check_spacing(spacing: Callable[[float], float]) -> None:
         below, step = 2.0 ** math.floor(math.log2(x)), right(x)
         grows = "the distance grows with x: 7 bits after the leading one, wherever that stands"
         return [
-            ("that is half of it: the largest error of rounding, not the distance to the next",
-             step / 2),
-            ("those are the ten bits of float16; bfloat16 gave three of them to its exponent",
-             below / 1024),
-            ("that is float32's distance; bfloat16 keeps its upper 16 bits and so 7 of the 23",
-             below / 2**23),
+            ("half of it: the largest error of rounding, not the distance", step / 2),
+            ("those are the ten bits of float16; bfloat16 has seven", below / 1024),
+            ("that is float32's distance; bfloat16 has 7 of its 23 bits", below / 2**23),
             ("within a power of two the numbers are evenly spaced: it is not x over 128", x / 128),
             ("that is twice too much: 7 bits after the leading one, not 6", 2 * step),
             (grows, 2.0**-7),
             ("that is the next number, not the distance to it", below + step),
             ("that is the next number, not the distance to it", x + step),
-            ("round x down to a power of two, not to the nearest one",
-             2.0 ** round(math.log2(x)) / 128),
+            ("the power of two below x, not the nearest one", 2.0 ** round(math.log2(x)) / 128),
             ("round x down to a power of two, not up", 2.0 ** math.ceil(math.log2(x)) / 128),
             ("that is the power of two below x; it has 128 steps to the next", below),
-            ("that is the distance to the next smaller number; at a power of two it is half",
-             step / 2 if x == below else step),
             ("that is the number of steps in one; asked is the size of one", 1 / step),
             ("this cuts x to a whole number, not to a power of two", math.floor(x) / 128),
         ]  # fmt: skip
@@ -67,46 +61,32 @@ def check_z_loss(z_loss: Callable[[Tensor], Tensor]) -> None:
     def mistakes(logits_TE: Tensor) -> Mistakes:
         (T, E), lse_T, probs_TE = logits_TE.shape, logits_TE.logsumexp(-1), logits_TE.softmax(-1)
         return [
-            ("the square is missing: this is least at minus infinity, and pushes every logit there",
-             lse_T.mean()),
-            ("the absolute value is not the square: its push does not fade near zero",
-             lse_T.abs().mean()),
+            ("the square is missing: this pushes every logit to minus infinity", lse_T.mean()),
+            ("the absolute value is not the square: its push never fades", lse_T.abs().mean()),
             ("the square goes on each token's log-sum-exp, before the mean", lse_T.mean().square()),
             ("this is the z-loss of the probabilities: take the logits, before the softmax",
              probs_TE.logsumexp(-1).square().mean()),
-            ("of the softmax's logarithm the log-sum-exp is always 0: take the logits themselves",
-             torch.zeros(())),
+            ("of log-probabilities the log-sum-exp is always 0: take logits", torch.zeros(())),
             ("a mean over tokens, not a sum", lse_T.square().sum()),
             ("the mean runs over the T tokens; here it is divided by the number of experts too",
              lse_T.square().sum() / (T * E)),
-            ("it is divided by the number of experts instead of the number of tokens",
-             lse_T.square().sum() / E),
-            ("the log-sum-exp runs over a token's experts, not over the tokens",
+            ("by the number of experts instead of the number of tokens", lse_T.square().sum() / E),
+            ("the log-sum-exp runs over the experts, not over the tokens",
              logits_TE.logsumexp(0).square().mean()),
-            ("these are the squared logits; what is held is their log-sum-exp",
-             logits_TE.square().mean()),
-            ("this takes the mean of the exponentials, not their sum",
-             (lse_T - math.log(E)).square().mean()),
+            ("these are the squared logits, not their log-sum-exp", logits_TE.square().mean()),
+            ("the mean of the exponentials, not their sum", (lse_T - math.log(E)).square().mean()),
             ("that is half of it", lse_T.square().mean() / 2),
             ("the largest logit was taken out of the exponentials and never added back",
              (lse_T - logits_TE.amax(-1)).square().mean()),
-            ("the largest logit stands for the log-sum-exp; the others count too",
-             logits_TE.amax(-1).square().mean()),
-            ("one log-sum-exp of all logits; each token has its own",
-             logits_TE.flatten().logsumexp(0).square()),
-            ("the sum of the exponentials is squared; first the logarithm, then the square",
-             logits_TE.exp().sum(-1).square().mean()),
+            ("the largest logit stands for the log-sum-exp", logits_TE.amax(-1).square().mean()),
+            ("one log-sum-exp of all logits", logits_TE.flatten().logsumexp(0).square()),
             ("the logarithm is missing", logits_TE.exp().sum(-1).mean()),
-            ("the log-sum-exp is squared inside the logarithm: that only doubles it",
-             2 * lse_T.mean()),
             ("one loss for each token: take their mean", lse_T.square()),
-            ("the weight is for whoever adds it to the loss; here it is left out",
-             1e-3 * lse_T.square().mean()),
         ]  # fmt: skip
 
     check = Check("z_loss", z_loss, lambda logits_TE: logits_TE.logsumexp(-1).square().mean(),
                   mistakes, "not the mean of (log sum exp)^2",
-                  nan="exp overflows; torch.logsumexp takes the largest logit out first")  # fmt: skip
+                  nan="exp overflows; logsumexp takes the largest logit out first")  # fmt: skip
     for given, logits_TE in _logits():
         check.on(given, logits_TE)
     check.on("logits of about 300", randn(0, 6, 5) + 300, otherwise="right for small logits alone")
@@ -126,11 +106,9 @@ def check_z_gradient(z_gradient: Callable[[Tensor], Tensor]) -> None:
         return [
             ("the 2 of the square is missing", right_TE / 2),
             ("the mean's 1/T is missing", right_TE * T),
-            ("this is the gradient without the square: the log-sum-exp itself is a factor",
-             probs_TE / T),
+            ("this is the gradient without the square: lse is a factor", probs_TE / T),
             ("the factor is the log-sum-exp, not its square", 2 * lse_T1.square() * probs_TE / T),
-            ("the inner derivative is missing: that of log-sum-exp is the softmax",
-             (2 * lse_T1 / T).expand(T, E)),
+            ("the inner derivative is missing: the softmax", (2 * lse_T1 / T).expand(T, E)),
             ("the inner derivative is the softmax, not the logits", 2 * lse_T1 * logits_TE / T),
             ("that is a cross entropy's gradient, with a 1 taken from the best expert",
              2 * lse_T1 * (probs_TE - F.one_hot(logits_TE.argmax(-1), E)) / T),
@@ -139,14 +117,7 @@ def check_z_gradient(z_gradient: Callable[[Tensor], Tensor]) -> None:
             ("both the 2 and the 1/T forgotten", lse_T1 * probs_TE),
             ("the softmax runs over the tokens (dim 0), not over a token's experts",
              2 * lse_T1 * logits_TE.softmax(0) / T),
-            ("one log-sum-exp for all tokens, their mean; each has its own",
-             2 * lse_T1.mean() * probs_TE / T),
-            ("the inner derivative is the softmax, not its own derivative p (1 - p)",
-             2 * lse_T1 * probs_TE * (1 - probs_TE) / T),
-            ("the factor is the largest logit; it should be the log-sum-exp",
-             2 * logits_TE.amax(-1, keepdim=True) * probs_TE / T),
-            ("the inner derivative is the softmax, not the exponentials: divide by their sum",
-             2 * lse_T1 * logits_TE.exp() / T),
+            ("the mean log-sum-exp for all; each has its own", 2 * lse_T1.mean() * probs_TE / T),
             ("one slope for each token: each of its logits has its own", 2 * lse_T1 / T),
         ]  # fmt: skip
 
@@ -184,13 +155,10 @@ def check_selective_logits(selective_logits: Callable[[Tensor, Tensor], Tensor])
              "its inputs instead", rounded),
             ("float32 inputs must not be rounded on the way in",
              F.linear(x.bfloat16().float(), w.bfloat16().float())),
-            ("the weights are float32: use them as they are",
-             F.linear(x.float(), w.bfloat16().float())),
+            ("the weights: use them as they are", F.linear(x.float(), w.bfloat16().float())),
             ("the input is float32: use it as it is", F.linear(x.bfloat16().float(), w.float())),
             ("these are probabilities; the losses want the logits", exact.softmax(-1)),
-            ("these are log-probabilities; the losses want the logits", exact.log_softmax(-1)),
             ("that is rounded once more at the end", exact.bfloat16().float()),
-            ("that is rounded to float16 once more at the end", exact.half().float()),
         ]  # fmt: skip
 
     check = Check(exercise, answer, lambda x, w, autocast: F.linear(x.float(), w.float()), mistakes,
@@ -234,7 +202,6 @@ def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> N
             ("that is He's factor 2", (2 * s / n) ** 0.5),
             ("a standard normal was cut, and never scaled", 1.0),
             ("the scale divides: sigma is sqrt(s / n), not 1 / sqrt(s n)", (s * n) ** -0.5),
-            ("n counts all weights; it is the inputs of a row", (s / (rows * n)) ** 0.5),
             ("that is PyTorch's own default for a linear layer, 1 / sqrt(3 n)", (3 * n) ** -0.5),
         ]  # fmt: skip
 
@@ -271,6 +238,6 @@ def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> N
 
     check = Check("first_weights", drawn, right, mistakes, "not of deviation sqrt(s / n)",
                   see=deviation)  # fmt: skip
-    for rows, n, s in ((800, 100, 0.05), (700, 200, 0.1), (256, 800, 0.1)):
+    for rows, n, s in ((800, 100, 0.08), (700, 200, 0.3), (256, 800, 0.1)):
         check.on(f"{rows} rows, fan-in {n}, scale {s:g}; the deviation", rows, n, s)
     check.passed("variance s / n, cut at two deviations: logits of variance s at the start.")

@@ -148,8 +148,10 @@ def number(value: Any) -> Tensor | None:
     """
     if isinstance(value, Tensor):
         return value if value.layout == torch.strided else value.to_dense()
-    if value is None or isinstance(value, str | bytes | Mapping):
+    if value is None or isinstance(value, str | bytes):
         return None
+    if isinstance(value, Mapping):
+        value = list(value.values())
     if isinstance(value, Iterable) and not hasattr(value, "__array__"):
         parts = [number(item) for item in value]
         tensors = [part for part in parts if part is not None]
@@ -162,15 +164,6 @@ def number(value: Any) -> Tensor | None:
         return torch.tensor(float(value), dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         return None
-
-
-def flag(exercise: str, value: Any, given: str = "") -> bool:
-    """Return a learner's yes or no as a bool, whatever holds it; refuse what is neither."""
-    found = number(value)
-    if found is None or found.numel() != 1 or found.item() not in (0, 1):
-        refuse(exercise, f"return True or False, not {show(value)}", given)
-        raise AssertionError
-    return bool(found)
 
 
 def _wanted(right: Any) -> Any:
@@ -288,9 +281,8 @@ class Case:
             return True
         if self.leaves and not same(value[0], self.right[0], self.slack):
             return same(self.yours[0], value[0], self.slack)
-        return same(self.yours, value, self.slack) or not finite(
-            self.yours
-        )  # overflow hides what it was
+        # Where numbers overflowed, what they came from cannot be seen.
+        return same(self.yours, value, self.slack) or not finite(self.yours)
 
     def shows(self, value: Any) -> bool:
         """Ask whether a mistake's value gives yours here, and not what is right."""
@@ -343,7 +335,7 @@ class Check:
         mistakes = self.mistakes(*args) if self.mistakes else ()
         self.cases.append(
             Case(given, fit(value, right), right, mistakes, otherwise,
-                 again=lambda: fit(self._call(given, args), right), slack=self.slack)
+                 again=lambda: fit(self._ask(given, args), right), slack=self.slack)
         )  # fmt: skip
         if self.see is None:
             self._notice(value, raw)
@@ -366,27 +358,21 @@ class Check:
             (text, None if value is None else (_wanted(value), *slopes(_wanted(value))))
             for text, value in (self.mistakes(*args) if self.mistakes else ())
         ]
-        self.cases.append(
-            Case(
-                given,
-                (yours, *slopes(yours, wanted[1:])),
-                wanted,
-                mistakes,
-                "",
-                tuple(leaves),
-                slack=self.slack,
-            )
-        )
+        found = (yours, *slopes(yours, wanted[1:]))
+        self.cases.append(Case(given, found, wanted, mistakes, "", tuple(leaves), slack=self.slack))
 
     def passed(self, verdict: str) -> None:
         """Judge all cases; print the verdict if they are all right."""
         self.judge()
         passed(self.exercise, verdict + self.note)
 
+    def _ask(self, given: str, args: tuple[Any, ...]) -> Any:
+        value = call(self.exercise, self.answer, *args, on=given)
+        return value if self.see is None else self.see(value, *args)
+
     def _call(self, given: str, args: tuple[Any, ...]) -> Any:
         try:
-            value = call(self.exercise, self.answer, *args, on=given)
-            return value if self.see is None else self.see(value, *args)
+            return self._ask(given, args)
         except CheckFailed:
             self.judge()  # an earlier case that is wrong says more than this crash
             raise
@@ -403,7 +389,7 @@ class Check:
         wrong = [case for case in self.cases if case.wrong()]
         if not wrong:
             return
-        first = min(wrong, key=lambda case: bool(case.otherwise))
+        first = min(wrong, key=lambda case: bool(case.otherwise or case.leaves))
         verdict, case = self._named() or (self._formal(first), first)
         yours, right = case.yours, case.right
         given = case.given
@@ -445,7 +431,8 @@ class Check:
             return f"right numbers, but not the right gradient for {name}"
         pairs = [(c.yours[0], c.right[0]) if c.leaves else (c.yours, c.right) for c in self.cases]
         yours, right = (case.yours[0], case.right[0]) if case.leaves else (case.yours, case.right)
-        if case.again is not None and not same(case.again(), yours):
+        found = case.again() if case.again and isinstance(yours, Tensor | tuple) else yours
+        if found is not yours and not same(found, yours):
             return "the same input gives another answer the second time: nothing may be drawn here"
         if isinstance(right, tuple):
             return case.otherwise or self._formal_parts(pairs, yours, right) or self.others[0]
@@ -520,7 +507,9 @@ def form(pairs: Sequence[tuple[Any, Any]]) -> str:
         return f"right numbers in the shape {tuple(yours.shape)}; asked is {tuple(right.shape)}"
     if all(r.dim() == 2 and same(y, r.mT) for y, r in pairs):
         return "transposed: rows and columns are exchanged"
-    if any(y.shape != r.shape for y, r in pairs):
+    if yours.shape == right.shape and any(y.shape != r.shape for y, r in pairs):
+        return ""
+    if yours.shape != right.shape:
         want = f"a tensor of shape {tuple(right.shape)}" if right.dim() else "one number"
         return f"return {want}, not one of shape {tuple(yours.shape)}"
     pairs = [(y.detach().double(), r.detach().double()) for y, r in pairs]
@@ -537,16 +526,16 @@ def form(pairs: Sequence[tuple[Any, Any]]) -> str:
         times = sorted({f"{c:.4g}" for c in scales if not math.isnan(c)})
         if len(times) == 1 or all(r.numel() > 1 for _, r in pairs):
             return f"right up to a factor: yours is {' or '.join(times)} times what is asked"
-    shifts = {f"{(y - r).mean().item():+,.10g}" for y, r in pairs}
+    shifts = {f"{(y - r).mean().item():+,.6g}" for y, r in pairs}
     several = len(pairs) > 1 or right.numel() > 1
     if several and len(shifts) == 1 and all(same(y, r + (y - r).mean()) for y, r in pairs):
         return f"every number is off by {shifts.pop()}"
     if all(same(y.flatten().sort().values, r.flatten().sort().values) for y, r in pairs):
         return "the right numbers, but in another order"
-    rows = [(y, r) for y, r in pairs if r.dim() and r.shape[-1] > 1]
-    if rows and all(same(r.sum(-1), torch.ones_like(r.sum(-1))) for _, r in rows):
-        if not all(same(y.sum(-1), torch.ones_like(y.sum(-1))) for y, _ in rows):
-            return "they do not add up to 1 over the last dimension, and the right ones do"
+    sums = [[t.sum(-1) for t in (y, r)] for y, r in pairs if r.dim() and r.shape[-1] > 1]
+    ones = [[same(t, torch.ones_like(t)) for t in both] for both in sums]
+    if ones and all(right for _, right in ones) and not all(mine for mine, _ in ones):
+        return "they do not add up to 1 over the last dimension, and the right ones do"
     return ""
 
 
@@ -576,7 +565,7 @@ def _describe(value: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    known = {list: "a list", tuple: "a tuple", float: "a Python number", int: "a Python number"}
-    return known.get(
-        type(value), f"a {type(value).__module__.split('.')[0]} {type(value).__name__}"
-    )
+    if type(value) in (list, tuple, dict):
+        return f"a {type(value).__name__}"
+    where = type(value).__module__.split(".")[0]
+    return f"a {'Python' if where == 'builtins' else where} {type(value).__name__}"

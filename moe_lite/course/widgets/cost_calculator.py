@@ -33,8 +33,8 @@ MOST = {
 class CostCalculator(PortableWidget):
     """Estimate a model's parameters, memory and time for each phase, on a device, as you type.
 
-    It starts from a preset of :mod:`moe_lite.course.cost`, whose attention, vocabulary and dense layers
-    stay while width, experts and layers change. All of it is computed in the page too, so it
+    It starts from a preset of :mod:`~moe_lite.course.cost`, whose attention, vocabulary and dense
+    layers stay while width, experts and layers change. All of it is computed in the page too, so it
     answers without a kernel.
 
     ::
@@ -43,7 +43,7 @@ class CostCalculator(PortableWidget):
         widget.experts = 16                  # and the page follows
         widget.costs["decode"].bound
 
-    Args:    preset: a key of ``moe_lite.course.cost.PRESETS``; device: of ``DEVICES``; batch, context,
+    Args:    preset: a key of ``cost.PRESETS``; device: of ``DEVICES``; batch, context,
              ranks, bytes_per_weight: as in :func:`moe_lite.course.cost.step`.
     Raises:  ValueError for a preset that there is not; traitlets.TraitError for a value that
              cannot be.

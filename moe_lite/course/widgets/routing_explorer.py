@@ -14,11 +14,11 @@ import traitlets as t
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ...causal import Effect, Intervention, Run, ablate, intervene, top_k
+from ...causal import Intervention, ablate, intervene, top_k
 from ...model import Mixtral
-from ...routing import RoutingTrace
-from ...trace import record
+from ...trace import RoutingTrace, record
 from ..data import encode, load_tokenizer, pieces
+from ..effects import Effect, Run
 from ..film import Film
 from ..viz import expert_colors, first_experts, ordered_pairs, overview
 from .portable import HERE, PortableWidget

@@ -1,0 +1,263 @@
+"""The checks of chapter 11: what are experts for?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..facts import Arm
+from .verdict import Check, Mistakes
+
+
+def check_stored_bits(stored_bits: Callable[[float, int, int], float]) -> None:
+    """Check bits from a loss: (nats, values, choices) -> bits stored of all values."""
+
+    def right(nats: float, values: int, choices: int) -> float:
+        return values * (math.log(choices) - nats) / math.log(2)
+
+    def mistakes(nats: float, values: int, choices: int) -> Mistakes:
+        value, bit = right(nats, values, choices), math.log(2)
+        return [
+            ("these are nats; a bit is log 2 of them, so divide", value * bit),
+            ("multiplied by log 2; a nat is more than a bit, so divide", value * bit**2),
+            ("that is what is still missing, the loss; what is stored is the rest",
+             values * nats / bit),
+            ("log2 of the choices is in bits, and the loss is in nats: bring them to one unit",
+             values * (math.log2(choices) - nats)),
+            ("the loss is counted in bits already; it is in nats",
+             values * (math.log(choices) / bit - nats / bit**2)),
+            ("that is for one value; the loss is a mean over all of them", value / values),
+            ("that is what there is to know; a loss above 0 says that not all of it is stored",
+             values * math.log2(choices)),
+            ("log2 of the values, where it should be of the choices: how many values there are "
+             "does not make one of them harder to guess", values * (math.log(values) - nats) / bit),
+            ("a base of 10; bits have the base 2", value * bit / math.log(10)),
+            ("a loss above chance gives less than 0: the model is sure of wrong things",
+             max(0.0, value)),
+            ("the sign is turned round: the smaller the loss, the more is stored", -value),
+        ]  # fmt: skip
+
+    check = Check(
+        "stored_bits", stored_bits, right, mistakes, "not values * (log C - nats) / log 2"
+    )
+    half = math.log(8) / 3
+    check.on("10 values, each one of 8, at a loss of log 8 / 3 (so two bits of three are known)",
+             half, 10, 8)  # fmt: skip
+    check.on("12,000 values of 100, at a loss of 0.25 nats", 0.25, 12_000, 100)
+    check.on("7,000 values of 128, at a loss of 4.3 nats", 4.3, 7000, 128)
+    check.on("50 values of 4, at a loss of 1.6 nats, worse than chance", 1.6, 50, 4)
+    check.on("one value of 2, at a loss of 0", 0.0, 1, 2)
+    check.passed("what the loss has fallen below chance, in bits, for every value.")
+
+
+def check_sizes(sizes: Callable[[int, int, int, int], tuple[int, int, int, int]]) -> None:
+    """Check four sizes of a layer: (D, F, E, K) -> total, active, and the widths of both twins."""
+
+    def right(D: int, F: int, E: int, K: int) -> tuple[int, int, int, int]:
+        return E * (3 * D * F + D), K * 3 * D * F + E * D, K * F, E * F
+
+    def mistakes(D: int, F: int, E: int, K: int) -> Mistakes:
+        total, active, one, all_ = right(D, F, E, K)
+        return [
+            ("an expert has three matrices, w1, w3 and w2; these are two",
+             (E * (2 * D * F + D), K * 2 * D * F + E * D, ..., ...)),
+            ("the router's D * E parameters are missing in both counts",
+             (total - E * D, active - E * D, ..., ...)),
+            ("a token asks the router about all E experts, not only the K it takes",
+             (..., active - (E - K) * D, ..., ...)),
+            ("the router is counted as active, but not in all", (total - E * D, active, ..., ...)),
+            ("the router is counted in all, but not as active", (total, active - E * D, ..., ...)),
+            ("a token uses K experts, not one", (..., 3 * D * F + E * D, ..., ...)),
+            ("all experts are counted as active", (..., total, ..., ...)),
+            ("only the chosen experts are counted in all: the others take memory too",
+             (active, active, ..., ...)),
+            ("the twins are exchanged: equal active is K * F wide, equal total E * F",
+             (..., ..., all_, one)),
+            ("the twin of equal active size is as wide as one expert; a token uses K of them",
+             (..., ..., F, all_)),
+            ("the twin of equal total size is E * F wide: it has all experts side by side",
+             (..., ..., one, E * K * F)),
+        ]  # fmt: skip
+
+    parts = ("total", "active", "width of the equal-active twin", "width of the equal-total twin")
+    check = Check("sizes", sizes, right, mistakes, "not E (3 D F + D), 3 K D F + E D, K F, E F",
+                  parts=parts)  # fmt: skip
+    for D, F, E, K in ((2, 5, 4, 2), (32, 48, 16, 2), (32, 16, 32, 1), (64, 128, 8, 3)):
+        check.on(f"D = {D}, F = {F}, E = {E}, K = {K}", D, F, E, K)
+    check.passed("memory pays for E experts, arithmetic for K.")
+
+
+VERDICTS = {
+    "active": "a token's arithmetic differs: compare experts per token times width",
+    "data": "they have not seen as many examples: compare steps times batch",
+    "optimiser": "they were trained by different optimisers",
+    "fair": "active size, examples and optimiser are equal; the total size may differ, that is "
+    "what is tested",
+}
+
+
+def check_unfair(unfair: Callable[[Arm, Arm], str]) -> None:
+    """Check the diagnosis of a comparison: (sparse, dense) -> "active", "data", "optimiser" or
+    "fair".
+    """
+
+    def rule(sparse: Arm, dense: Arm, **looks: Callable[[Arm], object]) -> str:
+        looks = {
+            "active": lambda arm: arm.per_token * arm.width,
+            "data": lambda arm: arm.steps * arm.batch,
+            "optimiser": lambda arm: arm.optimiser,
+        } | looks
+        return next((word for word, of in looks.items() if of(sparse) != of(dense)), "fair")
+
+    def right(sparse: Arm, dense: Arm) -> str:
+        return rule(sparse, dense)
+
+    def mistakes(sparse: Arm, dense: Arm) -> Mistakes:
+        both = sparse, dense
+        return [
+            ("compares the width of one expert; a token uses several",
+             rule(*both, active=lambda arm: arm.width)),
+            ("compares total sizes; the twin of equal arithmetic is smaller in all",
+             rule(*both, active=lambda arm: arm.experts * arm.width)),
+            ("compares the steps; a step with twice the batch is twice the data",
+             rule(*both, data=lambda arm: arm.steps)),
+            ("compares the batches; with half the steps twice the batch is as much data",
+             rule(*both, data=lambda arm: arm.batch)),
+            ("does not look at the optimiser", rule(*both, optimiser=lambda arm: 0)),
+            ("does not look at the data", rule(*both, data=lambda arm: 0)),
+            ("does not look at the arithmetic of a token", rule(*both, active=lambda arm: 0)),
+        ]  # fmt: skip
+
+    check = Check("unfair", unfair, right, mistakes, words=list(VERDICTS))
+    sparse = Arm(16, 2, 48, 500, 512, "AdamW")
+    cases = {
+        "the chapter's phone book": (sparse, Arm(1, 1, 96, 500, 512, "AdamW")),
+        "a dense arm as wide as one expert": (sparse, Arm(1, 1, 48, 500, 512, "AdamW")),
+        "a dense arm as wide as all experts": (sparse, Arm(1, 1, 768, 500, 512, "AdamW")),
+        "half the steps, twice the batch": (sparse, Arm(1, 1, 96, 250, 1024, "AdamW")),
+        "twice the batch in as many steps": (sparse, Arm(1, 1, 96, 500, 1024, "AdamW")),
+        "twice the steps": (sparse, Arm(1, 1, 96, 1000, 512, "AdamW")),
+        "another optimiser": (
+            Arm(8, 1, 16, 600, 4000, "normalised"), Arm(1, 1, 16, 600, 4000, "Adam")
+        ),
+        "one expert of eight against one of its width": (
+            Arm(8, 1, 16, 600, 4000, "Adam"), Arm(1, 1, 16, 600, 4000, "Adam")
+        ),
+    }  # fmt: skip
+    for given, arms in cases.items():
+        verdict = right(*arms)
+        check.on(f"{given}: {arms[0]}, {arms[1]}", *arms, otherwise=VERDICTS[verdict])
+    check.passed("equal arithmetic, equal data, equal training: then what differs is the memory.")
+
+
+def check_experts_needed(needed: Callable[[float, int, int, float], int]) -> None:
+    """Check a prediction: (bits, per_expert, others, bits_per_parameter) -> the least E."""
+
+    def right(bits: float, per_expert: int, others: int, density: float) -> int:
+        return max(1, math.ceil((bits / density - others) / per_expert))
+
+    def mistakes(bits: float, per_expert: int, others: int, density: float) -> Mistakes:
+        value, room = right(bits, per_expert, others, density), bits / density - others
+        return [
+            ("rounded down: with that many experts the book does not fit yet",
+             max(1, math.floor(room / per_expert))),
+            ("rounded to the nearest, which may be too few", max(1, round(room / per_expert))),
+            ("one more than is needed", max(1, math.floor(room / per_expert) + 1)),
+            ("the other parameters store bits too", max(1, math.ceil(bits / density / per_expert))),
+            ("a parameter does not hold exactly one bit",
+             max(1, math.ceil((bits - others) / per_expert))),
+            ("bits times bits per parameter; divide, to get parameters",
+             max(1, math.ceil((bits * density - others) / per_expert))),
+            ("the others are counted once for each expert",
+             max(1, math.ceil(bits / density / (per_expert + others)))),
+            ("the others add to what is to be stored; they take a part of it",
+             max(1, math.ceil((bits / density + others) / per_expert))),
+            ("a block has at least one expert",
+             value if room > 0 else math.ceil(room / per_expert)),
+        ]  # fmt: skip
+
+    check = Check("experts_needed", needed, right, mistakes, "not ceil((bits / b − others) / each)")
+    check.on("120 bits, experts of 20 parameters, 15 others, 1.5 bits in each", 120, 20, 15, 1.5)
+    for bits, each, others, density in (
+        (49_000, 1568, 4224, 1.2), (100, 10, 20, 0.8), (1000, 90, 40, 1.25), (96, 8, 16, 2.0),
+        (30, 10, 50, 2.0), (5000, 300, 100, 3.0), (117, 10, 14, 1.5), (64, 10, 5, 1.0),
+    ):  # fmt: skip
+        check.on(f"{bits:,} bits, experts of {each:,} parameters, {others:,} others, {density} "
+                 "bits in each", bits, each, others, density)  # fmt: skip
+    check.passed("bits to parameters, less what is there anyway, over the size of an expert.")
+
+
+def check_holders(holders: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Check who holds an entry: (known_N, without_EN) -> how many experts each known one needs."""
+
+    def right(known_N: Tensor, without_EN: Tensor) -> Tensor:
+        return (known_N & ~without_EN).sum(0)
+
+    def mistakes(known_N: Tensor, without_EN: Tensor) -> Mistakes:
+        lost_EN = known_N & ~without_EN
+        return [
+            ("an entry that was not known before is not forgotten", (~without_EN).sum(0)),
+            ("counts the experts that it can do without", (known_N & without_EN).sum(0)),
+            ("counts every change; an entry that is right only without the expert is no loss",
+             (known_N ^ without_EN).sum(0)),
+            ("this is for each expert, how many entries it holds; asked is for each entry, how "
+             "many experts", lost_EN.sum(1)),
+            ("says whether any expert is needed; asked is how many", lost_EN.any(0).long()),
+            ("a share of the experts; asked is their number", lost_EN.float().mean(0)),
+            ("counts what is still right with the expert gone, known before or not",
+             without_EN.sum(0)),
+        ]  # fmt: skip
+
+    check = Check("holders", holders, right, mistakes, "not the number of experts it needs")
+    known = torch.tensor([True, True, True, False])
+    without = torch.tensor([[True, False, True, False], [True, False, False, True]])
+    check.on("entries known: yes, yes, yes, no; without expert 0: yes, no, yes, no; without "
+             "expert 1: yes, no, no, yes", known, without)  # fmt: skip
+    for E, N in ((4, 4), (16, 50), (3, 7), (1, 5)):
+        draw = torch.Generator().manual_seed(E)
+        known = torch.rand(N, generator=draw) < 0.7
+        check.on(f"{N} entries, {E} experts", known, torch.rand(E, N, generator=draw) < 0.6)
+    check.passed("what goes with the expert was held by it.")
+
+
+def check_bytes_per_token(bytes_per_token: Callable[[int, int, int, int], float]) -> None:
+    """Check the bill of reading: (tokens, E, K, expert_bytes) -> bytes read for one token."""
+
+    def met(tokens: int, E: int, K: int) -> float:
+        return E * (1 - (1 - K / E) ** tokens)
+
+    def right(tokens: int, E: int, K: int, size: int) -> float:
+        return float(met(tokens, E, K) * size / tokens)
+
+    def mistakes(tokens: int, E: int, K: int, size: int) -> Mistakes:
+        return [
+            ("that is the whole batch's; its tokens share what is read", met(tokens, E, K) * size),
+            ("each token reads its K experts by itself; tokens that meet at an expert share it",
+             float(K * size)),
+            ("all experts are read whatever the batch; one token alone reads K of them",
+             E * size / tokens),
+            ("that many pairs, but two tokens may choose the same expert",
+             min(E, K * tokens) * size / tokens),
+            ("K counts: an expert is left out by one token with 1 − K/E, not 1 − 1/E",
+             met(tokens, E, 1) * size / tokens),
+            ("that is the share that nobody reads", (E - met(tokens, E, K)) * size / tokens),
+            ("that is a number of experts; each has its bytes", met(tokens, E, K) / tokens),
+            ("the K choices of a token are all different: (1 − K/E), not (1 − 1/E) K times",
+             E * (1 - (1 - 1 / E) ** (K * tokens)) * size / tokens),
+        ]  # fmt: skip
+
+    check = Check("bytes_per_token", bytes_per_token, right, mistakes,
+                  "not E (1 − (1 − K/E)^T) experts for T tokens")  # fmt: skip
+    check.on("2 tokens, 4 experts of 100 bytes, 2 for each token: three experts are read for two",
+             2, 4, 2, 100)  # fmt: skip
+    for tokens, E, K, size in (
+        (1, 8, 2, 4000),
+        (16, 16, 2, 18_432),
+        (1000, 64, 8, 10),
+        (5, 6, 3, 2),
+    ):
+        check.on(f"{tokens} tokens, {E} experts of {size:,} bytes, {K} each", tokens, E, K, size)
+    check.passed("alone a token pays for K experts; in a crowd it shares all E.")

@@ -1,0 +1,59 @@
+"""Answers to check_experts_needed: (bits, per_expert, others, bits_per_parameter) -> E."""
+
+import math
+
+
+def right_by_rounding_up(bits, per_expert, others, density):
+    return max(1, math.ceil((bits / density - others) / per_expert))
+
+
+def right_by_trying(bits, per_expert, others, density):
+    experts = 1
+    while (others + experts * per_expert) * density < bits:
+        experts += 1
+    return experts
+
+
+def rounded_down(bits, per_expert, others, density):
+    """with that many experts the book does not fit yet"""
+    return max(1, int((bits / density - others) / per_expert))
+
+
+def rounded(bits, per_expert, others, density):
+    """rounded to the nearest"""
+    return max(1, round((bits / density - others) / per_expert))
+
+
+def one_more(bits, per_expert, others, density):
+    """one more than is needed"""
+    return max(1, int((bits / density - others) / per_expert) + 1)
+
+
+def experts_alone(bits, per_expert, others, density):
+    """the other parameters store bits too"""
+    return max(1, math.ceil(bits / density / per_expert))
+
+
+def one_bit_each(bits, per_expert, others, density):
+    """a parameter does not hold exactly one bit"""
+    return max(1, math.ceil((bits - others) / per_expert))
+
+
+def times(bits, per_expert, others, density):
+    """divide, to get parameters"""
+    return max(1, math.ceil((bits * density - others) / per_expert))
+
+
+def others_in_each(bits, per_expert, others, density):
+    """once for each expert"""
+    return max(1, math.ceil(bits / density / (per_expert + others)))
+
+
+def others_in_the_way(bits, per_expert, others, density):
+    """they take a part of it"""
+    return max(1, math.ceil((bits / density + others) / per_expert))
+
+
+def below_one(bits, per_expert, others, density):
+    """a block has at least one expert"""
+    return math.ceil((bits / density - others) / per_expert)
