@@ -418,7 +418,7 @@ def test_without_a_gpu_it_says_so(argv, tmp_path):
 def test_what_is_no_result_is_refused(tmp_path):
     file = tmp_path / "a.json"
     for text, says in (
-        ("{", "is not JSON"),
+        ("{", "not valid JSON"),
         ("[]", "is not a result"),
         ('{"format": 0}', "format 1"),
     ):
