@@ -419,7 +419,7 @@ def test_what_is_no_result_is_refused(tmp_path):
     file = tmp_path / "a.json"
     for text, says in (
         ("{", "not valid JSON"),
-        ("[]", "is not a result"),
+        ("[]", "not a JSON object"),
         ('{"format": 0}', "format 1"),
     ):
         file.write_text(text)
