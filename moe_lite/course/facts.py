@@ -344,7 +344,7 @@ class Clusters:
         class_T, cluster_T = whole(0, 2), whole(0, self.count)
         other_T, other_sign_T = (cluster_T + whole(1, self.count)) % self.count, whole(0, 2)
         sign_T1, other_sign_T1 = (2 * s[:, None] - 1 for s in (class_T, other_sign_T))
-        noise_TD = torch.randn(number, self.size, generator=self.draw) * 2 / self.size**0.5
+        noise_TD = torch.randn(number, self.size, generator=self.draw) / self.size**0.5
         patches = (
             self.feature_KD[cluster_T] * sign_T1 * uniform(0.5, 2),
             self.centre_KD[cluster_T] * uniform(1, 2),

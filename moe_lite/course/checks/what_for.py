@@ -183,7 +183,7 @@ def check_experts_needed(needed: Callable[[float, int, int, float], int]) -> Non
     check.on("120 bits, experts of 20 parameters, 15 others, 1.5 bits in each", 120, 20, 15, 1.5)
     for bits, each, others, density in (
         (49_000, 1568, 4224, 1.2), (100, 10, 20, 0.8), (1000, 90, 40, 1.25), (96, 8, 16, 2.0),
-        (30, 10, 50, 2.0), (5000, 300, 100, 3.0), (117, 10, 14, 1.5),
+        (30, 10, 50, 2.0), (5000, 300, 100, 3.0), (120, 10, 13, 1.5),
     ):  # fmt: skip
         check.on(f"{bits:,} bits, experts of {each:,} parameters, {others:,} others, {density} "
                  "bits in each", bits, each, others, density)  # fmt: skip
