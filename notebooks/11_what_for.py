@@ -39,6 +39,7 @@
 import copy
 import math
 import time
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
@@ -81,7 +82,7 @@ for x, title, lit, dark in (
 ):  # fmt: skip
     boxes(ax, x, title, lit, dark)
 ax.set(xlim=(-1.5, 12.5), ylim=(0, 2.9), aspect="equal")
-ax.axis("off");  # fmt: skip
+limits = ax.axis("off")
 
 # %% [markdown]
 # Which of the three will know most? It depends on the task. We begin with one that is nothing but
@@ -158,14 +159,19 @@ for a, b in zip(mine.parameters(), facts.memorise(config, book, 3).parameters(),
 # %%
 guess = {"sparse": 50, "dense, equal active": 50, "dense, equal total": 50}
 
+
 # %%
+def note(model, seen, step):
+    seen[step] = book.recall(model)[0].float().mean().item()
+
+
 models, curves = {}, {}
 for name, arm in arms.items():
     torch.manual_seed(0)
-    model, seen, begin = Mixtral(arm), [], time.perf_counter()
-    learn(model, watch=lambda step: seen.append((step, book.recall(model)[0].float().mean())))
+    model, seen, begin = Mixtral(arm), {}, time.perf_counter()
+    learn(model, watch=partial(note, model, seen))
     right_N, bits = book.recall(model)
-    models[name], curves[name] = model, list(zip(*seen, strict=True))
+    models[name], curves[name] = model, (list(seen), list(seen.values()))
     print(f"{name:20} knows {right_N.float().mean():6.1%} (your guess {guess[name]}%), ", end="")
     print(f"{bits / 1000:4.1f} kbit, {time.perf_counter() - begin:3.0f} s")
 
@@ -210,9 +216,11 @@ for E in (1, 2, 4, 8, 16, 32):
     share, bits = many.measure(blocks[E])
     filled[E] = share
     learned = sum(p.numel() for p in blocks[E].parameters())
-    print(f"E = {E:2}: {share:5.1%} of the facts, {bits / 1000:4.1f} of {many.bits / 1000:.0f} kbit ",
-          end="")  # fmt: skip
-    print(f"in {learned:6,} parameters, {bits / learned:.2f} bits in each")
+    print(
+        f"E = {E:2}: {share:5.1%} known, {bits / 1000:4.1f} of {many.bits / 1000:.0f} kbit, ",
+        end="",
+    )
+    print(f"{bits / learned:.2f} bits in each of {learned:,} parameters")
 
 # %% [markdown]
 # Each square below is a fact; dark ones are known. **Your turn:** move the slider. (Without a
@@ -441,6 +449,7 @@ def milliseconds(layer, x_TD):
     return 1000 * least
 
 
+# %%
 D, hidden, T = 256, 512, 1024
 x_TD, unit = torch.randn(T, D), 3 * D * hidden  # the parameters of one expert
 for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
@@ -481,11 +490,11 @@ fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 viz.curves({
     "memory alone: experts": (list(filled), list(filled.values())),
     "arithmetic: a wider network": ([1, 4, 16], list(wider.values())),
-}, "times as many parameters", "facts remembered", title="What memory buys", ax=left)  # fmt: skip
+}, xlabel="times the experts, or the width", ylabel="facts remembered", ax=left)  # fmt: skip
 viz.curves({
     "memory alone: experts": ([1, 2, 8, 32], [found[E, 4] for E in (1, 2, 8, 32)]),
     "arithmetic: a wider network": ([1, 2, 4], [found[1, h] for h in (4, 8, 16)]),
-}, "times as many parameters", "right on new graphs", title="What arithmetic buys", ax=right)  # fmt: skip
+}, xlabel="times the experts, or the width", ylabel="right on new graphs", ax=right)  # fmt: skip
 for ax in (left, right):
     ax.set_xscale("log", base=2)
 
@@ -509,7 +518,7 @@ for ax in (left, right):
 #
 # | in the papers | in the code | |
 # |---|---|---|
-# | $N$ pieces, $\log_2$ of the choices | `book.bits`, `facts.bits_stored(nats, values, choices)` | bits |
+# | bits of knowledge | `book.bits`, `facts.bits_stored(nats, values, choices)` | |
 # | capacity ratio | bits stored / learned parameters | bits per parameter |
 # | active, total parameters | `count_parameters(config).active`, `.total` | |
 # | dense twins | `config.dense("active")`, `config.dense("total")` | |

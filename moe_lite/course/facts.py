@@ -13,6 +13,7 @@ task                    what it asks for                         new examples?
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -401,7 +402,7 @@ def train_filters(
     """
     if recipe not in ("normalised", "adam"):
         raise ValueError(f'recipe must be "normalised" or "adam", not {recipe!r}')
-    draw, least = torch.Generator().manual_seed(seed), math.inf
+    draw, least, best = torch.Generator().manual_seed(seed), math.inf, net.state_dict()
     adam = torch.optim.Adam(net.parameters(), lr=0.01, weight_decay=5e-4)
     for _ in range(epochs):
         # New noise in [0, 1) on the router's scores: at first, who is chosen is a lottery.
@@ -409,12 +410,14 @@ def train_filters(
         if recipe == "normalised":
             scores_T2 = scores_T2.softmax(dim=1)
         loss = F.cross_entropy(scores_T2, class_T)
-        least = min(least, loss.item())
+        if loss < least:
+            least, best = loss.item(), copy.deepcopy(net.state_dict())
         if recipe == "normalised" and (loss <= 0.314 or loss > least + 0.02):
             break
         net.zero_grad()
         loss.backward()
         adam.step() if recipe == "adam" else _step_normalised(net)
+    net.load_state_dict(best)
     return net
 
 
