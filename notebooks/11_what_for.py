@@ -63,25 +63,26 @@ torch.set_num_threads(1)
 
 
 # %%
-def boxes(ax, x, title, lit, dark):
-    """Draw a token (circle), an arrow, and what it runs (filled) of what is held (outlined)."""
-    ax.add_patch(plt.Circle((x + 0.5, 0.6), 0.22, color=viz.INK))
-    ax.annotate("", (x + 0.5, 1.5), (x + 0.5, 0.85), arrowprops={"arrowstyle": "->"})
-    for i in range(lit + dark):
-        corner = (x + 0.5 + (i - (lit + dark) / 2) * 0.5, 1.6)
-        face = "#0072B2" if i < lit else "none"
-        ax.add_patch(plt.Rectangle(corner, 0.42, 0.8, fc=face, ec=viz.QUIET))
-    ax.text(x + 0.5, 2.6, title, ha="center")
-    ax.text(x + 0.5, 0.1, f"runs {lit}, holds {lit + dark}", ha="center", color=viz.QUIET)
+def arm(ax, x, title, runs, holds):
+    """Draw a token (circle), a router (diamond), and the networks: filled ones run."""
+    fork = 1.15 if len(runs) < holds else 0.6  # where a router sends, or all go
+    ax.plot([x, x], [0.6, fork], color=viz.QUIET, lw=1, zorder=0)
+    ax.scatter(x, fork, s=120, marker="D", color="#E69F00", ec=viz.INK)
+    ax.scatter(x, 0.6, s=300, color=viz.INK)
+    for i in range(holds):
+        left, face = x + (i - holds / 2) * 0.5, "#0072B2" if i in runs else "none"
+        ax.add_patch(plt.Rectangle((left, 1.9), 0.42, 0.8, fc=face, ec=viz.QUIET))
+        if i in runs:
+            ax.plot([x, left + 0.21], [fork, 1.9], color=viz.QUIET, lw=1, zorder=0)
+    ax.text(x, 2.9, title, ha="center")
+    ax.text(x, 0, f"runs {len(runs)}, holds {holds}", ha="center", color=viz.QUIET)
 
 
-fig, ax = plt.subplots(figsize=(9, 2.3), layout="constrained")
-for x, title, lit, dark in (
-    (0, "dense, equal active", 2, 0), (4.5, "sparse: 2 of 8 experts", 2, 6),
-    (9.5, "dense, equal total", 8, 0),
-):  # fmt: skip
-    boxes(ax, x, title, lit, dark)
-ax.set(xlim=(-1.5, 12.5), ylim=(0, 2.9), aspect="equal")
+fig, ax = plt.subplots(figsize=(9, 2.5), layout="constrained")
+arm(ax, 0, "dense, equal active", range(2), 2)
+arm(ax, 4.5, "sparse: 2 of 8 experts", (1, 5), 8)
+arm(ax, 9.5, "dense, equal total", range(8), 8)
+ax.set(xlim=(-2, 12), ylim=(-0.2, 3.2))
 limits = ax.axis("off")
 
 # %% [markdown]
@@ -114,8 +115,8 @@ arms = {
     "dense, equal active": config.dense("active"),
     "dense, equal total": config.dense("total"),
 }
-for name, arm in arms.items():
-    count = count_parameters(arm)
+for name, shape in arms.items():
+    count = count_parameters(shape)
     print(f"{name:20} holds {count.total:7,}, runs {count.active:7,} parameters")
 
 # %% [markdown]
@@ -166,9 +167,9 @@ def note(model, seen, step):
 
 
 models, curves = {}, {}
-for name, arm in arms.items():
+for name, shape in arms.items():
     torch.manual_seed(0)
-    model, seen, begin = Mixtral(arm), {}, time.perf_counter()
+    model, seen, begin = Mixtral(shape), {}, time.perf_counter()
     learn(model, watch=partial(note, model, seen))
     right_N, bits = book.recall(model)
     models[name], curves[name] = model, (list(seen), list(seen.values()))
