@@ -302,9 +302,8 @@ def resume(
     """
     import torch
 
-    mark, done = json.loads(json.dumps(config)), {}
-    if part.is_file() and (kept := json.loads(part.read_text(encoding="utf-8")))["mark"] == mark:
-        done = kept["done"]
+    mark = json.loads(json.dumps(config))
+    done: dict[str, dict[str, float]] = unfinished(part, mark)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # products this small only wait for each other
     try:
