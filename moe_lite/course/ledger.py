@@ -218,7 +218,7 @@ def load(name: str, root: Path = ROOT) -> Experiment:
 
 
 def result_path(name: str, root: Path = ROOT) -> Path:
-    """Say where the result of an experiment is kept."""
+    """Return where the result of an experiment is kept."""
     return root / "experiments" / "results" / f"{name}.json"
 
 
@@ -416,7 +416,7 @@ def rows(experiment: Experiment, result: Result) -> str:
 
 
 def small_print(result: Result) -> str:
-    """Say on what the result was made."""
+    """Return on what the result was made."""
     machine, made_with = result.hardware, result.versions
     device = machine["gpu"] or f"{machine['threads']} of {machine['cores']} cores"
     return (
@@ -451,7 +451,7 @@ def readme(text: str, root: Path = ROOT) -> str:
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """Give each page that is written from the results, and what it has to say."""
+    """Return each page that is written from the results, and what it has to say."""
     front = root / "README.md"
     return {
         root / "LEDGER.md": page(root),

@@ -269,7 +269,7 @@ def _config(kernel: str, x: Tensor, rows: int = 0, experts: int = 1) -> dict[str
 
 
 def _tma(*matrices: Tensor) -> bool:
-    """Tell whether every matrix has rows of a multiple of 16 bytes, as a descriptor must.
+    """Return whether every matrix has rows of a multiple of 16 bytes, as a descriptor must.
 
     A descriptor ends with the last expert. A sum down an expert's rows (both backward products)
     must end with *its* last row, or it takes 0 times the next expert's weights, which may be NaN:
