@@ -159,7 +159,7 @@ class RoutingExplorer(PortableWidget):
 
     @property
     def trace(self) -> RoutingTrace:
-        """Return the trace that is shown; setting it (with a model, also to a text) shows another."""
+        """Return the trace shown; setting it (with a model, also to a text) shows another."""
         return self._trace
 
     @trace.setter
@@ -364,7 +364,7 @@ def _frames(film: Film) -> dict[str, Any]:
 
 
 def _parts(film: Film) -> list[list[Any]]:
-    """Return, for each stretch of the film's text, what it is, and its first and last token."""
+    """Return what each stretch of the film's text is, and its first and last token."""
     S, domains = film.ids_BS.shape[1], film.domain_BS[:, 0].tolist()
     starts = [n for n, d in enumerate(domains) if not n or d != domains[n - 1]]
     ends = [*starts[1:], len(domains)]
