@@ -13,6 +13,7 @@ from moe_lite.course import recipes
 from moe_lite.course.data import load_corpus
 from moe_lite.course.film import Film, filmed, log_steps
 from moe_lite.model import Mixtral
+from moe_lite.routers import SwitchRouter
 from moe_lite.train import train
 
 CONFIG = MixtralConfig(
@@ -153,3 +154,17 @@ def test_a_film_whose_parts_do_not_fit_is_refused(tmp_path, words, tensors, told
     spoilt(tmp_path / "film.safetensors", words, **tensors)
     with pytest.raises(ValueError, match=f"film.safetensors.*{told}"):
         Film.load(tmp_path / "film.safetensors")
+
+
+@pytest.mark.parametrize("router", [None, SwitchRouter])
+def test_scores_too_large_for_half_precision_come_back(corpus, model, tmp_path, router):
+    film = Film.of(corpus, [0], length=20)
+    with torch.no_grad():
+        for layer in model.moe_layers:
+            if router is not None:
+                layer.gate = router(CONFIG.hidden_size, CONFIG.num_local_experts)
+            layer.gate.weight.mul_(1e9)
+    assert film.take(model, 0)
+    film.save(tmp_path / "film.safetensors")
+    trace = Film.load(tmp_path / "film.safetensors").trace(0)
+    assert all(routing.logits_TE.isfinite().all() for routing in trace.layers)

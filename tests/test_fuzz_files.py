@@ -250,11 +250,11 @@ def whole_film(folder: Path) -> None:
     film.logits = {step: torch.randn(2, 6, 4).half() for step in (0, 5)}
     choices_TK = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0], [0, 2], [1, 3]])
     half_TE, gates_TK = torch.full((6, 4), 0.5), torch.full((6, 2), 0.5)
-    kept_TK = torch.tensor([[True, False]] * 6)
+    kept_N = torch.tensor([True, False] * 6)
     film.routings[1] = (
         Routing.from_choices(half_TE, half_TE / 2, choices_TK, gates_TK),
-        Routing.from_choices(half_TE, half_TE / 2, choices_TK, gates_TK, kept_TK, noise_TE=half_TE,
-                             bias_E=torch.zeros(4)),
+        Routing.from_choices(half_TE, half_TE / 2, choices_TK, gates_TK,
+                             keep_N=kept_N, noise_TE=half_TE, bias_E=torch.zeros(4)),
     )  # fmt: skip
     film.save(folder / "film.safetensors")
 

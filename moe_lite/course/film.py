@@ -26,7 +26,7 @@ IDS = ("ids_BS", "domain_BS")
 
 
 def log_steps(last: int, frames: int) -> list[int]:
-    """Give 0 and about as many further steps as asked, each a constant factor after the one before.
+    """Return 0 and about as many further steps as asked, each a constant factor after the last.
 
     Whole steps lie too close for that at first, so there the factor is larger.
 
@@ -107,7 +107,7 @@ class Film:
         model.train(training)
         self.top_k = model.config.num_experts_per_tok
         if all(_same(_from_logits(r.logits_TE, self.top_k), r) for r in routings):
-            self.logits[step] = torch.stack([r.logits_TE for r in routings]).half().cpu()
+            self.logits[step] = _half(torch.stack([r.logits_TE for r in routings])).cpu()
         else:
             self.routings[step] = tuple(routing.detach() for routing in routings)
         return True
@@ -206,6 +206,12 @@ class Film:
                              "is right")  # fmt: skip
 
 
+def _half(x: Tensor) -> Tensor:
+    """Return float16; what is too large for it becomes its largest, not infinite."""
+    largest = torch.finfo(torch.float16).max
+    return x.clamp(-largest, largest).half()
+
+
 def _from_logits(logits_TE: Tensor, top_k: int) -> Routing:
     """Return Mixtral's routing by these logits."""
     probs_TE = logits_TE.softmax(dim=-1)
@@ -215,7 +221,7 @@ def _from_logits(logits_TE: Tensor, top_k: int) -> Routing:
 
 
 def _same(one: Routing, other: Routing) -> bool:
-    """Tell whether two routings are the same up to rounding, and all that is in them."""
+    """Return whether two routings are the same up to rounding, and all that is in them."""
     a, b = ({n: x for n, x in vars(r).items() if x is not None} for r in (one, other))
     return a.keys() == b.keys() and all(
         x.shape == b[n].shape and torch.allclose(x, b[n], atol=1e-5)
@@ -228,11 +234,11 @@ def _same(one: Routing, other: Routing) -> bool:
 def _stored(routing: Routing) -> dict[str, Tensor]:
     """Return a routing's parts as they are stored: half precision, and whole numbers as int32."""
     parts = {n: torch.as_tensor(x) for n, x in vars(routing).items() if x is not None}
-    small = {True: torch.float16, False: torch.int32}
-    return {
-        n: x if x.dtype == torch.bool else x.to(small[x.is_floating_point()]).contiguous()
-        for n, x in parts.items()
-    }
+    for name, part in parts.items():
+        if part.dtype != torch.bool:
+            part = _half(part) if part.is_floating_point() else part.int()
+        parts[name] = part.contiguous()
+    return parts
 
 
 def _restored(parts: dict[str, Tensor]) -> Routing:
