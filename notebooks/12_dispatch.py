@@ -945,15 +945,16 @@ except ImportError:
 # ### The same way, tuned
 #
 # So the library has the sorted way twice. `dispatch/grouped.py` is your `by_sorting`, written to be
-# read. `fast/cpu.py` has what a layer takes on a CPU where that is faster. The two give the same output and the same gradients (a test holds them together over ten
-# thousand routings), and differ in the order of the same steps:
+# read. `fast/cpu.py` has what a layer takes on a CPU where that is faster. The two give the same
+# output and the same gradients (a test holds them together over ten thousand routings), and differ
+# in the order of the same steps:
 #
 # | step | `dispatch.grouped`, to read | `fast.cpu.blocks`, to run |
 # |---|---|---|
 # | sort | once | once |
 # | gather | all rows, before the first product | one expert's rows, when it is their turn |
 # | products | three, each over all rows | three for each expert, its rows still in the cache |
-# | way back | left to autograd, product by product | by hand: an expert's seven products in one go |
+# | way back | by autograd, product by product | by hand: an expert's six products in one go |
 # | combine | weigh, then gather, then sum | all three in one pass |
 #
 # A layer says what it would take, and why:
