@@ -192,10 +192,10 @@ def apart(found: Tensor, right: Tensor, big: Tensor | None) -> float:
     """
     if big is not None:
         return max(apart(found[m], right[m], None) for m in (big, ~big))
-    if right.numel() < 8:
-        return 0.0
     if not right.any():
         return float(found.abs().max()) if found.numel() else 0.0
+    if right.count_nonzero() < 8:
+        return 0.0
     unit = right.abs().max()  # the squares of 1e200 would be infinite
     error, norm = ((found.double() - right) / unit).norm(), (right / unit).norm()
     step = 1e-7 if found.dtype == torch.float16 else 0.0  # between its smallest numbers
