@@ -18,6 +18,8 @@ from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
 from tests.fuzz_dispatch import judge, prepare
 
+pytestmark = pytest.mark.slow("compiled layers")
+
 CONFIG = MixtralConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2,

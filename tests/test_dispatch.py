@@ -130,6 +130,7 @@ def test_a_layer_gives_its_gate_the_same_gradient(
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow("the fuzz of leaking rows")
 @pytest.mark.parametrize("part", range(4))
 def test_nothing_leaks_between_rows(part: int) -> None:
     """Poison all that must not matter, on every path; FUZZ_CASES=10000 is the whole of it."""
