@@ -222,7 +222,7 @@ def test_a_missing_or_damaged_result_is_told(root):
         ('{"name": "fake"}', "seeds is missing"),
         (json.dumps(kept | {"seconds": "1"}), "seconds must be a finite number, not '1'"),
         (json.dumps(kept | {"seeds": [0]}), "measures: 'speed' has 2 values for 1 seeds"),
-        (json.dumps(kept | {"measures": {"speed": [1, True]}}), r"'speed'\[1\] must be a f"),
+        (json.dumps(kept | {"measures": {"speed": [1, True]}}), r"measures: 'speed'\[1\] must be a f"),
         (json.dumps(kept | {"hardware": {}}), "hardware: system, cpu, cores, threads, gpu missing"),
     ):  # fmt: skip
         ledger.result_path("fake", root).write_text(damage, encoding="utf-8")
@@ -268,10 +268,12 @@ def test_results_are_found_where_no_clone_is(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
         for path in (p for pattern in patterns for p in ROOT.glob(pattern)):
             shutil.copy(path, tmp_path / folder)
+    stored = [path.stem for path in (ROOT / "experiments" / "results").glob("*.json")]
+    assert len(stored) > 10
     code = (
         f"import sysconfig; sysconfig.get_path = lambda *_: {str(tmp_path)!r}\n"
         "from moe_lite.course import ledger\n"
-        "for name in ledger.names(): ledger.stored(name), ledger.load(name)\n"
+        f"for name in {stored}: ledger.stored(name), ledger.load(name)\n"
         "print(ledger.__file__, len(list((ledger.ROOT / 'experiments/results/bench').iterdir())))"
     )
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
