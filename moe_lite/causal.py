@@ -279,7 +279,7 @@ class _Wish:
         self.scores = replace(scores, choose_TE=wish_TE)
 
     def granted(self, routing: Routing) -> bool:
-        """Tell whether a router did what it was asked to; one that looks elsewhere does not."""
+        """Return whether a router did what it was asked to; one that looks elsewhere does not."""
         got_TE = torch.zeros_like(self.forced_TE)
         got_TE[routing.token_N, routing.expert_N] = True
         bad_TE = (self.forced_TE & ~got_TE) | (self.banned_TE & got_TE)

@@ -290,7 +290,7 @@ def _moments(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _identity(model: nn.Module, config: TrainConfig, text: str) -> dict[str, Any]:
-    """Say what a run is: two runs with the same identity have the same losses."""
+    """Return what a run is: two runs with the same identity have the same losses."""
     return {
         "model": asdict(model.config),  # type: ignore[call-overload]
         "training": asdict(config) | {"betas": list(config.betas)},

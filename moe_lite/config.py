@@ -79,7 +79,7 @@ class MixtralConfig:
         return self.num_hidden_layers * layer + D + matrices * self.vocab_size * D
 
     def dense(self, match: str = "active") -> MixtralConfig:
-        """Give the dense twin: one expert as wide as the active ("active") or all ("total") ones.
+        """Return the dense twin: one expert as wide as the active ("active") or all ("total") ones.
 
         >>> MixtralConfig().dense("active").intermediate_size
         28672
@@ -146,7 +146,7 @@ class TrainConfig:
             raise ValueError(f"betas must be two numbers from 0 to below 1, not {self.betas}")
 
     def lr_at(self, step: int) -> float:
-        """Give the learning rate of a step, counted from 0.
+        """Return the learning rate of a step, counted from 0.
 
         >>> config = TrainConfig(steps=101, lr=1.0, warmup=1, min_lr_ratio=0.1)
         >>> [round(config.lr_at(step), 3) for step in (0, 50, 100)]

@@ -45,7 +45,7 @@ class Experts(nn.Module):
         return F.silu(up1) * up3
 
     def each(self) -> list[Callable[[Tensor], Tensor]]:
-        """Give one function (R, D) -> (R, D) per expert.
+        """Return one function (R, D) -> (R, D) per expert.
 
         The stack is unbound once: a slice ``w1[e]`` per expert would make the backward pass
         fill E gradients of the whole stack's size, E times too much work.

@@ -516,5 +516,5 @@ def _write(model: Mixtral, folder: Path, max_bytes: int, dtype: torch.dtype | No
 
 
 def _ours(name: str) -> bool:
-    """Say whether a file of a folder is one that a save replaces."""
+    """Return whether a file of a folder is one that a save replaces."""
     return name in (CONFIG, WEIGHTS, INDEX) or Path(name).match(SHARDS)

@@ -165,7 +165,7 @@ class Mixtral(Generator):
     def hidden(
         self, ids_BS: Tensor, mask_BS: Tensor | None = None, cache: KVCache | None = None
     ) -> tuple[Tensor, tuple[Routing, ...]]:
-        """Give what the output matrix is multiplied with, (B, S, D), and the routings.
+        """Return what the output matrix is multiplied with, (B, S, D), and the routings.
 
         A training loss that takes the logits in pieces never holds all (B, S, V) of them.
 
@@ -213,7 +213,7 @@ class Mixtral(Generator):
                 raise ValueError(f"token id {int(bad)} is not in the vocabulary of {V}")
 
     def _attention_mask(self, start: int, end: int, mask_BS: Tensor | None) -> Tensor | None:
-        """Say which keys each new query may see, bool (B or 1, 1, S, all); None: plainly causal."""
+        """Return which keys each new query sees, bool (B or 1, 1, S, all); None: plainly causal."""
         window = self.config.sliding_window or end  # no window is one as long as the text
         if mask_BS is None and window >= end and (start == 0 or end - start == 1):
             return None

@@ -313,7 +313,7 @@ class ParallelTrainer(Trainer):
         return bool(all_reduce(torch.tensor(float(pressed), device=self.device)))
 
     def _slice(self, name: str, tensor: Tensor) -> Tensor:
-        """Say of what whole a tensor is this rank's slice, if it is one of an expert weight."""
+        """Return of what whole a tensor is this rank's slice, if it is one of an expert weight."""
         shards = {name for _, name, _, _ in _shards(self.model)}
         whose = name if name in shards else name.rpartition(".")[0]  # w1.exp_avg is w1's
         if whose not in shards or not tensor.dim():

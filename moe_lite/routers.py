@@ -164,7 +164,7 @@ class Router(nn.Module):
 
     @property
     def fits_mixtral(self) -> bool:
-        """Tell whether Mixtral's layout says all of this router: its weight, K, and a factor."""
+        """Return whether Mixtral's layout says all of this router: its weight, K, and a factor."""
         return False
 
     def extra_repr(self) -> str:

@@ -31,6 +31,8 @@
 # network.
 
 # %%
+import time
+
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -132,6 +134,38 @@ dense = TopKRouter(16, num_experts=4, top_k=4)
 torch.testing.assert_close(dense(x_TD).gates_TE(), (x_TD @ dense.weight.T).softmax(-1))
 
 # %% [markdown]
+# ### Is the work really skipped?
+#
+# A gate of exactly 0 is a promise; somebody has to keep it. Here is one layer with more and more
+# experts, of which two run for a token, or all, as in 1991:
+
+
+# %%
+@torch.no_grad()
+@torch.random.fork_rng()  # what is drawn here changes nothing below
+def milliseconds(E, k, D=128, hidden=256, tokens=1024):
+    layer, tokens_TD = MoELayer(TopKRouter(D, E, k), Experts(E, D, hidden)), torch.randn(tokens, D)
+    took = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        layer(tokens_TD)
+        took.append(time.perf_counter() - begin)
+    return 1000 * min(took)
+
+
+# %%
+expert = 3 * 128 * 256  # parameters; a token's arithmetic is twice that
+for held in (2, 4, 8, 16, 32):
+    print(f"{held:2} experts, {held * expert / 1e6:.1f}M parameters: ", end="")
+    print(f"two run: {4e-6 * expert:.1f} MFLOP a token, {milliseconds(held, 2):5.1f} ms; ", end="")
+    print(f"all run: {2e-6 * held * expert:.1f} MFLOP, {milliseconds(held, held):5.1f} ms")
+
+# %% [markdown]
+# With two running, a token's arithmetic stands still while what is held grows sixteenfold, and the
+# time nearly so. Nearly: with more experts each gets fewer tokens, so the products are smaller, and
+# putting tokens in order costs a little too. (The paper calls it the shrinking batch problem;
+# chapter 12 looks into it.)
+#
 # ## 3. Noise, so that the others get a chance
 #
 # An expert that is never chosen gets no gradient, so it does not improve, so it is never chosen.

@@ -53,7 +53,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from moe_lite import Experts, Routing, TopKRouter
+from moe_lite import Experts, MoELayer, Routing, TopKRouter
 from moe_lite.course import ledger, viz, widgets
 from moe_lite.dispatch import plan
 from moe_lite.fast import BACKENDS, linear
@@ -471,7 +471,7 @@ else:
     print("Triton is not installed here; the PyTorch program above is the same, line by line.")
 
 # %% [markdown]
-# The library has five kernels, `moe_lite/dispatch/triton.py`, of the same build: tile, mask, loop,
+# The library has five kernels, `moe_lite/fast/triton.py`, of the same build: tile, mask, loop,
 # store. Each has its neighbours *fused* into it, so that what one computes the next need not fetch:
 #
 # - *up*: both first products and SwiGLU. Reads $x$ by token, so the sorted copy is never made.
@@ -942,6 +942,73 @@ except ImportError:
     print("transformers is not installed here.")
 
 # %% [markdown]
+# ### The same way, tuned
+#
+# So the library has the sorted way twice. `dispatch/grouped.py` is your `by_sorting`, written to be
+# read. `fast/cpu.py` has what a layer takes on a CPU where that is faster. The two give the same
+# output and the same gradients (a test holds them together over ten thousand routings), and differ
+# in the order of the same steps:
+#
+# | step | `dispatch.grouped`, to read | `fast.cpu.blocks`, to run |
+# |---|---|---|
+# | sort | once | once |
+# | gather | all rows, before the first product | one expert's rows, when it is their turn |
+# | products | three, each over all rows | three for each expert, its rows still in the cache |
+# | way back | by autograd, product by product | by hand: an expert's six products in one go |
+# | combine | weigh, then gather, then sum | all three in one pass |
+#
+# A layer says what it would take, and why:
+
+# %%
+layer = MoELayer(TopKRouter(D, 32, 2), Experts(32, D, width))
+for T in (4096, 64):
+    print(layer.explain(T))
+with torch.no_grad():
+    print(layer.explain(1))
+
+# %% [markdown]
+# What is it worth? **Guess first:** the arithmetic is the same to the last operation. We time
+# the two in *pairs*, one right after the other, so that whatever else the machine does hits both;
+# and take the median of the pairs' ratios, so that one bad moment counts for nothing.
+
+
+# %%
+def speed_up(readable, fast, pairs=7):
+    """Give how many times faster the second is: the median of paired runs, and the extremes."""
+    ratios = sorted(least(readable, 1) / least(fast, 1) for _ in range(pairs))
+    return ratios[pairs // 2], ratios[0], ratios[-1]
+
+
+def forward_backward(way, x_TD, routing):
+    """Give a job: forward and backward, all gradients."""
+    leaves = [x_TD, *layer.experts.parameters()]
+    return lambda: torch.autograd.grad(
+        BACKENDS[way](x_TD, layer.experts, routing), leaves, torch.ones_like(x_TD)
+    )
+
+
+def forward(way, x_TD, routing):
+    """Give a job: forward alone."""
+    return torch.no_grad()(lambda: BACKENDS[way](x_TD, layer.experts, routing))
+
+
+# %%
+for T in (1, 64, 4096):
+    x_TD, r = torch.randn(T, D, requires_grad=True), routed(T, 32)
+    for what, job in (("forward", forward), ("forward + backward", forward_backward)):
+        ways = job("grouped", x_TD, r), job("auto", x_TD, r)
+        middle, low, high = speed_up(*ways)
+        print(f"{T:5} tokens, {what:18}: {middle:5.2f} times as fast ({low:.2f} to {high:.2f})")
+
+# %% [markdown]
+# Two effects, at the two ends. With one token nearly all time is calls, and the tuned path makes
+# fewer: a single token needs no sorting. With many tokens it is memory: what was just written
+# is still near when the next product reads it. How much that is depends on the machine's caches,
+# and here it may be little. In between, where an expert has few rows and gradients are wanted, the
+# layer takes the readable path itself. All of it is a matter of *order*: nothing was computed
+# less. Worth having, not worth reading first.
+
+# %% [markdown]
 # ## 11. On other machines
 #
 # `python -m moe_lite bench` times all of it with more care: the experts and the whole layer,
@@ -973,8 +1040,9 @@ def step(way, x_TD, routing, weights):
 
 
 # %%
-names = {"grouped": "moe_lite grouped", "padded": "moe_lite padded", "loop": "moe_lite loop",
-         "eager loop": "transformers eager", "dense, F.linear": "dense"}  # fmt: skip
+names = {"auto": "moe_lite auto", "grouped": "moe_lite grouped", "padded": "moe_lite padded",
+         "loop": "moe_lite loop", "eager loop": "transformers eager",
+         "dense, F.linear": "dense"}  # fmt: skip
 yours, batch, rows = {}, torch.randn(4096, D), torch.randn(8192, D)
 for E in (8, 64):
     one, routing, experts = Experts(1, D, width), routed(4096, E), Experts(E, D, width)
@@ -1035,7 +1103,7 @@ _ = panels[1].legend(frameon=False)
 # On the line a path takes as long as the dense network. The lowest bars are that network again, by
 # plain `F.linear`: what the faster product is worth by itself. On "stored", one core of the
 # processor named above, that is nearly a factor of two, and loop and padded, written with plain
-# products, owe as much of their distance to it. What dispatch costs is the grouped bar: next to
+# products, owe as much of their distance to it. What dispatch costs is the bar of *auto*: next to
 # nothing at 8 experts, and a third of the dense network's time ("stored") at 64, where each has 128
 # rows. The eager loop (stored: transformers'; yours: `by_slices`) shows section 10: harmless at 8
 # experts, ruinous at 64.

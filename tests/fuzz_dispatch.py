@@ -186,30 +186,48 @@ def definition(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
 
 
 def apart(found: Tensor, right: Tensor, big: Tensor | None) -> float:
-    """Give the relative error, the larger of those among the big and among the others."""
+    """Give the relative error, the larger of those among the big and among the others.
+
+    Of fewer than eight numbers there is none: their norm may be what rounding left of larger ones.
+    """
     if big is not None:
         return max(apart(found[m], right[m], None) for m in (big, ~big))
     if not right.any():
         return float(found.abs().max()) if found.numel() else 0.0
+    if right.count_nonzero() < 8:
+        return 0.0
     unit = right.abs().max()  # the squares of 1e200 would be infinite
     error, norm = ((found.double() - right) / unit).norm(), (right / unit).norm()
     step = 1e-7 if found.dtype == torch.float16 else 0.0  # between its smallest numbers
     return max(0.0, float(error - step / unit * found.numel() ** 0.5)) / float(norm)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Hold a case, clean and poisoned, and what the definition gives for it in float64."""
+
+    clean: Case
+    poisoned: Case
+    right: list[Tensor]
+
+
+def prepare(seed: int, dtype: torch.dtype, largest: int = 256, device: str = "cpu") -> Trial:
+    """Draw a case and compute what is right."""
+    case = draw_case(seed, dtype, largest).to(device)
+    return Trial(case, case.poisoned(seed), results(definition, case, torch.float64))
+
+
 def judge(
-    path: Path, case: Case, seed: int, gradients: bool = True, rounding: float | None = None
+    path: Path, trial: Trial, gradients: bool = True, rounding: float | None = None
 ) -> Iterator[tuple[str, float]]:
     """Hold one path to the law: yield each tensor's name and relative error.
 
     Raises: AssertionError naming the case and the tensor if anything leaks or is off.
     """
-    dtype = case.x_TD.dtype
-    clean = results(path, case, dtype, gradients)
-    poisoned = results(path, case.poisoned(seed), dtype, gradients)
-    right = results(definition, case, torch.float64, gradients)
+    case, dtype = trial.clean, trial.clean.x_TD.dtype
+    clean, poisoned = (results(path, c, dtype, gradients) for c in (case, trial.poisoned))
     groups = (case.big_T, case.big_T, case.big_E, case.big_E, case.big_E, None)
-    for name, a, b, c, big in zip(NAMES, clean, poisoned, right, groups, strict=False):
+    for name, a, b, c, big in zip(NAMES, clean, poisoned, trial.right, groups, strict=False):
         assert a.isfinite().all(), f"{case.about}: {name} is not finite"
         assert torch.equal(a, b), f"{case.about}: poison changed {name}"
         error = apart(a, c, big)
@@ -238,10 +256,10 @@ def run(seeds: range, paths: dict[str, tuple[Path, bool]] = PATHS) -> dict[tuple
     worst: dict[tuple, float] = {}
     for seed in seeds:
         dtype = DTYPES[seed % len(DTYPES)]
-        case = draw_case(seed, dtype)
+        trial = prepare(seed, dtype)
         for name, (path, gradients) in paths.items():
             try:
-                for tensor, error in judge(path, case, seed, gradients):
+                for tensor, error in judge(path, trial, gradients):
                     key = name, str(dtype)[6:], tensor
                     worst[key] = max(worst.get(key, 0.0), error)
             except AssertionError as broken:
@@ -253,19 +271,21 @@ def main(cases: int) -> None:
     worst: dict[tuple, float] = {}
     broken: Counter = Counter()
     for seed in range(cases):
-        for name in PATHS:
+        trial = prepare(seed, dtype := DTYPES[seed % len(DTYPES)])
+        for name, (path, gradients) in PATHS.items():
             try:
-                found = run(range(seed, seed + 1), {name: PATHS[name]})
-                worst.update({key: max(worst.get(key, 0.0), found[key]) for key in found})
+                for tensor, error in judge(path, trial, gradients):
+                    key = name, str(dtype)[6:], tensor
+                    worst[key] = max(worst.get(key, 0.0), error)
             except AssertionError as error:
                 broken[name] += 1
                 if broken[name] <= 3:
-                    print(error, flush=True)
+                    print(f"{name}, {error}", flush=True)
     print(f"{cases} cases on each of {len(PATHS)} paths; broken: {dict(broken) or 'none'}")
     for name in PATHS:
-        for dtype in (str(dtype)[6:] for dtype in DTYPES):
-            errors = [f"{t} {worst.get((name, dtype, t), 0.0):.1e}" for t in NAMES]
-            print(f"{name:20}{dtype:10}{'  '.join(errors)}")
+        for dtype in DTYPES:
+            errors = [f"{t} {worst.get((name, str(dtype)[6:], t), 0.0):.1e}" for t in NAMES]
+            print(f"{name:20}{str(dtype)[6:]:10}{'  '.join(errors)}")
 
 
 if __name__ == "__main__":

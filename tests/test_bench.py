@@ -418,8 +418,8 @@ def test_without_a_gpu_it_says_so(argv, tmp_path):
 def test_what_is_no_result_is_refused(tmp_path):
     file = tmp_path / "a.json"
     for text, says in (
-        ("{", "is not JSON"),
-        ("[]", "is not a result"),
+        ("{", "not valid JSON"),
+        ("[]", "not a JSON object"),
         ('{"format": 0}', "format 1"),
     ):
         file.write_text(text)

@@ -284,11 +284,13 @@ def test_without_gradients_it_is_the_same(routing: Routing) -> None:
     [
         (1, False, False, 4, torch.float32, "single"),
         (1, False, True, 4, torch.float32, "blocks"),
-        (1, True, False, 4, torch.float32, "blocks"),
+        (1, True, False, 4, torch.float32, "grouped"),
+        (9999, True, False, 4, torch.bfloat16, "blocks"),
         (2, False, False, 4, torch.float32, "few_calls"),
         (9999, False, False, 4, torch.float32, "blocks"),
         (9999, False, False, 4, torch.bfloat16, "few_calls"),
         (2, True, False, 1, torch.float32, "dense"),
+        (2, True, False, 4, torch.float64, "blocks"),
     ],
 )
 def test_auto_takes_what_was_measured_and_says_so(

@@ -27,14 +27,14 @@ SMALL = {
 RANK = """
 import os, sys, threading, time
 from pathlib import Path
-from moe_lite import launch
+from moe_lite.course import launch
 threading.Thread(target=launch._leave_with_the_parent, daemon=True).start()
 rank, folder = os.environ["RANK"], Path(sys.argv[1])
 (folder / f"{rank}.part").write_text(str(os.getpid()))
 (folder / f"{rank}.part").rename(folder / f"{rank}.pid")
 time.sleep(600)
 """
-PARENT = "import sys; from moe_lite import launch; launch.start(sys.argv[1:], 2)"
+PARENT = "import sys; from moe_lite.course import launch; launch.start(sys.argv[1:], 2)"
 LONG = 900  # seconds: a limit for what hangs, not for what is slow
 posix = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 

@@ -124,6 +124,31 @@ def test_a_run_is_kept_and_read_back(root, capsys):
     assert [path.name for path in (root / "experiments/results").iterdir()] == ["fake.json"]
 
 
+def test_an_interrupted_run_goes_on(tmp_path, capsys):
+    part, done = tmp_path / ".part.json", []
+
+    def job(name, fails=False):
+        if fails:
+            raise KeyboardInterrupt
+        done.append(name)
+        return {"value": len(name)}
+
+    jobs = {name: lambda name=name: job(name) for name in ("a", "bb")}
+    with pytest.raises(KeyboardInterrupt):
+        ledger.resume(part, {"n": 1}, jobs | {"ccc": lambda: job("ccc", fails=True)})
+    assert done == ["a", "bb"] and part.is_file()
+    found = ledger.resume(part, {"n": 1}, jobs | {"ccc": lambda: job("ccc")})
+    assert done == ["a", "bb", "ccc"] and not part.exists()
+    assert found == {"a": {"value": 1}, "bb": {"value": 2}, "ccc": {"value": 3}}
+    assert capsys.readouterr().out.splitlines() == [f"{n} {{'value': {len(n)}}}" for n in found]
+
+
+def test_a_part_of_another_run_is_not_gone_on_with(tmp_path):
+    part = tmp_path / ".part.json"
+    part.write_text('{"mark": {"n": 1}, "done": {"a": {"value": 7}}}', encoding="utf-8")
+    assert ledger.resume(part, {"n": 2}, {"a": lambda: {"value": 1}}) == {"a": {"value": 1}}
+
+
 def test_fewer_seeds_never_replace_more(root):
     ledger.main(["fake", "--seeds", "4"], root)
     kept = ledger.result_path("fake", root).read_bytes()
@@ -222,7 +247,7 @@ def test_a_missing_or_damaged_result_is_told(root):
         ('{"name": "fake"}', "seeds is missing"),
         (json.dumps(kept | {"seconds": "1"}), "seconds must be a finite number, not '1'"),
         (json.dumps(kept | {"seeds": [0]}), "measures: 'speed' has 2 values for 1 seeds"),
-        (json.dumps(kept | {"measures": {"speed": [1, True]}}), r"measures: 'speed'\[1\] must be a f"),
+        (json.dumps(kept | {"measures": {"speed": [1, True]}}), r"measures: 'speed'\[1\] must be"),
         (json.dumps(kept | {"hardware": {}}), "hardware: system, cpu, cores, threads, gpu missing"),
     ):  # fmt: skip
         ledger.result_path("fake", root).write_text(damage, encoding="utf-8")

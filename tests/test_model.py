@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from moe_lite.config import MixtralConfig
 from moe_lite.experts import Experts
@@ -140,6 +141,28 @@ def test_sampling_keeps_what_it_promises() -> None:
     assert drawn(top_p=1e-6) == {0} == drawn(temperature=0)
     counts = sample(logits_BV, 1.0, None, None, generator).bincount(minlength=4) / 4000
     torch.testing.assert_close(counts, logits_BV[0].exp(), atol=0.04, rtol=0)
+
+
+def test_a_reader_brings_a_router_and_a_linear_layer() -> None:
+    class Doubled(torch.nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    def scaled(config: MixtralConfig) -> TopKRouter:
+        router = TopKRouter(config.hidden_size, config.num_local_experts, 1)
+        torch.nn.init.constant_(router.weight, 7.0)
+        return router
+
+    model = Mixtral(CONFIG, router=scaled, linear=Doubled)
+    assert model.state_dict().keys() == Mixtral(CONFIG).state_dict().keys()
+    for layer in model.moe_layers:  # each its own, with the weights that it came with
+        assert layer.gate.top_k == 1 and layer.gate.weight.eq(7).all()
+    assert len({id(layer.gate) for layer in model.moe_layers}) == len(model.moe_layers)
+    assert isinstance(model.lm_head, Doubled)
+    attention = model.layers[0].self_attn
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        assert isinstance(getattr(attention, name), Doubled)
+    assert model(torch.arange(6).view(1, 6)).routings[0].per_token == 1
 
 
 def test_every_parameter_gets_a_gradient() -> None:

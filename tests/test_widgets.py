@@ -4,6 +4,7 @@ import base64
 import errno
 import hashlib
 import json
+import os
 import re
 import zlib
 from html.parser import HTMLParser
@@ -273,11 +274,10 @@ def test_what_cannot_be_written_leaves_nothing(face, where, tmp_path, monkeypatc
     (tmp_path / "full").write_text("old")
     if where == "full":
 
-        def full(self, content):
-            self.touch()  # the disk fills up half way
+        def full(handle):  # the disk fills up half way
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(os, "fsync", full)
     write = getattr(RoutingExplorer(make_trace("abc")), face)
     with pytest.raises(OSError, match=f"^cannot write .*{re.escape(Path(where).name)}: ") as caught:
         write(tmp_path / where)

@@ -28,7 +28,7 @@ Labels = Tensor | Sequence[int]
 
 
 def choices_LTK(trace: RoutingTrace) -> Tensor:
-    """Give each token's experts, best first: int64 (L, T, K), -1 for a choice that was dropped.
+    """Return each token's experts, best first: int64 (L, T, K), -1 for a choice that was dropped.
 
     Raises: ValueError if experts chose their tokens, or layers differ in their experts or K.
     """
@@ -214,7 +214,7 @@ def repetition(
 
 
 def repetition_chance(E: int, K: int = 1) -> float:
-    """Give the chance that two random sets of K of E experts meet.
+    """Return the chance that two random sets of K of E experts meet.
 
     >>> repetition_chance(8), round(repetition_chance(8, 2), 3)
     (0.125, 0.464)
@@ -273,14 +273,14 @@ def _num_experts(trace: RoutingTrace) -> int:
 
 
 def _marked(routing: Routing) -> Tensor:
-    """Give the expert of each pair, -1 where it was dropped."""
+    """Return the expert of each pair, -1 where it was dropped."""
     if routing.keep_N is None:
         return routing.expert_N
     return routing.expert_N.where(routing.keep_N, routing.expert_N.new_tensor(-1))
 
 
 def _used(routing: Routing) -> Tensor:
-    """Say which experts each token went to: bool (T, E)."""
+    """Return which experts each token went to: bool (T, E)."""
     kept_N = _marked(routing) >= 0
     used_TE = torch.zeros(routing.num_tokens, routing.num_experts, dtype=torch.bool)
     used_TE[routing.token_N[kept_N], routing.expert_N[kept_N]] = True
@@ -322,12 +322,12 @@ def _count(trace: RoutingTrace, label_T: Tensor, num_labels: int | None, choice:
 
 
 def _entropy(count: Tensor) -> Tensor:
-    """Give the entropy of counts along the last dimension, in bits."""
+    """Return the entropy of counts along the last dimension, in bits."""
     share = count / count.sum(dim=-1, keepdim=True)
     return -torch.special.xlogy(share, share).sum(dim=-1) / math.log(2)
 
 
 def _information(count_CE: Tensor) -> Tensor:
-    """Give the mutual information of the last two dimensions of counts, in bits."""
+    """Return the mutual information of the last two dimensions of counts, in bits."""
     marginals = _entropy(count_CE.sum(dim=-1)) + _entropy(count_CE.sum(dim=-2))
     return (marginals - _entropy(count_CE.flatten(-2))).clamp(min=0)

@@ -85,7 +85,7 @@ def accelerations(angle: Tensor, velocity: Tensor, torque: Tensor) -> Tensor:
 
 
 def places(angle: Tensor) -> Tensor:
-    """Say where the arm's mass is: (9, 3), in m, from the shoulder; z is up.
+    """Return where the arm's mass is: (9, 3), in m, from the shoulder; z is up.
 
     A uniform thin rod moves exactly as 1/6 of its mass at either end and 2/3 in its middle.
     """

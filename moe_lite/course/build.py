@@ -169,7 +169,7 @@ def draft(target: Target) -> Any:
 
 
 def metadata(source: str, sha256: str) -> dict[str, Any]:
-    """Give the notebook metadata: nothing in it depends on the machine."""
+    """Return the notebook metadata: nothing in it depends on the machine."""
     return {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {
@@ -263,7 +263,7 @@ def execute(
 
 
 def where(notebook: Any, index: int, name: str) -> str:
-    """Say which cell is meant: ``notebooks/09.ipynb, cell 3 of 41 ("x = 1")``."""
+    """Return which cell is meant: ``notebooks/09.ipynb, cell 3 of 41 ("x = 1")``."""
     first = next(iter(notebook.cells[index].source.splitlines()), "")
     return f'{name}, cell {index + 1} of {len(notebook.cells)} ("{first}")'
 
@@ -294,7 +294,7 @@ def texts(output: Any) -> list[Any]:
 
 
 def tidy_output(output: Any) -> Any:
-    """Give an output without what does not last; None if nothing is left."""
+    """Return an output without what does not last; None if nothing is left."""
     if output.output_type == "stream":
         return output if output.name == "stdout" else None
     if output.output_type == "error":
@@ -313,7 +313,7 @@ def tidy_output(output: Any) -> Any:
 
 
 def problem(target: Target) -> str | None:
-    """Say why a built notebook is not what its source gives, or None."""
+    """Return why a built notebook is not what its source gives, or None."""
     import nbformat
 
     wanted = draft(target).metadata.moe_lite.sha256

@@ -292,7 +292,7 @@ class Cost:
 
     @property
     def parts(self) -> dict[str, float]:
-        """Give the seconds of arithmetic, memory and network."""
+        """Return the seconds of arithmetic, memory and network."""
         return {
             "compute": self.flops / self.device.flops,
             "memory": (self.weight_bytes + self.cache_bytes) / self.device.bandwidth,

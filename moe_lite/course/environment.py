@@ -88,7 +88,7 @@ def run(*command: object, hold: bool = False, **options: Any) -> int:
 
 
 def starts(python: Path, code: str) -> bool:
-    """Say whether this Python runs these words without an error."""
+    """Return whether this Python runs these words without an error."""
     try:
         return subprocess.run([str(python), "-c", code], capture_output=True).returncode == 0
     except OSError:  # not there, or a link to a Python that is gone
@@ -140,14 +140,14 @@ def is_foreign(prefix: Path) -> bool:
 
 
 def is_installed(prefix: Path, command: str) -> bool:
-    """Say whether the install was done for this very pyproject.toml, folder and extras."""
+    """Return whether the install was done for this very pyproject.toml, folder and extras."""
     extras = EXTRAS.get(command, "course")
     there, now = read_stamp(prefix), stamp(extras)
     return there[0] == now[0] and there[3] == now[3] and there[1] in (extras, "test")
 
 
 def hopeless(prefix: Path, python: Path) -> str:
-    """Say in a sentence why an install cannot succeed here, before it begins; "" if it may."""
+    """Return in a sentence why an install cannot succeed here, before it begins; "" if it may."""
     if not os.access(ROOT, os.W_OK):
         return (
             f"{ROOT} is read-only, and installing writes there: copy the folder to one of your "
@@ -159,7 +159,7 @@ def hopeless(prefix: Path, python: Path) -> str:
 
 
 def no_wheel() -> str:
-    """Say in a sentence why there is no PyTorch to be had for this Python; "" if there is."""
+    """Return in a sentence why there is no PyTorch to be had for this Python; "" if there is."""
     major, minor = sys.version_info[:2]
     system, machine = platform.system(), platform.machine()
     host = sysconfig.get_config_var("HOST_GNU_TYPE") or ""
@@ -182,7 +182,7 @@ def no_wheel() -> str:
 
 
 def too_deep(prefix: str, windows: bool = os.name == "nt") -> str:
-    """Say in a sentence that Windows cannot open files so far down; "" if it can."""
+    """Return in a sentence that Windows cannot open files so far down; "" if it can."""
     needed = len(prefix) + len("\\Lib\\site-packages\\") + LONGEST_FILE
     if not windows or needed < 260 or long_paths():
         return ""
@@ -193,7 +193,7 @@ def too_deep(prefix: str, windows: bool = os.name == "nt") -> str:
 
 
 def long_paths() -> bool:
-    """Say whether this Windows has been told to allow long paths."""
+    """Return whether this Windows has been told to allow long paths."""
     try:
         import winreg
 
@@ -233,7 +233,7 @@ def install(prefix: Path, python: Path, command: str) -> None:
 
 
 def cpu_tip(command: str) -> str:
-    """Say how to spare the CUDA libraries where nothing could use them: Linux, no NVIDIA GPU."""
+    """Return how to spare the CUDA libraries where nothing could use them: Linux, no NVIDIA GPU."""
     if sys.platform != "linux" or shutil.which("nvidia-smi") or "PIP_EXTRA_INDEX_URL" in os.environ:
         return ""
     return (
@@ -243,7 +243,7 @@ def cpu_tip(command: str) -> str:
 
 
 def failed_install(command: str, free_bytes: int) -> str:
-    """Say what usually stops pip, and what to do."""
+    """Return what usually stops pip, and what to do."""
     return f"""
 The installation did not finish; pip's own words are above. Most often it is one of these:
   - no network: pip has to reach the Python package index once; check the connection or proxy.

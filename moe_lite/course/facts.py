@@ -13,6 +13,7 @@ task                    what it asks for                         new examples?
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -344,7 +345,7 @@ class Clusters:
         class_T, cluster_T = whole(0, 2), whole(0, self.count)
         other_T, other_sign_T = (cluster_T + whole(1, self.count)) % self.count, whole(0, 2)
         sign_T1, other_sign_T1 = (2 * s[:, None] - 1 for s in (class_T, other_sign_T))
-        noise_TD = torch.randn(number, self.size, generator=self.draw) * 2 / self.size**0.5
+        noise_TD = torch.randn(number, self.size, generator=self.draw) / self.size**0.5
         patches = (
             self.feature_KD[cluster_T] * sign_T1 * uniform(0.5, 2),
             self.centre_KD[cluster_T] * uniform(1, 2),
@@ -401,7 +402,7 @@ def train_filters(
     """
     if recipe not in ("normalised", "adam"):
         raise ValueError(f'recipe must be "normalised" or "adam", not {recipe!r}')
-    draw, least = torch.Generator().manual_seed(seed), math.inf
+    draw, least, best = torch.Generator().manual_seed(seed), math.inf, net.state_dict()
     adam = torch.optim.Adam(net.parameters(), lr=0.01, weight_decay=5e-4)
     for _ in range(epochs):
         # New noise in [0, 1) on the router's scores: at first, who is chosen is a lottery.
@@ -409,12 +410,14 @@ def train_filters(
         if recipe == "normalised":
             scores_T2 = scores_T2.softmax(dim=1)
         loss = F.cross_entropy(scores_T2, class_T)
-        least = min(least, loss.item())
+        if loss < least:
+            least, best = loss.item(), copy.deepcopy(net.state_dict())
         if recipe == "normalised" and (loss <= 0.314 or loss > least + 0.02):
             break
         net.zero_grad()
         loss.backward()
         adam.step() if recipe == "adam" else _step_normalised(net)
+    net.load_state_dict(best)
     return net
 
 

@@ -26,7 +26,7 @@ IDS = ("ids_BS", "domain_BS")
 
 
 def log_steps(last: int, frames: int) -> list[int]:
-    """Give 0 and about as many further steps as asked, each a constant factor after the one before.
+    """Return 0 and about as many further steps as asked, each a constant factor after the last.
 
     Whole steps lie too close for that at first, so there the factor is larger.
 
@@ -221,7 +221,7 @@ def _from_logits(logits_TE: Tensor, top_k: int) -> Routing:
 
 
 def _same(one: Routing, other: Routing) -> bool:
-    """Tell whether two routings are the same up to rounding, and all that is in them."""
+    """Return whether two routings are the same up to rounding, and all that is in them."""
     a, b = ({n: x for n, x in vars(r).items() if x is not None} for r in (one, other))
     return a.keys() == b.keys() and all(
         x.shape == b[n].shape and torch.allclose(x, b[n], atol=1e-5)

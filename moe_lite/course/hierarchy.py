@@ -45,7 +45,7 @@ class HME:
         return self.var_QE.shape[1].bit_length() - 1
 
     def log_prior(self, x_TD: Tensor) -> Tensor:
-        """Give log P(a token passes node n | x) for every node: (Q, T, N), the root's is 0.
+        """Return log P(a token passes node n | x) for every node: (Q, T, N), the root's is 0.
 
         Source: Jordan & Jacobs 1994, the products of g_i and g_j|i.
         """
@@ -64,7 +64,7 @@ class HME:
         return torch.einsum("qte,qeto->qto", prior_QTE, x_TD @ self.expert_QEDO)
 
     def log_joint(self, x_TD: Tensor, y_TO: Tensor) -> Tensor:
-        """Give log(prior of the leaf x density of y under its expert): (Q, T, E)."""
+        """Return log(prior of the leaf x density of y under its expert): (Q, T, E)."""
         error_QET = (y_TO - x_TD @ self.expert_QEDO).square().sum(dim=-1)
         var_QE1 = self.var_QE[..., None]
         log_density_QET = -0.5 * (
@@ -73,11 +73,11 @@ class HME:
         return self.log_prior(x_TD)[..., -self.var_QE.shape[1] :] + log_density_QET.mT
 
     def log_likelihood(self, x_TD: Tensor, y_TO: Tensor) -> Tensor:
-        """Give sum over tokens of log P(y | x), in nats, for each tree: (Q,)."""
+        """Return sum over tokens of log P(y | x), in nats, for each tree: (Q,)."""
         return self.log_joint(x_TD, y_TO).logsumexp(dim=-1).sum(dim=-1)
 
     def posterior(self, x_TD: Tensor, y_TO: Tensor) -> Tensor:
-        """Give P(the token passed node n | x, y) for every node: (Q, T, N), the root's is 1.
+        """Return P(the token passed node n | x, y) for every node: (Q, T, N), the root's is 1.
 
         A leaf's follows from Bayes' rule, a manager's is the sum of its two children's.
 
@@ -91,7 +91,7 @@ class HME:
 
 
 def sum_upwards(leaf_TE: Tensor) -> Tensor:
-    """Give each inner node the sum of its children: (..., E) -> (..., 2E - 1).
+    """Return, for each inner node, the sum of its children: (..., E) -> (..., 2E - 1).
 
     >>> sum_upwards(torch.tensor([0.1, 0.2, 0.3, 0.4]))
     tensor([1.0000, 0.3000, 0.7000, 0.1000, 0.2000, 0.3000, 0.4000])

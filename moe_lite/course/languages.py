@@ -82,13 +82,13 @@ class Languages:
 
     @property
     def next_CN(self) -> Tensor:
-        """Give the permutations: row c holds what follows each noun."""
+        """Return the permutations: row c holds what follows each noun."""
         rng = torch.Generator().manual_seed(self.seed)
         return torch.stack([torch.randperm(self.nouns, generator=rng) for _ in range(self.count)])
 
     @property
     def floor(self) -> float:
-        """Give the loss of the last noun that nobody can go below, in nats."""
+        """Return the loss of the last noun that nobody can go below, in nats."""
         wrong = self.noise / self.nouns
         right = 1 - self.noise + wrong
         return -right * math.log(right) - (self.nouns - 1) * wrong * math.log(wrong or 1)
@@ -120,7 +120,7 @@ class Languages:
         return Batch(text_BS[:, :-1].contiguous(), text_BS[:, 1:].contiguous(), domain_BS)
 
     def labels(self, ids_BS: Tensor) -> dict[Cause, Tensor]:
-        """Give each sentence's language and verb, numbered from 0: (B,) each."""
+        """Return each sentence's language and verb, numbered from 0: (B,) each."""
         tag_B, verb_B = ids_BS[:, 0], ids_BS[:, 2]
         return {"language": tag_B - self.nouns - self.count, "verb": verb_B - self.nouns}
 

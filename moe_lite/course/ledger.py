@@ -218,7 +218,7 @@ def load(name: str, root: Path = ROOT) -> Experiment:
 
 
 def result_path(name: str, root: Path = ROOT) -> Path:
-    """Say where the result of an experiment is kept."""
+    """Return where the result of an experiment is kept."""
     return root / "experiments" / "results" / f"{name}.json"
 
 
@@ -302,9 +302,8 @@ def resume(
     """
     import torch
 
-    mark, done = json.loads(json.dumps(config)), {}
-    if part.is_file() and (kept := json.loads(part.read_text(encoding="utf-8")))["mark"] == mark:
-        done = kept["done"]
+    mark = json.loads(json.dumps(config))
+    done: dict[str, dict[str, float]] = unfinished(part, mark)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # products this small only wait for each other
     try:
@@ -417,7 +416,7 @@ def rows(experiment: Experiment, result: Result) -> str:
 
 
 def small_print(result: Result) -> str:
-    """Say on what the result was made."""
+    """Return on what the result was made."""
     machine, made_with = result.hardware, result.versions
     device = machine["gpu"] or f"{machine['threads']} of {machine['cores']} cores"
     return (
@@ -452,7 +451,7 @@ def readme(text: str, root: Path = ROOT) -> str:
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """Give each page that is written from the results, and what it has to say."""
+    """Return each page that is written from the results, and what it has to say."""
     front = root / "README.md"
     return {
         root / "LEDGER.md": page(root),

@@ -130,7 +130,7 @@ class Mixture(nn.Module):
         return torch.einsum("td,qed->qte", x_TD, self.gate), out_QTEO
 
     def learn(self, x_TD: Tensor, target_TO: Tensor) -> tuple[Tensor, Tensor]:
-        """Give each run's error, the mean over cases (Q,), and its blended answers (Q, T, O)."""
+        """Return each run's error, the mean over cases (Q,), and its blended answers (Q, T, O)."""
         logits_QTE, out_QTEO = self(x_TD)
         error_QT = self.error(logits_QTE, out_QTEO, target_TO.to(out_QTEO))
         return error_QT.mean(dim=-1), blend(logits_QTE, out_QTEO)
@@ -166,7 +166,7 @@ class Backprop(nn.Module):
         return torch.einsum("qth,qoh->qto", with_ones(hidden_QTH), self.output).sigmoid()
 
     def learn(self, x_TD: Tensor, target_TO: Tensor) -> tuple[Tensor, Tensor]:
-        """Give each run's error, half the squared one (Q,), and its answers (Q, T, O)."""
+        """Return each run's error, half the squared one (Q,), and its answers (Q, T, O)."""
         out_QTO = self(x_TD)
         return (target_TO - out_QTO).square().sum(-1).mean(-1) / 2, out_QTO
 

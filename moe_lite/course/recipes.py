@@ -82,7 +82,7 @@ RECIPES = {
 
 
 def read_recipe(source: str) -> Recipe:
-    """Give the recipe of a name, or read one from a JSON file.
+    """Return the recipe of a name, or read one from a JSON file.
 
     Such a file holds ``{"model": {...}, "training": {...}, "domains": [...], "max_bytes": n}``,
     each part optional, in the field names of :class:`MixtralConfig` and :class:`TrainConfig`;

@@ -170,7 +170,7 @@ def _digest(domain: str, name: str) -> bytes:
 
 
 def split_of(domain: str, name: str) -> str:
-    """Say whether a document trains or validates (one in ten), by a hash of its name.
+    """Return whether a document trains or validates (one in ten), by a hash of its name.
 
     >>> [split_of("drama", f"hamlet/{scene:02}") for scene in (2, 3)]
     ['train', 'train']
@@ -197,7 +197,7 @@ def documents(domain: str) -> list[Document]:
 
 
 def split_texts(domain: str, max_bytes: int | None = None) -> tuple[list[str], list[str]]:
-    """Give the texts of both splits: in order, those that fit whole into nine tenths and one.
+    """Return the texts of both splits: in order, those that fit whole into nine tenths and one.
 
     Raises: as :func:`documents`.
     """

@@ -34,7 +34,7 @@ CJK_FONTS = (
 
 
 def expert_colors(num_experts: int) -> list[str]:
-    """Give each expert a colour: eight hues, each in as many shades as the number needs.
+    """Return a colour for each expert: eight hues, each in as many shades as the number needs.
 
     A colour never stands alone: every figure prints the expert's number too.
 

@@ -32,26 +32,26 @@ class Vowels:
 
     @property
     def x_T2(self) -> Tensor:
-        """Give the first two formants in kHz: what a model sees."""
+        """Return the first two formants in kHz: what a model sees."""
         return self.hertz_T4[:, 1:3] / 1000
 
     @property
     def train_T(self) -> Tensor:
-        """Tell the first 50 speakers, all men and 17 women, as in Jacobs et al. 1991."""
+        """Return the first 50 speakers, all men and 17 women, as in Jacobs et al. 1991."""
         return self.speaker_T <= 50
 
     @property
     def test_T(self) -> Tensor:
-        """Tell the next 25: women and children. (There is a 76th; the paper has 75.)"""
+        """Return the next 25: women and children. (There is a 76th; the paper has 75.)"""
         return (self.speaker_T > 50) & (self.speaker_T <= 75)
 
     def is_one_of(self, names: Sequence[str]) -> Tensor:
-        """Give 1.0 for these vowels and 0.0 for the others: (T, 1), a target."""
+        """Return 1.0 for these vowels, 0.0 for the others: (T, 1), a target."""
         ones = [[float(name in names)] for name in self.names]
         return torch.tensor(ones, dtype=torch.float64)
 
     def one_hot(self) -> Tensor:
-        """Give a 1.0 in the column of each vowel's name, columns in alphabetical order: (T, V)."""
+        """Return a 1.0 in the column of each vowel's name, in alphabetical order: (T, V)."""
         columns = sorted(set(self.names))
         return torch.eye(len(columns), dtype=torch.float64)[[columns.index(n) for n in self.names]]
 

@@ -79,7 +79,7 @@ def grouped_product(x_RI: Tensor, weight_EOI: Tensor, offsets_E1: Tensor) -> Ten
 
 
 def grouped_mm_takes(x_RI: Tensor, weight_EOI: Tensor) -> bool:
-    """Tell whether torch's grouped product takes these types and strides (16-byte multiples)."""
+    """Return whether torch's grouped product takes these types and strides (16-byte multiples)."""
     # The compiler knows the first of these alone.
     types = (torch.bfloat16, torch.float16, torch.float32)[: 1 if is_compiling() else 3]
     aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])

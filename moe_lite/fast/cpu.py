@@ -3,7 +3,7 @@
 ============ ================================ ====================================================
 path         taken                            beside its readable twin
 ============ ================================ ====================================================
-blocks       with gradients; large products   each expert's rows go through all three products
+blocks       large products                   each expert's rows go through all three products
                                               while they are in the cache; a backward pass by hand
 few_calls    no gradients, short products     the twin in the fewest calls: every call counts
 single       no gradients, one token          nothing to sort, permute or combine
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..dispatch import Dispatch, plan
+from ..dispatch import Dispatch, grouped, plan
 from ..dispatch.grouped import combine, grouped_mm_takes, grouped_product
 from ..experts import Experts
 from ..routing import DispatchPlan, Routing
@@ -35,7 +35,8 @@ def choose(w1_EFD: Tensor, tokens: int, pairs: int, dtype: torch.dtype) -> tuple
     Measured on one core of an AMD EPYC, 8 and 64 experts, widths 192 to 1024: without gradients
     grouped products take, in bfloat16, 0.7 to 1.0 of the blocks' time at every number of tokens;
     in float32 as much up to about 2^21 multiplications in an expert's mean block, and beyond it
-    the blocks' library wins.
+    the blocks' library wins. With gradients, on one core of an Intel Xeon (widths 192 and 256):
+    0.7 to 0.9 up to there in both types, 1.0 at 2^23, and 1.2 beyond.
     """
     if torch.compiler.is_compiling():
         return compiled, "'compiled', whose products do not break the graph"
@@ -47,9 +48,11 @@ def choose(w1_EFD: Tensor, tokens: int, pairs: int, dtype: torch.dtype) -> tuple
         return dense, "'dense', because one expert has all tokens"
     if autocast:
         dtype = torch.get_autocast_dtype("cpu")
-    short = dtype != torch.float32 or pairs * F_ * D // E < 1 << 21
-    if short and not gradients and dtype == w1_EFD.dtype:
+    short, same = pairs * F_ * D // E < 1 << 21, dtype == w1_EFD.dtype
+    if same and not gradients and (short or dtype != torch.float32):
         return few_calls, "'few_calls', because without gradients every call counts"
+    if same and short and grouped_mm_takes(w1_EFD, w1_EFD):  # the tokens have the same type
+        return grouped, "'grouped', because where experts have few rows three products are fewest"
     library = "oneDNN" if prefers_onednn() else "PyTorch's own choice"
     return blocks, (
         f"'blocks', which carries each expert's rows while they are in the cache; float32 products "

@@ -21,7 +21,7 @@ from ..config import Autocast
 
 @cache
 def prefers_onednn() -> bool:
-    """Tell whether this machine's float32 products go to oneDNN: AMD, with AVX-512."""
+    """Return whether this machine's float32 products go to oneDNN: AMD, with AVX-512."""
     about: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return there and "AMD" in about.get("cpu_name", "") and bool(about.get("avx512_f"))
@@ -29,7 +29,7 @@ def prefers_onednn() -> bool:
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Tell whether this CPU multiplies bfloat16 itself: by AMX or AVX512-BF16."""
+    """Return whether this CPU multiplies bfloat16 itself: by AMX or AVX512-BF16."""
     asks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, ask, lambda: False)() for ask in asks)
 
@@ -54,7 +54,7 @@ def linear(x: Tensor, weight_OI: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _large(x: Tensor, weight_OI: Tensor) -> bool:
-    """Tell whether a product is float32 and large enough for oneDNN's 12 microseconds a call."""
+    """Return whether a product is float32 and large enough for oneDNN's 12 microseconds a call."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
     return x.numel() * weight_OI.shape[0] >= 1 << 20

@@ -38,24 +38,15 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 # (BM, BN, BK, warps, stages), for 16-bit types; none spills a register (tests/test_triton.py).
 SM_90 = {
-    "up": (128, 128, 64, 8, 3),
-    "down": (128, 256, 64, 8, 3),
-    "down_back": (128, 64, 64, 8, 4),
-    "up_back": (128, 256, 64, 8, 2),
-    "weights": (128, 256, 64, 8, 3),
-}
+    "up": (128, 128, 64, 8, 3), "down": (128, 256, 64, 8, 3), "down_back": (128, 64, 64, 8, 4),
+    "up_back": (128, 256, 64, 8, 2), "weights": (128, 256, 64, 8, 3),
+}  # fmt: skip
 SM_80 = {
-    "up": (128, 64, 64, 8, 3),
-    "down": (128, 128, 64, 8, 3),
-    "down_back": (64, 128, 64, 8, 3),
-    "up_back": (128, 128, 64, 8, 2),
-    "weights": (128, 128, 64, 8, 3),
-}
+    "up": (128, 64, 64, 8, 3), "down": (128, 128, 64, 8, 3), "down_back": (64, 128, 64, 8, 3),
+    "up_back": (128, 128, 64, 8, 2), "weights": (128, 128, 64, 8, 3),
+}  # fmt: skip
 FLOAT32 = (64, 64, 16, 8, 2)  # for every product
 FEW_ROWS = (16, 64, 64, 4, 4)  # where an expert has hardly any, as in decoding
-
-
-# --- what the kernels share ----------------------------------------------------------------------
 
 
 @triton.jit
@@ -108,9 +99,6 @@ def _rows(offsets, tile_expert, tile_row, t, BM: tl.constexpr):
     row = tl.load(tile_row + t)
     r = row + tl.arange(0, BM)
     return expert, row, r.to(tl.int64), r < tl.load(offsets + expert + 1)
-
-
-# --- forward -------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -190,9 +178,6 @@ def _combine(y, gate, out, slot_row, first, offsets, E, D, GATED: tl.constexpr, 
     tl.store(out + t * D + c, acc.to(out.dtype.element_ty), c < D)
 
 
-# --- backward ------------------------------------------------------------------------------------
-
-
 @triton.jit
 def _down_back(
     grad, w2, gate, h1, h3, dh1, dh3, gated, dot, token, offsets, tile_expert, tile_row, tiles,
@@ -250,9 +235,6 @@ def _weights(
     tl.store(dw + at, acc.to(dw.dtype.element_ty), (m < M) & (n < N))
 
 
-# --- the launch ----------------------------------------------------------------------------------
-
-
 def schedule(offsets_E1: Tensor, rows: int, BM: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cut each expert's rows into tiles of BM, without looking at their number.
 
@@ -287,7 +269,7 @@ def _config(kernel: str, x: Tensor, rows: int = 0, experts: int = 1) -> dict[str
 
 
 def _tma(*matrices: Tensor) -> bool:
-    """Tell whether every matrix has rows of a multiple of 16 bytes, as a descriptor must.
+    """Return whether every matrix has rows of a multiple of 16 bytes, as a descriptor must.
 
     A descriptor ends with the last expert. A sum down an expert's rows (both backward products)
     must end with *its* last row, or it takes 0 times the next expert's weights, which may be NaN:

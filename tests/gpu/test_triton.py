@@ -15,7 +15,7 @@ from moe_lite.fast import BACKENDS
 from moe_lite.layer import MoELayer
 from moe_lite.routers import ExpertChoiceRouter, TopKRouter
 from moe_lite.routing import Routing
-from tests.fuzz_dispatch import draw_case, judge
+from tests.fuzz_dispatch import judge, prepare
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (INTERPRETED or torch.cuda.is_available()):
@@ -223,5 +223,5 @@ def test_only_the_input_both_projections_and_indices_are_kept():
 def test_nothing_leaks_between_rows(dtype):
     """Poison all that must not matter: see tests/fuzz_dispatch.py."""
     for seed in range(int(os.environ.get("FUZZ_TRITON_CASES", "12"))):
-        case = draw_case(seed, dtype, largest=5)
-        assert list(judge(BACKENDS["triton"], case.to(DEVICE), seed, rounding=3 * TOLERANCE[dtype]))
+        trial = prepare(seed, dtype, largest=5, device=DEVICE)
+        assert list(judge(BACKENDS["triton"], trial, rounding=3 * TOLERANCE[dtype]))

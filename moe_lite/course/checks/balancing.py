@@ -13,7 +13,7 @@ from .verdict import Check, Mistakes, number, randn, refuse, show
 
 
 def _share(expert_TK: Tensor, E: int, weight_T: Tensor | None = None) -> Tensor:
-    """Give f: of all pairs (of the tokens that weigh 1) the share that goes to each expert."""
+    """Return f: of all pairs (of the tokens that weigh 1) the share that goes to each expert."""
     pairs_TE = F.one_hot(expert_TK, E).sum(1).float()
     if weight_T is not None:
         pairs_TE = pairs_TE * weight_T[:, None]

@@ -17,7 +17,7 @@ Case = tuple[Tensor, Tensor, Tensor]
 
 
 def _cases() -> list[tuple[str, Case]]:
-    """Give two cases to do by hand, the gate without and with an opinion, and some at random."""
+    """Return two cases to do by hand, the gate without and with an opinion, and some at random."""
     logits_TE = torch.tensor([[0.5, 0.5], [0.75, 0.25]]).log()
     out_TEO = torch.tensor([[[1.0], [0.0]], [[0.0], [2.0]]])
     hand = "two cases, p = [[0.5, 0.5], [0.75, 0.25]], o = [[1, 0], [0, 2]], d = [1, 1]"

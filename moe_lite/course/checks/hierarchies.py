@@ -344,7 +344,7 @@ def _m_mistakes(tree: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> 
 
 
 def _as_good(new: HME, old: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> Parts:
-    """Give the parts of the learner's tree, with the closed form for each that is as good as it."""
+    """Return the parts of the learner's tree, with the closed form for each that is as good."""
     exercise = "m_step"
     if not isinstance(new, HME):
         refuse(exercise, f"return an HME, not {show(new)}")
@@ -377,7 +377,7 @@ def _as_good(new: HME, old: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tenso
 
 
 def _gate_likelihoods(gate_GD: Tensor, x_TD: Tensor, posterior_TN: Tensor) -> Tensor:
-    """Give what each gate adds to the expected log-likelihood that an M step climbs."""
+    """Return what each gate adds to the expected log-likelihood that an M step climbs."""
     score_TG = x_TD @ gate_GD.mT
     step_TG2 = F.logsigmoid(torch.stack([score_TG, -score_TG], dim=-1))
     return (posterior_TN[:, 1:].unflatten(-1, (len(gate_GD), 2)) * step_TG2).sum(dim=(0, 2))

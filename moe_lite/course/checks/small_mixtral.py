@@ -65,7 +65,7 @@ def check_orders_agree(orders_agree: Callable[[bool, int, int], bool]) -> None:
 
 
 def _gates(logits_TE: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Give the right answer to both gate exercises."""
+    """Return the right answer to both gate exercises."""
     gate_TK, expert_TK = logits_TE.softmax(dim=-1).topk(k, dim=-1)
     return gate_TK / gate_TK.sum(dim=-1, keepdim=True), expert_TK
 

@@ -159,7 +159,7 @@ Probability = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def _bar(noisy: Tensor, k: int) -> Tensor:
-    """Give the k-th highest score of the others, -inf where there are fewer: the slow, sure way."""
+    """Return the k-th highest score of the others, -inf where there are fewer, the slow way."""
     T, E = noisy.shape
     others = noisy[:, None].expand(T, E, E).masked_fill(torch.eye(E).bool(), -torch.inf)
     return others.topk(k).values[..., -1] if k <= E else torch.full_like(noisy, -torch.inf)

@@ -214,7 +214,7 @@ def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> N
         return min(abs(std / (sigma * by) - 1) for by in (1.0, CUT))
 
     def deviation(value: Any, rows: int, n: int, s: float) -> float:
-        """Give the deviation that is meant; where it is right, look at the shape of the bell."""
+        """Return the deviation that is meant; where it is right, look at the shape of the bell."""
         exercise, given = "first_weights", f"{rows} rows, fan-in {n}, scale {s:g}"
         weight, sigma = number(value), right(rows, n, s)
         if weight is None or weight.shape != (rows, n):

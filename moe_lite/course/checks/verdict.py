@@ -418,7 +418,7 @@ class Check:
         return None
 
     def _formal(self, case: Case) -> str:
-        """Say what can be seen from the form of the numbers alone, else otherwise."""
+        """Return what can be seen from the form of the numbers alone, else otherwise."""
         if case.leaves and same(case.yours[0], case.right[0]):
             which = next(i for i, (a, b) in enumerate(zip(case.yours, case.right, strict=True))
                          if not same(a, b))  # fmt: skip
@@ -494,7 +494,7 @@ def _slopes(value: Any, right: tuple[Any, ...] | None = None, *, leaves: list[Te
 
 
 def form(pairs: Sequence[tuple[Any, Any]]) -> str:
-    """Say how yours comes from the right numbers, if it does so in the same way in every pair.
+    """Return how yours comes from the right numbers, if it does so in the same way in every pair.
 
     >>> form([(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 2.0])), (6, torch.tensor(3.0))])
     'right up to a factor: yours is 2 times what is asked'

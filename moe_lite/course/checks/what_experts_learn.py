@@ -85,7 +85,7 @@ SEEDS = 40
 
 
 def _null(exercise: str, found: Any, T: int, given: str) -> Tensor:
-    """Give the shuffled labels 0 .. T-1, a row for each seed; refuse what no shuffling may do."""
+    """Return the shuffled labels 0 .. T-1, a row for each seed; refuse what no shuffling may do."""
     place_ST = number(found)
     if place_ST is None or place_ST.shape != (SEEDS + 1, T):
         refuse(exercise, f"return a tensor of shape {(T,)}", given)

@@ -107,12 +107,12 @@ class BalanceSimplex(PortableWidget):
 
     @property
     def value(self) -> float:
-        """Give the loss, N * sum(f * P)."""
+        """Return the loss, N * sum(f * P)."""
         return load_balancing_loss(self.routing).item()
 
     @property
     def push_T3(self) -> Tensor:
-        """Give what one step adds to the logits: STEP * T times the loss's gradient, downhill."""
+        """Return what one step adds to the logits: STEP * T times the loss's gradient, downhill."""
         logits_T3 = torch.tensor(self.logits, dtype=torch.float64, requires_grad=True)
         (slope_T3,) = torch.autograd.grad(load_balancing_loss(_route(logits_T3)), logits_T3)
         return -STEP * len(logits_T3) * slope_T3

@@ -136,7 +136,7 @@ class ExpertQueues(PortableWidget):
 
     @property
     def routing(self) -> Routing:
-        """Give the routing as it is once all have come: tokens as given, the late ones dropped."""
+        """Return the routing once all have come: tokens as given, the late ones dropped."""
         rank_N = self.rank_N
         return replace(self._routing, keep_N=(rank_N >= 0) & (rank_N < self.capacity))
 

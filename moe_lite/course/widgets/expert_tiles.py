@@ -48,7 +48,7 @@ class Layout:
 
     @property
     def useful(self) -> float:
-        """Give the share of the processors' time that goes into rows that hold a pair."""
+        """Return the share of the processors' time that goes into rows that hold a pair."""
         return len(self.row_N) / (PROCESSORS * len(self.waves) * self.height)
 
     @property
@@ -100,7 +100,7 @@ class ExpertTiles(PortableWidget):
 
     @property
     def expert_N(self) -> list[int]:
-        """Give the expert of each pair, in token order, two for each token."""
+        """Return the expert of each pair, in token order, two for each token."""
         E, score_TE = self.experts, self._gumbel_TE[:, : self.experts].clone()
         if self.routing == "balanced":  # dealt out in a random order of the tokens
             place_T = self._gumbel_TE[:, 0].argsort(stable=True).argsort()
@@ -140,7 +140,7 @@ class ExpertTiles(PortableWidget):
         return Layout(tuple(row_N), tuple(offsets), tuple(tiles), tuple(waves), BM)
 
     def said(self) -> str:
-        """Say in a sentence what the layout costs; the page says the same."""
+        """Return in a sentence what the layout costs; the page says the same."""
         found = self.layout
         return (
             f"{len(found.row_N)} of {found.computed} computed rows hold a pair; "

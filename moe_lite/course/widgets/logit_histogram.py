@@ -89,7 +89,7 @@ class LogitHistogram(PortableWidget):
         )
 
     def logits_in(self, precision: str) -> Tensor:
-        """Give the logits as they stand after both sliders, in float32 or through bfloat16."""
+        """Return the logits as they stand after both sliders, in float32 or through bfloat16."""
         grown_TE = (self._logits_TE * 2.0**self.doublings + self.shift).float()
         return grown_TE.bfloat16().float() if precision == "bfloat16" else grown_TE
 
@@ -113,7 +113,7 @@ class LogitHistogram(PortableWidget):
 
     @property
     def gate_error(self) -> float:
-        """Give the largest change of a first choice's probability that bfloat16 makes."""
+        """Return the largest change of a first choice's probability that bfloat16 makes."""
         best_T1 = self._chosen("float32")[:, :1]
         exact_T1, rounded_T1 = (
             self.logits_in(p).double().softmax(-1).gather(1, best_T1)
@@ -123,7 +123,7 @@ class LogitHistogram(PortableWidget):
 
     @property
     def spacing(self) -> float:
-        """Give the step from one bfloat16 number to the next at the largest logit.
+        """Return the step from one bfloat16 number to the next at the largest logit.
 
         >>> LogitHistogram(torch.tensor([[128.5, 128.0]])).spacing
         1.0

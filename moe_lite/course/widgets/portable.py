@@ -49,7 +49,7 @@ class PortableWidget(anywidget.AnyWidget):
 
     @property
     def title(self) -> str:
-        """Say in one line what is shown."""
+        """Return in one line what is shown."""
         raise NotImplementedError
 
     def figure(self) -> Figure:
@@ -57,7 +57,7 @@ class PortableWidget(anywidget.AnyWidget):
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
-        """Give the values that the page needs: the synced traits of the subclass."""
+        """Return the values that the page needs: the synced traits of the subclass."""
         inherited = PortableWidget.class_trait_names(sync=True)
         names = set(self.trait_names(sync=True)) - set(inherited)
         return {name: getattr(self, name) for name in sorted(names) if not name.startswith("_")}
@@ -126,7 +126,7 @@ script-src 'sha256-{digest}'; style-src 'unsafe-inline'">
 
 
 def bounded(proposal: Any, **bounds: tuple[float, float]) -> Any:
-    """Give the value that is proposed for a trait, if it lies within the trait's bounds.
+    """Return the value that is proposed for a trait, if it lies within the trait's bounds.
 
     Raises: traitlets.TraitError if it does not.
     """

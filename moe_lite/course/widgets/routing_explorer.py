@@ -159,7 +159,7 @@ class RoutingExplorer(PortableWidget):
 
     @property
     def trace(self) -> RoutingTrace:
-        """Give the trace that is shown; setting it (with a model, also to a text) shows another."""
+        """Return the trace shown; setting it (with a model, also to a text) shows another."""
         return self._trace
 
     @trace.setter
@@ -316,7 +316,7 @@ class RoutingExplorer(PortableWidget):
         return text
 
     def state(self) -> dict[str, Any]:
-        """Give what the page needs; with a model, answers for a page that has none."""
+        """Return what the page needs; with a model, answers for a page that has none."""
         if self._model is not None and len(self.answers) < 2:
             self.precompute()
         return {**super().state(), "live": False}
@@ -364,7 +364,7 @@ def _frames(film: Film) -> dict[str, Any]:
 
 
 def _parts(film: Film) -> list[list[Any]]:
-    """Say of each stretch of the film's text what it is, and its first and last token."""
+    """Return what each stretch of the film's text is, and its first and last token."""
     S, domains = film.ids_BS.shape[1], film.domain_BS[:, 0].tolist()
     starts = [n for n, d in enumerate(domains) if not n or d != domains[n - 1]]
     ends = [*starts[1:], len(domains)]
@@ -400,7 +400,7 @@ def _moved(base: Run, run: Run) -> int:
 
 
 def _queue(gate: Any) -> list[Any]:
-    """Say who stands in front in a gate's queues, and how many tokens share one (0: all)."""
+    """Return who stands in front in a gate's queues, and how many tokens share one (0: all)."""
     return [getattr(gate, "priority", "position"), getattr(gate, "group_size", None) or 0]
 
 

@@ -31,7 +31,7 @@ class Traffic:
 
     @property
     def busiest(self) -> float:
-        """Give the work of the busiest rank over the mean: how long the others wait."""
+        """Return the work of the busiest rank over the mean: how long the others wait."""
         work_R = self.pairs_RR.sum(0)
         return (work_R.max() / work_R.mean()).item()
 
