@@ -272,8 +272,8 @@ for claim in ledger.load("allenzhu2024").claims:
 #
 # ### A real bug: the fact that depends on the crowd
 #
-# While this chapter was written, the block with 32 experts remembered 92% of its facts, and asked
-# in small groups 98%. Same weights, same facts. Here it is again:
+# In our first version of this chapter, whether the block knew a fact depended on *who else was
+# asked*. Same weights, same facts. Here it is again, for you to find:
 
 # %%
 crowded = facts.Block(32, 16, 32, 128, capacity=1.25)
@@ -290,9 +290,8 @@ for size in (7000, 700, 70):
 #
 # `SwitchRouter` has a capacity factor of 1.25 unless you say otherwise. An expert that is asked
 # for more than its places drops the rest, and a dropped fact is answered by the residual alone.
-# So an answer depends on who else asks. It even gets *worse* with few, because a small group is
-# less even. In `facts.Block` no token is dropped. Chapter 05 has the queue; the lesson here is to
-# measure memory without one.
+# The smaller the group, the less even its routing, and the more is dropped. In `facts.Block` no
+# token is dropped. Chapter 05 has the queue; measure memory without one.
 #
 # </details>
 #
@@ -314,23 +313,23 @@ print("forgotten without each expert:", " ".join(f"{s:.0%}" for s in lost_EN.flo
 print(f"{book.entry(entry)} needs expert", lost_EN[:, entry].nonzero()[:, 0].tolist())
 
 # %% [markdown]
-# Each expert takes a good part of the book with it, and leaves the rest. Is it the part that was
-# sent to it? Compare with the router's own choices:
+# Each expert takes a good part of the book with it and leaves the rest. It can only be a part that
+# was sent to it. How large a part of that?
 
 # %%
 routing = sparse(book.ids_NS[:, :-1]).routings[0]
 chosen_NSE = torch.zeros(len(book), 4, 16, dtype=torch.bool)
 chosen_NSE.view(-1, 16)[routing.token_N, routing.expert_N] = True
 met_EN = chosen_NSE[:, 1:].any(1).T  # by one of the three tokens that answer
+print(f"an entry meets {met_EN.sum(0).float().mean():.1f} of 16 experts and needs ", end="")
+print(f"{lost_EN.sum(0).float().mean():.1f}; of those that met a missing expert ", end="")
 print(
-    f"of the lost entries {(met_EN & lost_EN).sum() / lost_EN.sum():.1%} had met the expert; ",
-    end="",
+    f"{lost_EN.sum() / met_EN.sum():.0%} are forgotten, of the others {(lost_EN & ~met_EN).sum()}"
 )
-print(f"of all entries {met_EN.float().mean():.1%}")
 
 # %% [markdown]
-# What is lost had been sent there. The memory is not smeared over all weights as in the dense
-# twin; it has an address, and the router knows it. (Exercise 5.)
+# The memory is not smeared over all weights as in the dense twin. It has an address, and the
+# router knows it. (Exercise 5.)
 #
 # ## 5. Clusters: not memory, but new data
 #
@@ -384,7 +383,7 @@ for name, E in (("sparse", 8), ("dense, equal active", 1)):
 
 # %%
 clusters = ledger.stored("chen2022")
-print(f"stored result, {len(clusters.seeds)} seeds, 8,000 points: new data, %")
+print(f"stored result, {len(clusters.seeds)} seeds: new data, %")
 for recipe, names in {
     "each its own": ("sparse", "dense, equal active"),
     "both normalised": ("sparse", "dense, equal active, sparse's recipe"),
@@ -480,24 +479,32 @@ for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
 # one), or in arithmetic (one wider network).
 
 # %%
-wider = {(1, 1): filled[1], (1, 4): None, (1, 16): None}
+wide = {1: filled[1]}
 for times in (4, 16):
-    wide = facts.train_block(many, hidden=16 * times, experts=1)
-    wider[1, times] = many.measure(wide)[0]
-    print(f"facts, one network {times} times as wide: {wider[1, times]:.1%}")
+    wide[times] = many.measure(facts.train_block(many, hidden=16 * times, experts=1))[0]
+    print(f"one network {times} times as wide: {wide[times]:.1%} of the facts")
 
 # %%
+held = {E: found[E, 4] for E in (1, 2, 8, 32)}
+ran = {times: found[1, 4 * times] for times in (1, 2, 4)}
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-viz.curves({
-    "memory alone: experts": (list(filled), list(filled.values())),
-    "arithmetic: a wider network": ([1, 4, 16], list(wider.values())),
-}, xlabel="times the experts, or the width", ylabel="facts remembered", ax=left)  # fmt: skip
-viz.curves({
-    "memory alone: experts": ([1, 2, 8, 32], [found[E, 4] for E in (1, 2, 8, 32)]),
-    "arithmetic: a wider network": ([1, 2, 4], [found[1, h] for h in (4, 8, 16)]),
-}, xlabel="times the experts, or the width", ylabel="right on new graphs", ax=right)  # fmt: skip
-for ax in (left, right):
+for ax, what, experts, width in (
+    (left, "facts remembered", filled, wide),
+    (right, "paths: right on new graphs", held, ran),
+):
+    lines = {"memory alone: experts": experts, "arithmetic: width": width}
+    lines = {name: (list(line), list(line.values())) for name, line in lines.items()}
+    viz.curves(lines, "times the experts, or the width", what, ax=ax)
     ax.set_xscale("log", base=2)
+
+# %%
+stored = [(left, E, capacity[f"remembered at E = {E}"]) for E in filled]
+for E, name in ((1, "1 expert of 4"), (2, "2 experts of 4"), (8, "8 experts of 4"),
+                (32, "32 experts of 4"), (2, "dense, 8 wide"), (4, "dense, 16 wide")):  # fmt: skip
+    stored.append((right, E, parrots[f"paths at {name}"]))
+for ax, times, percent in stored:
+    ax.errorbar(times, percent.mean / 100, percent.half / 100, color=viz.INK, capsize=3, lw=1)
+fig
 
 # %% [markdown]
 # TODO-PICTURE
