@@ -51,7 +51,7 @@ class MoELayer(nn.Module):
         Args: mask_BS: False for padding, which then takes no expert's time and no one's place.
               ids_BS: the tokens' ids, for a router that looks at them.
         """
-        if x_BSD.shape[-1] != self.experts.w1.shape[-1] or x_BSD.dtype != self.experts.w1.dtype:
+        if x_BSD.shape[-1] != (w1 := self.experts.w1).shape[-1] or x_BSD.dtype != w1.dtype:
             self._check_input(x_BSD)
         # 1. who goes where
         x_TD = x_BSD.flatten(0, -2)

@@ -66,13 +66,12 @@ def single(x_1D: Tensor, experts: Experts, routing: Routing) -> Tensor:
     mixtral-mini's layer takes 0.6 of the time that sorting takes.
     """
     w1, w3, w2, x_D = experts.w1, experts.w3, experts.w2, x_1D[0]
-    out_D = torch.zeros_like(x_D)
-    kept_N = [True] * len(routing.expert_N) if routing.keep_N is None else routing.keep_N.tolist()
-    pairs = zip(routing.expert_N.tolist(), routing.gate_N.tolist(), kept_N, strict=True)
-    for expert, gate, kept in pairs:
-        if kept:
-            up1_F, up3_F = w1.select(0, expert).mv(x_D), w3.select(0, expert).mv(x_D)
-            out_D.addmv_(w2.select(0, expert), F.silu(up1_F).mul_(up3_F), alpha=gate)
+    out_D, gate_N = torch.zeros_like(x_D), routing.gate_N.tolist()
+    kept_N = None if routing.keep_N is None else routing.keep_N.tolist()
+    for n, expert in enumerate(routing.expert_N.tolist()):
+        if kept_N is None or kept_N[n]:
+            hidden_F = F.silu(w1[expert].mv(x_D)).mul_(w3[expert].mv(x_D))
+            out_D.addmv_(w2[expert], hidden_F, alpha=gate_N[n])
     return out_D[None]
 
 
