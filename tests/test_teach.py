@@ -99,7 +99,7 @@ def a_class(queues):
     unfilled = next(cell.source for cell in queues.cells if cell.key == answer)
     yield "right", filled(queues), full, ""
     yield "empty", lab.notebook(queues), 0, ""
-    for name, source in mutants("rank")[:10]:
+    for name, source in mutants("rank")[:12]:
         yield f"mutant {name}", filled(queues, source), rest, ""
     # --- what breaks a process
     yield "loop", filled(queues, "def rank(e, E):\n    while True: pass"), rest, "used up its time"
@@ -113,12 +113,12 @@ def a_class(queues):
     # --- what became of the notebook
     gone = without(filled(queues), check, answer)
     yield "deleted cells", gone, rest, "the answer cell of 05.2 is gone"
-    yield "stripped", stripped(filled(queues)), full, ""
+    yield "stripped", stripped(filled(queues)), full, "the answer to 05.1, 05.2, 05.4"
     yield "a spare copy", copied(filled(queues, RIGHT["rank"]), answer, unfilled), full, ""
     again = copied(filled(queues, wrong), answer, RIGHT["rank"])
     yield "a second try", again, full, "2 different answers to 05.2"
     elsewhere = filled(queues, unfilled, before=RIGHT["rank"])
-    yield "in a cell of their own", elsewhere, full, "found by its name"
+    yield "in a cell of their own", elsewhere, full, "found by its name: the answer to 05.2"
     magic = filled(queues, "%timeit 1\n" + RIGHT["rank"], before="!pip list")
     yield "magic", magic, full, ""
     helped = RIGHT["rank"].replace("F.one_hot", "hot")

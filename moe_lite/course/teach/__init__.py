@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     lab.add_argument(
         "--memory", type=positive, default=4.0, metavar="GB", help="memory for a student (4)"
     )
+    lab.add_argument(
+        "--nbgrader", type=Path, metavar="COURSE", help="write it into an nbgrader course too"
+    )
     lab.add_argument("--force", action="store_true", help="replace the lab that is there")
     grade = commands.add_parser("grade", help="grade the notebooks in a lab's submitted/")
     grade.add_argument("folder", type=Path, help="the lab's folder")
@@ -61,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = args.folder.resolve().name
         lab = assemble(name, args.exercises, limit_s=args.limit, memory_gb=args.memory)
         print(f"{args.folder}: {make(lab, args.folder, replace=args.force)}")
+        if args.nbgrader:
+            from .nbgrader import export
+
+            export(lab, args.nbgrader)
+            print(f"{args.nbgrader}: next, there, `nbgrader generate_assignment {name}`")
         print(f"Give out {args.folder / 'release'}; put what comes back into submitted/.")
         return 0
     return grade_all(args.folder, args.submitted or args.folder / "submitted", max(1, args.jobs))

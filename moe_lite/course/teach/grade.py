@@ -51,6 +51,7 @@ class Graded:
     results: list[Result] = field(default_factory=list)
     looks: list[str] = field(default_factory=list)
     answers: dict[str, str] = field(default_factory=dict)  # by key, those that were filled in
+    given: dict[str, str] = field(default_factory=dict)  # what given cells raised, by key
 
     def points(self, lab: Lab) -> float:
         """Return the points of all checks that passed."""
@@ -169,7 +170,7 @@ def place(
             notes.append(f"changed the locked cell {known.key}; graded as given out")
         at = known.key
         seen.add(at)
-    answers = {}
+    answers, by_name = {}, []
     for cell in (cell for cell in lab.cells if cell.kind == "answer"):
         filled = [
             t for t in tries.get(cell.key, []) if not same(t[0], cell.source) and t[0].strip()
@@ -179,9 +180,11 @@ def place(
             if len({" ".join(source.split()) for source, _ in filled}) > 1:
                 notes.append(f"{len(filled)} different answers to {cell.exercise}; the last counts")
             if not filled[-1][1]:
-                notes.append(f"the answer to {cell.exercise} was found by its name, not its cell")
+                by_name.append(cell.exercise)
         elif cell.key not in tries:
             notes.append(f"the answer cell of {cell.exercise} is gone")
+    if by_name:
+        notes.append(f"not in its cell, found by its name: the answer to {', '.join(by_name)}")
     gone = [c.key for c in lab.cells if c.kind in ("given", "check") and c.key not in seen]
     if gone:
         notes.append(f"{len(gone)} locked cells are gone, {gone[0]} first; graded as given out")
@@ -426,5 +429,7 @@ def weigh(
         if report["status"] in ("time", "crash") and key.startswith(("own-", "given-")):
             graded.looks.append(f"the cell {key}: {SAID[report['status']]}")
         if report["status"] == "raised" and key.startswith("own-"):
-            graded.looks.append(f"the cell {key} raised {report.get('said', '')}")
+            graded.looks.append(f"the cell {key} raised {report['said']}")
+        elif report["status"] == "raised" and key.startswith("given-"):
+            graded.given[key] = report["said"]
     return graded

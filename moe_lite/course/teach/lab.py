@@ -37,7 +37,7 @@ class Cell:
     kind: str
     source: str  # as released: an answer's is unfilled
     exercise: str = ""  # "05.2"
-    solution: str = ""  # of an answer: filled
+    solution: str = ""  # of an answer: filled, between its marks
     names: tuple[str, ...] = ()  # of an answer: what it defines
     check: str = ""  # of a check: "rank", for checks.check_rank
     name: str = ""  # of a check: what it is called with
@@ -174,10 +174,9 @@ def exercise(name: str, cells: Sequence[tuple[str, str]], points: float | None) 
                 text = HARD.sub(lambda line: f"{line[0][:-1]} · {points:g} points*", text)
             found.append(Cell(f"text-{key}", "text", text, name))
         elif "### BEGIN SOLUTION" in source:
-            solved = build.cut(source, solved=True)
-            names = tuple(one or other for one, other in ASKED.findall(solved))
+            names = tuple(one or other for one, other in ASKED.findall(source))
             unfilled = build.cut(source, solved=False)
-            found.append(Cell(f"answer-{key}", "answer", unfilled, name, solved, names))
+            found.append(Cell(f"answer-{key}", "answer", unfilled, name, source, names))
         elif match := CHECK.search(source):
             test = {"check": match[1], "name": match[2], "points": points / count}
             found.append(Cell(f"check-{key}", "check", source, name, **test))  # type: ignore[arg-type]
@@ -247,7 +246,8 @@ def notebook(lab: Lab, answers: Mapping[str, str] | None = None) -> dict[str, An
 
 def solved(lab: Lab) -> dict[str, str]:
     """Return the course's own answers, by the key of their cell."""
-    return {cell.key: cell.solution for cell in lab.cells if cell.kind == "answer"}
+    answers = [cell for cell in lab.cells if cell.kind == "answer"]
+    return {cell.key: build.cut(cell.solution, solved=True) for cell in answers}
 
 
 def secrets(lab: Lab) -> set[str]:
