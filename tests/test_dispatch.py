@@ -2,8 +2,8 @@
 
 import itertools
 import os
-from dataclasses import replace
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -171,7 +171,7 @@ def lacking_term(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bug", [leaked_row, missing_gate, wrong_expert, lacking_term])
 def test_the_fuzz_finds_what_is_planted(bug, dtype: torch.dtype) -> None:
-    found = {width: 0 for width in ("one unit", "more")}
+    found = dict.fromkeys(("one unit", "more"), 0)
     for seed in range(80):
         trial = prepare(seed, dtype, largest=8)
         list(judge(definition, trial))  # the same cases are right without the bug
