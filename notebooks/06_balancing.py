@@ -474,7 +474,8 @@ fig, panels = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
 for column, label in enumerate(("reported loss", "MaxVio of the real tokens")):
     runs = {name: (range(80), [s[column] for s in seen]) for name, seen in patients.items()}
     viz.curves(runs, "steps", label, ax=panels[column])
-panels[1].get_legend().remove()
+    panels[column].get_legend().remove()
+legend = fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
 
 # %% [markdown]
 # <details>
@@ -590,16 +591,15 @@ bar = fig.colorbar(image, ax=panels, label="share of the domain's choices")
 
 # %%
 stored = ledger.stored("qiu2025")
-print(f"stored result, {len(stored.seeds)} seeds, mean ± 95% interval")
+print(f"stored result, {len(stored.seeds)} seeds, mean ± 95% interval; less batch: seed by seed")
 for name in ("text, 0.08", "mixed, 0.08", "batch, 0.08", "text, 0.008", "batch, 0.008"):
-    print(f"{name:13} loss {stored[f'loss at {name}']!s:15}", end="")
-    print(f"domain told {stored[f'domain told by expert at {name}']!s:17}", end="")
+    less = ledger.Pair(f"loss at {name}", f"loss at batch, {name.split(', ')[1]}")
+    print(f"{name:13} loss {stored[f'loss at {name}']!s:13} less batch {stored[less]!s:15}", end="")
+    print(f"domain told {stored[f'domain told by expert at {name}']!s:15}", end="")
     print(f"MaxVio {stored[f'MaxVio at {name}']}")
 
 # %%
-for claim in ledger.load("qiu2025").claims:
-    ours = stored[claim.measure]
-    print(f"{claim.verdict(ours):15} paper {claim.paper:5.4g}, ours {ours!s:17} {claim.text}")
+print(ledger.verdicts("qiu2025"))
 
 # %% [markdown]
 # **What held, in every seed: what the experts become.** Balanced over the batch, an expert's choice
@@ -625,26 +625,25 @@ for claim in ledger.load("qiu2025").claims:
 # They then do away with the loss altogether, which is chapter 09. Here is our figure of that kind:
 # six weights, five seeds, 250 steps (`python -m moe_lite reproduce lossfree2024_alpha`).
 
-# Seeds differ in text and start, so each model's perplexity is set against that of the model with
+# Seeds differ in text and start, so each model's loss is set against that of the model with
 # $\alpha$ = 0.001 and *the same seed*.
 
 # %%
 stored = ledger.stored("lossfree2024_alpha")
-base = stored.measures["perplexity at 0.001"]
 fig, ax = plt.subplots(figsize=(6.6, 4), layout="constrained")
 for alpha, mark in zip(("0", "0.0001", "0.001", "0.01", "0.1", "1"), "osD^vP", strict=True):
-    ratios = [a / b for a, b in zip(stored.measures[f"perplexity at {alpha}"], base, strict=True)]
-    x, y = stored[f"MaxVio at {alpha}"], ledger.Estimate.of(ratios)
+    x, pair = stored[f"MaxVio at {alpha}"], ledger.Pair(f"loss at {alpha}", "loss at 0.001")
+    y = stored[pair]
     ax.errorbar(x.mean, y.mean, xerr=x.half, yerr=y.half, fmt=mark, ms=8, label=f"α = {alpha}")
-    print(f"alpha {alpha:6}  MaxVio {x!s:15} perplexity against 0.001: {y}")
-ax.set(xlabel="MaxVio on held-out text (0: perfect balance)", ylabel="perplexity / that at 0.001",
+    print(f"alpha {alpha:6}  MaxVio {x!s:15} {pair}: {y}")
+ax.axhline(0, color="black", lw=0.8)
+ax.set(xlabel="MaxVio on held-out text (0: perfect balance)",
+       ylabel="loss - that at 0.001, nats",
        title=f"stored result: {len(stored.seeds)} seeds, 95% intervals")  # fmt: skip
 legend = ax.legend(frameon=False)
 
 # %%
-for claim in ledger.load("lossfree2024_alpha").claims:
-    ours = stored[claim.measure]
-    print(f"{claim.verdict(ours):15} paper {claim.paper:5.3g}, ours {ours!s:14} {claim.text}")
+print(ledger.verdicts("lossfree2024_alpha"))
 
 # %% [markdown]
 # **What held: a small weight leaves the load uneven.** Without a loss the busiest expert has more
