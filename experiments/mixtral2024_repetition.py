@@ -166,6 +166,11 @@ EXPERIMENT = Experiment(
     seeds=CONFIG["sets"],
     config=CONFIG,
     claims=tuple(claims()),
+    finding=(
+        "neighbours share an expert far more often than chance; most of that is unequal use, "
+        "which shuffled text has too. In the last layer {30} points are left of {2}%, in "
+        "arithmetic {34}"
+    ),
     run=run,
     spot=lambda: run(range(2)),
     caveat=(

@@ -140,6 +140,10 @@ EXPERIMENT = Experiment(
               "predicted − read", "section 5.4, Figure 23",
               Pair("vocabulary (predicted), layer 5", "vocabulary (read), layer 5"), **SIDE),
     ),
+    finding=(
+        "arithmetic has experts of its own in the first layer and not in the last; words are "
+        "told best in the first layer ({4} from first to last), where OLMoE has the last"
+    ),
     run=run,
     spot=lambda: run(range(2)),
     caveat=(

@@ -182,6 +182,10 @@ EXPERIMENT = Experiment(
               Pair(f"loss at clip, {JUDGED:g}", BASE.format("loss")), 4.206 - 1.755, void=0,
               note="4.206 and 1.755"),
     ),
+    finding=(
+        "the catastrophe of update clipping does not happen ({3} nats); shares of stable runs "
+        "and the z-loss's price cannot be told"
+    ),
     run=run,
     spot=spot,
     caveat=(

@@ -157,6 +157,10 @@ EXPERIMENT = Experiment(
     seeds=5,
     config=CONFIG,
     claims=claims(),
+    finding=(
+        "a learned router agrees with the true one by {1}, chance taken off; a decoy passes the "
+        "test against shuffled labels ({2} bits) and fails the one within the cause"
+    ),
     run=run,
     spot=spot,
     caveat=(

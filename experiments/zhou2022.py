@@ -158,6 +158,9 @@ EXPERIMENT = Experiment(
         Claim("so does Switch's top-1", "abstract",
               "speed-up over top-1", 2.0, void=1, note="more than 2x"),
     ),
+    finding=(
+        "no speed-up over top-2 ({3}); the spread of experts per token is nearly that of dice"
+    ),
     run=run,
     spot=spot,
     caveat=(
