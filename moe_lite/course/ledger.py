@@ -367,7 +367,9 @@ def names(root: Path = ROOT) -> list[str]:
         raise FileNotFoundError(
             f"there is no folder {folder}: the experiments come with a clone of the repository"
         )
-    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    return sorted(
+        path.stem for path in folder.glob("*.py") if "\nEXPERIMENT = " in path.read_text("utf-8")
+    )
 
 
 def load(name: str, root: Path = ROOT) -> Experiment:
