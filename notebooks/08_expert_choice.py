@@ -586,9 +586,9 @@ ax.bar(range(1, 17), [g.mean for g in places], yerr=[g.half for g in places], co
 ax.set(xticks=range(1, 17), xlabel="place in the group of 16", ylabel="nats owed to the future")
 ax.spines[["top", "right"]].set_visible(False)
 # %% [markdown]
-# The bars are uneven, with three seeds and wide 95% intervals. What is sure is the last: at the 16th
-# place, where nothing is still to come, there is nothing in any seed. No honest use of context has
-# that shape: what a model knows from the past does not begin anew every 16 tokens.
+# The bars are uneven, with three seeds and wide 95% intervals. What is sure is the last: at the
+# 16th place, where nothing is still to come, there is nothing in any seed. No honest use of context
+# has that shape: what a model knows from the past does not begin anew every 16 tokens.
 #
 # ### The ledger
 #
