@@ -587,8 +587,9 @@ print(ledger.verdicts("switch2021"))
 # **The main thing is the other way round, and on its way.** In the paper a sparse model beats the
 # dense one of the same arithmetic by 0.16 to 0.17 nats. After 300 steps ours does not: top-1 at
 # capacity 1.0 is *behind* its dense twin by 0.06 nats, with an interval clear of 0, and top-2 is
-# ahead by no more than a tenth of the paper's effect. But look at the left picture: the gap of
-# top-1 grows up to step 150 and has halved by step 300. A verdict after 300 steps is a verdict *on*
+# not ahead either, by no more than 0.02 of the paper's 0.16. But look at the left picture: the gap
+# of top-1 grows up to step 150 and has halved by step 300. A verdict after 300 steps is a verdict
+# *on*
 # 300 steps; the paper's table is taken after 100,000. (When this chapter had four seeds, it said
 # "the sparse ones stay behind all the way", and the interval held both 0 and most of the paper's
 # number. Pairing and more seeds are what decided it.)
