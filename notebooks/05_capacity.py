@@ -587,12 +587,11 @@ print(ledger.verdicts("switch2021"))
 # **The main thing is the other way round, and on its way.** In the paper a sparse model beats the
 # dense one of the same arithmetic by 0.16 to 0.17 nats. After 300 steps ours does not: top-1 at
 # capacity 1.0 is *behind* its dense twin by 0.06 nats, with an interval clear of 0, and top-2 is
-# not ahead either, by no more than 0.02 of the paper's 0.16. But look at the left picture: the gap
-# of top-1 grows up to step 150 and has halved by step 300. A verdict after 300 steps is a verdict
-# *on*
-# 300 steps; the paper's table is taken after 100,000. (When this chapter had four seeds, it said
-# "the sparse ones stay behind all the way", and the interval held both 0 and most of the paper's
-# number. Pairing and more seeds are what decided it.)
+# not ahead by more than 0.02. But look at the left picture: the gap of top-1 is widest at step 150
+# and about half as wide at step 300, and that change is clear of 0 as well (it is printed below). A
+# verdict after 300 steps is a verdict *on* 300 steps; the paper's table is taken after 100,000.
+# (When this chapter had four seeds, it said "the sparse ones stay behind all the way", and the
+# interval held 0 and most of the paper's effect. What decided it is pairs and more seeds.)
 #
 # **What helps here is arithmetic.** The dense network four times as wide leads all others by 0.16
 # nats, clear of 0 from step 100 on.
