@@ -415,7 +415,7 @@ fig, panels = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="constra
 for panel, x, label in zip(
     panels, ("step", "seconds"), ("steps", "seconds on this machine"), strict=True
 ):
-    curves = {n: (h.column(x), h.smooth("loss")) for n, h in histories.items()}
+    curves = {n: (h.column(x), viz.smooth(h.column("loss"))) for n, h in histories.items()}
     viz.curves(curves, label, "training loss, nats per token", ax=panel)
 
 # %% [markdown]

@@ -784,7 +784,7 @@ runs = {"upcycled": sparse, "from scratch": Mixtral(sweep.SMALL)}
 # The same learning rate throughout: a schedule must not decide the race.
 steady = replace(sweep.TRAINING, steps=60, min_lr_ratio=1.0, seed=1)
 runs = {name: train.train(model, text, steady, progress=False) for name, model in runs.items()}
-lines = {name: (range(1, 61), history.smooth("loss")) for name, history in runs.items()}
+lines = {name: (range(1, 61), viz.smooth(history.column("loss"))) for name, history in runs.items()}
 viz.curves(lines, "further steps", "training loss, nats per token", title="one seed")
 
 # %% [markdown]
