@@ -124,8 +124,9 @@ class Estimate:
     def __str__(self) -> str:
         shown = "none" if math.isnan(self.mean) else number(self.mean)
         if self.missed:
+            shown = "" if math.isnan(self.mean) else f"{shown} "
             ends = f"[{number(self.low)}, {number(self.high)}]"
-            return f"{shown} {ends} ({self.missed} of {self.count + self.missed} never)"
+            return f"{shown}{ends} ({self.missed} of {self.count + self.missed} never)"
         if not math.isfinite(self.half):
             return shown
         if not self.half:
@@ -619,14 +620,16 @@ and the sign test's interval.
 
 **Many rows.** {tested} rows have a value at which there would be no effect. If all of them were
 noise, some {chance:.0f} intervals would exclude it. {excluded} do, and {kept} of those still do if
-the false discovery rate over all is held at 5% (Benjamini and Hochberg); the others have a † and
-count for less. Margins are the same for all equalities in nats, {margin}: they were set in November
-2026, after most of these runs and before the seeds that were added since. What was added to an
-experiment after a first look says so under its table, and counts for less too.
+the false discovery rate over all is held at 5% (Benjamini and Yekutieli, for rows of an experiment
+share its runs); the others have a † and count for less. Equalities in nats all have one margin,
+{margin}: it was set in November 2026, after most of these runs and before the seeds that were added
+since. What was added to an experiment after a first look says so under its table, and counts for
+less too.
 
-**The bench.** Chapters 04 to 09 compare models of 0.7 million parameters after 200 to 300 steps on
-a megabyte of text. That is early: most of it is learning how frequent words are. A null here says
-nothing of the paper's model at the end of its training.
+**The bench.** Chapters 04 to 09 compare models of 0.7 million parameters and 4,096 kinds of token
+after 200 to 300 steps on a megabyte of text: all their results here are of this one bench. That is
+early: most of it is learning how frequent words are, and effects of a few hundredths cannot be seen.
+A null or a contradiction here says nothing of the paper's model at the end of its training.
 
 `python -m moe_lite reproduce NAME` runs one again, `--seeds N` with more seeds than are kept adds
 those, and `python -m moe_lite reproduce --table` writes this page from `experiments/`.
@@ -730,7 +733,7 @@ def discoveries(
         if claim.void is not None
     }
     p = {row: value for row, value in p.items() if not math.isnan(value)}
-    adjusted = stats.false_discovery_control(list(p.values())) if p else []
+    adjusted = stats.false_discovery_control(list(p.values()), method="by") if p else []
     return p, {row for row, q in zip(p, adjusted, strict=True) if p[row] < 0.05 < q}
 
 
