@@ -778,7 +778,7 @@ RoutingExplorer(text, model=model, layer=at)
 
 # %%
 for name in ("OLMoE", "Qwen3-30B-A3B", "Mixtral 8x7B"):
-    shape = cost.PRESETS[name]
+    shape = presets.PRESETS[name]
     count = cost.count_parameters(shape)
     bf16, four = 2 * count.total / 1e9, count.total / 2e9
     print(f"{name:14} {shape.moe_layers} layers, {shape.top_k} of {shape.experts} experts: "

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from traitlets import TraitError
 
 from moe_lite.config import MixtralConfig
-from moe_lite.course import cost
+from moe_lite.course import cost, presets
 from moe_lite.course.checks.beyond_one_machine import _parameters
 from moe_lite.course.widgets import CostCalculator, TrafficMatrix
 
@@ -85,23 +85,29 @@ def test_sliders_keep_to_their_range(name, value, complaint):
         setattr(widget, name, value)
 
 
-@pytest.mark.parametrize("preset", cost.PRESETS)
+@pytest.mark.parametrize("preset", presets.PRESETS)
 def test_the_calculator_starts_at_the_preset_and_counts_as_the_library(preset):
     widget = CostCalculator(preset, batch=4, ranks=2)
-    assert widget.architecture == cost.PRESETS[preset]
+    assert widget.architecture == presets.PRESETS[preset]
     device = cost.DEVICES["H100 SXM"]
     for phase, found in widget.costs.items():
-        assert found == cost.step(cost.PRESETS[preset], device, phase, 4, 2048, ranks=2)
+        assert found == cost.step(presets.PRESETS[preset], device, phase, 4, 2048, ranks=2)
 
 
 def test_the_calculator_follows_its_fields():
     widget = CostCalculator()
-    widget.experts, widget.bytes_per_weight = 1, 1.0  # k stays 2, but there is one expert
+    widget.experts, widget.weights = 1, "fp8"  # k stays 2, but there is one expert
     assert widget.architecture.top_k == 1
     assert cost.count_parameters(widget.architecture).unused_experts == 0
     widget.set_state({"layers": 2, "device": "RTX 4090"})  # what the page sends
     assert widget.architecture.layers == 2 and widget.costs["decode"].fits
-    for name, value in (("batch", 0), ("layers", 513), ("device", "abacus"), ("preset", "GPT-9")):
+    for name, value in (
+        ("batch", 0),
+        ("layers", 513),
+        ("device", "abacus"),
+        ("preset", "GPT-9"),
+        ("weights", "int3"),
+    ):
         with pytest.raises(TraitError, match=f"{name} must be"):
             setattr(widget, name, value)
     with pytest.raises(ValueError, match="there is no preset 'GPT-9'"):
