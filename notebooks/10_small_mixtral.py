@@ -387,10 +387,10 @@ for ids, domain in zip(batch.ids_BS, batch.domain_BS[:, 0], strict=True):
 #
 # $$L_{\mathrm{bal}} = E \sum_{e=1}^{E} f_e\, P_e$$
 #
-# with $f_e$ the share of pairs that expert $e$ got and $P_e$ the mean probability it was given.
-# At perfect balance both are $1/E$ and the loss is 1. If one expert takes all, it is $E$; with $K = 2$
-# no expert can have more than half of the pairs, and the most is $E/K = 4$.
-# (`train` adds a little z-loss as well; chapter 07 says why.)
+# with $f_e$ the share of pairs that expert $e$ got and $P_e$ the mean probability it was given. At
+# perfect balance both are $1/E$ and the loss is 1. If one expert takes all, it is $E$; with $K = 2$
+# no expert can have more than half of the pairs, and the most is $E/K = 4$. (`train` adds a little
+# z-loss as well; chapter 07 says why.)
 
 # %%
 run = TrainConfig(steps=100, batch_size=16, seq_len=128, lr=4e-3, warmup=10, autocast="off")

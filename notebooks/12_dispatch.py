@@ -819,9 +819,9 @@ print(
 
 # %% [markdown]
 # **Take the second answer, not the first.** The roofline says from where on a product is no longer
-# *bound* to wait for memory. It knows nothing of tiles and vector units, so it is a lower limit, and
-# the table shows by how much: at the roofline's number of rows a product is still far from the best
-# that it gets with more.
+# *bound* to wait for memory. It knows nothing of tiles and vector units, so it is a lower limit,
+# and the table shows by how much: at the roofline's number of rows a product is still far from the
+# best that it gets with more.
 #
 # The last line is an H200 by its data sheet (chapter 14): the faster the arithmetic, the more rows
 # it takes to be worth a fetch, and a kernel's tiles (128 rows or more) ask for their part besides.

@@ -75,11 +75,11 @@ for name, shape in presets.PRESETS.items():
 
 # %% [markdown]
 # Every total agrees with the published one to the digits that were published, once the same things
-# are counted: Scout's 109 has an encoder for pictures, GLM-4.5's 355 and DeepSeek-V3.2's 685 a layer
-# that predicts one token more. (GShard's "600B" has one digit; its own formula gives 619.) The same
-# counts, to the last parameter, come out of transformers' own models of those configs that it
-# knows; a test holds that. (*Active* counts the whole input embedding, as Mistral does; many leave
-# it out, and DeepSeek's 37 billion is one of them.)
+# are counted: Scout's 109 has an encoder for pictures, GLM-4.5's 355 and DeepSeek-V3.2's 685 a
+# layer that predicts one token more. (GShard's "600B" has one digit; its own formula gives 619.)
+# The same counts, to the last parameter, come out of transformers' own models of those configs that
+# it knows; a test holds that. (*Active* counts the whole input embedding, as Mistral does; many
+# leave it out, and DeepSeek's 37 billion is one of them.)
 #
 # Two columns to remember. In bf16 a weight takes two bytes, so Mixtral's 46.7 billion take 93 GB:
 # more than the 80 GB of the device that most people mean when they say "a GPU". And *training*
@@ -93,7 +93,7 @@ for name, shape in presets.PRESETS.items():
 # | cut | what each device holds | what travels, for each layer |
 # |---|---|---|
 # | **pipeline** (PP) | some of the layers | activations, once, to the next device |
-# | **sharded data** (FSDP, ZeRO) | a slice of every weight | the *weights*, gathered just before use |
+# | **sharded data** (FSDP, ZeRO) | a slice of every weight | the *weights*, gathered before use |
 # | **tensor** (TP) | a slice of every matrix | all tokens' partial results, summed by all |
 # | **expert** (EP) | some of the experts, all else | the tokens, to where their experts are |
 #
@@ -339,9 +339,9 @@ for depth in range(6):
 # - **Capacity** (chapter 05): an expert takes at most so many; the rest is dropped. That puts a
 #   lid on the maximum, by throwing work away.
 # - **Limited nodes**: let a token choose only among the experts of a few ranks (or nodes: machines
-#   with several devices each). That does not even the work, it cuts the *bytes* between them, because
-#   a token's vector need only travel once to each one that it visits. DeepSeek-V3 sends a token to
-#   at most 4 nodes; section 5 counts what that is worth.
+#   with several devices each). That does not even the work, it cuts the *bytes* between them,
+#   because a token's vector need only travel once to each one that it visits. DeepSeek-V3 sends a
+#   token to at most 4 nodes; section 5 counts what that is worth.
 #
 # Try all three. **Before you touch it:** if skew goes up, which number in the table gets worse
 # first, and which of the remedies acts on it?
@@ -413,9 +413,9 @@ for ranks in (8, 32, 64, 256):
 
 # %% [markdown]
 # Is a start-up and two speeds enough of a model? DeepEP, the library that DeepSeek uses, publishes
-# what its exchanges take on H800s: straight (its low-latency kernels, 128 tokens, for decode) and by
-# node (its normal kernels, 4,096 tokens, for prefill and training). Vectors go out in fp8 and come
-# back in bf16.
+# what its exchanges take on H800s: straight (its low-latency kernels, 128 tokens, for decode) and
+# by node (its normal kernels, 4,096 tokens, for prefill and training). Vectors go out in fp8 and
+# come back in bf16.
 
 
 # %%
@@ -459,10 +459,10 @@ fig.axes[0].set_xticks(sizes, sizes)
 fig
 
 # %% [markdown]
-# At 512 ranks the limit more than halves the time. It is a limit on *bytes*: "to effectively leverage
-# the different bandwidths of IB and NVLink, we limit each token to be dispatched to at most 4 nodes,
-# thereby reducing IB traffic" (DeepSeek-V3, section 3.2.2). In decode, where a batch is small, the
-# extra hop is not worth it, and vectors go straight.
+# At 512 ranks the limit more than halves the time. It is a limit on *bytes*: "to effectively
+# leverage the different bandwidths of IB and NVLink, we limit each token to be dispatched to at
+# most 4 nodes, thereby reducing IB traffic" (DeepSeek-V3, section 3.2.2). In decode, where a batch
+# is small, the extra hop is not worth it, and vectors go straight.
 #
 # **What binds a real deployment?** Prefill of DeepSeek-V3 on 4 nodes, decode on 18. *In turn* is a
 # step in which work and exchanges do not overlap, at the speeds that good kernels were published to
@@ -488,9 +488,9 @@ for what, batch, context, ranks, took in (
 # - **Two micro-batches.** While one computes its attention, the other's vectors travel. Perfect
 #   hiding would halve the step. Prefill gets a part of it: it takes less than *in turn*, more than
 #   the longer of the two.
-# - **A faster second level changes the answer.** On GB200 NVL72 all 72 GPUs share the fast level, and
-#   the same decode waits for memory. A model with one level (an earlier edition of this page had
-#   450 GB/s to any rank) names the wrong bottleneck: it is off by nine.
+# - **A faster second level changes the answer.** On GB200 NVL72 all 72 GPUs share the fast level,
+#   and the same decode waits for memory. A model with one level (an earlier edition of this page
+#   had 450 GB/s to any rank) names the wrong bottleneck: it is off by nine.
 #
 # What the network model leaves out is section 4: everybody waits for the busiest. And the more
 # experts there are, the further the busiest is from the mean:
@@ -775,10 +775,10 @@ for claim in ledger.load("stmoe2022_finetune").claims:
 
 # %% [markdown]
 # **What held: the experts are the part to leave alone.** Where they are in one of four layers,
-# updating all *but* the experts keeps the whole gain of updating everything (1.00 ± 0.03 of it), and
-# updating *only* the experts keeps 0.60, the least of the five in every seed. In Mixtral's shape,
-# with experts in every layer, leaving them alone **does cost something**: 0.89 ± 0.07 of the gain is
-# kept, less than all in every seed, and the experts alone keep 0.58.
+# updating all *but* the experts keeps the whole gain of updating everything (1.00 ± 0.03 of it),
+# and updating *only* the experts keeps 0.60, the least of the five in every seed. In Mixtral's
+# shape, with experts in every layer, leaving them alone **does cost something**: 0.89 ± 0.07 of the
+# gain is kept, less than all in every seed, and the experts alone keep 0.58.
 #
 # **What did not: the FFNs.** The paper found them a bit better than everything; ours keep two
 # thirds of the gain, and so does attention alone, and the experts are worst by little only. What
@@ -801,11 +801,12 @@ for subset in ("attention", "FFN", "experts", "embedding", "experts and embeddin
 # between nothing and a tenth of the gain, and they are where most of the memory for gradients and
 # moments would go.
 #
-# **Does anything overfit?** Not measurably. *Rise* is how far the held-out loss climbs from its best
-# point to the end: every row's interval holds zero, sparse and dense alike, and a training loss of
-# 5 nats a token is far from knowing 30 kB by heart. One row hints at it: the embedding alone reaches a
-# training loss 1.2 nats below that of the experts and is no better on new text. The paper's warning
-# is about far larger models on a few hundred examples; ours is too small to test it.
+# **Does anything overfit?** Not measurably. *Rise* is how far the held-out loss climbs from its
+# best point to the end: every row's interval holds zero, sparse and dense alike, and a training
+# loss of 5 nats a token is far from knowing 30 kB by heart. One row hints at it: the embedding
+# alone reaches a training loss 1.2 nats below that of the experts and is no better on new text. The
+# paper's warning is about far larger models on a few hundred examples; ours is too small to test
+# it.
 #
 # ## 9. Upcycling: what is an old dense model worth?
 #

@@ -40,8 +40,7 @@ import numpy as np
 import torch
 
 from moe_lite import Mixtral, causal, hf, record
-from moe_lite.course import analysis, cost, data, effects, languages, ledger
-from moe_lite.course import presets, recipes, viz
+from moe_lite.course import analysis, cost, data, effects, languages, ledger, presets, recipes, viz
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer
 
@@ -398,28 +397,29 @@ print("the word, but only above chance:", chance_word_L[0] - chance_word_L[1])
 
 # %% [markdown]
 # **Words first.** At layer 0 the expert tells a bit and a half about the word, and about the domain
-# nothing that the word has not told: in the middle panel the two upper lines start at one point, and
-# on the left the trained model starts *below* the untrained ones. Its first layer has learned to look
-# at the token and to ignore the company. With depth the one falls and the other rises. **Mind the
-# band:** at layers 1 and 2 the trained model treats a word in other company no more differently, or
-# even less, than models do that never learned anything. At the later layers it is above all eight, by a factor of two
-# to four, and at the last two the expert tells about half a bit of each. Topics never lead by much;
-# they draw level. (By "shared words only" perhaps a little more: two fifths of the tokens have a word
-# that occurs in one domain only, and there the null cannot show anything.)
+# nothing that the word has not told: in the middle panel the two upper lines start at one point,
+# and on the left the trained model starts *below* the untrained ones. Its first layer has learned
+# to look at the token and to ignore the company. With depth the one falls and the other rises.
+# **Mind the band:** at layers 1 and 2 the trained model treats a word in other company no more
+# differently, or even less, than models do that never learned anything. At the later layers it is
+# above all eight, by a factor of two to four, and at the last two the expert tells about half a bit
+# of each. Topics never lead by much; they draw level. (By "shared words only" perhaps a little
+# more: two fifths of the tokens have a word that occurs in one domain only, and there the null
+# cannot show anything.)
 #
 # Is it the domain, and not just *this very text*? "Dealt to other texts" gives the domains to other
 # texts, whole, and takes the words off as before: the second null and the third at once. About a
 # tenth of what the trained model tells survives that. So nine tenths were the domain.
 #
-# Mind how the question was put. Had we taken only *chance* off the word (the last printed line), and
-# words off the domain, the word would have twice the bits or more at every depth: a stronger
-# headline, and no finding. Half of what an expert of the last layers tells about the word, and more,
-# its domain tells as well. A comparison is fair if both sides lose what they share.
+# Mind how the question was put. Had we taken only *chance* off the word (the last printed line),
+# and words off the domain, the word would have twice the bits or more at every depth: a stronger
+# headline, and no finding. Half of what an expert of the last layers tells about the word, and
+# more, its domain tells as well. A comparison is fair if both sides lose what they share.
 #
 # So that is what came out of "token identity before topic", which most popular accounts leave out:
 # in the first layers nothing but words, in the last ones both. On one small model, by nulls that
-# could have gone the other way. And "the company" is more than the domain: the same null, passed, may
-# mean syntax, the position in a line, or the letters before.
+# could have gone the other way. And "the company" is more than the domain: the same null, passed,
+# may mean syntax, the position in a line, or the letters before.
 #
 # There is another way to ask, without any domain: **vocabulary specialisation** (OLMoE's eq. 8),
 # the share of a word's tokens that go to its favourite expert, $N_{x,E} / N_x$, averaged over the
@@ -519,11 +519,12 @@ table(ledger.load("olmoe2024_saturation").claims, grown)
 # Four rows were **not reproduced**. Why each?
 #
 # - *The first choice saturates more slowly*: here it is the faster one, in nearly all texts. With 2
-#   of 8 a first choice is one of two; OLMoE's is one of eight of 64, and changes places more easily.
-# - *The later half is ahead*: undecided, the interval holds both signs. Six layers make two halves of
-#   so few that one layer tips it.
-# - *Layer 0 is behind every other*: contradicted, in every text. Our vocabulary is small and layer 0
-#   reads little but the token (section 4), whose vector is learned early.
+#   of 8 a first choice is one of two; OLMoE's is one of eight of 64, and changes places more
+#   easily.
+# - *The later half is ahead*: undecided, the interval holds both signs. Six layers make two halves
+#   of so few that one layer tips it.
+# - *Layer 0 is behind every other*: contradicted, in every text. Our vocabulary is small and layer
+#   0 reads little but the token (section 4), whose vector is learned early.
 # - *Layers that specialise in words saturate earlier*: undecided too; a rank correlation over six
 #   layers would need to be 0.8 to stand out.
 #
@@ -681,10 +682,11 @@ for at, expert in ((1, 4), (4, 6), (5, 4), (0, 1)):
 # than a hundredth. So there is one. The claim that we set out to doubt has passed the test that
 # most pictures never took. (4.6 stands between: a tenth of a nat, and arithmetic's alone.)
 #
-# **Is zero a fair replacement?** Nothing in training ever put a zero in an expert's place, so a part
-# of the rise may be the shock of something never seen. Two gentler ones: the expert's **mean** output
-# over all its tokens, which keeps what it says to everybody and takes away what it says to *this*
-# token; and **resampling**, what it answers to another of its tokens, which keeps even the spread.
+# **Is zero a fair replacement?** Nothing in training ever put a zero in an expert's place, so a
+# part of the rise may be the shock of something never seen. Two gentler ones: the expert's **mean**
+# output over all its tokens, which keeps what it says to everybody and takes away what it says to
+# *this* token; and **resampling**, what it answers to another of its tokens, which keeps even the
+# spread.
 
 
 # %%
@@ -715,16 +717,17 @@ for at, expert in ((1, 4), (4, 6), (5, 4), (0, 1)):
     print(f"{at}.{expert}, arithmetic: " + ", ".join(f"{h} {r:+.3f}" for h, r in rises_of.items()))
 
 # %% [markdown]
-# They do not agree, and not in one direction. For 1.4 the mean costs as little as nothing at all does.
-# For 0.1 it costs less than half: a good part of what that wall bears, it tells everyone alike. For 5.4
-# the mean is three times *worse* than silence, and another token's answer is worse than silence for
-# each of the four: a wrong answer costs more than none. So zero does not flatter 5.4, and that 5.4
-# is needed where 1.4 hardly is holds by zero and by mean alike. Say which replacement you took.
+# They do not agree, and not in one direction. For 1.4 the mean costs as little as nothing at all
+# does. For 0.1 it costs less than half: a good part of what that wall bears, it tells everyone
+# alike. For 5.4 the mean is three times *worse* than silence, and another token's answer is worse
+# than silence for each of the four: a wrong answer costs more than none. So zero does not flatter
+# 5.4, and that 5.4 is needed where 1.4 hardly is holds by zero and by mean alike. Say which
+# replacement you took.
 #
 # **Balance is not use.** There is one more way to be fooled, and it is in the training loss itself.
-# The balancing loss of this model counts *pairs*: a first choice with a gate of 0.95 is one, a second
-# choice with 0.05 is one as well. So a router can satisfy it by parking an expert on second place.
-# The **gate mass** is the share of all gates that an expert carries:
+# The balancing loss of this model counts *pairs*: a first choice with a gate of 0.95 is one, a
+# second choice with 0.05 is one as well. So a router can satisfy it by parking an expert on second
+# place. The **gate mass** is the share of all gates that an expert carries:
 
 # %%
 mass_LE, load_LE = (
@@ -744,11 +747,11 @@ for place in (mass_LE / load_LE).flatten().topk(5, largest=False).indices.tolist
           f"without it {cost_LE[at, expert]:+.3f} nats")  # fmt: skip
 
 # %% [markdown]
-# The first of them is nobody's first choice, has nearly an eighth of the pairs, as the loss wants it,
-# and about a fiftieth of the gates; and the model hardly notices when it is gone. Every "load" in this
-# course that counts pairs calls it well used, and so does every curve of balance you will read. An
-# eighth of this layer's experts was paid for and does nothing: balance is what the loss asked for,
-# and use is not.
+# The first of them is nobody's first choice, has nearly an eighth of the pairs, as the loss wants
+# it, and about a fiftieth of the gates; and the model hardly notices when it is gone. Every "load"
+# in this course that counts pairs calls it well used, and so does every curve of balance you will
+# read. An eighth of this layer's experts was paid for and does nothing: balance is what the loss
+# asked for, and use is not.
 #
 # But an expert for arithmetic, or for digits? You have seen 5.4's favourite words in section 4.
 # Digits occur in code, too:

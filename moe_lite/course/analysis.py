@@ -73,7 +73,7 @@ def gate_mass(trace: RoutingTrace) -> Tensor:
     """Measure which share of all gates an expert carries: (L, E), a row sums to 1.
 
     A load counts pairs; this weighs them. An expert that is everybody's second choice, with a small
-    gate, has a full load and little mass: it is balanced, and hardly used. Dropped pairs carry none.
+    gate, has a full load and little mass: balanced, and hardly used. Dropped pairs carry none.
     """
     E, rows = _num_experts(trace), []
     for routing in trace.layers:
