@@ -926,6 +926,123 @@ print(
 #
 # </details>
 #
+# ## 11. Ten questions with numbers
+#
+# Paper and pencil first, then the fold. (A test works each number out with `cost`.)
+#
+# **1.** gpt-oss-120b has 116.8 billion parameters, 114.7 of them in experts, which come in MXFP4
+# (17 bytes for 32 weights), the rest in bf16. Does it fit one H100 of 80 GB?
+#
+# <details><summary>Answer</summary>
+#
+# $114.7 \cdot 17/32 + 2.17 \cdot 2 =$ 65.2 GB. It does, with some 15 GB for caches. In bf16 it
+# would take 234.
+#
+# </details>
+#
+# **2.** How many bytes does one text of 131,072 tokens keep in DeepSeek-V3 (61 layers, a latent of
+# 576 numbers), in Mixtral 8x7B (32 layers, 8 heads of 128, keys and values) and in gpt-oss-120b (36
+# layers, 8 heads of 64, every second one with a window of 128)? All in bf16.
+#
+# <details><summary>Answer</summary>
+#
+# 9.2 GB, 17.2 GB and 4.8 GB. For a token that is 70,272, 131,072 and, without the window, 73,728
+# bytes; the window spares gpt-oss half of it.
+#
+# </details>
+#
+# **3.** Sixteen texts are written at once. How many of DeepSeek-V3's 256 experts of a layer does a
+# step read, and how many of Mixtral's 8?
+#
+# <details><summary>Answer</summary>
+#
+# $256\,(1 - (1 - 8/256)^{16}) =$ 102 and $8\,(1 - (3/4)^{16}) =$ 7.9. Mixtral's step is that of a
+# dense model by then; DeepSeek-V3's is not half of one.
+#
+# </details>
+#
+# **4.** A token chooses 8 of 256 experts on 32 nodes of eight GPUs, one expert on each GPU. How
+# many copies of it leave its node: sent straight; once to each node; once to each node, at most
+# four nodes?
+#
+# <details><summary>Answer</summary>
+#
+# Straight $8 \cdot 31/32 =$ 7.75; by node $32\,(1 - (31/32)^8) \cdot 31/32 =$ 6.95; with the limit
+# $4\,(1 - (3/4)^8) \cdot 31/32 =$ 3.49. With so many nodes the hop alone saves a tenth. It is the
+# limit that saves half.
+#
+# </details>
+#
+# **5.** On how many rows must an H100 use an expert's weights before it is worth reading them, in
+# bf16 (989 TFLOP/s, 3.35 TB/s), and in fp8 at twice the speed?
+#
+# <details><summary>Answer</summary>
+#
+# $2m$ operations for each weight of 2 bytes: $m = 989/3.35 =$ 295. In fp8 half the bytes and twice
+# the operations: 295 again. DeepSeek's decode at 144 GPUs with 88 texts each gives an expert $88
+# \cdot 144 \cdot 8/256 =$ 396 rows. That is what 144 GPUs are *for*: on 8 of them, with the same
+# texts each, it would be 22.
+#
+# </details>
+#
+# **6.** Those 396 rows go through tiles of 128. What share of the arithmetic is useful? And for 16
+# rows?
+#
+# <details><summary>Answer</summary>
+#
+# Four tiles hold 512 rows: 77%. Sixteen rows fill an eighth of one tile: 12.5%.
+#
+# </details>
+#
+# **7.** A small model guesses three tokens ahead and the large one checks all four at once. It
+# guesses right four times in five. How many tokens does a check give on average, and how many more
+# bytes of weights does it read than a step for one token: in Mixtral 8x7B, in DeepSeek-V3? (One
+# text alone.)
+#
+# <details><summary>Answer</summary>
+#
+# $1 + 0.8 + 0.8^2 + 0.8^3 =$ 2.95 tokens. Four tokens need $8\,(1 - (3/4)^4) =$ 5.5 experts of
+# Mixtral, 2.7 times as many as one; of DeepSeek-V3 30.5, 3.8 times. With what all tokens share,
+# bytes grow 2.53 and 2.57 times. A dense model would read the same bytes for four as for one. So
+# speculation, nearly free there, gains about a sixth here, and more only in a batch that reads all
+# experts anyway.
+#
+# </details>
+#
+# **8.** At home: the active experts of gpt-oss-120b are 1.90 GB for a token in MXFP4. How long does
+# a token take if they are fetched over PCIe (32 GB/s), from an SSD (7 GB/s), or computed where they
+# lie, by a processor whose memory gives 80 GB/s?
+#
+# <details><summary>Answer</summary>
+#
+# 59 ms, 272 ms, and 24 ms. A vector of 2,880 numbers is lighter than the matrices it is multiplied
+# with: let the token travel, once more. That is what llama.cpp (`--n-cpu-moe`) and ktransformers
+# do, and why a slow processor beats a fast card that has to wait for its weights.
+#
+# </details>
+#
+# **9.** What does DeepSeek-V3 send for a token in a forward pass at 64 GPUs, out in fp8 with scales
+# and back in bf16, by node with its limit, over the slow level? And in all if each expert got a
+# copy of its own, both ways in bf16?
+#
+# <details><summary>Answer</summary>
+#
+# $58$ layers $\cdot\, 3.15$ copies $\cdot\, 7168 \cdot (1.03 + 2)$ bytes $=$ 3.97 MB, against 13.1
+# MB.
+#
+# </details>
+#
+# **10.** The same decode, 88 texts a GPU, on 144 H800s and on the 72 GPUs of a GB200 NVL72. What
+# binds each?
+#
+# <details><summary>Answer</summary>
+#
+# On H800s compute 10.8, memory 15.4, network 19.7 ms: the network. On the NVL72, where all 72 are
+# one node, 4.3, 7.0 and 3.9 ms: memory. A faster link moved the bottleneck, and nothing else could
+# have.
+#
+# </details>
+#
 # ## Exercises
 #
 # [`exercises/14_many_machines.ipynb`](../exercises/14_many_machines.ipynb): the traffic
