@@ -26,7 +26,8 @@ def traffic_agrees(page, widget):
 @pytest.mark.parametrize(
     "settings",
     [{}, {"skew": 1.3, "tokens": 64}, {"skew": 0.7, "visit": 2}, {"skew": 2.0, "capacity": 1.25},
-     {"tokens": 1, "capacity": 0.25}],
+     {"tokens": 1, "capacity": 0.25}, {"skew": 1.2, "spare": 1},
+     {"skew": 1.2, "spare": 3, "capacity": 1.25}],
 )  # fmt: skip
 def test_the_page_routes_as_the_library_does(open_page, settings):
     widget = TrafficMatrix(4, 16, 4, **settings)
