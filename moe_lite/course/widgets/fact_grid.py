@@ -58,7 +58,7 @@ class FactGrid(PortableWidget):
         facts, most = max(counts, default=0), max(states, default=0)
         if not (
             len(counts) == 1 and 1 <= facts <= MOST_FACTS and len(states) <= MOST_STATES
-            and 1 <= min(states) and most <= MOST_EXPERTS
+            and min(states) >= 1 and most <= MOST_EXPERTS
         ):  # fmt: skip
             raise ValueError(
                 f"the fact grid shows 1 to {MOST_STATES} states of the same 1 to {MOST_FACTS:,} "
