@@ -28,15 +28,31 @@ def _own_gates_only(left):
 
 
 check_leaf_priors = [
-    ("left and right swapped", lambda left: _leaves(left, turned=True)),
-    ("all lefts, then all rights", lambda left: _leaves(left, blocks=True)),
-    ("left both times", lambda left: _leaves(left, both=True)),
-    ("three gates, as shown", _three_gates),
-    ("the last gate alone", _own_gates_only),
-    ("one level short", lambda left: _leaves(left[:, : left.shape[1] // 2])),
-    ("leaves from right to left", lambda left: _leaves(left).flip(1)),
-    ("a softmax on top", lambda left: _leaves(left).softmax(-1)),
-    ("rounded", lambda left: _leaves(left).round(decimals=2)),
+    (
+        "left and right swapped",
+        "left and right are swapped",
+        lambda left: _leaves(left, turned=True),
+    ),
+    (
+        "all lefts, then all rights",
+        "these are not the products of the gates on the way to each leaf",
+        lambda left: _leaves(left, blocks=True),
+    ),
+    ("left both times", "every step is taken to the left", lambda left: _leaves(left, both=True)),
+    ("three gates, as shown", "raised ValueError", _three_gates),
+    ("the last gate alone", "only the lowest gate counts", _own_gates_only),
+    (
+        "one level short",
+        "return a tensor of shape (2, 4), not one of shape (2, 2)",
+        lambda left: _leaves(left[:, : left.shape[1] // 2]),
+    ),
+    (
+        "leaves from right to left",
+        "the leaves stand from right to left",
+        lambda left: _leaves(left).flip(1),
+    ),
+    ("a softmax on top", "one softmax too many", lambda left: _leaves(left).softmax(-1)),
+    ("rounded", "rounded to 2 decimals", lambda left: _leaves(left).round(decimals=2)),
 ]
 
 
@@ -55,16 +71,44 @@ def _h(prior, density):
 
 
 check_posteriors = [
-    ("divided over the tokens", lambda p, d: _up(p * d / (p * d).sum(0))),
-    ("not divided", lambda p, d: _up(p * d)),
-    ("the leaves alone", lambda p, d: _h(p, d)),
-    ("leaves first", lambda p, d: _up(_h(p, d), leaves_first=True)),
-    ("managers have the mean", lambda p, d: _up(_h(p, d), mean=True)),
-    ("children far apart", lambda p, d: _up(_h(p, d), halves=True)),
-    ("priors forgotten", lambda p, d: _up(d / d.sum(-1, keepdim=True))),
-    ("densities forgotten", lambda p, d: _up(p)),
-    ("without the root", lambda p, d: _up(_h(p, d))[:, 1:]),
-    ("softmax of the products", lambda p, d: _up((p * d).softmax(-1))),
+    (
+        "divided over the tokens",
+        "these sum over the tokens",
+        lambda p, d: _up(p * d / (p * d).sum(0)),
+    ),
+    ("not divided", "prior times density is not yet a probability", lambda p, d: _up(p * d)),
+    (
+        "the leaves alone",
+        "the leaves alone; a manager's posterior is the sum of its two children's",
+        lambda p, d: _h(p, d),
+    ),
+    (
+        "leaves first",
+        "the right numbers, but in another order",
+        lambda p, d: _up(_h(p, d), leaves_first=True),
+    ),
+    (
+        "managers have the mean",
+        "a manager's posterior is the sum of its children's, not their mean",
+        lambda p, d: _up(_h(p, d), mean=True),
+    ),
+    (
+        "children far apart",
+        "these are not the nodes' posteriors",
+        lambda p, d: _up(_h(p, d), halves=True),
+    ),
+    ("priors forgotten", "the prior is not used", lambda p, d: _up(d / d.sum(-1, keepdim=True))),
+    (
+        "densities forgotten",
+        "that is the prior: what the experts said of y is not used",
+        lambda p, d: _up(p),
+    ),
+    ("without the root", "the root is left out", lambda p, d: _up(_h(p, d))[:, 1:]),
+    (
+        "softmax of the products",
+        "a softmax of what was a probability already",
+        lambda p, d: _up((p * d).softmax(-1)),
+    ),
 ]
 
 
@@ -77,18 +121,39 @@ def _ridge(x, y, w):
 
 
 check_fit_expert = [
-    ("all count the same", lambda x, y, w: _fit(x, y, torch.ones_like(w))),
+    (
+        "all count the same",
+        "all tokens count alike",
+        lambda x, y, w: _fit(x, y, torch.ones_like(w)),
+    ),
     (
         "lstsq without the root",
+        "the weights count twice",
         lambda x, y, w: torch.linalg.lstsq(x * w[:, None], y * w[:, None])[0],
     ),
-    ("the root twice", lambda x, y, w: _fit(x, y, w.sqrt())),
-    ("only one side weighed", lambda x, y, w: torch.linalg.solve(x.T @ x, (x.T * w) @ y)),
-    ("the other side weighed", lambda x, y, w: torch.linalg.solve((x.T * w) @ x, x.T @ y)),
-    ("whoever has more than half", lambda x, y, w: _fit(x, y, (w > 0.5).to(w) + 1e-6)),
-    ("a little ridge", _ridge),
-    ("turned", lambda x, y, w: _fit(x, y, w).T),
-    ("no inverse", lambda x, y, w: (x.T * w) @ y),
+    (
+        "the root twice",
+        "the weights are there as square roots",
+        lambda x, y, w: _fit(x, y, w.sqrt()),
+    ),
+    (
+        "only one side weighed",
+        "only y is weighted",
+        lambda x, y, w: torch.linalg.solve(x.T @ x, (x.T * w) @ y),
+    ),
+    (
+        "the other side weighed",
+        "only x is weighted",
+        lambda x, y, w: torch.linalg.solve((x.T * w) @ x, x.T @ y),
+    ),
+    (
+        "whoever has more than half",
+        "tokens below one half are left out",
+        lambda x, y, w: _fit(x, y, (w > 0.5).to(w) + 1e-6),
+    ),
+    ("a little ridge", "something was added to the diagonal", _ridge),
+    ("turned", "transposed: rows and columns are exchanged", lambda x, y, w: _fit(x, y, w).T),
+    ("no inverse", "x'Wy alone is not yet solved", lambda x, y, w: (x.T * w) @ y),
 ]
 
 
@@ -101,19 +166,48 @@ def _newton(v, x, own, left, ridge=1e-3, slope=None, curve=None, add=True, sign=
 
 
 check_fit_gate = [
-    ("the step alone", lambda v, x, o, h: _newton(v, x, o, h, add=False)),
-    ("downhill", lambda v, x, o, h: _newton(v, x, o, h, sign=-1)),
-    ("a ridge of 0.01", lambda v, x, o, h: _newton(v, x, o, h, ridge=1e-2)),
-    ("no ridge", lambda v, x, o, h: _newton(v, x, o, h, ridge=0)),
+    (
+        "the step alone",
+        "that is the step; add it to v",
+        lambda v, x, o, h: _newton(v, x, o, h, add=False),
+    ),
+    ("downhill", "the step goes downhill", lambda v, x, o, h: _newton(v, x, o, h, sign=-1)),
+    (
+        "a ridge of 0.01",
+        "this is not one Newton step of the weighted logistic regression",
+        lambda v, x, o, h: _newton(v, x, o, h, ridge=1e-2),
+    ),
+    ("no ridge", "diagonal is missing", lambda v, x, o, h: _newton(v, x, o, h, ridge=0)),
     (
         "own forgotten in the curvature",
+        "own is missing from the curvature",
         lambda v, x, o, h: _newton(v, x, o, h, curve=lambda p: p * (1 - p)),
     ),
-    ("own forgotten in the slope", lambda v, x, o, h: _newton(v, x, o, h, slope=lambda p: h - p)),
-    ("own twice in the slope", lambda v, x, o, h: _newton(v, x, o, h, slope=lambda p: o * (h - p))),
-    ("two steps", lambda v, x, o, h: _newton(_newton(v, x, o, h), x, o, h)),
-    ("a gradient step", lambda v, x, o, h: v + x.T @ (h - o * (x @ v).sigmoid())),
-    ("the curvature p", lambda v, x, o, h: _newton(v, x, o, h, curve=lambda p: o * p)),
+    (
+        "own forgotten in the slope",
+        "the gate expects p of every token",
+        lambda v, x, o, h: _newton(v, x, o, h, slope=lambda p: h - p),
+    ),
+    (
+        "own twice in the slope",
+        "this is not one Newton step of the weighted logistic regression",
+        lambda v, x, o, h: _newton(v, x, o, h, slope=lambda p: o * (h - p)),
+    ),
+    (
+        "two steps",
+        "a second step was taken",
+        lambda v, x, o, h: _newton(_newton(v, x, o, h), x, o, h),
+    ),
+    (
+        "a gradient step",
+        "that is the gradient alone",
+        lambda v, x, o, h: v + x.T @ (h - o * (x @ v).sigmoid()),
+    ),
+    (
+        "the curvature p",
+        "this is not one Newton step of the weighted logistic regression",
+        lambda v, x, o, h: _newton(v, x, o, h, curve=lambda p: o * p),
+    ),
 ]
 
 
@@ -134,39 +228,46 @@ def _step(tree, x, y, h, gate=None, weight=None, variance=None):
 check_m_step = [
     (
         "the right child's share",
+        "left and right are swapped",
         lambda tr, x, y, h: _step(
             tr, x, y, h, gate=lambda n: _newton(tr.gate_QGD[0, n], x, h[:, n], h[:, 2 * n + 2])
         ),
     ),
     (
         "each gate sees every token",
+        "the gates: one fits its posteriors worse than a Newton step would: is its target",
         lambda tr, x, y, h: _step(
             tr, x, y, h, gate=lambda n: _newton(tr.gate_QGD[0, n], x, h[:, 0], h[:, 2 * n + 1])
         ),
     ),
     (
         "the gates as they were",
+        "the gates are left as they were",
         lambda tr, x, y, h: HME(
             tr.gate_QGD, _step(tr, x, y, h).expert_QEDO, _step(tr, x, y, h).var_QE
         ),
     ),
     (
         "deviations for variances",
+        "not a mean squared error but the root of it, the deviation",
         lambda tr, x, y, h: _step(
             tr, x, y, h, variance=lambda e, w, err: ((w * err).sum() / w.sum()).sqrt()
         ),
     ),
     (
         "divided by all tokens",
+        "the variance is each expert's mean squared error, weighted by its posteriors",
         lambda tr, x, y, h: _step(tr, x, y, h, variance=lambda e, w, err: (w * err).mean()),
     ),
     (
         "unweighted errors",
+        "the variance is each expert's mean squared error, weighted by its posteriors",
         lambda tr, x, y, h: _step(tr, x, y, h, variance=lambda e, w, err: err.mean()),
     ),
-    ("the tree itself", lambda tr, x, y, h: tr),
+    ("the tree itself", "the gates are left as they were", lambda tr, x, y, h: tr),
     (
         "gates fitted from zero",
+        "the gates: one fits its posteriors worse than a Newton step would: is its target",
         lambda tr, x, y, h: _step(
             tr,
             x,
@@ -190,19 +291,45 @@ def _divided(open_TE):
 
 
 check_constrain = [
-    ("not divided", lambda g, t, m: g * (t - t.mean() <= m)),
-    ("changes the gates it was given", _in_place),
-    ("exactly at the margin closes", lambda g, t, m: _divided(g * (t - t.mean() < m))),
-    ("ahead of the median", lambda g, t, m: _divided(g * (t - t.median() <= m))),
-    ("ahead of the last", lambda g, t, m: _divided(g * (t - t.min() <= m))),
-    ("behind by the margin too", lambda g, t, m: _divided(g * ((t - t.mean()).abs() <= m))),
-    ("the total itself", lambda g, t, m: _divided(g * (t <= m) + 1e-9)),
+    (
+        "not divided",
+        "the gates of a token no longer add up to 1",
+        lambda g, t, m: g * (t - t.mean() <= m),
+    ),
+    ("changes the gates it was given", "changes its input in place", _in_place),
+    (
+        "exactly at the margin closes",
+        "exactly the margin ahead is still open",
+        lambda g, t, m: _divided(g * (t - t.mean() < m)),
+    ),
+    (
+        "ahead of the median",
+        "totals are compared with their median",
+        lambda g, t, m: _divided(g * (t - t.median() <= m)),
+    ),
+    (
+        "ahead of the last",
+        "not the open gates over their sum",
+        lambda g, t, m: _divided(g * (t - t.min() <= m)),
+    ),
+    (
+        "behind by the margin too",
+        "whoever is far behind is closed as well",
+        lambda g, t, m: _divided(g * ((t - t.mean()).abs() <= m)),
+    ),
+    (
+        "the total itself",
+        "not the open gates over their sum",
+        lambda g, t, m: _divided(g * (t <= m) + 1e-9),
+    ),
     (
         "a softmax of what is left",
+        "the open gates went through a softmax",
         lambda g, t, m: g.masked_fill(t - t.mean() > m, -torch.inf).softmax(-1),
     ),
     (
         "subtracted, not closed",
+        "not the open gates over their sum",
         lambda g, t, m: _divided((g - (t - t.mean() > m) * 0.1).clamp(min=0)),
     ),
 ]

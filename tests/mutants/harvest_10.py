@@ -16,23 +16,57 @@ def _by_number(z, k):
 
 
 check_top_k = [
-    ("not divided", lambda z, k: tuple(z.softmax(-1).topk(k))),
-    ("softmax over the tokens", lambda z, k: _divided(*z.softmax(0).topk(k))),
-    ("swapped", lambda z, k: _divided(*z.softmax(-1).topk(k))[::-1]),
-    ("two softmaxes", lambda z, k: (z.softmax(-1).topk(k).values.softmax(-1), z.topk(k).indices)),
-    ("by the expert's number", _by_number),
-    ("detached", lambda z, k: _divided(*z.detach().softmax(-1).topk(k))),
-    ("the worst", lambda z, k: _divided(*z.softmax(-1).topk(k, largest=False))),
-    ("two, as shown", lambda z, k: _divided(*z.softmax(-1).topk(2))),
+    (
+        "not divided",
+        "the gates of a token do not add up to 1",
+        lambda z, k: tuple(z.softmax(-1).topk(k)),
+    ),
+    (
+        "softmax over the tokens",
+        "the softmax runs over the tokens (dim 0), not over a token's experts (dim -1)",
+        lambda z, k: _divided(*z.softmax(0).topk(k)),
+    ),
+    ("swapped", "the two are swapped", lambda z, k: _divided(*z.softmax(-1).topk(k))[::-1]),
+    (
+        "two softmaxes",
+        "two softmaxes, one after the other",
+        lambda z, k: (z.softmax(-1).topk(k).values.softmax(-1), z.topk(k).indices),
+    ),
+    ("by the expert's number", "the right experts, but in order of their numbers", _by_number),
+    (
+        "detached",
+        "right numbers, but no gradient reaches the logits, so what is behind can never learn",
+        lambda z, k: _divided(*z.detach().softmax(-1).topk(k)),
+    ),
+    (
+        "the worst",
+        "these are the least likely experts",
+        lambda z, k: _divided(*z.softmax(-1).topk(k, largest=False)),
+    ),
+    (
+        "two, as shown",
+        "right for k = 2, wrong for k = 1",
+        lambda z, k: _divided(*z.softmax(-1).topk(2)),
+    ),
     (
         "divided over the tokens",
+        "divided by the sum over the tokens (dim 0)",
         lambda z, k: (lambda g, e: (g / g.sum(0), e))(*z.softmax(-1).topk(k)),
     ),
-    ("scores divided", lambda z, k: _divided(*z.topk(k))),
-    ("sigmoids divided", lambda z, k: _divided(*z.sigmoid().topk(k))),
-    ("even weights", lambda z, k: (torch.full_like(z.topk(k).values, 1 / k), z.topk(k).indices)),
+    ("scores divided", "logits divided by their sum", lambda z, k: _divided(*z.topk(k))),
+    (
+        "sigmoids divided",
+        "sigmoids; in a softmax the experts compete",
+        lambda z, k: _divided(*z.sigmoid().topk(k)),
+    ),
+    (
+        "even weights",
+        "gate_TK: the gates are not the right ones",
+        lambda z, k: (torch.full_like(z.topk(k).values, 1 / k), z.topk(k).indices),
+    ),
     (
         "rounded",
+        "gate_TK: rounded to 3 decimals: return every digit, and round for the eye alone",
         lambda z, k: (lambda g, e: (g.round(decimals=3), e))(*_divided(*z.softmax(-1).topk(k))),
     ),
 ]
@@ -49,19 +83,45 @@ def _wide(z, k):
 
 
 check_softmax_order = [
-    ("softmax before, not divided", lambda z, k: tuple(z.softmax(-1).topk(k))),
-    ("0 in the place of the others", _zeros),
-    ("a column for every expert", _wide),
-    ("over the tokens", lambda z, k: (z.topk(k).values.softmax(0), z.topk(k).indices)),
+    (
+        "softmax before, not divided",
+        "the gates of a token do not add up to 1",
+        lambda z, k: tuple(z.softmax(-1).topk(k)),
+    ),
+    ("0 in the place of the others", "the other logits were set to 0, and exp(0) is 1", _zeros),
+    (
+        "a column for every expert",
+        "gate_TK: return a tensor of shape (3, 2), not one of shape (3, 4)",
+        _wide,
+    ),
+    (
+        "over the tokens",
+        "the softmax runs over the tokens (dim 0), not over a token's experts (dim -1)",
+        lambda z, k: (z.topk(k).values.softmax(0), z.topk(k).indices),
+    ),
     (
         "before and after",
+        "two softmaxes, one after the other",
         lambda z, k: (z.softmax(-1).topk(k).values.softmax(-1), z.topk(k).indices),
     ),
-    ("logarithms", lambda z, k: (z.topk(k).values.log_softmax(-1), z.topk(k).indices)),
-    ("swapped", lambda z, k: (z.topk(k).indices, z.topk(k).values.softmax(-1))),
-    ("detached", lambda z, k: (z.topk(k).values.detach().softmax(-1), z.topk(k).indices)),
+    (
+        "logarithms",
+        "gate_TK: this is the logarithm of what is asked",
+        lambda z, k: (z.topk(k).values.log_softmax(-1), z.topk(k).indices),
+    ),
+    (
+        "swapped",
+        "the two are swapped",
+        lambda z, k: (z.topk(k).indices, z.topk(k).values.softmax(-1)),
+    ),
+    (
+        "detached",
+        "right numbers, but no gradient reaches the logits, so what is behind can never learn",
+        lambda z, k: (z.topk(k).values.detach().softmax(-1), z.topk(k).indices),
+    ),
     (
         "tokens for experts",
+        "return a tensor of shape (3, 2), not one of shape (2, 4)",
         lambda z, k: (
             z.topk(min(k, len(z)), 0).values.softmax(0),
             z.topk(min(k, len(z)), 0).indices,
@@ -69,22 +129,59 @@ check_softmax_order = [
     ),
     (
         "weakest first",
+        "the right experts, but worst first",
         lambda z, k: (z.topk(k).values.flip(1).softmax(-1), z.topk(k).indices.flip(1)),
     ),
-    ("one expert", lambda z, k: (z.topk(1).values.softmax(-1), z.topk(1).indices)),
+    (
+        "one expert",
+        "return a tensor of shape (3, 2), not one of shape (3, 1)",
+        lambda z, k: (z.topk(1).values.softmax(-1), z.topk(1).indices),
+    ),
 ]
 
 check_orders_agree = [
-    ("always", lambda r, k, E: True),
-    ("if divided", lambda r, k, E: r),
-    ("if all are chosen", lambda r, k, E: k == E),
-    ("if one is chosen", lambda r, k, E: r or k == 1),
-    ("both at once", lambda r, k, E: r and k == E),
-    ("if not divided", lambda r, k, E: not r),
-    ("nearly all", lambda r, k, E: r or k >= E - 1),
-    ("half of them", lambda r, k, E: r or 2 * k >= E),
-    ("never", lambda r, k, E: False),
-    ("eight of eight", lambda r, k, E: r or k == 8),
+    ("always", "it says True of all 34", lambda r, k, E: True),
+    (
+        "if divided",
+        "with k = E nothing is left out, so the gates add up to 1 by themselves",
+        lambda r, k, E: r,
+    ),
+    (
+        "if all are chosen",
+        "dividing by the sum cancels the softmax's denominator",
+        lambda r, k, E: k == E,
+    ),
+    (
+        "if one is chosen",
+        "with k = E nothing is left out, so the gates add up to 1 by themselves",
+        lambda r, k, E: r or k == 1,
+    ),
+    (
+        "both at once",
+        "with k = E nothing is left out, so the gates add up to 1 by themselves",
+        lambda r, k, E: r and k == E,
+    ),
+    (
+        "if not divided",
+        "dividing by the sum cancels the softmax's denominator",
+        lambda r, k, E: not r,
+    ),
+    (
+        "nearly all",
+        "without renormalising, softmax → top-k gives gates that add up to less than 1",
+        lambda r, k, E: r or k >= E - 1,
+    ),
+    (
+        "half of them",
+        "without renormalising, softmax → top-k gives gates that add up to less than 1",
+        lambda r, k, E: r or 2 * k >= E,
+    ),
+    ("never", "it says False of all 34", lambda r, k, E: False),
+    (
+        "eight of eight",
+        "with k = E nothing is left out, so the gates add up to 1 by themselves",
+        lambda r, k, E: r or k == 8,
+    ),
 ]
 
 
@@ -109,27 +206,74 @@ def _choice_number_as_expert(x, g, c, w1, w3, w2):
 
 
 check_moe_layer = [
-    ("the last one wins", lambda x, g, c, a, b, d: _layer(x, g, c, a, b, d, write=_overwrites)),
-    ("no gates", lambda x, g, c, a, b, d: _layer(x, torch.ones_like(g), c, a, b, d)),
-    ("w1 and w3 swapped", lambda x, g, c, a, b, d: _layer(x, g, c, b, a, d)),
-    ("relu", lambda x, g, c, a, b, d: _layer(x, g, c, a, b, d, act=torch.relu)),
-    ("gelu", lambda x, g, c, a, b, d: _layer(x, g, c, a, b, d, act=F.gelu)),
-    ("sigmoid", lambda x, g, c, a, b, d: _layer(x, g, c, a, b, d, act=torch.sigmoid)),
+    (
+        "the last one wins",
+        "one of a token's experts overwrites another",
+        lambda x, g, c, a, b, d: _layer(x, g, c, a, b, d, write=_overwrites),
+    ),
+    (
+        "no gates",
+        "the gates are forgotten",
+        lambda x, g, c, a, b, d: _layer(x, torch.ones_like(g), c, a, b, d),
+    ),
+    (
+        "w1 and w3 swapped",
+        "w1 and w3 are swapped",
+        lambda x, g, c, a, b, d: _layer(x, g, c, b, a, d),
+    ),
+    (
+        "relu",
+        "that is a ReLU; SwiGLU has silu",
+        lambda x, g, c, a, b, d: _layer(x, g, c, a, b, d, act=torch.relu),
+    ),
+    (
+        "gelu",
+        "not the sum, over a token's experts, of gate × SwiGLU(x)",
+        lambda x, g, c, a, b, d: _layer(x, g, c, a, b, d, act=F.gelu),
+    ),
+    (
+        "sigmoid",
+        "that is a sigmoid, not silu",
+        lambda x, g, c, a, b, d: _layer(x, g, c, a, b, d, act=torch.sigmoid),
+    ),
     (
         "the first choice's gate for all",
+        "all are weighed by the gate of the first choice",
         lambda x, g, c, a, b, d: _layer(x, g[:, :1].expand_as(g), c, a, b, d),
     ),
-    ("only the first choice", lambda x, g, c, a, b, d: _layer(x, g[:, :1], c[:, :1], a, b, d)),
+    (
+        "only the first choice",
+        "only the first choice is used",
+        lambda x, g, c, a, b, d: _layer(x, g[:, :1], c[:, :1], a, b, d),
+    ),
     (
         "gates made to add up to 1 again",
+        "not the sum, over a token's experts, of gate × SwiGLU(x)",
         lambda x, g, c, a, b, d: _layer(x, g.softmax(-1), c, a, b, d),
     ),
-    ("the number of the choice for the expert's", _choice_number_as_expert),
-    ("the input added", lambda x, g, c, a, b, d: x + _layer(x, g, c, a, b, d)),
-    ("the mean of the choices", lambda x, g, c, a, b, d: _layer(x, g, c, a, b, d) / c.shape[1]),
-    ("gates detached", lambda x, g, c, a, b, d: _layer(x, g.detach(), c, a, b, d)),
+    (
+        "the number of the choice for the expert's",
+        "a choice's position is taken for its expert's number",
+        _choice_number_as_expert,
+    ),
+    (
+        "the input added",
+        "x is added; the residual connection belongs to the block around",
+        lambda x, g, c, a, b, d: x + _layer(x, g, c, a, b, d),
+    ),
+    (
+        "the mean of the choices",
+        "the weighed outputs are averaged",
+        lambda x, g, c, a, b, d: _layer(x, g, c, a, b, d) / c.shape[1],
+    ),
+    (
+        "gates detached",
+        "right numbers, but no gradient reaches gate_TK, so what is behind can never learn",
+        lambda x, g, c, a, b, d: _layer(x, g.detach(), c, a, b, d),
+    ),
     (
         "w3 forgotten",
+        "not the sum, over a token's experts, of gate × SwiGLU(x)",
         lambda x, g, c, a, b, d: torch.zeros_like(x).index_add(
             0,
             torch.arange(len(x)).repeat_interleave(c.shape[1]),
@@ -204,14 +348,22 @@ class Swapped(_Hasty):
 
 
 check_global_bug = [
-    ("the old batch under another name", Leftover),
-    ("three rows of it", ThreeRows),
-    ("the first batch remembered", Remembers),
-    ("a new gate each time", NewGate),
-    ("not divided", Undivided),
-    ("two experts always", TwoAlways),
-    ("detached", Detached),
-    ("swapped", Swapped),
+    (
+        "the old batch under another name",
+        "forward reads the global `_left_in_the_notebook` instead of its argument",
+        Leftover,
+    ),
+    ("three rows of it", "not softmax → top-k → renormalise of gate(x)", ThreeRows),
+    ("the first batch remembered", "right on the first batch, then the same again", Remembers),
+    ("a new gate each time", "the same input gives another answer the second time", NewGate),
+    ("not divided", "not softmax → top-k → renormalise of gate(x)", Undivided),
+    ("two experts always", "right for top_k = 2, wrong for 3", TwoAlways),
+    (
+        "detached",
+        "right numbers, but no gradient reaches x_TD, so what is behind can never learn",
+        Detached,
+    ),
+    ("swapped", "not softmax → top-k → renormalise of gate(x)", Swapped),
 ]
 
 
@@ -245,23 +397,60 @@ def _count(
 
 
 check_parameter_count = [
-    ("no routers", lambda c: _count(c, router=0)),
-    ("one norm in a layer", lambda c: _count(c, norms=1)),
-    ("no norm at the end", lambda c: _count(c, last=0)),
-    ("two matrices in an expert", lambda c: _count(c, matrices=2)),
-    ("as many keys as queries", lambda c: _count(c, kv=lambda c: c.num_attention_heads)),
-    ("heads of D / H", lambda c: _count(c, size=lambda c: c.hidden_size // c.num_attention_heads)),
-    ("two matrices of embedding always", lambda c: _count(c, tie=2)),
-    ("one matrix of embedding always", lambda c: _count(c, tie=1)),
+    ("no routers", "the routers are missing", lambda c: _count(c, router=0)),
+    (
+        "one norm in a layer",
+        "each layer has two norms, and one of them is missing",
+        lambda c: _count(c, norms=1),
+    ),
+    ("no norm at the end", "the last norm is missing", lambda c: _count(c, last=0)),
+    (
+        "two matrices in an expert",
+        "each expert has three matrices, w1, w2 and w3",
+        lambda c: _count(c, matrices=2),
+    ),
+    (
+        "as many keys as queries",
+        "keys and values are counted for every query head",
+        lambda c: _count(c, kv=lambda c: c.num_attention_heads),
+    ),
+    (
+        "heads of D / H",
+        "the heads' size is taken to be D / heads",
+        lambda c: _count(c, size=lambda c: c.hidden_size // c.num_attention_heads),
+    ),
+    (
+        "two matrices of embedding always",
+        "tied embeddings are one matrix",
+        lambda c: _count(c, tie=2),
+    ),
+    ("one matrix of embedding always", "the output head is missing", lambda c: _count(c, tie=1)),
     (
         "K rows of the router active",
+        "only K rows of each router are counted",
         lambda c: _count(c, active_router=lambda c: c.num_experts_per_tok * c.hidden_size),
     ),
-    ("active without the embedding", lambda c: _count(c, embed=False)),
-    ("swapped", lambda c: _count(c)[::-1]),
-    ("the total twice", lambda c: (_count(c)[0], _count(c)[0])),
-    ("a bias in the router", lambda c: _count(c, router=c.num_local_experts * (c.hidden_size + 1))),
-    ("in billions", lambda c: tuple(round(n / 1e9, 1) for n in _count(c))),
+    (
+        "active without the embedding",
+        "the input embedding is missing from the active ones",
+        lambda c: _count(c, embed=False),
+    ),
+    ("swapped", "the two are swapped", lambda c: _count(c)[::-1]),
+    (
+        "the total twice",
+        "every expert is counted as active",
+        lambda c: (_count(c)[0], _count(c)[0]),
+    ),
+    (
+        "a bias in the router",
+        "that is not the number of all",
+        lambda c: _count(c, router=c.num_local_experts * (c.hidden_size + 1)),
+    ),
+    (
+        "in billions",
+        "that is not the number of all",
+        lambda c: tuple(round(n / 1e9, 1) for n in _count(c)),
+    ),
 ]
 
 
@@ -275,6 +464,15 @@ def _slope(loss, z, lm, coef=1.0):
         return False
     slope = torch.autograd.grad(value, z, allow_unused=True)[0]
     return slope is not None and bool(slope.abs().max() > 0)
+
+
+def _at_even_logits(loss):
+    z = (5 * torch.eye(4)).requires_grad_()
+    value = loss(torch.tensor(2.5), z, 1.0)
+    if not value.requires_grad:
+        return False
+    slope = torch.autograd.grad(value, z, allow_unused=True)[0]
+    return slope is not None and bool(slope.abs().max() > 1e-6)
 
 
 def _both(loss):
@@ -296,21 +494,28 @@ def _backward_alone(loss):
 check_balance_is_used = [
     (
         "requires_grad alone",
+        "a gradient that is there but 0 teaches nothing",
         lambda loss: bool(loss(torch.tensor(2.5), _leaning(), 1.0).requires_grad),
     ),
-    ("an lm_loss of the same logits", _both),
-    ("whether the value moves", _moves),
+    ("an lm_loss of the same logits", "it says True of all 8", _both),
+    ("whether the value moves", "the balance is added as a plain number", _moves),
+    ("at even logits", "it says False of all 8", _at_even_logits),
     (
-        "at even logits",
-        lambda loss: _slope(loss, torch.zeros(4, 4, requires_grad=True), torch.tensor(2.5)),
+        "with a coefficient of 0",
+        "it says False of all 8",
+        lambda loss: _slope(loss, _leaning(), torch.tensor(2.5), 0.0),
     ),
-    ("with a coefficient of 0", lambda loss: _slope(loss, _leaning(), torch.tensor(2.5), 0.0)),
-    ("backward, come what may", _backward_alone),
-    ("always", lambda loss: True),
-    ("never", lambda loss: False),
-    ("turned round", lambda loss: not _slope(loss, _leaning(), torch.tensor(2.5))),
+    ("backward, come what may", "raised RuntimeError", _backward_alone),
+    ("always", "it says True of all 8", lambda loss: True),
+    ("never", "it says False of all 8", lambda loss: False),
+    (
+        "turned round",
+        "a sound loss is called broken",
+        lambda loss: not _slope(loss, _leaning(), torch.tensor(2.5)),
+    ),
     (
         "whether the value is above the lm_loss",
+        "the balance is added as a plain number",
         lambda loss: bool(loss(torch.tensor(2.5), _leaning().detach(), 1.0) > 2.5),
     ),
 ]

@@ -22,31 +22,59 @@ def _p(c):
 
 
 check_information = [
-    ("nats", lambda c: _bits(c, torch.log)),
+    ("nats", "these are nats; a bit is ln 2 nats, so use log2", lambda c: _bits(c, torch.log)),
     (
         "NaN where no token is",
+        "NaN; a cell without tokens adds nothing, because p log p goes to 0 with p, but 0",
         lambda c: (
             (_p(c) * (_p(c) / (_p(c).sum(1, keepdim=True) * _p(c).sum(0))).log2()).sum().item()
         ),
     ),
-    ("counts for probabilities", lambda c: _bits(c) * float(c.sum())),
+    (
+        "counts for probabilities",
+        "the counts are weighed as they are",
+        lambda c: _bits(c) * float(c.sum()),
+    ),
     (
         "against an even chance",
+        "labels and experts are not equally frequent",
         lambda c: _bits(c, product=lambda p: torch.full_like(p, 1 / p.numel())),
     ),
-    ("the labels' entropy", lambda c: _entropy(_p(c).sum(1))),
-    ("what remains unknown", lambda c: _entropy(_p(c)) - _entropy(_p(c).sum(0))),
-    ("the table's entropy", lambda c: _entropy(_p(c))),
-    ("the other way", lambda c: -_bits(c)),
-    ("a small number added to each cell", lambda c: _bits(c + 0.5)),
-    ("a share of the labels' entropy", lambda c: _bits(c) / max(_entropy(_p(c).sum(1)), 1e-9)),
+    ("the labels' entropy", "that is the label's entropy", lambda c: _entropy(_p(c).sum(1))),
+    (
+        "what remains unknown",
+        "what the label leaves open once the expert is known",
+        lambda c: _entropy(_p(c)) - _entropy(_p(c).sum(0)),
+    ),
+    (
+        "the table's entropy",
+        "that is the entropy of label and expert together",
+        lambda c: _entropy(_p(c)),
+    ),
+    ("the other way", "the sign: information is never negative", lambda c: -_bits(c)),
+    (
+        "a small number added to each cell",
+        "not the sum of p(c, e) log2 of p(c, e) / (p(c) p(e))",
+        lambda c: _bits(c + 0.5),
+    ),
+    (
+        "a share of the labels' entropy",
+        "divided by the label's entropy",
+        lambda c: _bits(c) / max(_entropy(_p(c).sum(1)), 1e-9),
+    ),
     (
         "labels' chance alone",
+        "not the sum of p(c, e) log2 of p(c, e) / (p(c) p(e))",
         lambda c: _bits(c, product=lambda p: p.sum(1, keepdim=True) / p.shape[1]),
     ),
-    ("the mean over the cells", lambda c: _bits(c) / c.numel()),
+    (
+        "the mean over the cells",
+        "not the sum of p(c, e) log2 of p(c, e) / (p(c) p(e))",
+        lambda c: _bits(c) / c.numel(),
+    ),
     (
         "sizes added",
+        "not the sum of p(c, e) log2 of p(c, e) / (p(c) p(e))",
         lambda c: (
             lambda p: (
                 torch.where(
@@ -82,23 +110,52 @@ def _text_in_place(x, length, seed):
 
 
 check_shuffle_texts = [
-    ("tokens", lambda x, n, s: x[_order(len(x), s)]),
-    ("within texts", lambda x, n, s: x.view(-1, n)[:, _order(n, s)].flatten()),
-    ("the seed forgotten", lambda x, n, s: _texts(x, n, 0)),
-    ("new each time", lambda x, n, s: x.view(-1, n)[torch.randperm(len(x) // n)].flatten()),
+    ("tokens", "this tears texts apart", lambda x, n, s: x[_order(len(x), s)]),
+    (
+        "within texts",
+        "the tokens moved within their own text",
+        lambda x, n, s: x.view(-1, n)[:, _order(n, s)].flatten(),
+    ),
+    (
+        "the seed forgotten",
+        "every seed gives the same order, so there is one shuffle and not a null",
+        lambda x, n, s: _texts(x, n, 0),
+    ),
+    (
+        "new each time",
+        "the same seed gives another order the second time",
+        lambda x, n, s: x.view(-1, n)[torch.randperm(len(x) // n)].flatten(),
+    ),
     (
         "drawn with repetition",
+        "some labels are lost and others doubled",
         lambda x, n, s: x.view(-1, n)[
             torch.randint(len(x) // n, (len(x) // n,), generator=torch.Generator().manual_seed(s))
         ].flatten(),
     ),
-    ("turned over", lambda x, n, s: x.view(-1, n).flip(0).flatten()),
-    ("changes its labels", _text_in_place),
-    ("as texts, not flat", lambda x, n, s: x.view(-1, n)[_order(len(x) // n, s)]),
-    ("as many texts as the length", lambda x, n, s: x.view(n, -1)[_order(n, s)].flatten()),
-    ("nothing", lambda x, n, s: x.clone()),
-    ("columns for rows", lambda x, n, s: x.view(n, -1).T[_order(len(x) // n, s)].flatten()),
-    ("sorted", lambda x, n, s: x.sort().values),
+    (
+        "turned over",
+        "every seed gives the same order, so there is one shuffle and not a null",
+        lambda x, n, s: x.view(-1, n).flip(0).flatten(),
+    ),
+    ("changes its labels", "changes its input in place", _text_in_place),
+    (
+        "as texts, not flat",
+        "return a tensor of shape (24,)",
+        lambda x, n, s: x.view(-1, n)[_order(len(x) // n, s)],
+    ),
+    (
+        "as many texts as the length",
+        "a text's tokens lie side by side, not one in each row",
+        lambda x, n, s: x.view(n, -1)[_order(n, s)].flatten(),
+    ),
+    ("nothing", "nothing was shuffled", lambda x, n, s: x.clone()),
+    (
+        "columns for rows",
+        "this tears texts apart",
+        lambda x, n, s: x.view(n, -1).T[_order(len(x) // n, s)].flatten(),
+    ),
+    ("sorted", "nothing was shuffled", lambda x, n, s: x.sort().values),
 ]
 
 
@@ -118,21 +175,54 @@ def _words_in_place(x, ids, seed):
 
 
 check_shuffle_within_words = [
-    ("all labels", lambda x, i, s: x[_order(len(x), s)]),
+    ("all labels", "a word gets a label of another word", lambda x, i, s: x[_order(len(x), s)]),
     (
         "with repetition",
+        "some labels are lost and others doubled",
         lambda x, i, s: _words(x, i, s, lambda n, g: torch.randint(n, (n,), generator=g)),
     ),
-    ("the seed forgotten", lambda x, i, s: _words(x, i, 0)),
-    ("new each time", lambda x, i, s: _words(x, i, s, lambda n, g: torch.randperm(n))),
-    ("turned over", lambda x, i, s: _words(x, i, s, lambda n, g: torch.arange(n).flip(0))),
-    ("changes its labels", _words_in_place),
-    ("words among equal labels", lambda x, i, s: _words(i, x, s)),
-    ("nothing", lambda x, i, s: x.clone()),
-    ("by one place", lambda x, i, s: _words(x, i, s, lambda n, g: torch.arange(n).roll(1))),
-    ("the words come out", lambda x, i, s: _words(i, i, s)),
-    ("even and odd words", lambda x, i, s: _words(x, i % 2, s)),
-    ("a word's majority", lambda x, i, s: torch.stack([x[i == w].mode().values for w in i])),
+    (
+        "the seed forgotten",
+        "every seed gives the same order, so there is one shuffle and not a null",
+        lambda x, i, s: _words(x, i, 0),
+    ),
+    (
+        "new each time",
+        "the same seed gives another order the second time",
+        lambda x, i, s: _words(x, i, s, lambda n, g: torch.randperm(n)),
+    ),
+    (
+        "turned over",
+        "every seed gives the same order, so there is one shuffle and not a null",
+        lambda x, i, s: _words(x, i, s, lambda n, g: torch.arange(n).flip(0)),
+    ),
+    ("changes its labels", "changes its input in place", _words_in_place),
+    (
+        "words among equal labels",
+        "some labels are lost and others doubled",
+        lambda x, i, s: _words(i, x, s),
+    ),
+    ("nothing", "nothing was shuffled", lambda x, i, s: x.clone()),
+    (
+        "by one place",
+        "every seed gives the same order, so there is one shuffle and not a null",
+        lambda x, i, s: _words(x, i, s, lambda n, g: torch.arange(n).roll(1)),
+    ),
+    (
+        "the words come out",
+        "some labels are lost and others doubled",
+        lambda x, i, s: _words(i, i, s),
+    ),
+    (
+        "even and odd words",
+        "a word gets a label of another word",
+        lambda x, i, s: _words(x, i % 2, s),
+    ),
+    (
+        "a word's majority",
+        "some labels are lost and others doubled",
+        lambda x, i, s: torch.stack([x[i == w].mode().values for w in i]),
+    ),
 ]
 
 
@@ -141,23 +231,64 @@ def _had(early, final):
 
 
 check_saturation = [
-    ("place by place", lambda a, b: (a == b).double().mean().item()),
-    ("any of them", lambda a, b: _had(a, b).any(1).any(1).double().mean().item()),
-    ("all of them", lambda a, b: _had(a, b).any(1).all(1).double().mean().item()),
-    ("first choices", lambda a, b: (a[:, 0] == b[:, 0]).double().mean().item()),
+    ("place by place", "order does not matter", lambda a, b: (a == b).double().mean().item()),
+    (
+        "any of them",
+        "a token counts if any one of its experts is the same",
+        lambda a, b: _had(a, b).any(1).any(1).double().mean().item(),
+    ),
+    (
+        "all of them",
+        "a token counts only if all its experts are the same",
+        lambda a, b: _had(a, b).any(1).all(1).double().mean().item(),
+    ),
+    (
+        "first choices",
+        "only first choices are compared",
+        lambda a, b: (a[:, 0] == b[:, 0]).double().mean().item(),
+    ),
     (
         "of both together",
+        "eq. 5 divides by k, not by the size of the union",
         lambda a, b: (lambda n: (n / (2 * a.shape[1] - n)).mean().item())(
             _had(a, b).any(1).double().sum(1)
         ),
     ),
-    ("how many", lambda a, b: _had(a, b).any(1).double().sum(1).mean().item()),
-    ("the mean over all comparisons", lambda a, b: _had(a, b).double().mean().item()),
-    ("what is new", lambda a, b: 1 - _had(a, b).any(1).double().mean().item()),
-    ("per token", lambda a, b: _had(a, b).any(1).double().mean(1)),
-    ("in percent", lambda a, b: 100 * _had(a, b).any(1).double().mean().item()),
-    ("anywhere in the text", lambda a, b: torch.isin(b, a).double().mean().item()),
-    ("the first among the final", lambda a, b: (a[:, :1] == b).any(1).double().mean().item()),
+    (
+        "how many",
+        "it is divided by k as well",
+        lambda a, b: _had(a, b).any(1).double().sum(1).mean().item(),
+    ),
+    (
+        "the mean over all comparisons",
+        "that is divided by k twice",
+        lambda a, b: _had(a, b).double().mean().item(),
+    ),
+    (
+        "what is new",
+        "that is what changed",
+        lambda a, b: 1 - _had(a, b).any(1).double().mean().item(),
+    ),
+    (
+        "per token",
+        "return one number, not one of shape (4,)",
+        lambda a, b: _had(a, b).any(1).double().mean(1),
+    ),
+    (
+        "in percent",
+        "right up to a factor",
+        lambda a, b: 100 * _had(a, b).any(1).double().mean().item(),
+    ),
+    (
+        "anywhere in the text",
+        "that asks for each final choice whether any token had it",
+        lambda a, b: torch.isin(b, a).double().mean().item(),
+    ),
+    (
+        "the first among the final",
+        "not the mean share of a token's final experts that it had before",
+        lambda a, b: (a[:, :1] == b).any(1).double().mean().item(),
+    ),
 ]
 
 
@@ -167,27 +298,58 @@ def _same(x, n):
 
 
 check_repetition = [
-    ("over the ends of texts", lambda x, n: (x[1:] == x[:-1]).double().mean().item()),
-    ("divided by all tokens", lambda x, n: _same(x, n).sum().item() / len(x)),
-    ("how often it changes", lambda x, n: 1 - _same(x, n).mean().item()),
-    ("a number, not a share", lambda x, n: _same(x, n).sum().item()),
+    (
+        "over the ends of texts",
+        "the last token of a text and the first of the next are no neighbours",
+        lambda x, n: (x[1:] == x[:-1]).double().mean().item(),
+    ),
+    (
+        "divided by all tokens",
+        "a text of S tokens has S - 1 pairs of neighbours, not S",
+        lambda x, n: _same(x, n).sum().item() / len(x),
+    ),
+    (
+        "how often it changes",
+        "that is how often the expert changes",
+        lambda x, n: 1 - _same(x, n).mean().item(),
+    ),
+    (
+        "a number, not a share",
+        "that is a count; give the share of all pairs",
+        lambda x, n: _same(x, n).sum().item(),
+    ),
     (
         "the same place of the next text",
+        "that compares tokens at the same place of neighbouring texts",
         lambda x, n: (x.view(-1, n)[1:] == x.view(-1, n)[:-1]).double().mean().item(),
     ),
     (
         "next but one",
+        "that is how often a token and the one after the next share an expert",
         lambda x, n: (x.view(-1, n)[:, 2:] == x.view(-1, n)[:, :-2]).double().mean().item(),
     ),
-    ("the length for the number of texts", lambda x, n: _same(x, len(x) // n).mean().item()),
-    ("the first text", lambda x, n: _same(x, n)[0].mean().item()),
+    (
+        "the length for the number of texts",
+        "text by text: view the experts as (texts, length)",
+        lambda x, n: _same(x, len(x) // n).mean().item(),
+    ),
+    (
+        "the first text",
+        "not the share of neighbours in a text with the same first choice",
+        lambda x, n: _same(x, n)[0].mean().item(),
+    ),
     (
         "round the end",
+        "not the share of neighbours in a text with the same first choice",
         lambda x, n: (x.view(-1, n) == x.view(-1, n).roll(1, 1)).double().mean().item(),
     ),
-    ("less chance", lambda x, n: _same(x, n).mean().item() - 1 / 8),
-    ("divided by one pair too few", lambda x, n: _same(x, n).sum().item() / (len(x) - 1)),
-    ("each text's", lambda x, n: _same(x, n).mean(1)),
+    ("less chance", "every number is off by -", lambda x, n: _same(x, n).mean().item() - 1 / 8),
+    (
+        "divided by one pair too few",
+        "not the share of neighbours in a text with the same first choice",
+        lambda x, n: _same(x, n).sum().item() / (len(x) - 1),
+    ),
+    ("each text's", "return one number, not one of shape (2,)", lambda x, n: _same(x, n).mean(1)),
 ]
 
 
@@ -235,19 +397,36 @@ def _at_least(e, t, i, n):
 
 
 check_what_explains = [
-    ("texts not asked", _no_texts),
-    ("tokens shuffled", _tokens_shuffled),
-    ("words not asked", _no_words),
-    ("above the mean of the null", _above_the_mean),
-    ("as large as the null is enough", _at_least),
-    ("topic, always", lambda e, t, i, n: "topic"),
+    ("texts not asked", "experts were dealt at random here", _no_texts),
+    (
+        "tokens shuffled",
+        "each text has its favourite expert here, whatever its topic",
+        _tokens_shuffled,
+    ),
+    ("words not asked", "the words explain this", _no_words),
+    (
+        "above the mean of the null",
+        "each text has its favourite expert here, whatever its topic",
+        _above_the_mean,
+    ),
+    (
+        "as large as the null is enough",
+        "where the word alone decides, shuffles among equal words give the observed number",
+        _at_least,
+    ),
+    ("topic, always", "experts were dealt at random here", lambda e, t, i, n: "topic"),
     (
         "by the size",
+        "each text has its favourite expert here, whatever its topic or words",
         lambda e, t, i, n: (
             "topic" if _tell(e, t) > 0.3 else "words" if _tell(e, t) > 0.1 else "nothing"
         ),
     ),
-    ("True", lambda e, t, i, n: _tell(e, t) > 0.1),
+    (
+        "True",
+        "answer with one of ('nothing', 'words', 'topic'), not False",
+        lambda e, t, i, n: _tell(e, t) > 0.1,
+    ),
 ]
 
 
@@ -317,13 +496,25 @@ def _of_other_experts(x, i, d, n):
 
 
 check_investigation = [
-    ("random numbers", _dice),
-    ("a null of zeros", _null_of_zeros),
-    ("holds whatever is seen", _always),
-    ("holds where it is below", _below),
-    ("five of them", _few),
-    ("tokens shuffled, so a text's favourite counts", _tokens),
-    ("nothing that would sink it", _left_out),
-    ("a verdict that is none", _said_otherwise),
-    ("experts dealt anew for the null", _of_other_experts),
+    ("random numbers", "on 6 of 6 routings dealt at random the claim holds as well", _dice),
+    ("a null of zeros", "the null is 0 each time", _null_of_zeros),
+    ("holds whatever is seen", "the verdict does not follow from the numbers", _always),
+    ("holds where it is below", "the claim never holds, whatever is planted", _below),
+    (
+        "five of them",
+        "'null' must list at least 19 numbers, one for each time that chance was played",
+        _few,
+    ),
+    (
+        "tokens shuffled, so a text's favourite counts",
+        "the claim is about domains, and it holds where each text likes one expert, whatever",
+        _tokens,
+    ),
+    ("nothing that would sink it", "the field 'falsified_if' is not filled in", _left_out),
+    ("a verdict that is none", "the verdict names no number", _said_otherwise),
+    (
+        "experts dealt anew for the null",
+        "the claim is about domains, and it holds where each text likes one expert, whatever",
+        _of_other_experts,
+    ),
 ]

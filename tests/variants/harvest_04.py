@@ -11,7 +11,7 @@ from moe_lite.routers import kth_excluding
 
 def _masked(s, k):
     keep = torch.zeros_like(s, dtype=torch.bool).scatter(
-        1, s.argsort(-1, descending=True, stable=True)[:, :k], True
+        1, s.argsort(dim=-1, descending=True, stable=True)[:, :k], True
     )
     return s.masked_fill(~keep, -torch.inf).softmax(-1)
 

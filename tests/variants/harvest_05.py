@@ -67,6 +67,7 @@ def _kept_rows(h, x, y, p, keep):
 
 
 check_dropped_token = [
+    ("a gate of 0", lambda h, x, y, p, keep: h + keep[:, None] * p[:, None] * y),
     ("only the kept rows", _kept_rows),
     (
         "answers and gates cleared",

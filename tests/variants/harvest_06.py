@@ -57,17 +57,16 @@ def _many_tokens(E):
 
 def _searched(E):
     best, low = None, 9.0
-    rng = torch.Generator().manual_seed(0)
     for busy in range(1, E + 1):
-        for share in range(1, 12):
+        for torn in range(1, 9):
             z = torch.full((12, E), -8.0)
-            z[:, busy:] = 0.0
+            z[:, busy % E :] = 0.0  # beliefs go where nobody is, or to expert 0 where all are busy
             t = torch.arange(12)
-            z[t, torch.where(t < share, 0, t % busy)] = 0.01 if busy < E else 8.0
+            z[t, t % busy] = 0.01
             if busy == E:
-                z[:share] = 0.0
-                z[:share, 0] = 0.01
-            z = z + 1e-4 * torch.rand(12, E, generator=rng)
+                z = torch.zeros(12, E)
+                z[:torn, 0] = 0.01
+                z[torn:, 1] = 9.0
             f = F.one_hot(z.argmax(-1), E).float().mean(0)
             loss = float(E * (f * z.softmax(-1).mean(0)).sum())
             if loss < low:

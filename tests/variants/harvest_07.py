@@ -93,5 +93,9 @@ def _inverse(rows, fan_in, scale):
 check_first_weights = [
     ("drawn again in a loop", _again),
     ("by the inverse of the bell, float64", _inverse),
+    (
+        "widened, so that what is left has the variance s / n",
+        lambda r, n, s: _again(r, n, s) / 0.8796,
+    ),
     ("a parameter", lambda r, n, s: torch.nn.Parameter(_again(r, n, s))),
 ]

@@ -51,6 +51,7 @@ def _one_after_another(bits, per_expert, others, density):
 
 check_experts_needed = [
     ("one expert after another", _one_after_another),
+    ("parameters rounded up first", lambda b, p, o, d: max(1, -((o - int(np.ceil(b / d))) // p))),
     ("NumPy's ceil", lambda b, p, o, d: np.maximum(np.ceil((b / d - o) / p), 1)),
     (
         "0-d",

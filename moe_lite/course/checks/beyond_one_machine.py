@@ -151,9 +151,7 @@ def check_distinct_experts(distinct_experts: Callable[[int, int, int], float]) -
             ("one token less: all of them choose", E * (1 - (1 - K / E) ** (T - 1))),
         ]  # fmt: skip
 
-    check = Check(
-        "distinct_experts", distinct_experts, _in_use, mistakes, "not E (1 - (1 - K/E)^T)"
-    )
+    check = Check("distinct_experts", distinct_experts, _in_use, mistakes, "not E(1 - (1 - K/E)^T)")
     # (8, 2, 2): left out by both: (3/4)^2 = 9/16, so 8 x 7/16 = 3.5
     for E, K, T in (
         (8, 2, 2),
@@ -214,12 +212,8 @@ def check_decode_bytes(decode_bytes: Callable[[MixtralConfig, int], float]) -> N
 def check_quantize(quantize: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
     """Check int8 by rows: w_FD -> (q_FD int8, scale_F1), so that q * scale is close to w."""
     check = Check("quantize", quantize, lambda w_FD: True, see=_is_close)
-    check.on(
-        "[[1, -2, 0.5], [100, 50, -25]]", torch.tensor([[1.0, -2.0, 0.5], [100.0, 50.0, -25.0]])
-    )
-    check.on(
-        "random rows of very different size", randn(0, 6, 40) * torch.logspace(-3, 2, 6)[:, None]
-    )
+    check.on("[[1, -2, 0.5], [100, 50, -25]]", torch.tensor([[1.0, -2, 0.5], [100, 50, -25]]))
+    check.on("random rows of many sizes", randn(0, 6, 40) * torch.logspace(-3, 2, 6)[:, None])
     check.on("a row of zeros", torch.cat([torch.zeros(1, 5), randn(1, 2, 5)]))
     check.on("one column", randn(2, 4, 1))
     check.on("weights that are all below zero", -randn(3, 5, 8).abs())
@@ -248,7 +242,7 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
     if scale_F1.shape != (F, 1):
         wrong(f"return a tensor of shape {(F, 1)} for the scale: one for each row of w, not "
               f"{tuple(scale_F1.shape)}")  # fmt: skip
-    step, back = (largest / 127).clamp(min=1e-12), q_FD.float() * scale_F1
+    step, back = (largest / 127).clamp(min=1e-12), q_FD * scale_F1.to(w_FD)
     if not back.isfinite().all():
         wrong("a row of zeros was divided by its largest value, zero")
     worst, ratio = ((back - w_FD).abs() / step).max().item(), w_FD / step
@@ -259,7 +253,7 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
     for cut, how in ((ratio.trunc(), "cut off towards zero"), (ratio.floor(), "rounded down")):
         if torch.equal(q_FD, cut.to(torch.int8)) and worst > 0.6:
             wrong(f"{how} instead of rounded: twice the error, and all to one side")
-    if torch.allclose(q_FD / scale_F1, w_FD, atol=step.max().item()) and worst > 1:
+    if torch.allclose(q_FD / scale_F1.to(w_FD), w_FD, atol=step.max().item()) and worst > 1:
         wrong("the scale is one over what it should be: w is q times scale")
     if w_FD.any() and (q_FD.to(torch.int16).abs().amax(1)[w_FD.any(1)] < 100).any():
         wrong("the range of int8 is hardly used; its largest is 127")
