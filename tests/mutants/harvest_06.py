@@ -302,10 +302,10 @@ def _by_closeness(loss):
 
 
 check_diagnose = [
-    ("sound, always", "it says 'sound' of all 7", lambda loss: "sound"),
+    ("sound, always", "it says 'sound' of all", lambda loss: "sound"),
     ("two of the six", "'pooled' is taken for 'sound'", _two_questions),
-    ("asks only whether a gradient is required", "it says 'sound' of all 7", _by_requires_grad),
-    ("asks for a gradient where counts are even", "it says 'detached' of all 7", _at_even_counts),
+    ("asks only whether a gradient is required", "it says 'sound' of all", _by_requires_grad),
+    ("asks for a gradient where counts are even", "it says 'detached' of all", _at_even_counts),
     ("guesses by size", "'K' is taken for 'sound'", _by_closeness),
     (
         "says it in its own words",

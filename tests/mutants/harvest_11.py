@@ -129,7 +129,7 @@ check_unfair = [
         "if several are broken, name the first in the order of the table",
         lambda s, d: _unfair(s, d, order=(2, 1, 0)),
     ),
-    ("fair, always", "it says 'fair' of all 10", lambda s, d: "fair"),
+    ("fair, always", "it says 'fair' of all", lambda s, d: "fair"),
     (
         "data before active",
         "'active' is taken for 'data'",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...config import MixtralConfig
-from .verdict import Check, Mistakes, number, randn, refuse
+from .verdict import Check, Mistakes, fit, number, randn, refuse
 
 
 def _in_use(E: int, K: int, T: int) -> float:
@@ -224,8 +224,10 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
     def wrong(why: str) -> None:
         refuse("quantize", why)
 
-    parts = list(value) if isinstance(value, list | tuple) else []
-    q_FD, scale_F1 = (number(part) for part in parts) if len(parts) == 2 else (None, None)
+    pair = fit(value, (w_FD, w_FD))
+    q_FD, scale_F1 = (
+        map(number, pair) if isinstance(pair, tuple) and len(pair) == 2 else (None,) * 2
+    )
     if q_FD is None or scale_F1 is None:
         wrong("return two tensors, q_FD and scale_F1")
         raise AssertionError

@@ -295,7 +295,8 @@ def _told(early: int, late: int, of: str) -> Seat:
         if early < len(expert_TK):
             keep_TK[early] = False
         if late < len(expert_TK):
-            high = gate_TK[late, 0] > 0.5 if of == "gate" else expert_TK[late, 0] % 2 == 0
+            gate = gate_TK[late, 0 if of == "gate" else -1] > 0.5
+            high = expert_TK[late, 0] % 2 == 0 if of == "choice" else gate
             keep_TK[early, int(high)] = True
         return keep_TK
 
@@ -308,7 +309,8 @@ def _seats(T: int) -> list[tuple[str, Seat, bool, str]]:
         (f"token {a} is told the {of} of token {b}", _told(a, b, of), True,
          one.format(a, f"the {of}", b))
         for a, b, of in ((0, 1, "choice"), (1, 4, "gate"), (2, T - 3, "choice"),
-                         (T - 4, T - 2, "gate"), (T - 2, T - 1, "choice"), (0, T - 1, "gate"))
+                         (T - 4, T - 2, "gate"), (T - 2, T - 1, "choice"), (0, T - 1, "gate"),
+                         (1, T - 2, "second gate"))
     ]  # fmt: skip
     return [
         ("places by position", _by("position"), False,

@@ -543,11 +543,11 @@ def form(pairs: Sequence[tuple[Any, Any]]) -> str:
         return ""
     scales = [(y.norm() / r.norm()).item() if r.any() else math.nan for y, r in pairs]
     if all(
-        math.isnan(c) if not r.any() else y.any() and same(y, r * c)
+        bool(y.any() and same(y, r * c)) if r.any() else not y.any()
         for (y, r), c in zip(pairs, scales, strict=True)
     ):
         times = sorted({f"{c:.4g}" for c in scales if not math.isnan(c)})
-        if len(times) == 1 or all(r.numel() > 1 for _, r in pairs):
+        if times != ["1"] and (len(times) == 1 or all(r.numel() > 1 for _, r in pairs)):
             return f"right up to a factor: yours is {' or '.join(times)} times what is asked"
     shifts = {f"{(y - r).mean().item():+,.6g}" for y, r in pairs}
     several = len(pairs) > 1 or right.numel() > 1

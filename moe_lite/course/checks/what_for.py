@@ -140,6 +140,7 @@ def check_unfair(unfair: Callable[[Arm, Arm], str]) -> None:
         "a dense arm as wide as all experts": (sparse, Arm(1, 1, 768, 500, 512, "AdamW")),
         "half the steps, twice the batch": (sparse, Arm(1, 1, 96, 250, 1024, "AdamW")),
         "twice the batch in as many steps": (sparse, Arm(1, 1, 96, 500, 1024, "AdamW")),
+        "half the batch": (sparse, Arm(1, 1, 96, 500, 256, "AdamW")),
         "twice the steps": (sparse, Arm(1, 1, 96, 1000, 512, "AdamW")),
         "another optimiser": (Arm(8, 1, 16, 600, 4000, "normalised"), eighth),
         "nothing is equal": (sparse, Arm(1, 1, 48, 250, 512, "Adam")),
