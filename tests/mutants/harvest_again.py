@@ -9,22 +9,30 @@ from torch import nn
 check_load = [
     (
         "only pairs with a gate above one half",
+        "not the number of pairs of each expert",
         lambda r: r.expert_N[r.gate_N > 0.5].bincount(minlength=r.num_experts),
     ),
     (
         "tokens that have it twice count once more",
+        "right up to a factor",
         lambda r: r.expert_N.bincount(minlength=r.num_experts) * 2,
     ),
     (
         "the load of the last expert missing",
+        "return a tensor of shape (4,), not one of shape (3,)",
         lambda r: r.expert_N.bincount(minlength=r.num_experts)[:-1],
     ),
 ]
 
 check_networks_used = [
-    ("experts times layers of one token", lambda tr, ts: len(tr.layers) * len(ts) * 2),
+    (
+        "experts times layers of one token",
+        "not the number of networks",
+        lambda tr, ts: len(tr.layers) * len(ts) * 2,
+    ),
     (
         "tokens up to the last of them",
+        "not the number of networks",
         lambda tr, ts: len(
             {
                 (n, e)
@@ -36,6 +44,7 @@ check_networks_used = [
     ),
     (
         "layers that share an expert",
+        "not the number of networks",
         lambda tr, ts: sum(
             len(
                 {
@@ -57,27 +66,40 @@ def _off(o, d):
 check_responsibilities = [
     (
         "experts compared with the first case's answer",
+        "these are not the posterior probabilities",
         lambda z, o, d: (z - _off(o, d[:1].expand_as(d)) / 2).softmax(-1),
     ),
-    ("absolute differences", lambda z, o, d: (z - (d[:, None] - o).abs().sum(-1) / 2).softmax(-1)),
+    (
+        "absolute differences",
+        "these are not the posterior probabilities",
+        lambda z, o, d: (z - (d[:, None] - o).abs().sum(-1) / 2).softmax(-1),
+    ),
     (
         "rounded to three decimals",
+        "rounded to 3 decimals",
         lambda z, o, d: (z - _off(o, d) / 2).softmax(-1).round(decimals=3),
     ),
-    ("a quarter", lambda z, o, d: (z - _off(o, d) / 4).softmax(-1)),
+    (
+        "a quarter",
+        "these are not the posterior probabilities",
+        lambda z, o, d: (z - _off(o, d) / 4).softmax(-1),
+    ),
 ]
 
 check_working_experts = [
     (
         "share of the experts, not of the cases",
+        "wins are divided by the experts, not by the cases",
         lambda z, s: (F.one_hot(z.argmax(-1), z.shape[-1]).sum(1) >= s * z.shape[-1]).sum(-1),
     ),
     (
         "cases in the place of experts",
+        "the winners are looked for over the cases (dim 1), not over the experts",
         lambda z, s: (F.one_hot(z.argmax(1), z.shape[1]).double().mean(1) >= s).sum(-1),
     ),
     (
         "at least one always",
+        "that is not how many experts work",
         lambda z, s: (
             (F.one_hot(z.argmax(-1), z.shape[-1]).double().mean(1) >= s).sum(-1).clamp(min=1)
         ),
@@ -96,10 +118,19 @@ def _gate(v, x, own, left, p=None, ridge=1e-3):
 
 
 check_fit_gate = [
-    ("p one half always", lambda v, x, o, h: _gate(v, x, o, h, p=torch.full_like(o, 0.5))),
-    ("0.001 in every cell", lambda v, x, o, h: _gate(v, x, o, h, ridge=1)),
+    (
+        "p one half always",
+        "this is not one Newton step of the weighted logistic regression",
+        lambda v, x, o, h: _gate(v, x, o, h, p=torch.full_like(o, 0.5)),
+    ),
+    (
+        "0.001 in every cell",
+        "this is not one Newton step of the weighted logistic regression",
+        lambda v, x, o, h: _gate(v, x, o, h, ridge=1),
+    ),
     (
         "tanh for the sigmoid",
+        "this is not one Newton step of the weighted logistic regression",
         lambda v, x, o, h: _gate(v, x, o, h, p=(x @ v).tanh().clamp(0.01, 0.99)),
     ),
 ]
@@ -107,18 +138,21 @@ check_fit_gate = [
 check_constrain = [
     (
         "a token's own share compared",
+        "the constraint is not applied",
         lambda g, t, m: (lambda a: a / a.sum(-1, keepdim=True))(
             g * (t / t.sum() - 1 / len(t) <= m)
         ),
     ),
     (
         "what is taken is shared out evenly",
+        "not the open gates over their sum",
         lambda g, t, m: (lambda a, o: a + o * (1 - a.sum(-1, keepdim=True)) / o.sum())(
             g * (t - t.mean() <= m), (t - t.mean() <= m).float()
         ),
     ),
     (
         "margins counted from the largest",
+        "not the open gates over their sum",
         lambda g, t, m: (lambda a: a / a.sum(-1, keepdim=True))(g * (t.max() - t >= m) + 1e-12),
     ),
 ]
@@ -126,18 +160,21 @@ check_constrain = [
 check_sparse_gates = [
     (
         "squared and divided",
+        "these are not the softmax over each token's k highest scores",
         lambda s, k: (lambda z, i: torch.zeros_like(s).scatter(-1, i, z / z.sum(-1, keepdim=True)))(
             s.topk(k).values.square(), s.topk(k).indices
         ),
     ),
     (
         "a temperature of two",
+        "these are not the softmax over each token's k highest scores",
         lambda s, k: torch.zeros_like(s).scatter(
             -1, s.topk(k).indices, (s.topk(k).values / 2).softmax(-1)
         ),
     ),
     (
         "the worst get the gates",
+        "the right numbers, but in another order",
         lambda s, k: torch.zeros_like(s).scatter(
             -1, s.topk(k, largest=False).indices, s.topk(k).values.softmax(-1)
         ),
@@ -155,6 +192,7 @@ def _prob(c, n, s, k):
 check_prob_in_top_k = [
     (
         "in and out exchanged",
+        "the two bars are swapped",
         lambda c, n, s, k: (
             torch.ones_like(c)
             if k == c.shape[1]
@@ -167,6 +205,7 @@ check_prob_in_top_k = [
     ),
     (
         "the root of two forgotten",
+        "not Phi((clean - bar) / std)",
         lambda c, n, s, k: (
             torch.ones_like(c)
             if k == c.shape[1]
@@ -179,12 +218,17 @@ check_prob_in_top_k = [
             )
         ),
     ),
-    ("the deviation detached", lambda c, n, s, k: _prob(c, n, s.detach(), k)),
+    (
+        "the deviation detached",
+        "right numbers, but no gradient reaches std, so what is behind can never learn",
+        lambda c, n, s, k: _prob(c, n, s.detach(), k),
+    ),
 ]
 
 check_load_anywhere = [
     (
         "softly with k = 1",
+        "not the sum of P(x, i) over the tokens, or the count without noise",
         lambda c, n, s, k: (
             n.topk(k).indices.flatten().bincount(minlength=n.shape[1]).to(c)
             if s is None
@@ -193,6 +237,7 @@ check_load_anywhere = [
     ),
     (
         "counts scaled to the tokens",
+        "without noise there is nothing to ask a probability about",
         lambda c, n, s, k: (
             n.topk(k).indices.flatten().bincount(minlength=n.shape[1]).to(c) / k
             if s is None
@@ -202,21 +247,50 @@ check_load_anywhere = [
 ]
 
 check_places = [
-    ("at least one, and at least K", lambda T, E, f, K: max(K, math.ceil(f * K * T / E))),
-    ("rounded up to even", lambda T, E, f, K: 2 * math.ceil(f * K * T / E / 2)),
-    ("a factor below 1 ignored", lambda T, E, f, K: math.ceil(max(1.0, f) * K * T / E)),
-    ("the factor rounded up", lambda T, E, f, K: math.ceil(math.ceil(f) * K * T / E)),
+    (
+        "at least one, and at least K",
+        "not factor × K × T / E, rounded up",
+        lambda T, E, f, K: max(K, math.ceil(f * K * T / E)),
+    ),
+    (
+        "rounded up to even",
+        "not factor × K × T / E, rounded up",
+        lambda T, E, f, K: 2 * math.ceil(f * K * T / E / 2),
+    ),
+    (
+        "a factor below 1 ignored",
+        "not factor × K × T / E, rounded up",
+        lambda T, E, f, K: math.ceil(max(1.0, f) * K * T / E),
+    ),
+    (
+        "the factor rounded up",
+        "not factor × K × T / E, rounded up",
+        lambda T, E, f, K: math.ceil(math.ceil(f) * K * T / E),
+    ),
 ]
 
 check_rank = [
-    ("modulo the capacity", lambda x, E: (x[:, None] == x).tril(-1).sum(1) % 2),
-    ("sorted by rank", lambda x, E: (x[:, None] == x).tril(-1).sum(1).sort().values),
-    ("larger experts counted too", lambda x, E: (x[:, None] <= x).tril(-1).sum(1)),
+    (
+        "modulo the capacity",
+        "not the number of earlier tokens that chose the same expert",
+        lambda x, E: (x[:, None] == x).tril(-1).sum(1) % 2,
+    ),
+    (
+        "sorted by rank",
+        "the right numbers, but in another order",
+        lambda x, E: (x[:, None] == x).tril(-1).sum(1).sort().values,
+    ),
+    (
+        "larger experts counted too",
+        "not the number of earlier tokens that chose the same expert",
+        lambda x, E: (x[:, None] <= x).tril(-1).sum(1),
+    ),
 ]
 
 check_counted_before = [
     (
         "dropped tokens' belief set to 0",
+        "not E × the sum of (share of first choices) × (mean probability)",
         lambda P, x, k: (
             P.shape[1]
             * (F.one_hot(x[:, 0], P.shape[1]).float().mean(0) * (P * k[:, :1]).mean(0)).sum()
@@ -224,6 +298,7 @@ check_counted_before = [
     ),
     (
         "only tokens that lost something",
+        "not E × the sum of (share of first choices) × (mean probability)",
         lambda P, x, k: (
             (
                 lambda m: (
@@ -234,7 +309,11 @@ check_counted_before = [
             else P.sum() * 0
         ),
     ),
-    ("1 taken off", lambda P, x, k: P.shape[1] * P.mean(0)[x[:, 0]].mean() - 1),
+    (
+        "1 taken off",
+        "every number is off by -1",
+        lambda P, x, k: P.shape[1] * P.mean(0)[x[:, 0]].mean() - 1,
+    ),
 ]
 
 
@@ -252,10 +331,19 @@ def _cut(seat, x, g, start=1, factor=1.0, tries=6, experts=None):
 
 
 check_looks_ahead = [
-    ("cuts from the middle on", lambda seat, x, g: _cut(seat, x, g, start=len(x) // 2)),
-    ("gates that are always small", lambda seat, x, g: _cut(seat, x, g, factor=0.01)),
+    (
+        "cuts from the middle on",
+        "misses that a single token, 0, is told the choice of a single later one, 1",
+        lambda seat, x, g: _cut(seat, x, g, start=len(x) // 2),
+    ),
+    (
+        "gates that are always small",
+        "misses that a single token, 1, is told the second gate of a single later one, 14",
+        lambda seat, x, g: _cut(seat, x, g, factor=0.01),
+    ),
     (
         "only the sum of the seats before",
+        "it says False of all",
         lambda seat, x, g: any(
             int(
                 seat(torch.cat([x[:t], x[t:].flip(0)]), torch.cat([g[:t], g[t:].flip(0)]))[:t].sum()
@@ -266,6 +354,7 @@ check_looks_ahead = [
     ),
     (
         "later tokens exchanged, nothing new",
+        "misses that all first choices come before any second one",
         lambda seat, x, g: any(
             not torch.equal(
                 seat(torch.cat([x[:t], x[t:].roll(1, 0)]), torch.cat([g[:t], g[t:].roll(1, 0)]))[
@@ -281,6 +370,7 @@ check_looks_ahead = [
 check_balance_loss = [
     (
         "the largest only",
+        "not E * sum(f * P)",
         lambda z, x: (
             z.shape[1]
             * (F.one_hot(x, z.shape[1]).float().mean((0, 1)) * z.softmax(-1).mean(0)).max()
@@ -288,12 +378,14 @@ check_balance_loss = [
     ),
     (
         "distance from even",
+        "not E * sum(f * P)",
         lambda z, x: (
             (z.softmax(-1).mean(0) - 1 / z.shape[1]).square().sum() * z.shape[1] + 0 * x.sum()
         ),
     ),
     (
         "logits' mean for P",
+        "not E * sum(f * P)",
         lambda z, x: (
             z.shape[1]
             * (F.one_hot(x, z.shape[1]).float().mean((0, 1)) * z.mean(0).softmax(-1)).sum()
@@ -304,26 +396,53 @@ check_balance_loss = [
 check_over_batches = [
     (
         "the root of the mean square",
+        "not the global loss, averaged over layers",
         lambda f, P: f.shape[-1] * (f.mean(1) * P.mean(1)).sum(-1).square().mean().sqrt(),
     ),
-    ("the worst layer", lambda f, P: f.shape[-1] * (f.mean(1) * P.mean(1)).sum(-1).max()),
-    ("the last micro-batch's P", lambda f, P: f.shape[-1] * (f.mean(1) * P[:, -1]).sum(-1).mean()),
+    (
+        "the worst layer",
+        "not the global loss, averaged over layers",
+        lambda f, P: f.shape[-1] * (f.mean(1) * P.mean(1)).sum(-1).max(),
+    ),
+    (
+        "the last micro-batch's P",
+        "not the global loss, averaged over layers",
+        lambda f, P: f.shape[-1] * (f.mean(1) * P[:, -1]).sum(-1).mean(),
+    ),
 ]
 
 check_spacing = [
-    ("float16's ten bits", lambda x: 2.0 ** (math.floor(math.log2(x)) - 10)),
-    ("never below 1/32", lambda x: max(1 / 32, 2.0 ** (math.floor(math.log2(x)) - 7))),
-    ("to the next smaller, at a power of two", lambda x: 2.0 ** (math.ceil(math.log2(x)) - 8)),
+    (
+        "float16's ten bits",
+        "those are the ten bits of float16",
+        lambda x: 2.0 ** (math.floor(math.log2(x)) - 10),
+    ),
+    (
+        "never below 1/32",
+        "not the distance from x to the next larger bfloat16",
+        lambda x: max(1 / 32, 2.0 ** (math.floor(math.log2(x)) - 7)),
+    ),
+    (
+        "to the next smaller, at a power of two",
+        "not the distance from x to the next larger bfloat16",
+        lambda x: 2.0 ** (math.ceil(math.log2(x)) - 8),
+    ),
 ]
 
 check_z_gradient = [
     (
         "plus the softmax",
+        "not 2 · log-sum-exp · softmax / T",
         lambda z: (2 * z.logsumexp(-1, keepdim=True) + 1) * z.softmax(-1) / len(z),
     ),
-    ("the logits for their logsumexp", lambda z: 2 * z * z.softmax(-1) / len(z)),
+    (
+        "the logits for their logsumexp",
+        "not 2 · log-sum-exp · softmax / T",
+        lambda z: 2 * z * z.softmax(-1) / len(z),
+    ),
     (
         "the size of the logarithm",
+        "not 2 · log-sum-exp · softmax / T",
         lambda z: 2 * z.logsumexp(-1, keepdim=True).abs() * z.softmax(-1) / len(z),
     ),
 ]
@@ -331,6 +450,7 @@ check_z_gradient = [
 check_causal_groups = [
     (
         "positions from the back in every second sequence",
+        "tokens of other sequences, but at other positions",
         lambda B, S: (
             torch.stack(
                 [
@@ -344,10 +464,12 @@ check_causal_groups = [
     ),
     (
         "halves of positions swapped",
+        "every token belongs to exactly one group",
         lambda B, S: torch.arange(B * S).view(B, S).roll(1, 1)[:, :-1].T,
     ),
     (
         "one big group for the first position",
+        "two tokens of one sequence in a group",
         lambda B, S: [list(range(0, B * S, S)), [t for t in range(B * S) if t % S]],
     ),
 ]
@@ -360,23 +482,38 @@ def _vio(x):
 check_violations = [
     (
         "the mean of the pooled loads forgotten",
+        "the global one: not (largest - mean) / mean",
         lambda x: (x.sum(0).max() / x.mean() - 1, _vio(x).mean()),
     ),
-    ("the median batch", lambda x: (_vio(x.sum(0)), _vio(x).median())),
+    ("the median batch", "the mean over the batches", lambda x: (_vio(x.sum(0)), _vio(x).median())),
     (
         "idle experts left out of the mean",
+        "the mean over the batches",
         lambda x: (_vio(x.sum(0)), torch.stack([r.max() / r[r > 0].mean() - 1 for r in x]).mean()),
     ),
 ]
 
 check_top_k = [
-    ("divided by k", lambda z, k: (z.softmax(-1).topk(k).values / k, z.topk(k).indices)),
-    ("experts counted from 1", lambda z, k: (z.topk(k).values.softmax(-1), z.topk(k).indices + 1)),
+    (
+        "divided by k",
+        "gate_TK: they do not add up to 1 over the last dimension, and the right ones do",
+        lambda z, k: (z.softmax(-1).topk(k).values / k, z.topk(k).indices),
+    ),
+    (
+        "experts counted from 1",
+        "expert_TK: every number is off by +1",
+        lambda z, k: (z.topk(k).values.softmax(-1), z.topk(k).indices + 1),
+    ),
     (
         "gates in float16",
+        "gate_TK: they do not add up to 1 over the last dimension, and the right ones do",
         lambda z, k: (z.topk(k).values.softmax(-1).half().float(), z.topk(k).indices),
     ),
-    ("the first k experts", lambda z, k: (z[:, :k].softmax(-1), torch.arange(k).expand(len(z), k))),
+    (
+        "the first k experts",
+        "the gates are not the right ones",
+        lambda z, k: (z[:, :k].softmax(-1), torch.arange(k).expand(len(z), k)),
+    ),
 ]
 
 
@@ -391,14 +528,24 @@ def _experts(x, g, c, w1, w3, w2, act=F.silu):
 check_moe_layer = [
     (
         "silu on both",
+        "not the sum, over a token's experts, of gate × SwiGLU(x)",
         lambda x, g, c, a, b, d: _experts(x, g, c, a, b, d, act=lambda u: F.silu(F.silu(u))),
     ),
-    ("the gate through a root", lambda x, g, c, a, b, d: _experts(x, g.sqrt(), c, a, b, d)),
+    (
+        "the gate through a root",
+        "not the sum, over a token's experts, of gate × SwiGLU(x)",
+        lambda x, g, c, a, b, d: _experts(x, g.sqrt(), c, a, b, d),
+    ),
     (
         "tokens that have expert 0 skipped",
+        "not the sum, over a token's experts, of gate × SwiGLU(x)",
         lambda x, g, c, a, b, d: _experts(x, g * (c > 0), c, a, b, d),
     ),
-    ("neighbouring expert", lambda x, g, c, a, b, d: _experts(x, g, (c + 1) % len(a), a, b, d)),
+    (
+        "neighbouring expert",
+        "not the sum, over a token's experts, of gate × SwiGLU(x)",
+        lambda x, g, c, a, b, d: _experts(x, g, (c + 1) % len(a), a, b, d),
+    ),
 ]
 
 
@@ -420,11 +567,15 @@ class Sigmoids(OldBias):
         return top.sigmoid() / top.sigmoid().sum(-1, keepdim=True), expert
 
 
-check_global_bug = [("less the batch's mean", OldBias), ("sigmoids", Sigmoids)]
+check_global_bug = [
+    ("less the batch's mean", "not softmax → top-k → renormalise of gate(x)", OldBias),
+    ("sigmoids", "not softmax → top-k → renormalise of gate(x)", Sigmoids),
+]
 
 check_unfair = [
     (
         "memory first",
+        "'active' is taken for 'fair'",
         lambda s, d: (
             "active"
             if s.experts * s.width > 8 * d.experts * d.width
@@ -437,10 +588,12 @@ check_unfair = [
     ),
     (
         "fair if the same optimiser",
+        "'active' is taken for 'fair'",
         lambda s, d: "fair" if s.optimiser == d.optimiser else "optimiser",
     ),
     (
         "more data for the dense is fine",
+        "'data' is taken for 'fair'",
         lambda s, d: (
             "active"
             if s.per_token * s.width != d.per_token * d.width
@@ -454,9 +607,21 @@ check_unfair = [
 ]
 
 check_offsets = [
-    ("floats halfway", lambda c: F.pad(c.sum(0).cumsum(0), (1, 0)) + 0.5),
-    ("from the back", lambda c: F.pad(c.sum(0).flip(0).cumsum(0), (1, 0))),
-    ("the largest block's", lambda c: F.pad(c.amax(0).cumsum(0), (1, 0))),
+    (
+        "floats halfway",
+        "every number is off by +",
+        lambda c: F.pad(c.sum(0).cumsum(0), (1, 0)) + 0.5,
+    ),
+    (
+        "from the back",
+        "not the running sum of the loads, from 0 to the number of pairs",
+        lambda c: F.pad(c.sum(0).flip(0).cumsum(0), (1, 0)),
+    ),
+    (
+        "the largest block's",
+        "not the running sum of the loads, from 0 to the number of pairs",
+        lambda c: F.pad(c.amax(0).cumsum(0), (1, 0)),
+    ),
 ]
 
 
@@ -468,32 +633,41 @@ def _tiles(o, h):
 check_tile_schedule = [
     (
         "largest experts first",
+        "the right numbers, but in another order",
         lambda o, h: (lambda e, r: (lambda k: (e[k], r[k]))((-o.diff())[e].argsort(stable=True)))(
             *_tiles(o, h)
         ),
     ),
     (
         "rows rounded down to whole tiles",
+        "row_M: not each expert's rows, cut into tiles from its offset on",
         lambda o, h: (lambda e, r: (e, r // h * h))(*_tiles(o, h)),
     ),
-    ("the last tile left out", lambda o, h: tuple(a[:-1] for a in _tiles(o, h))),
+    (
+        "the last tile left out",
+        "return a tensor of shape (7,), not one of shape (6,)",
+        lambda o, h: tuple(a[:-1] for a in _tiles(o, h)),
+    ),
 ]
 
 check_quantize = [
     (
         "stochastic halves",
+        "q * scale is up to",
         lambda w: (
             lambda s: (((w / s) + torch.where(w > 0, 0.9, -0.9)).clamp(-127, 127).to(torch.int8), s)
         )((w.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)),
     ),
     (
         "a scale of the mean size",
+        "the range of int8 is hardly used",
         lambda w: (lambda s: ((w / s).round().clamp(-127, 127).to(torch.int8), s))(
             (w.abs().mean(1, keepdim=True) * 3 / 127).clamp(min=1e-12)
         ),
     ),
     (
         "signs lost",
+        "q * scale is up to 254 steps away from w",
         lambda w: (lambda s: ((w.abs() / s).round().to(torch.int8), s))(
             (w.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
         ),
@@ -501,19 +675,29 @@ check_quantize = [
 ]
 
 check_saturation = [
-    ("early first choice in place", lambda a, b: (a[:, :1] == b).double().sum(1).mean().item() / 1),
+    (
+        "early first choice in place",
+        "not the mean share of a token's final experts that it had before",
+        lambda a, b: (a[:, :1] == b).double().sum(1).mean().item() / 1,
+    ),
     (
         "of the early ones that are left, without chance",
+        "not the mean share of a token's final experts that it had before",
         lambda a, b: (lambda s: (s - a.shape[1] / 64) / (1 - a.shape[1] / 64))(
             (a[:, :, None] == b[:, None]).any(1).double().mean().item()
         ),
     ),
-    ("last choices", lambda a, b: (a[:, -1] == b[:, -1]).double().mean().item()),
+    (
+        "last choices",
+        "not the mean share of a token's final experts that it had before",
+        lambda a, b: (a[:, -1] == b[:, -1]).double().mean().item(),
+    ),
 ]
 
 check_information = [
     (
         "half of it",
+        "right up to a factor",
         lambda c: (
             lambda p: (
                 (
@@ -528,6 +712,7 @@ check_information = [
     ),
     (
         "cells below one tenth skipped",
+        "not the sum of p(c, e) log2 of p(c, e) / (p(c) p(e))",
         lambda c: (
             lambda p: (
                 (
@@ -546,6 +731,7 @@ check_information = [
     ),
     (
         "in decimal digits",
+        "right up to a factor",
         lambda c: (
             lambda p: (
                 (
@@ -563,6 +749,7 @@ check_information = [
 check_shuffle_within_words = [
     (
         "only frequent words",
+        "not every word is shuffled",
         lambda x, ids, s: (
             lambda out, g: (
                 [
@@ -576,6 +763,7 @@ check_shuffle_within_words = [
     ),
     (
         "neighbouring pairs exchanged",
+        "a word gets a label of another word",
         lambda x, ids, s: (
             lambda g: x[
                 torch.arange(len(x))
@@ -609,4 +797,10 @@ def _dealt_anew(x, ids, d, n):
     }
 
 
-check_investigation = [("even dice for the null", _dealt_anew)]
+check_investigation = [
+    (
+        "even dice for the null",
+        "on 4 of 6 routings dealt at random the claim holds as well",
+        _dealt_anew,
+    )
+]
