@@ -174,7 +174,7 @@ except checks.CheckFailed as verdict:
     print("✗", verdict)
 
 # %% [markdown]
-# It looked right, and it *is* right as long as the last expert gets something. Mend it (`bincount`
+# It looked right, and it *is* right as long as the last expert gets something. Fix it (`bincount`
 # takes a `minlength`), and:
 
 

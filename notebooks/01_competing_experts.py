@@ -133,8 +133,8 @@ torch.testing.assert_close(mixtures.mixture_error(logits, out, target), by_hand)
 #
 # Under $E_1$ every expert is told the error *of the blend*. Expert 0 was nearly right, and yet it
 # is pushed past the right answer, to make up for expert 1. That is cooperation: each expert's task
-# is to mend what the others leave over, and when one changes, the task of all others changes.
-# Under $E_2$ and $E_3$ an expert is told *its own* error, weighted. Then nobody needs to mend
+# is to fix what the others leave over, and when one changes, the task of all others changes.
+# Under $E_2$ and $E_3$ an expert is told *its own* error, weighted. Then nobody needs to fix
 # anything; an expert that is bad at a case had better leave it to somebody else.
 
 # %%

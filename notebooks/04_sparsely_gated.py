@@ -570,7 +570,7 @@ for label in ("0, 0", "0.1, 0.1", "control"):
 # ## 9. What goes wrong: three bugs that run
 #
 # All three are in published code and none raises an error. Each cell shows a symptom. Look at the
-# code, find the cause, and only then open the fold. (The exercises have you mend them.)
+# code, find the cause, and only then open the fold. (The exercises have you fix them.)
 #
 # **A gate that never moves.** Somebody sets $k = 1$, because one expert is cheaper than two.
 

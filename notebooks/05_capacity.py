@@ -120,7 +120,7 @@ assert my_rank(expert_T, 4).tolist() == rank
 
 # %% [markdown]
 # Two characters make two of the commonest bugs of this field: `dim=1` for `dim=0`, and no `- 1`.
-# You will mend both in the exercises.
+# You will fix both in the exercises.
 #
 # The library's `queue_rank` gives the same ranks in another way. It sorts the pairs by expert,
 # keeping their order otherwise; then the queues lie one behind the other, and a rank is the
@@ -626,7 +626,7 @@ for t in range(4):
 # <details>
 # <summary>What is it?</summary>
 #
-# The dropped tokens ought to come out exactly as they went in. The layer's input is
+# The dropped tokens should come out exactly as they went in. The layer's input is
 # $\mathrm{LN}(h)$, not $h$; it was put where an expert's answer would be; then *everything* was
 # multiplied by $p$, and the block added it to $h$. So a dropped token leaves as $h + p \cdot
 # \mathrm{LN}(h)$: nearly the same direction, and longer every time it is dropped. The pass-through

@@ -119,7 +119,7 @@ print("slope of the loss, by autograd\n", slope_TE)
 # $$\frac{\partial L}{\partial z_{t,e}}
 # = \frac{N}{T}\; p_{t,e} \Big( f_e - \sum_i p_{t,i}\, f_i \Big)$$
 #
-# In words: *an expert's score goes down if the expert is dearer than what this token pays on
+# In words: *an expert's score goes down if the expert is more expensive than what this token pays on
 # average, and up if it is cheaper; and whatever the token hardly believes in hardly moves.*
 
 # %%
@@ -143,7 +143,7 @@ print("what each token pays on average:", pays_T1.flatten())
 #   hardly be pushed back. So balance from the first step on.
 # - **It is a market, not a hill.** After each step the counts are made anew and the prices with
 #   them. The loss is not a function that descends to its minimum; it is a rule that makes crowded
-#   things dear.
+#   things expensive.
 
 # %%
 for lead in (0.0, 2.0, 4.0, 8.0):

@@ -116,7 +116,7 @@ for name, loss in {
 # and the momentum of other changes carry it. And in exact arithmetic it may: only a rounded number
 # has to care how far it is from zero.
 #
-# Hence two ways for logits to *grow*:
+# So there are two ways for logits to *grow*:
 #
 # - **spread**: all are multiplied by a factor. The softmax becomes sharper;
 # - **level**: to all the same is added. The softmax stays as it is.
@@ -403,7 +403,7 @@ for name, history in runs.items():
 # sits near the *largest* logit, and the others hang below it.)
 #
 # And the loss? In both runs it falls to the same poor place. Nothing has exploded, and what the
-# z-loss has mended does not show. One seed and 50 steps are an illustration.
+# z-loss has fixed does not show. One seed and 50 steps are an illustration.
 #
 # Now the ledger's runs: three seeds of each setting, 100 steps, on a ladder of rates. Before they
 # were started, it was written down when a run is **stable**: all numbers stay finite, the last ten
@@ -447,7 +447,7 @@ for claim in ledger.load("stmoe2022").claims:
 # that is one half of the paper's claim: it costs nothing. (At 1.0, where everything is lost
 # anyway, it ends higher still.)
 # The other half, more stable runs, we do not see; large logits were not what failed here, so
-# holding them mends nothing. The same goes for the router's precision and for first weights of $s
+# holding them fixes nothing. The same goes for the router's precision and for first weights of $s
 # = 1$: with three runs each, 2 of 3 and 1 of 3 are not to be told from the baseline's 2 of 3.
 #
 # **Update clipping turned round.** In the paper it made every run stable "at a catastrophic loss

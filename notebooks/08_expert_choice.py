@@ -54,7 +54,7 @@ torch.set_printoptions(precision=2, sci_mode=False)
 # Every router of this course begins with a table of scores: a row for each token, a column for each
 # expert. So far **tokens chose**: top-k along each row. That leaves the columns to chance. One
 # expert is asked by half the batch, another by nobody, and a whole literature of losses, capacities
-# and dropped tokens (chapters 04 to 07) is about mending that.
+# and dropped tokens (chapters 04 to 07) is about fixing that.
 #
 # The paper turns the question on its side. Let each *expert* choose its best $k$ *tokens*: top-k
 # down each column. With $n$ tokens, $e$ experts and a capacity factor $c$ (equations 1 and 2):

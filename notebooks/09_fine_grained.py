@@ -555,7 +555,7 @@ for router in ROUTERS:
 # What the loop shows is a different thing: that all of this *is* a loop. Each router is a few dozen
 # lines that return a `Routing`. Experts, dispatch, losses, training and measures never asked which.
 #
-# ## 12. What goes wrong: a bias that ought to select
+# ## 12. What goes wrong: a bias that should select
 #
 # The following is what a tidied-up gate in a much-used library came to in 2025. No test failed; it
 # was noticed by chance. What is wrong?
@@ -614,7 +614,7 @@ print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E
 # ## Exercises
 #
 # [`exercises/09_fine_grained.ipynb`](../exercises/09_fine_grained.ipynb): split without paying,
-# take the best away, and mend a gate, a controller and a dashboard. Each check tells you *what* you
+# take the best away, and fix a gate, a controller and a dashboard. Each check tells you *what* you
 # misunderstood. Solutions are in [`solutions/`](../solutions/09_fine_grained.ipynb).
 #
 # ## In five lines

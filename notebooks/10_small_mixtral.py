@@ -523,8 +523,8 @@ for domain, share in shares.items():
 # text have something to do with each other. They do *not* say that there is a "Japanese
 # expert": Japanese is written with tokens that occur nowhere else, and a router that looked only
 # at the token in hand would give such a table too. So separate the two causes. Take the same
-# Japanese sentence once alone and once amid the code and the English above, and count the tokens
-# whose first expert changes. Where it does, the router heeds the neighbours; where it does not,
+# Japanese sentence once alone and once among the code and the English above, and count the tokens
+# whose first expert changes. Where it does, the router looks at the neighbours; where it does not,
 # the token.
 
 # %%
@@ -535,8 +535,8 @@ assert tokenizer.encode(text).ids[skip : skip + len(alone)] == alone
 with torch.no_grad():
     out = model(torch.tensor([alone]))
 for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, strict=True)):
-    amid = there.expert_N.view(-1, 2)[skip : skip + len(alone), 0]
-    changed = (amid != here.expert_N.view(-1, 2)[:, 0]).float().mean()
+    among = there.expert_N.view(-1, 2)[skip : skip + len(alone), 0]
+    changed = (among != here.expert_N.view(-1, 2)[:, 0]).float().mean()
     print(f"layer {number}: {changed:4.0%} of {len(alone)} tokens change their first expert")
 
 # %% [markdown]

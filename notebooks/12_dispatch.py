@@ -828,7 +828,7 @@ print(f"989e12 operations and 4.8e12 bytes a second, bf16: {989 / 4.8 * 2 / 2:.0
 # ## 10. A backward pass that does E times too much
 #
 # All of that was forward. Here is a loop as most people write it first, and as transformers'
-# *eager* experts have it. Forward, it is as good as ours. One line is dear:
+# *eager* experts have it. Forward, it is as good as ours. One line is expensive:
 
 
 # %%
@@ -906,7 +906,7 @@ fig
 # some 250 times what it has to deliver. In time, once that dominates, twice the experts take about
 # four times as long (the steep end of the blue line).
 #
-# The mend is a single word: `w1.unbind()` *once*, before the loop. The backward pass of `unbind`
+# The fix is a single word: `w1.unbind()` *once*, before the loop. The backward pass of `unbind`
 # is a stack: one tensor, each slice written once. The library's `Experts.each` says so in its
 # docstring:
 
@@ -1164,7 +1164,7 @@ print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
 # NaN. The gate does not help, because $0 \times \mathrm{NaN} = \mathrm{NaN}$. And the same holds
 # for the *gradient* of the input on the way back, which no one sees.
 #
-# The mend is to take the *rows* away, not their weight: `masked_fill`, or `torch.where`, or not to
+# The fix is to take the *rows* away, not their weight: `masked_fill`, or `torch.where`, or not to
 # fetch them. The library's backends do, forward and backward, and the tests of its kernels fill
 # every output with NaN beforehand: a cell that should have been written and was not, shows.
 #
@@ -1174,7 +1174,7 @@ print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
 #
 # [`exercises/12_dispatch.ipynb`](../exercises/12_dispatch.ipynb): five puzzles with pictures,
 # histogram, offsets, stable permutation, tile schedule and combine, and a backward pass to be
-# mended. The first five make a whole dispatcher. Each check tells you *what* you misunderstood.
+# fixed. The first five make a whole dispatcher. Each check tells you *what* you misunderstood.
 # Solutions are in [`solutions/`](../solutions/12_dispatch.ipynb).
 #
 # ## In six lines

@@ -60,7 +60,7 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # %% [markdown]
 # ## 1. What does not fit
 #
-# A mixture of experts is cheap in *work* and dear in *memory*: a token visits $K$ experts of each
+# A mixture of experts is cheap in *work* and expensive in *memory*: a token visits $K$ experts of each
 # layer, and all $E$ have to be somewhere. How much is that? A config is enough to say. An expert of
 # three matrices has $3\,D\,F$ parameters, a layer $E$ of them, and the rest is attention,
 # embeddings and small change. `cost.count_parameters` adds it up, exactly:
@@ -196,7 +196,7 @@ def launch(program, ranks):
         meet = str(Path(folder, "meet"))
         jobs = [subprocess.Popen([*start, str(r), str(ranks), meet], **pipes) for r in range(ranks)]
         try:
-            outputs = [job.communicate(timeout=300) for job in jobs]
+            outputs = [job.communicate() for job in jobs]
         finally:
             for job in jobs:
                 job.kill()  # none goes on when you press stop
@@ -881,7 +881,7 @@ print(
 # ## In six lines
 #
 # 1. Experts stay, tokens travel: counts, rows out, work, rows back; gates never leave home.
-# 2. A layer takes as long as its busiest rank. Balance, capacity and limited nodes each mend
+# 2. A layer takes as long as its busiest rank. Balance, capacity and limited nodes each fix
 #    another part.
 # 3. Experts' gradients are not averaged over ranks, everything else's are, weighted by tokens.
 # 4. Decode is about bytes: common weights, plus $E(1-(1-K/E)^T)$ experts for $T$ tokens.
