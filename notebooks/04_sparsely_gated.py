@@ -366,7 +366,7 @@ torch.testing.assert_close(losses2017.load_loss(routing), cv_squared(routing.smo
 # %% [markdown]
 # The loss needs $P$, and $P$ needs the clean scores, the noisy ones and the deviations. All the
 # library's losses read a `Routing` and nothing else, so the router puts its answer there, in one
-# optional field: `smooth_load_TE`. The noise itself stays the router's own affair. A router
+# optional field: `smooth_load_TE`. The noise itself stays inside the router. A router
 # without noise leaves the field empty, and `losses2017.load_loss` counts. That is also what
 # evaluation does, and it is the right limit: as the noise goes to zero, $\Phi$ becomes a step, and
 # the sum of steps is the count.
@@ -400,8 +400,8 @@ for noise in (0.0, 0.35, 0.7, 1.5, 3.0):
 # %% [markdown]
 # ## 7. A tree of gates
 #
-# With thousands of experts, one softmax over all of them is unwieldy. The paper's Appendix B puts
-# a gate over $a$ groups, and in each group a gate over $b$ experts:
+# With thousands of experts, one softmax over all of them is too large to handle. The paper's
+# Appendix B puts a gate over $a$ groups, and in each group a gate over $b$ experts:
 #
 # $$y = \sum_{i=1}^{a} \sum_{j=1}^{b} G_{\text{primary}}(x)_i\; G_i(x)_j\; E_{i,j}(x) \qquad (12)$$
 #

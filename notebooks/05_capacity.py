@@ -119,7 +119,7 @@ def my_rank(expert_N, num_experts):
 assert my_rank(expert_T, 4).tolist() == rank
 
 # %% [markdown]
-# Two characters make two of the commonest bugs of this field: `dim=1` for `dim=0`, and no `- 1`.
+# Two characters make two of the most common bugs of this field: `dim=1` for `dim=0`, and no `- 1`.
 # You will fix both in the exercises.
 #
 # The library's `queue_rank` gives the same ranks in another way. It sorts the pairs by expert,
@@ -418,7 +418,7 @@ for name, order in orders.items():
 # reading: the experts that it now reaches have seen little prose, because in training it mostly
 # came too late. So a drop does not only cost the token that is dropped; drops decide what the
 # experts learn. (Serious training runs shuffle their batches, so that nobody is always last. Then
-# it is noise rather than injustice.)
+# it is noise rather than unfairness.)
 #
 # Let us look closer, at *one* text in different rows, among the same fifteen others.
 
@@ -608,7 +608,7 @@ for name in ("gain of 2 experts over 8", "gain of 2 experts over dense"):
 # Each is in published code or is what people write first, and none raises an error. Look at the
 # symptom, find the cause, then open the fold.
 #
-# **Tokens that swell.** From an annotated Switch Transformer that many have learned from. Its layer
+# **Tokens that grow.** From an annotated Switch Transformer that many have learned from. Its layer
 # puts the input of the dropped tokens back in their places, "passed through", and weighs the
 # result. We watch how long the vectors are.
 

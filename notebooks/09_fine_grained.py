@@ -297,7 +297,7 @@ for claim in ledger.load("deepseekmoe2024").claims:
 # doubles from 16 experts to 63: maybe a part of the small ones lies idle, and so the gain is not
 # collected. That can be tested, and section 10 does it without meaning to: there a layer of the
 # same kind has a MaxVio of 5.5 without any balancing and of 1.8 with, and the two losses agree
-# within 0.02. So that is not it. What is left is the plainest reason, and we have *not* tested it:
+# within 0.02. So that is not it. What is left is the simplest reason, and we have *not* tested it:
 # our models have read 0.2 million tokens, the paper's 100 billion. After so little, there may be
 # nothing yet for a specialist to know.
 #
@@ -305,8 +305,8 @@ for claim in ledger.load("deepseekmoe2024").claims:
 # than the wide one. Look at who is not touched, though. Only routed experts are disabled; the
 # shared one stays at work. It does half of the work in $1 + 1$ of 15, where the loss rises by 0.2,
 # and an eighth in $1 + 7$ of 63, where it rises by 0.5; in 8 of 64, with nobody to lean on, it
-# rises by 0.7. So a shared expert *cushions* the blow, and the paper's curve is the more
-# remarkable for being steeper in spite of it. (Our models can fall back on embeddings and
+# rises by 0.7. So a shared expert *softens* the blow, and the paper's curve is the more
+# remarkable for being steeper all the same. (Our models can fall back on embeddings and
 # attention, too: they get from 5.1 to 5.6, the paper's from 1.8 to 8, to ruins.)
 #
 # **What held, in direction: the shared expert is not one of many.** Take it away, let every token
@@ -515,7 +515,7 @@ for name, other in (("u 0.01", "alpha 0.001"), ("u 0.01 to 0", "alpha 0.001"),
 # %% [markdown]
 # With a falling rate the balance is as good, and the perplexity that of the light loss, to 0.2%.
 # It is below that of the trembling one in all three seeds, but the interval of that ratio still
-# holds 1. So: a good suspect, not convicted. DeepSeek-V3 did the like at the end of its training:
+# holds 1. So: a good suspect, and no proof. DeepSeek-V3 did the same at the end of its training:
 # $u = 0.001$ for 14.3 trillion tokens, then 0 for the last 500 billion.
 #
 # And a surprise in the last line. The *heavier* loss, $\alpha = 0.01$, has the lowest perplexity of
@@ -557,7 +557,7 @@ for router in ROUTERS:
 #
 # ## 12. What goes wrong: a bias that should select
 #
-# The following is what a tidied-up gate in a much-used library came to in 2025. No test failed; it
+# The following is what a cleaned-up gate in a much-used library came to in 2025. No test failed; it
 # was noticed by chance. What is wrong?
 
 # %%

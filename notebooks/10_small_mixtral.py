@@ -556,7 +556,7 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
 # gates, sits in a model whose loss falls, and *never looks at its input*. The slip is one letter
 # long. Exercise 4 hands you such a router and lets you find it, so here is only the lesson:
 # nothing failed. Wrong routing is not an error message; the experts make do, and the loss comes
-# out somewhat worse than it would have, which nobody sees because nobody has the other run.
+# out a little worse than it would have, which nobody sees because nobody has the other run.
 #
 # So ask a router three questions before you believe it. They take a dozen lines and know nothing
 # of how it works inside.
@@ -593,7 +593,7 @@ for kind in (TopKRouter, DeafRouter):
     interrogate(kind(16, 8))
 
 # %% [markdown]
-# Look at what the deaf one gets away with: a token's answer is its own affair (nobody's, rather),
+# Look at what the deaf one gets away with: a token's answer is its own business (nobody's, rather),
 # and even its gradient flows. Only the first question catches it. Try a router that takes its
 # top-k over tokens instead of experts on the second, and one that keeps a single expert and
 # renormalises its gate, which is then always 1, on the third.
