@@ -4,6 +4,9 @@ import itertools
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -347,6 +350,26 @@ def test_auto_takes_what_was_measured_and_says_so(
         taken, _ = choose(layer.experts, tokens, tokens)
         assert taken is getattr(cpu, path)
         assert f"by '{path}', " in layer.explain(tokens)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "dtype", "capability", "path"),
+    [
+        (8000, torch.bfloat16, (9, 0), "triton"),
+        (7999, torch.bfloat16, (9, 0), "grouped"),
+        (8000, torch.float32, (9, 0), "grouped"),
+        (8000, torch.bfloat16, (8, 6), "grouped"),
+    ],
+)
+def test_on_a_gpu_auto_takes_the_fused_path_where_it_was_measured(
+    pairs: int, dtype: torch.dtype, capability: tuple[int, int], path: str, monkeypatch: Any
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    w1 = MagicMock(device=torch.device("cuda"), dtype=dtype)
+    w1.__len__.return_value = 4
+    _, why = choose(SimpleNamespace(w1=w1), 1, pairs)  # type: ignore[arg-type]
+    assert why.startswith(f"'{path}'")
 
 
 def test_a_readable_path_is_taken_as_asked() -> None:
