@@ -160,6 +160,7 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        assert self.now < 10_000, "it waits for ever"
 
 
 @pytest.mark.parametrize(
