@@ -60,9 +60,9 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # %% [markdown]
 # ## 1. What does not fit
 #
-# A mixture of experts is cheap in *work* and dear in *memory*: a token visits $K$ experts of each
-# layer, and all $E$ have to be somewhere. How much is that? A config is enough to say. An expert of
-# three matrices has $3\,D\,F$ parameters, a layer $E$ of them, and the rest is attention,
+# A mixture of experts is cheap in *work* and expensive in *memory*: a token visits $K$ experts of
+# each layer, and all $E$ have to be somewhere. How much is that? A config is enough to say. An
+# expert of three matrices has $3\,D\,F$ parameters, a layer $E$ of them, and the rest is attention,
 # embeddings and small change. `cost.count_parameters` adds it up, exactly:
 
 # %%
@@ -208,7 +208,7 @@ def launch(program, ranks):
         meet = str(Path(folder, "meet"))
         jobs = [subprocess.Popen([*start, str(r), str(ranks), meet], **pipes) for r in range(ranks)]
         try:
-            outputs = [job.communicate(timeout=300) for job in jobs]
+            outputs = [job.communicate() for job in jobs]
         finally:
             for job in jobs:
                 job.kill()  # none goes on when you press stop
@@ -301,8 +301,8 @@ assert np.allclose(one, two["losses"], rtol=1e-5)
 # An all-to-all ends when the last parcel has arrived, and the layer ends when the **busiest** rank
 # has done its work. The others wait; nobody calls it idle, it looks like slow communication.
 # Averages do not help, maxima count. Here is the course's small trained model on held-out text,
-# with its eight experts spread over four imaginary ranks, and, as it happens with data that is not
-# shuffled well, a different domain on each rank:
+# with its eight experts spread over four imaginary ranks. Each rank has a different domain, as it
+# happens with data that is not shuffled well:
 
 # %%
 mini = hf.load_pretrained("mixtral-mini").eval()
@@ -1057,7 +1057,7 @@ print(
 #    inside a node, bytes between nodes. A limit on nodes cuts the second.
 # 3. Experts' gradients are not averaged over ranks, everything else's are, weighted by tokens.
 # 4. Decode is about bytes: common weights, plus $E(1-(1-K/E)^T)$ experts for $T$ tokens.
-# 5. A cache and a guess make experts on a disk bearable, because routing is predictable.
+# 5. A cache and a guess make experts on a disk usable, because routing is predictable.
 # 6. An upcycled model starts where the dense one stopped, exactly.
 #
 # | in the field | in the code | |
