@@ -397,8 +397,8 @@ print(f"dense, equal active − equal total: {wide} points")
 # suits it. That can be fair; but it has to be said.
 #
 # (The paper's own dense network has 80 filters and gets 79.57% in the authors' released run; ours
-# gets less, from a quarter of the points. The ledger says "not reproduced" there, and reproduces
-# the sparse 100%.)
+# gets less, from a quarter of the points. The ledger says "other size" there, and reproduces the
+# sparse 100%.)
 #
 # ## 6. The other side: width
 #
