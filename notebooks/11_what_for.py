@@ -503,6 +503,7 @@ for ax, what, experts, width in (
     lines = {name: (list(line), list(line.values())) for name, line in lines.items()}
     viz.curves(lines, "times the experts, or the width", what, ax=ax)
     ax.set_xscale("log", base=2)
+plt.close(fig)  # shown below, with the ledger's bars
 
 # %%
 stored = [(left, E, capacity[f"remembered at E = {E}"]) for E in filled]
