@@ -397,8 +397,8 @@ print(f"dense, equal active − equal total: {wide} points")
 # suits it. That can be fair; but it has to be said.
 #
 # (The paper's own dense network has 80 filters and gets 79.57% in the authors' released run; ours
-# gets less, from a quarter of the points. The ledger says "not reproduced" there, and reproduces
-# the sparse 100%.)
+# gets less, from a quarter of the points. The ledger says "other size" there, and reproduces the
+# sparse 100%.)
 #
 # ## 6. The other side: width
 #
@@ -503,6 +503,7 @@ for ax, what, experts, width in (
     lines = {name: (list(line), list(line.values())) for name, line in lines.items()}
     viz.curves(lines, "times the experts, or the width", what, ax=ax)
     ax.set_xscale("log", base=2)
+plt.close(fig)  # shown below, with the ledger's bars
 
 # %%
 stored = [(left, E, capacity[f"remembered at E = {E}"]) for E in filled]
