@@ -100,7 +100,7 @@ class LivePage(RoutingExplorer):
 
     def state(self) -> dict[str, Any]:
         """Return what the page needs: what is shown first, and the model."""
-        return {**PortableWidget.state(self), **self._extra}
+        return {**PortableWidget.state(self), **self._extra, "source": "untouched"}
 
 
 def check_size(config: MixtralConfig) -> None:

@@ -55,7 +55,7 @@ function apply({ tokens, beside, ...rest }) {
   if (tokens) model.set("tokens", tokens);
 }
 
-worker.onmessage = ({ data: { ready, traits, took, ran, written, rate, made, next, free, problem } }) => {
+worker.onmessage = ({ data: { ready, traits, took, ran, written, rate, made, next, free, ended, problem } }) => {
   wrong.textContent = problem ?? "";
   if (written !== undefined) typing.value = written;
   if (traits) {
@@ -73,6 +73,7 @@ worker.onmessage = ({ data: { ready, traits, took, ran, written, rate, made, nex
   if (took !== undefined) said.textContent = `${many(ran, "token")}, answered in ${took.toFixed(0)} ms`;
   if (rate) said.textContent = `${many(made, "token")} written, ${rate.toFixed(0)} a second`;
   if (ready) said.textContent = "Ready: type.";
+  if (ended) said.textContent += "; then the model ended the text";
   if (!free) return;
   [busy, writing] = [false, false];
   write.textContent = "Write on";

@@ -201,7 +201,8 @@ function option(text, t) {
 // ------------------------------------------------------------------------------------ the widget
 
 function build(model, el, which = "") {
-  const data = unpack(model), { T, L, E } = data;
+  const data = unpack(model), { T, L, E } = data, other = model.other?.(); // the trace it is to be compared with
+  const moved = (row) => other && other.first[row] !== data.first[row];
   const tied = tie(model), { get, set, on, atEnd, soon, onTheme, live } = tied;
   const id = `moe-${Math.random().toString(36).slice(2)}`;
   let hover = -1, hits = null;
@@ -288,7 +289,7 @@ function build(model, el, which = "") {
   function paintText() {
     const filter = get("expert");
     say(legend, filter < 0
-      ? "Colour and number: the first expert that the token reached in this layer. The stronger the tint, the more of its weight went there."
+      ? `Colour and number: the first expert that the token reached in this layer. The stronger the tint, the more of its weight went there.${other ? " Framed: another expert than beside." : ""}`
       : `Marked: what expert ${filter} got in this layer, as first choice or later. The stronger the tint, the more of the token’s weight.`);
     fresh = 0;
     paintTokens(seen[0] - 40, seen[1] + 40); // at once what is in view,
@@ -305,6 +306,7 @@ function build(model, el, which = "") {
       let name = e === NONE ? "none" : `t${e} w${data.depth[row]}`;
       if (hits) name = hits[t] ? `t${filter} w${hits[t] - 1}` : "dim";
       if (data.lost[row]) name += " lost";
+      if (moved(row)) name += " moved";
       if (painted[t] === name) continue;
       painted[t] = name;
       for (const part of parts[t]) part.className = part.slim ? `slim ${name}` : name;
@@ -509,6 +511,11 @@ function build(model, el, which = "") {
         }
         ctx.fillStyle = data.colors[e];
         ctx.fillRect(x(t), y(l), cell.width - split, cell.height - gap);
+        if (moved(l * T + t)) {
+          ctx.lineWidth = 2;
+          ctx.strokeStyle = strong;
+          ctx.strokeRect(x(t) + 1, y(l) + 1, Math.max(1, cell.width - split - 2), cell.height - gap - 2);
+        }
         if (print) {
           ctx.fillStyle = inks[e];
           ctx.fillText(e, x(t) + (cell.width - split) / 2, y(l) + (cell.height - gap) / 2 + 1, cell.width);
@@ -846,7 +853,9 @@ function second(model) {
     expert: () => (model.get("expert") < E ? model.get("expert") : -1),
     selected: () => (alike ? model.get("selected") : selected),
   };
+  const shape = (each) => JSON.stringify([each.layer_names, each.num_experts]);
   return {
+    other: () => alike && shape(own) === shape({ layer_names: model.get("layer_names"), num_experts: model.get("num_experts") }) && unpack(model),
     get: (key) => (key in own ? own[key] : shared[key]?.()),
     set(key, value) {
       if (!mine(key)) return model.set(key, value);
@@ -889,10 +898,11 @@ function render({ model, el }) {
     ends[i] = null;
     if (i && !two()) sides[1].remove();
     else {
-      pair.append(...sides.slice(0, i + 1));
+      if (!sides[i].parentNode) pair.append(sides[i]);
       ends[i] = build(i ? second(model) : model, sides[i], two() ? [", first", ", second"][i] : "");
       again();
     }
+    pair.classList.toggle("two", two());
     labels.forEach((label, n) => {
       label.hidden = !two();
       if (!two()) return sides[n].removeAttribute("role");
