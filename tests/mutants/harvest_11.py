@@ -176,7 +176,7 @@ check_experts_needed = [
     ),
     (
         "at least one forgotten",
-        "a block has at least one expert",
+        "there is at least one expert",
         lambda b, p, o, d: math.ceil((b / d - o) / p),
     ),
     (

@@ -223,7 +223,7 @@ check_decode_bytes = [
     ("float32", "that is float32; bf16 has two bytes", lambda c, b: _bytes(c, b, size=4)),
     (
         "the embedding too",
-        "of the input embedding a row per token is read",
+        "of the embedding a row per token is read",
         lambda c, b: _bytes(c, b, embed=False),
     ),
     (

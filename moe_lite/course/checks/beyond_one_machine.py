@@ -187,8 +187,7 @@ def check_decode_bytes(decode_bytes: Callable[[MixtralConfig, int], float]) -> N
             ("these are all parameters; a small batch leaves experts unread, and of the input "
              "embedding only a row per token is read", 2.0 * (common + experts + table)),
             ("the weights are read once for the whole batch, not once for each text", batch * one),
-            ("of the input embedding a row per token is read",
-             value + 2.0 * table if table else None),
+            ("of the embedding a row per token is read", value + 2.0 * table if table else None),
             ("the output matrix is read whole", value - row),
             ("two bytes for each bf16 number", value / 2),
             ("that is float32; bf16 has two bytes", value * 2),

@@ -26,7 +26,8 @@ def _cases() -> list[tuple[str, Case]]:
         given = f"random numbers: {T} cases, {E} experts, {outputs} outputs"
         cases.append((given, (randn(seed, T, E), randn(seed + 9, T, E, outputs),
                               randn(seed + 18, T, outputs))))  # fmt: skip
-    return cases
+    near = randn(1, 4, 3), 0.1 * randn(2, 4, 3, 2), torch.zeros(4, 2)
+    return [*cases, ("four cases in which every expert is nearly right", near)]
 
 
 def check_responsibilities(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -62,7 +63,7 @@ def _posterior_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -
         ("the logits are not the prior; their softmax is", logits_TE * (-off_TE / 2).exp()),
         ("prior times likelihood went through a softmax", log_TE.exp().softmax(-1)),
         ("the prior was added in the exponent, not its logarithm", (p_TE - off_TE / 2).softmax(-1)),
-        ("the outputs are averaged; ||d - o||² is their sum",
+        ("outputs are averaged; ||d - o||² is their sum",
          (logits_TE - each_TE.mean(-1) / 2).softmax(-1)),
         ("the best expert takes all: that is a hard choice, and a posterior shares",
          F.one_hot(log_TE.argmax(-1), logits_TE.shape[1]).float()),
@@ -123,8 +124,7 @@ def _error_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Mi
          right_T + out_TEO.shape[-1] / 2 * math.log(2 * math.pi)),
         ("the exponent holds the distance; a normal density has its square",
          -(log_p_TE - off_TE.sqrt() / 2).logsumexp(-1)),
-        ("the outputs are averaged; ||d - o||² is their sum",
-         -(log_p_TE - each_TE / 2).logsumexp(-1)),
+        ("outputs are averaged; ||d - o||² is their sum", -(log_p_TE - each_TE / 2).logsumexp(-1)),
         ("the softmax runs over the cases (dim 0), not over a case's experts (dim -1)",
          -(logits_TE.log_softmax(0) - off_TE / 2).logsumexp(-1)),
         ("likelihoods are blended over the cases (dim 0)", -(log_p_TE - off_TE / 2).logsumexp(0)),

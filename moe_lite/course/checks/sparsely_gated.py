@@ -233,7 +233,7 @@ def check_top1_gate(top1_gate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Non
         probs_TE = scores_TE.softmax(-1)
         two_T2 = scores_TE.topk(2).values
         return [
-            ("the gate is 1 whatever the score: a softmax of one score", (torch.ones(T), ...)),
+            ("the gate is 1 whatever the score, as of a softmax of one", (torch.ones(T), ...)),
             ("that is the score itself; the gate is its share in the softmax", (top_T, ...)),
             ("each score's own sigmoid; in a softmax the experts compete", (top_T.sigmoid(), ...)),
             ("that is the logarithm of the gate", (probs_TE.amax(-1).log(), ...)),

@@ -224,6 +224,8 @@ def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> N
         std, reach = weight.std().item(), weight.abs().max().item()
         if abs(weight.mean().item()) > 0.05 * std:
             refuse(exercise, "the mean must be 0", given)
+        if not std:
+            refuse(exercise, "all weights are equal; draw them", given)
         if (weight.abs() >= reach * (1 - 1e-6)).double().mean() > 0.001:
             refuse(exercise, "clamping piles the tails up at the edge; they are drawn again", given)
         if off(std, sigma) > 0.025:

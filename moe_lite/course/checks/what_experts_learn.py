@@ -48,10 +48,8 @@ def check_information(information: Callable[[Tensor], float]) -> None:
             ("NaN; a cell without tokens adds nothing, because p log p goes to 0 with p, but 0 "
              "times log 0 is NaN", naive.sum()),
             ("these are nats; a bit is ln 2 nats, so use log2", value * math.log(2)),
-            ("what the label leaves open once the expert is known: H(label | expert)",
-             joint - expert),
-            ("what the expert leaves open once the label is known: H(expert | label)",
-             joint - label),
+            ("what a label leaves open once the expert is known: H(label|expert)", joint - expert),
+            ("what an expert leaves open once the label is known: H(expert|label)", joint - label),
             ("that is the entropy of label and expert together", joint),
             ("that is the label's entropy: the most that there could be to tell", label),
             ("that is the expert's entropy: the most that it could tell", expert),
@@ -106,8 +104,8 @@ def _null(exercise: str, found: Any, T: int, given: str) -> Tensor:
 def _many(exercise: str, place_ST: Tensor, given: str) -> bool:
     orders = len(place_ST.unique(dim=0))
     if orders < SEEDS / 2:
-        refuse(exercise, f"{SEEDS} seeds give only {orders} orders, as when all is pushed along by "
-               "so many places: what lies side by side stays so", given)  # fmt: skip
+        refuse(exercise, f"{SEEDS} seeds give only {orders} orders: each place has to be open to "
+               "chance, so do not push all along together", given)  # fmt: skip
     return True
 
 
@@ -127,12 +125,13 @@ def check_shuffle_texts(shuffle_texts: Callable[[Tensor, int, int], Tensor]) -> 
                                  "labels as (texts, length)")  # fmt: skip
             refuse(exercise, "this tears texts apart; tokens of one text resemble each other, so "
                    "they change places together", given, str(place_ST[0].tolist()))  # fmt: skip
-        in_order = bool((text_SBS.diff(dim=-1) > 0).all())
         if (moved[..., 0] == torch.arange(B)).all():
             refuse(exercise, "the tokens moved within their own text; a label of the whole text "
                              "then stays where it was, and nothing is shuffled")  # fmt: skip
-        if not in_order:
+        if not (text_SBS.diff(dim=-1) > 0).all():
             refuse(exercise, "texts change places as they are; inside them the order stays")
+        if (text_SBS == torch.arange(B * length).view(B, length)).all(0).any():
+            refuse(exercise, "a text never changes its place, whatever the seed", given)
         return _many(exercise, place_ST, given)
 
     def every_seed(label_T: Tensor, length: int) -> list[Any]:
