@@ -16,7 +16,7 @@ check_stored_bits = [
     ),
     (
         "what is missing",
-        "that is what is still missing, the loss",
+        "that is what is missing, the loss",
         lambda n, v, c: v * n / math.log(2),
     ),
     (

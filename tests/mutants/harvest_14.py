@@ -311,7 +311,7 @@ check_quantize = [
     ),
     (
         "one scale for all",
-        "the range of int8 is hardly used",
+        "not the whole range of int8",
         lambda w: _int8(w, (w.abs().max() / 127).clamp(min=1e-12).expand(len(w), 1)),
     ),
     (
@@ -341,11 +341,11 @@ check_quantize = [
     ),
     ("a zero point that nobody is told", "q * scale is up to", _zero_point),
     ("floats", "q has to be int8, or nothing is saved", lambda w: (w / _row(w), _row(w))),
-    ("half of the range", "the range of int8 is hardly used", lambda w: _int8(w, 2 * _row(w))),
+    ("half of the range", "not the whole range of int8", lambda w: _int8(w, 2 * _row(w))),
     ("swapped", "the two are swapped", lambda w: _int8(w, _row(w))[::-1]),
     (
         "zeros with a scale of 0.001",
-        "the range of int8 is hardly used",
+        "not the whole range of int8",
         lambda w: _int8(w, (w.abs().amax(1, keepdim=True) / 127).clamp(min=1e-3)),
     ),
     (

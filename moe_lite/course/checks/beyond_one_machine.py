@@ -200,8 +200,7 @@ def check_decode_bytes(decode_bytes: Callable[[MixtralConfig, int], float]) -> N
     small = MixtralConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, num_local_experts=16, num_experts_per_tok=4,
-        tie_word_embeddings=True,
-    )  # fmt: skip
+        tie_word_embeddings=True)  # fmt: skip
     for name, config in (("Mixtral 8x7B", MixtralConfig()), ("a small Mixtral, tied", small)):
         for batch in (3, 4, 1, 64):
             check.on(f"{name}, {batch} texts", config, batch)
@@ -257,7 +256,7 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
     if torch.allclose(q_FD / scale_F1.to(w_FD), w_FD, atol=step.max().item()) and worst > 1:
         wrong("the scale is one over what it should be: w is q times scale")
     if w_FD.any() and (q_FD.to(torch.int16).abs().amax(1)[w_FD.any(1)] < 100).any():
-        wrong("the range of int8 is hardly used; its largest is 127")
+        wrong("not the whole range of int8: the largest of each row is to be 127")
     if worst > 0.51:
         wrong(f"q * scale is up to {worst:.3g} steps away from w; rounding costs half a step, the "
               "step being the row's largest absolute value / 127")  # fmt: skip

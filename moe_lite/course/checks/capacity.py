@@ -38,8 +38,7 @@ def check_places(places: Callable[[int, int, float, int], int]) -> None:
     for T, E, factor, K in (
         (12, 4, 1.0, 1), (12, 4, 2.0, 1), (12, 4, 1.0, 2), (11, 4, 1.0, 1), (9, 4, 1.0, 1),
         (10, 4, 2.5, 1), (100, 8, 1.25, 2), (64, 16, 0.5, 1), (1000, 7, 1.5, 3), (9, 8, 1.0, 2),
-        (13, 6, 1.5, 4), (1, 64, 1.0, 8), (50, 8, 0.25, 1), (10, 2, 2.0, 2),
-    ):  # fmt: skip
+        (13, 6, 1.5, 4), (1, 64, 1.0, 8), (50, 8, 0.25, 1), (10, 2, 2.0, 2)):  # fmt: skip
         check.on(f"{T} tokens, {E} experts, factor {factor}, {K} for each token", T, E, factor, K)
     check.passed("the even share of all pairs, times the factor, rounded up.")
 
@@ -171,15 +170,13 @@ def check_dropped_token(block: Callable[..., Tensor]) -> None:
         "h [[2, 4], [3, 5]], LN(h) [[-1, 1], [-1, 1]], experts' answers [[10, 20], [30, 40]], "
         "gates [0.5, 0.8], keep [True, False]",
         h_TD, x_TD, torch.tensor([[10.0, 20.0], [30.0, 40.0]]), torch.tensor([0.5, 0.8]),
-        torch.tensor([True, False]),
-    )  # fmt: skip
+        torch.tensor([True, False]))  # fmt: skip
     for seed, (T, D) in enumerate(((7, 5), (4, 4), (1, 3))):
         h_TD, expert_TD, gate_T = randn(seed, T, D), randn(seed + 9, T, D), randn(2, T).sigmoid()
         x_TD = F.layer_norm(h_TD, (D,))
         for keep_T, how in (
             (torch.arange(T) % 3 != 1, "some dropped"), (torch.ones(T).bool(), "all kept"),
-            (torch.zeros(T).bool(), "all dropped"),
-        ):  # fmt: skip
+            (torch.zeros(T).bool(), "all dropped")):  # fmt: skip
             check.on(f"tokens: {T}, {how}", h_TD, x_TD, expert_TD, gate_T, keep_T)
     h_TD, expert_TD, gate_T = randn(0, 7, 5), randn(1, 7, 5), randn(2, 7).sigmoid()
     keep_T = torch.tensor([1, 0, 0, 1, 1, 0, 1]).bool()

@@ -101,8 +101,7 @@ def check_offsets(offsets: Callable[[Tensor], Tensor]) -> None:
     for count_BE in (
         torch.tensor([[1, 2, 1], [1, 1, 2], [1, 1, 0]]),  # loads 3, 4, 3
         torch.tensor([[0, 5, 0, 2]]), torch.tensor([[0, 0, 3], [0, 0, 1], [2, 0, 2], [0, 0, 0]]),
-        torch.tensor([[0, 0]]), *rest,
-    ):  # fmt: skip
+        torch.tensor([[0, 0]]), *rest):  # fmt: skip
         check.on(f"counts {count_BE.tolist()}", count_BE)
     check.passed("E + 1 numbers: 0, where each next one begins, and the end.")
 
@@ -234,8 +233,7 @@ def check_sum_by_token(
                   "not the sum of each token's rows, each times its gate")  # fmt: skip
     for T, K, E, dropped, poison in (
         (3, 2, 2, 0, None), (7, 3, 4, 0, None), (6, 2, 3, 5, torch.nan), (5, 1, 4, 2, torch.inf),
-        (4, 4, 4, 4, torch.nan), (6, 3, 3, 4, torch.nan),
-    ):  # fmt: skip
+        (4, 4, 4, 4, torch.nan), (6, 3, 3, 4, torch.nan)):  # fmt: skip
         N, expert_N = T * K, _chosen(T, T * K, E)
         expert_N[randn(N, N).argsort()[:dropped]] = E  # sorted behind all others
         kept, y_RD, gate_R = N - dropped, randn(K, N, 4), randn(E, N).sigmoid()

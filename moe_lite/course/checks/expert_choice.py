@@ -185,8 +185,7 @@ def check_combine(combine: Combine) -> None:
         "answers [[[1], [2]], [[10], [20]]] for the tokens [[1, 0], [1, 2]] with gates "
         "[[0.5, 1], [0.5, 0.25]], four tokens",
         torch.tensor([[[1.0], [2.0]], [[10.0], [20.0]]]), torch.tensor([[1, 0], [1, 2]]),
-        torch.tensor([[0.5, 1.0], [0.5, 0.25]]), 4,
-    )  # fmt: skip
+        torch.tensor([[0.5, 1.0], [0.5, 0.25]]), 4)  # fmt: skip
     for T, E, C, D in ((6, 4, 3, 5), (9, 3, 2, 4), (4, 4, 4, 4), (20, 2, 1, 3)):
         given = f"{E} experts with {C} of {T} random tokens each"
         check.on(given, randn(1, E, C, D), randn(E, E, T).topk(C).indices,

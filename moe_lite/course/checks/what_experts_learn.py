@@ -73,8 +73,7 @@ def check_information(information: Callable[[Tensor], float]) -> None:
         ("the counts [[4, 0], [0, 12]], which tell all", torch.tensor([[4, 0], [0, 12]])),
         ("the counts [[2, 6], [1, 3]], which tell nothing", torch.tensor([[2, 6], [1, 3]])),
         *((f"{C} labels and {E} experts", torch.floor(randn(C, C, E).exp() * 20).long())
-          for C, E in ((5, 8), (3, 3), (8, 2), (2, 64))),
-    ):  # fmt: skip
+          for C, E in ((5, 8), (3, 3), (8, 2), (2, 64)))):  # fmt: skip
         check.on(given, counts)
     check.passed("so many bits does the expert tell about the label.")
 
