@@ -52,6 +52,7 @@ def check_block_counts(block_counts: Callable[[Tensor, int, int], Tensor]) -> No
             ("a row for each block, a column for each expert: yours is the transpose", right.T),
             ("block b has the pairs b·block, b·block + 1, …, neighbours; these were dealt in turn",
              of([expert_N[b :: len(parts)] for b in range(len(parts))], E)),
+            ("at most one is counted: += adds once where an index repeats", right.clamp(max=1)),
             (empty, right[:, : int(expert_N.max()) + 1]),
             (empty, right[:, :-1]),
             (empty, right[:, right.any(0)]),
