@@ -66,7 +66,7 @@ KERNELS = {  # config -> kernel and its switches
     "down": ("_product", {"TRANSPOSED": True, "TWO": False}),
     "down_back": ("_down_back", {}),
     "up_back": ("_product", {"TRANSPOSED": False, "TWO": True}),
-    "weights": ("_weights", {"GATHER_A": False, "GATHER_B": True}),
+    "weights": ("_weights", {}),
 }
 TYPES = {
     "*i64": {"token", "slot_row", "first"},

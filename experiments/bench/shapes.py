@@ -59,6 +59,7 @@ GPU_SHAPES = {
     "olmoe": Shape(16384, 2048, 1024, 64, 8, routings=ALL),
     "qwen3-30b": Shape(32768, 2048, 768, 128, 8),
     "sonicmoe": Shape(32768, 4096, 1024, 64, 4),
+    "gpt-oss": Shape(16384, 2880, 2880, 128, 4),
     **{f"mixtral-decode-{T}": Shape(T, 4096, 14336, 8, 2, decode=True) for T in (1, 4, 16, 64)},
     **{f"olmoe-decode-{T}": Shape(T, 2048, 1024, 64, 8, decode=True) for T in (1, 4, 16, 64)},
 }

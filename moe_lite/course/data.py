@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 
 from ..checked import read_text, short
-from .texts import DOMAINS, SPLITS, Document, documents, split_of, split_texts  # noqa: F401
+from .texts import BOOK, DOMAINS, SPLITS, Document, documents, split_of, split_texts  # noqa: F401
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_PATH = Path(__file__).parent / "assets" / "tokenizer.json"
@@ -298,8 +298,9 @@ def load_corpus(
              none can be read.
     """
     domains = tuple(domains)
-    if unknown := [name for name in domains if name not in DOMAINS]:
-        raise ValueError(f"there is no domain {unknown[0]!r}; the domains are {', '.join(DOMAINS)}")
+    known = (*DOMAINS, BOOK)
+    if unknown := [name for name in domains if name not in known]:
+        raise ValueError(f"there is no domain {unknown[0]!r}; the domains are {', '.join(known)}")
     if not domains or len(set(domains)) < len(domains):
         raise ValueError(f"domains must be one or more different names, not {domains}")
     tokenizer = load_tokenizer() if tokenizer is None else tokenizer

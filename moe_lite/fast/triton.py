@@ -9,16 +9,14 @@ kernel     computes                                             fused into it
 _up        h1 = x W1^T, h3 = x W3^T, a = silu(h1) h3            gather of x, SwiGLU
 _product   y = a W2^T; dx = dh1 W1 + dh3 W3                     both products of the second
 _combine   out_t = sum of gate * y over token t's rows          gate, k-way sum in float32
-_down_back da = dO W2; dh1, dh3, gate * a, <da, a> by row       gather of dO, SwiGLU's backward
-_weights   dW = A^T B over one expert's rows                    gather of x or dO
+_down_back da = dO W2; dh1, dh3, gate * a, <da, a> by row       SwiGLU's backward
+_weights   dW = A^T B over one expert's rows
 ========== ==================================================== ================================
 
-Kept for the backward pass: x, h1, h3, the gates and the indices; a is made again. Every sum has
-one order, so two runs give the same bits. Weights (and rows that lie side by side) come through
-tensor descriptors (TMA on sm_90) where the strides allow it, as multiples of 16 bytes.
-
-Follows the fusions of SonicMoE (Guo et al. 2025, arXiv:2512.14080) and the tiles of a persistent
-grouped product. Runs on a CPU too, in Triton's interpreter: set TRITON_INTERPRET=1 before import.
+Kept for the backward pass: x, h1, h3, gates, indices; a is made again. Every sum has one order:
+two runs give the same bits. Weights, and rows side by side, come through tensor descriptors (TMA on
+sm_90) where strides are multiples of 16 bytes. The fusions follow SonicMoE (Guo et al. 2025,
+arXiv:2512.14080). Runs on a CPU too, in Triton's interpreter, with TRITON_INTERPRET=1 at import.
 """
 
 from __future__ import annotations
@@ -38,8 +36,8 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 # (BM, BN, BK, warps, stages), for 16-bit types; none spills a register (tests/test_triton.py).
 SM_90 = {
-    "up": (128, 128, 64, 8, 3), "down": (128, 256, 64, 8, 3), "down_back": (128, 64, 64, 8, 4),
-    "up_back": (128, 256, 64, 8, 2), "weights": (128, 256, 64, 8, 3),
+    "up": (128, 128, 64, 8, 3), "down": (128, 256, 64, 8, 3), "down_back": (128, 128, 64, 8, 4),
+    "up_back": (128, 256, 64, 8, 2), "weights": (128, 256, 64, 8, 4),
 }  # fmt: skip
 SM_80 = {
     "up": (128, 64, 64, 8, 3), "down": (128, 128, 64, 8, 3), "down_back": (64, 128, 64, 8, 3),
@@ -179,60 +177,78 @@ def _combine(y, gate, out, slot_row, first, offsets, E, D, GATED: tl.constexpr, 
 
 
 @triton.jit
+def _through_swiglu(da, g, h1, h3, dh1, dh3, gated, r, mine, begin, F, BN: tl.constexpr):
+    """Turn BN columns of a's gradient into h1's and h3's; return <da, a> of each row."""
+    c = (begin + tl.arange(0, BN))[None, :]
+    at, inside = r[:, None] * F + c, mine[:, None] & (c < F)
+    up1 = tl.load(h1 + at, inside, 0.0).to(tl.float32)
+    up3 = tl.load(h3 + at, inside, 0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(up1)
+    silu = up1 * sigmoid
+    a = silu * up3
+    tl.store(gated + at, (g * a).to(gated.dtype.element_ty), inside)
+    found = tl.sum(da * a, axis=1)
+    da *= g
+    slope = sigmoid + silu * (1 - sigmoid)
+    tl.store(dh1 + at, (da * up3 * slope).to(dh1.dtype.element_ty), inside)
+    tl.store(dh3 + at, (da * silu).to(dh3.dtype.element_ty), inside)
+    return found
+
+
+@triton.jit
 def _down_back(
-    grad, w2, gate, h1, h3, dh1, dh3, gated, dot, token, offsets, tile_expert, tile_row, tiles,
-    E, D, F, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TMA: tl.constexpr,
+    grad, w2, gate, h1, h3, dh1, dh3, gated, dot, offsets, tile_expert, tile_row, tiles,
+    E, R, D, F, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """From dO to h's gradient, gate * a (for dW2), and each row's <da, a>, block by block."""
-    W2 = _matrix(w2, E * D, F, BK, BN, TMA)
+    G, W2 = _matrix(grad, R, D, BM, BK, TMA), _matrix(w2, E * D, F, BK, BN, TMA)
     count, columns = tl.load(tiles), tl.cdiv(F, BN)
     for tile in tl.range(tl.program_id(0), count * columns, tl.num_programs(0)):
         t, n = _place(tile, count, columns)
-        e, _, r, mine = _rows(offsets, tile_expert, tile_row, t, BM)
-        source = tl.load(token + r, mine, 0)[:, None] * D
+        e, row, r, mine = _rows(offsets, tile_expert, tile_row, t, BM)
         da = tl.zeros((BM, BN), tl.float32)
         for k in range(0, D, BK):
-            c = (k + tl.arange(0, BK))[None, :]
-            dO = tl.load(grad + source + c, mine[:, None] & (c < D), 0.0)
+            dO = _block(G, row, k, R, D, BM, BK, TMA)
             W = _block(W2, e * D + k, n * BN, e * D + D, F, BK, BN, TMA)
             da = _dot(dO, W, da, PRECISION)
-        c = (n * BN + tl.arange(0, BN))[None, :]
-        at, inside = r[:, None] * F + c, mine[:, None] & (c < F)
-        up1 = tl.load(h1 + at, inside, 0.0).to(tl.float32)
-        up3 = tl.load(h3 + at, inside, 0.0).to(tl.float32)
-        sigmoid = tl.sigmoid(up1)
-        silu = up1 * sigmoid
-        tl.store(dot + r * columns + n, tl.sum(da * silu * up3, axis=1), mine)
         g = tl.load(gate + r, mine, 0.0)[:, None]
-        tl.store(gated + at, (g * silu * up3).to(gated.dtype.element_ty), inside)
-        da *= g
-        slope = sigmoid + silu * (1 - sigmoid)
-        tl.store(dh1 + at, (da * up3 * slope).to(dh1.dtype.element_ty), inside)
-        tl.store(dh3 + at, (da * silu).to(dh3.dtype.element_ty), inside)
+        # A quarter of the columns at a time: SwiGLU's numbers would not all fit into registers.
+        Q: tl.constexpr = BN // 4
+        left, right = tl.split(tl.permute(tl.reshape(da, (BM, 2, BN // 2)), (0, 2, 1)))
+        found = tl.zeros((BM,), tl.float32)
+        for half in tl.static_range(2):
+            part = left if half == 0 else right
+            da0, da1 = tl.split(tl.permute(tl.reshape(part, (BM, 2, Q)), (0, 2, 1)))
+            c = n * BN + 2 * half * Q
+            found += _through_swiglu(da0, g, h1, h3, dh1, dh3, gated, r, mine, c, F, Q)
+            found += _through_swiglu(da1, g, h1, h3, dh1, dh3, gated, r, mine, c + Q, F, Q)
+        tl.store(dot + r * columns + n, found, mine)
 
 
 @triton.jit
 def _weights(
-    a, b, dw, token, offsets, M, N, GATHER_A: tl.constexpr, GATHER_B: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    a, b, dw, offsets, E, R, M, N, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dw[e] = a^T b, (M, N), over the rows of expert e; zeros if it has none."""
-    e, columns = tl.program_id(1).to(tl.int64), tl.cdiv(N, BN)
-    m = (tl.program_id(0) // columns * BM + tl.arange(0, BM))[None, :]
-    n = (tl.program_id(0) % columns * BN + tl.arange(0, BN))[None, :]
-    begin, end = tl.load(offsets + e), tl.load(offsets + e + 1)
-    acc = tl.zeros((BM, BN), tl.float32)
-    for k in range(begin, end, BK):
-        r = k + tl.arange(0, BK)
-        mine, source = (r < end)[:, None], tl.load(token + r, r < end, 0)[:, None]
-        r = r[:, None].to(tl.int64)
-        A = tl.load(a + (source if GATHER_A else r) * M + m, mine & (m < M), 0.0)
-        B = tl.load(b + (source if GATHER_B else r) * N + n, mine & (n < N), 0.0)
-        acc = _dot(A.T, B, acc, PRECISION)
-    m = (tl.program_id(0) // columns * BM + tl.arange(0, BM))[:, None]
-    at = e * M * N + m * N + n
-    tl.store(dw + at, acc.to(dw.dtype.element_ty), (m < M) & (n < N))
+    A, B = _matrix(a, R, M, BK, BM, TMA), _matrix(b, R, N, BK, BN, TMA)
+    rows, columns = tl.cdiv(M, BM), tl.cdiv(N, BN)
+    for tile in tl.range(tl.program_id(0), E * rows * columns, tl.num_programs(0)):
+        t, n = _place(tile, E * rows, columns)
+        e, at_m, at_n = t // rows, t % rows * BM, n * BN
+        begin, end = tl.load(offsets + e), tl.load(offsets + e + 1)
+        whole = begin + (end - begin) // BK * BK
+        acc = tl.zeros((BM, BN), tl.float32)
+        for k in range(begin, whole, BK):  # blocks in which all rows are the expert's
+            left = _block(A, k, at_m, R, M, BK, BM, TMA)
+            acc = _dot(left.T, _block(B, k, at_n, R, N, BK, BN, TMA), acc, PRECISION)
+        if whole < end:  # its last rows, without the next expert's, which may be NaN
+            left = _block(a, whole, at_m, end, M, BK, BM, False)
+            acc = _dot(left.T, _block(b, whole, at_n, end, N, BK, BN, False), acc, PRECISION)
+        m, c = (at_m + tl.arange(0, BM))[:, None], (at_n + tl.arange(0, BN))[None, :]
+        at = e.to(tl.int64) * M * N + m * N + c
+        tl.store(dw + at, acc.to(dw.dtype.element_ty), (m < M) & (c < N))
 
 
 def schedule(offsets_E1: Tensor, rows: int, BM: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -271,17 +287,15 @@ def _config(kernel: str, x: Tensor, rows: int = 0, experts: int = 1) -> dict[str
 def _tma(*matrices: Tensor) -> bool:
     """Return whether every matrix has rows of a multiple of 16 bytes, as a descriptor must.
 
-    A descriptor ends with the last expert. A sum down an expert's rows (both backward products)
-    must end with *its* last row, or it takes 0 times the next expert's weights, which may be NaN:
-    there it has to be a multiple of BK too.
+    It ends with the last expert. A sum down one expert's weights (both backward products) must be
+    of a multiple of BK too, or it takes 0 times the next expert's weights, which may be NaN.
     """
     return all(m.shape[-1] * m.element_size() % 16 == 0 and m.numel() for m in matrices)
 
 
 def _programs(x: Tensor) -> tuple[int]:
-    if not x.is_cuda:
-        return (3,)
-    return (torch.cuda.get_device_properties(x.device).multi_processor_count,)
+    cuda = torch.cuda
+    return (cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 3,)
 
 
 def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:
@@ -342,13 +356,15 @@ def _experts_backward(
     triton.set_allocator(_allocate)
     dh1, dh3, gated = (torch.empty_like(h1) for _ in range(3))
     dx_RD = x_TD.new_empty(R, D)
+    # Several kernels read both: gathered once, their rows come by TMA.
+    x_RD, grad_RD = x_TD[token_R], grad_TD[token_R]
     config = _config("down_back", x_TD, R, E)
     dot = gate_R.new_zeros(R, triton.cdiv(F, config["BN"]))
     if R:
         tiles = schedule(offsets_E1, R, config["BM"])
         _down_back[_programs(x_TD)](
-            grad_TD, w2, gate_R, h1, h3, dh1, dh3, gated, dot, token_R, offsets_E1, *tiles,
-            E, D, F, TMA=_tma(w2) and D % config["BK"] == 0, **config,
+            grad_RD, w2, gate_R, h1, h3, dh1, dh3, gated, dot, offsets_E1, *tiles,
+            E, R, D, F, TMA=_tma(w2, grad_RD) and D % config["BK"] == 0, **config,
         )  # fmt: skip
         config = _config("up_back", x_TD, R, E)
         tiles = schedule(offsets_E1, R, config["BM"])
@@ -358,18 +374,12 @@ def _experts_backward(
         )  # fmt: skip
     config = _config("weights", x_TD)
     grads = []
-    for a, b, gather_a, gather_b in (
-        (dh1, x_TD, False, True), (dh3, x_TD, False, True), (grad_TD, gated, True, False)
-    ):  # fmt: skip
+    for a, b in ((dh1, x_RD), (dh3, x_RD), (grad_RD, gated)):
         M, N = a.shape[1], b.shape[1]
         dw = a.new_empty(E, M, N)
-        grid = (triton.cdiv(M, config["BM"]) * triton.cdiv(N, config["BN"]), E)
-        _weights[grid](
-            a, b, dw, token_R, offsets_E1, M, N, GATHER_A=gather_a, GATHER_B=gather_b, **config
-        )
+        _weights[_programs(x_TD)](a, b, dw, offsets_E1, E, R, M, N, TMA=_tma(a, b), **config)
         grads.append(dw)
-    dx_TD = _summed(dx_RD, None, row_S, first_T1, offsets_E1)
-    return dx_TD, grads[0], grads[1], grads[2], dot.sum(1)
+    return _summed(dx_RD, None, row_S, first_T1, offsets_E1), *grads, dot.sum(1)  # type: ignore
 
 
 @_experts_backward.register_fake
@@ -385,8 +395,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> N
 def _differentiate(ctx: Any, grad_TD: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_TD is None:
         return (None,) * 9
-    grads = _experts_backward(grad_TD.contiguous(), *ctx.saved_tensors)
-    return (*grads, None, None, None, None)
+    return (*_experts_backward(grad_TD.contiguous(), *ctx.saved_tensors), None, None, None, None)
 
 
 _experts.register_autograd(_differentiate, setup_context=_keep)
@@ -415,6 +424,5 @@ def fused(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
         token_S, row_S = p.token_R.sort(stable=True)
         first_T1 = torch.searchsorted(token_S, torch.arange(p.num_tokens + 1, device=row_S.device))
     x, w1, w3, w2 = (t.to(dtype).contiguous() for t in (x_TD, experts.w1, experts.w3, experts.w2))
-    gate_R = p.gate_R.float().contiguous()
-    out_TD, _, _ = _experts(x, w1, w3, w2, gate_R, p.token_R, p.offsets_E1, row_S, first_T1)
-    return out_TD.to(x_TD.dtype)
+    gate_R, where = p.gate_R.float().contiguous(), (p.token_R, p.offsets_E1, row_S, first_T1)
+    return _experts(x, w1, w3, w2, gate_R, *where)[0].to(x_TD.dtype)

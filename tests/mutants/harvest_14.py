@@ -354,3 +354,53 @@ check_quantize = [
         lambda w: (_int8(w, _row(w))[0] * _row(w), _row(w)),
     ),
 ]
+
+
+def _copies(load, spare, weight=lambda load, n: load / n):
+    copies = [1] * len(load)
+    for _ in range(spare):
+        e = max(range(len(load)), key=lambda e: weight(load[e], copies[e]))
+        copies[e] += 1
+    return copies
+
+
+check_replicas = [
+    (
+        "by the load after one more",
+        "not, one by one, a copy for whoever has the most load per copy",
+        lambda load, spare: _copies(load, spare, lambda a, n: a / (n + 1)),
+    ),
+    (
+        "by the load less the copies",
+        "each further copy is for the expert with the most load per copy, and one that has",
+        lambda load, spare: _copies(load, spare, lambda a, n: a - n),
+    ),
+    (
+        "a copy for each of the busiest",
+        "one after the other in the order of their loads",
+        lambda load, spare: [
+            1 + (e in sorted(range(len(load)), key=lambda e: -load[e])[:spare])
+            for e in range(len(load))
+        ],
+    ),
+    (
+        "one spare place left free",
+        "not, one by one, a copy for whoever has the most load per copy",
+        lambda load, spare: _copies(load, max(0, spare - 1)),
+    ),
+    (
+        "idle experts are not held",
+        "not, one by one, a copy for whoever has the most load per copy",
+        lambda load, spare: [n * (a > 0) for n, a in zip(_copies(load, spare), load, strict=True)],
+    ),
+    (
+        "in proportion, rounded down, and one",
+        "not, one by one, a copy for whoever has the most load per copy",
+        lambda load, spare: [1 + int(spare * a / max(1, sum(load))) for a in load],
+    ),
+    (
+        "busiest first",
+        "the right numbers, but in another order",
+        lambda load, spare: sorted(_copies(load, spare), reverse=True),
+    ),
+]

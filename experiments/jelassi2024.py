@@ -1,13 +1,14 @@
 """Jelassi et al. 2024: experts improve memory more than reasoning, in four small tasks.
 
 - A phone book of 4,000 invented names in a Mixtral of one layer: 2 of 4 or 16 experts, and
-  dense twins of equal active size (also with twice the steps) and of equal total size.
+  dense twins of equal active size (also with twice the steps) and of equal total size (also, as
+  the 16 experts, with half the steps, where neither is done).
 - Paths of two edges in random graphs, new at each step: the paper's own example of what takes
   width. One block, 1 to 32 experts of 4 units, and dense blocks of 8 and 16 units.
 - Recall in context, the keys new in each text: 16 experts and the twin of equal active size.
 
-The paper's models are larger and its figures were not at hand; what is judged is what its
-abstract says in words, so "the paper's number" is 1 for "holds in every seed".
+The paper's models are larger and its numbers were not at hand; what is judged is what its
+abstract and a caption say in words: a side, not a size.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from moe_lite.course.facts import (
     train_block,
     train_recall,
 )
-from moe_lite.course.ledger import Claim, Experiment, Measures, resume
+from moe_lite.course.ledger import Claim, Experiment, Measures, Pair, resume
 
 ENTRIES, STEPS, PATH_STEPS, RECALL_STEPS = 4000, 500, 700, 1500
 TWIN = BOOK_MODEL.dense("active")
@@ -40,6 +41,8 @@ BOOKS: dict[str, tuple[MixtralConfig, int]] = {
     "4 experts": (replace(BOOK_MODEL, num_local_experts=4), STEPS),
     "16 experts": (BOOK_MODEL, STEPS),
     "dense, equal total": (BOOK_MODEL.dense("total"), STEPS),
+    "16 experts, half the steps": (BOOK_MODEL, STEPS // 2),
+    "dense, equal total, half the steps": (BOOK_MODEL.dense("total"), STEPS // 2),
 }
 GROWING = ("dense, equal active", "4 experts", "16 experts")
 PATHS = {  # experts, units of each
@@ -97,33 +100,31 @@ def _relations(found: Measures) -> Measures:
     def minus(a: str, b: str) -> list[float | None]:
         return [x - y for x, y in zip(found[a], found[b], strict=True)]  # type: ignore[operator]
 
-    recalls = zip(*(found[f"recall at {name}"] for name in GROWING), strict=True)
-    more = minus("paths at dense, 16 wide", "paths at 32 experts of 4")
     return {
-        "recall rises with every step of E": [
-            1.0 if all(a < b for a, b in pairwise(of_seed)) else -1.0  # type: ignore[operator]
-            for of_seed in recalls
-        ],
         "recall, 16 experts − equal active": minus(
             "recall at 16 experts", "recall at dense, equal active"
         ),
         "recall, 16 experts − equal total": minus(
             "recall at 16 experts", "recall at dense, equal total"
         ),
+        "recall, 16 experts − equal total, half the steps": minus(
+            "recall at 16 experts, half the steps", "recall at dense, equal total, half the steps"
+        ),
         "recall, 16 experts / equal total": [
-            a / b  # type: ignore[operator]
+            a / b if a and b else None
             for a, b in zip(
                 found["recall at 16 experts"], found["recall at dense, equal total"], strict=True
             )
         ],
-        "paths, dense 16 wide − 32 experts of 4": more,
+        "paths, dense 16 wide − 32 experts of 4": minus(
+            "paths at dense, 16 wide", "paths at 32 experts of 4"
+        ),
         "paths, dense 8 wide − 32 experts of 4": minus(
             "paths at dense, 8 wide", "paths at 32 experts of 4"
         ),
         "paths, 32 experts − 8 experts": minus(
             "paths at 32 experts of 4", "paths at 8 experts of 4"
         ),
-        "a little width beats 32 experts": [1.0 if x > 0 else -1.0 for x in more],  # type: ignore[operator]
         "in context, 16 experts − equal active": minus(
             "in context at 16 experts", "in context at dense, equal active"
         ),
@@ -145,21 +146,23 @@ EXPERIMENT = Experiment(
     seeds=5,
     config=CONFIG,
     claims=(
-        Claim("more experts at a fixed active size memorise more: recall rises with every step "
-              "from 1 to 16 (1: in every seed)", "abstract, in words",
-              "recall rises with every step of E", 1, within=0, void=0),
+        *(Claim(f"more experts at a fixed active size memorise more: recall, {b} less {a}, points",
+                "abstract, in words", Pair(f"recall at {b}", f"recall at {a}"), "above", void=0)
+          for a, b in pairwise(GROWING)),
         Claim("a mixture memorises as well as a dense model of its total size: recall, sparse / "
-              "dense", "authors' summary, in words", "recall, 16 experts / equal total", 1,
-              within=0.05),
+              "dense", "caption of Figure 1 (a), in words", "recall, 16 experts / equal total", 1,
+              within=0.05, note="there world knowledge, and approximately"),
         Claim("a slightly wider dense model solves what no number of experts does: paths, dense "
-              "16 wide above 32 experts of 4 (1: in every seed)", "abstract, in words",
-              "a little width beats 32 experts", 1, within=0, void=0),
+              "16 wide less 32 experts of 4, points", "abstract, in words",
+              "paths, dense 16 wide − 32 experts of 4", "above", void=0),
     ),
     run=run,
     spot=spot,
     caveat=(
-        "sizes and rates were chosen on seeds 0 and 1, until the sparse model recalled 95 % and "
-        "its twin less than 10 %; on these two the phone book and some blocks for paths had been "
-        "seen before the rules were written."
+        "the size of the book, of the models and the rates were chosen on two books drawn from "
+        "other numbers, until the sparse model recalled 95 % and its twin less than 10 %: the gap "
+        "shows what can be, not what must be. A model that knows the whole book leaves no room for "
+        "a difference, so the second row says little; both are measured with half the steps too, "
+        "unjudged. Some blocks for paths had been seen before the rules were written."
     ),
 )  # fmt: skip

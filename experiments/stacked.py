@@ -1,0 +1,370 @@
+"""Train many small Mixtrals at once: one model whose every weight has an axis of runs in front.
+
+A model of some million parameters leaves a GPU idle between its thousand small kernels. Twenty of
+them, differing in seed and rates, take hardly more kernels than one: products become batched
+products, and the optimizer works on one buffer (N, P). So a sweep with five seeds for each value
+is one training, and its runs are paired: the same seed has the same first weights and batches.
+
+Every run is what :class:`moe_lite.train.Trainer` makes of its settings, up to rounding
+(tests/test_stacked.py holds the two together). All experts compute all tokens and the gates of the
+unchosen are 0: more arithmetic, the same function.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_lite.config import MixtralConfig, TrainConfig
+from moe_lite.evaluation import Corpus
+from moe_lite.model import Mixtral, rotary
+
+NORMS = ("input_layernorm", "post_attention_layernorm", "norm.weight")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Say in what one run differs from the others of its stack.
+
+    Args: aux_coef, z_coef, lr: instead of the stack's. gate_scale: a factor on the gates.
+          first: a factor on all first weights. bias_step: of a bias on the choice, moved against
+          the load after each step (Wang et al. 2024), 0 for none. sigmoid: scores by a sigmoid.
+          corpus: which of the stack's texts.
+    """
+
+    name: str
+    seed: int = 0
+    lr: float = 3e-3
+    aux_coef: float = 0.01
+    z_coef: float = 0.001
+    weight_decay: float = 0.1
+    gate_scale: float = 1.0
+    first: float = 1.0
+    bias_step: float = 0.0
+    sigmoid: bool = False
+    corpus: int = 0
+
+
+@dataclass
+class Stack:
+    """Hold the weights and moments of N runs of one shape, and take their steps together.
+
+    Args: model: the shape of all. shared: experts of the E that every token uses with weight 1,
+          beside its K. dense_first: the first layer has one expert as wide as a token's all.
+          training: steps, batch, warm-up; what a Run names comes from the Run.
+    """
+
+    model: MixtralConfig
+    training: TrainConfig
+    runs: Sequence[Run]
+    corpora: Sequence[Corpus]
+    device: str = "cpu"
+    shared: int = 0
+    dense_first: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    graphed: bool = False
+
+    def __post_init__(self) -> None:
+        c, states = self.model, []
+        self.experts = [c.num_local_experts] * c.num_hidden_layers
+        self.width = [c.intermediate_size] * c.num_hidden_layers
+        if self.dense_first:
+            self.experts[0] = 1
+            self.width[0] = c.intermediate_size * (c.num_experts_per_tok + self.shared)
+        for run in self.runs:
+            torch.manual_seed(run.seed)
+            state: dict[str, Tensor] = dict(Mixtral(c).named_parameters())
+            if self.dense_first:
+                dense = {"w1": self.width[0], "w3": self.width[0], "w2": c.hidden_size}
+                for name, size in dense.items():
+                    other = c.hidden_size if name != "w2" else self.width[0]
+                    weight = torch.randn(1, size, other) * c.initializer_range
+                    state[f"layers.0.block_sparse_moe.experts.{name}"] = weight
+                state["layers.0.block_sparse_moe.gate.weight"] = torch.zeros(1, c.hidden_size)
+            states.append({k: w.detach() * (run.first if w.dim() > 1 else 1)
+                           for k, w in state.items()})  # fmt: skip
+        self.names = list(states[0])
+        self.shapes = [states[0][name].shape for name in self.names]
+        sizes = [shape.numel() for shape in self.shapes]
+        flat = [torch.cat([state[name].flatten() for name in self.names]) for state in states]
+        self.theta_NP = torch.stack(flat).to(self.device)
+        decay = [
+            torch.full((n,), float(len(s) > 1)) for n, s in zip(sizes, self.shapes, strict=True)
+        ]
+        self.decay_P = torch.cat(decay).to(self.device)
+        self.first_NP, self.second_NP = (torch.zeros_like(self.theta_NP) for _ in range(2))
+        self.leaves = [
+            part.view(len(self.runs), *shape).requires_grad_()
+            for part, shape in zip(self.theta_NP.split(sizes, 1), self.shapes, strict=True)
+        ]
+        self.bias = [torch.zeros(len(self.runs), 1, E, device=self.device) for E in self.experts]
+        self.step = 0
+        of = lambda name: torch.tensor(  # noqa: E731
+            [float(getattr(run, name)) for run in self.runs], device=self.device
+        )
+        self.lr_N, self.aux_N, self.z_N = of("lr"), of("aux_coef"), of("z_coef")
+        self.wd_N, self.scale_N, self.gamma_N = (
+            of("weight_decay"),
+            of("gate_scale"),
+            of("bias_step"),
+        )
+        self.sigmoid_N = of("sigmoid").bool()
+        self.dtype = torch.bfloat16 if self.training.autocast == "on" else None
+
+    # --- one model, N times ----------------------------------------------------------------------
+
+    def hidden(self, ids_NBS: Tensor) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """Return the last hidden states (N, T, D) and what each layer's losses need."""
+        c, (N, B, S) = self.model, ids_NBS.shape
+        w = dict(zip(self.names, self.leaves, strict=True))
+        H, G, A = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        assert A is not None
+        rope = rotary(torch.arange(S, device=ids_NBS.device), A, c.rope_theta)
+        shift_N11 = torch.arange(N, device=ids_NBS.device)[:, None, None] * c.vocab_size
+        every = w["embed_tokens.weight"].flatten(0, 1)
+        x = every.index_select(0, (ids_NBS + shift_N11).flatten()).view(N, B * S, -1)
+        routings = []
+        for layer in range(c.num_hidden_layers):
+            at = f"layers.{layer}."
+            normed = self._norm(x, w[at + "input_layernorm.weight"])
+            q, k, v = (
+                torch.bmm(normed, w[f"{at}self_attn.{name}_proj.weight"].mT)
+                .view(N * B, S, heads, A).transpose(1, 2)
+                for name, heads in (("q", H), ("k", G), ("v", G))
+            )  # fmt: skip
+            cos, sin = (table.to(q.dtype) for table in rope)
+            q, k = (torch.addcmul(t * cos, t.roll(A // 2, dims=-1), sin) for t in (q, k))
+            seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            seen = seen.transpose(1, 2).reshape(N, B * S, H * A)
+            x = x + torch.bmm(seen, w[at + "self_attn.o_proj.weight"].mT)
+            normed = self._norm(x, w[at + "post_attention_layernorm.weight"])
+            out, routing = self._experts(normed, layer, w)
+            x = x + out
+            routings.append(routing)
+        return self._norm(x, w["norm.weight"]), routings
+
+    def _norm(self, x_NTD: Tensor, weight_ND: Tensor) -> Tensor:
+        return F.rms_norm(x_NTD, x_NTD.shape[-1:], eps=self.model.rms_norm_eps) * weight_ND[:, None]
+
+    def _experts(
+        self, x_NTD: Tensor, layer: int, w: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        at, E, width = f"layers.{layer}.block_sparse_moe.", self.experts[layer], self.width[layer]
+        w1, w3, w2 = (w[f"{at}experts.{name}"] for name in ("w1", "w3", "w2"))
+        up1, up3 = (torch.bmm(x_NTD, x.flatten(1, 2).mT) for x in (w1, w3))
+        a = F.silu(up1) * up3
+        routing: dict[str, Tensor] = {}
+        if E > 1:
+            gate_NTE, routing = self._route(x_NTD, layer, w[at + "gate.weight"])
+            a = (a.unflatten(-1, (E, width)) * gate_NTE.to(a.dtype)[..., None]).flatten(-2)
+        return torch.bmm(a, w2.transpose(2, 3).flatten(1, 2)), routing
+
+    def _route(
+        self, x_NTD: Tensor, layer: int, weight_NED: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        routed = weight_NED.shape[1] - self.shared  # the last are shared, and no one's choice
+        with torch.autocast(x_NTD.device.type, enabled=False):
+            logits = torch.bmm(x_NTD.float(), weight_NED[:, :routed].mT)
+        probs = logits.softmax(-1)
+        score = torch.where(self.sigmoid_N[:, None, None], logits.sigmoid(), probs)
+        with torch.no_grad():
+            bias = self.bias[layer][..., :routed]
+            chosen = (score + bias).topk(self.model.num_experts_per_tok, dim=-1).indices
+            keep = torch.zeros_like(score).scatter_(-1, chosen, 1.0)
+        gate = score * keep
+        gate = gate / gate.sum(-1, keepdim=True) * self.scale_N[:, None, None]
+        if self.shared:
+            gate = torch.cat([gate, gate.new_ones(*gate.shape[:2], self.shared)], -1)
+        share = score / score.sum(-1, keepdim=True)
+        return gate, {"keep": keep, "probs": share, "logits": logits}
+
+    def losses(
+        self, ids_NBS: Tensor, targets_NBS: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], dict[int, Tensor]]:
+        """Return the sum over runs of what they minimise, each run's parts (N,), layers' loads."""
+        with self._autocast():
+            hidden, routings = self.hidden(ids_NBS)
+            loss_N = self._nats(hidden, targets_NBS).mean(1)
+        zero_N = torch.zeros_like(loss_N)
+        parts = {"loss": loss_N.detach(), "balance": zero_N, "z": zero_N, "load": zero_N + 1}
+        routed = {layer: r for layer, r in enumerate(routings) if r}
+        if not routed:
+            return loss_N.sum(), parts, {}
+        E = next(iter(routed.values()))["probs"].shape[-1]
+        f = {layer: r["keep"].mean(1) for layer, r in routed.items()}
+        over = self.model.num_experts_per_tok
+        balance_N = torch.stack(
+            [E / over * (f[layer] * r["probs"].mean(1)).sum(-1) for layer, r in routed.items()]
+        ).mean(0)
+        z_N = torch.stack([r["logits"].logsumexp(-1).square().mean(1) for r in routed.values()])
+        parts["balance"], parts["z"] = balance_N.detach(), z_N.mean(0).detach()
+        parts["load"] = torch.stack([E / over * f_NE.amax(-1) for f_NE in f.values()]).mean(0)
+        loss_N = loss_N + self.aux_N * balance_N + self.z_N * z_N.mean(0)
+        return loss_N.sum(), parts, f
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            torch.device(self.device).type, self.dtype, enabled=self.dtype is not None,
+            cache_enabled=False,
+        )  # fmt: skip
+
+    def _nats(self, hidden_NTD: Tensor, targets_NBS: Tensor) -> Tensor:
+        head_NVD = self.leaves[self.names.index("embed_tokens.weight")]
+        logits_NTV = torch.bmm(hidden_NTD, head_NVD.mT)
+        flat = logits_NTV.flatten(0, 1).float()
+        return F.cross_entropy(flat, targets_NBS.flatten(), reduction="none").view(
+            len(logits_NTV), -1
+        )
+
+    # --- training --------------------------------------------------------------------------------
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Draw each run's batch, once for all runs that share it."""
+        t, drawn = self.training, {}
+        for run in self.runs:
+            key = (run.corpus, run.seed)
+            if key not in drawn:
+                drawn[key] = self.corpora[run.corpus].batch(
+                    "train", t.batch_size, t.seq_len, seed=run.seed, step=step
+                )
+        those = [drawn[run.corpus, run.seed] for run in self.runs]
+        pair = (torch.stack([b.ids_BS for b in those]), torch.stack([b.targets_BS for b in those]))
+        if self.theta_NP.is_cuda:  # from pinned memory a copy waits for nothing
+            pair = (pair[0].pin_memory(), pair[1].pin_memory())
+        ids_NBS, targets_NBS = (part.to(self.device, non_blocking=True) for part in pair)
+        return ids_NBS, targets_NBS
+
+    def take(self) -> dict[str, Tensor]:
+        """Take one step of every run; return its row, (N,) each, on the device."""
+        ids_NBS, targets_NBS = self.batch(self.step)
+        t = self.training
+        beta1, beta2 = t.betas
+        now = [
+            t.lr_at(self.step) / t.lr,
+            1 - beta1 ** (self.step + 1),
+            1 - beta2 ** (self.step + 1),
+        ]
+        self.step += 1
+        if not self.graphed:
+            return self._work(ids_NBS, targets_NBS, torch.tensor(now, device=self.device))
+        # A thousand small kernels a step: on a GPU they are recorded once, and played again.
+        self._ids.copy_(ids_NBS)
+        self._targets.copy_(targets_NBS)
+        self._now.copy_(torch.tensor(now))
+        self._graph.replay()
+        return {name: part.clone() for name, part in self._row.items()}
+
+    def record(self) -> None:
+        """Record a step as a CUDA graph; the steps that follow play it."""
+        ids_NBS, targets_NBS = self.batch(0)
+        self._ids, self._targets = ids_NBS.clone(), targets_NBS.clone()
+        self._now = torch.ones(3, device=self.device)
+        kept = [self.theta_NP, self.first_NP, self.second_NP, *self.bias]
+        before = [t.clone() for t in kept]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self._work(self._ids, self._targets, self._now)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._row = self._work(self._ids, self._targets, self._now)
+        with torch.no_grad():
+            for t, old in zip(kept, before, strict=True):
+                t.copy_(old)
+        self.graphed = True
+
+    def _work(self, ids_NBS: Tensor, targets_NBS: Tensor, now: Tensor) -> dict[str, Tensor]:
+        """Do a step's work; now: the rate as a share of the peak's, and Adam's two corrections."""
+        t = self.training
+        total, row, loads = self.losses(ids_NBS, targets_NBS)
+        grads = torch.autograd.grad(total, self.leaves, allow_unused=True)
+        grad_NP = torch.cat(
+            [(torch.zeros_like(w) if g is None else g).flatten(1)
+             for g, w in zip(grads, self.leaves, strict=True)], 1,
+        )  # fmt: skip
+        with torch.no_grad():
+            row["norm"] = norm_N = grad_NP.norm(dim=1)
+            grad_NP *= (t.grad_clip / (norm_N + 1e-6)).clamp(max=1.0)[:, None]
+            rate_N1 = (self.lr_N * now[0])[:, None]
+            beta1, beta2 = t.betas
+            self.theta_NP *= 1 - rate_N1 * self.wd_N[:, None] * self.decay_P
+            self.first_NP.lerp_(grad_NP, 1 - beta1)
+            self.second_NP.mul_(beta2).addcmul_(grad_NP, grad_NP, value=1 - beta2)
+            size = (self.second_NP / now[2]).sqrt_().add_(1e-8)
+            self.theta_NP -= rate_N1 / now[1] * self.first_NP / size
+            for layer, f_NE in loads.items():  # Wang et al. 2024: against the load, by its sign
+                push_NE = self.gamma_N[:, None] * (f_NE.mean(-1, keepdim=True) - f_NE).sign()
+                self.bias[layer][:, 0, : f_NE.shape[1]] += push_NE
+        return row
+
+    def train(
+        self,
+        say: Callable[[str], None] = print,
+        each: Callable[[Stack], None] | None = None,
+        until: float = float("inf"),
+    ) -> None:
+        """Take the steps that are left; ``rows`` then holds a list of N for each column.
+
+        Args: each: called after every step. until: stop when time.monotonic() is past it.
+        """
+        t, begin = self.training, time.monotonic()
+        if self.theta_NP.is_cuda and not self.graphed:
+            self.record()
+        for _ in range(self.step, t.steps):
+            row: dict[str, Any] = {"step": self.step + 1, **self.take()}
+            if t.eval_every and (self.step % t.eval_every == 0 or self.step == t.steps):
+                row["bits"] = self.evaluate(t.eval_windows)
+                mean = sum(sum(b.values()) / len(b) for b in row["bits"]) / len(self.runs)
+                took = time.monotonic() - begin
+                say(f"step {self.step}, {took:.0f} s, mean bits per byte {mean:.3f}")
+            self.rows.append(row)
+            if each is not None:
+                each(self)
+            if time.monotonic() > until:
+                say(f"out of time at step {self.step} of {t.steps}")
+                break
+        for row in self.rows:
+            row |= {k: v.tolist() for k, v in row.items() if isinstance(v, Tensor)}
+
+    @torch.no_grad()
+    def evaluate(self, windows: int) -> list[dict[str, float]]:
+        """Return each run's held-out bits per byte by domain, as moe_lite.evaluation does."""
+        found: list[dict[str, float]] = [{} for _ in self.runs]
+        for number, corpus in enumerate(self.corpora):
+            those = [n for n, run in enumerate(self.runs) if run.corpus == number]
+            for domain in corpus.domains if those else ():
+                batch = corpus.windows(domain, self.training.seq_len, windows)
+                size = int(corpus.bytes_V[batch.targets_BS].sum())
+                nats_N = torch.zeros(len(self.runs), device=self.device)
+                for ids, targets in zip(
+                    batch.ids_BS.split(16), batch.targets_BS.split(16), strict=True
+                ):
+                    ids, targets = (t.to(self.device).expand(len(self.runs), -1, -1)
+                                    for t in (ids, targets))  # fmt: skip
+                    with self._autocast():
+                        hidden, _ = self.hidden(ids)
+                        nats_N += self._nats(hidden, targets).sum(1)
+                bits_N = (nats_N / (0.6931471805599453 * max(size, 1))).tolist()
+                for n in those:
+                    found[n][domain] = bits_N[n]
+        return found
+
+    def one(self, n: int) -> Mixtral:
+        """Return run n as a Mixtral of its own; its gates' scale is folded into w2."""
+        if self.shared or self.dense_first:
+            raise ValueError("Mixtral's layout holds no shared expert and no dense first layer")
+        model = Mixtral(self.model)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight.copy_(self.leaves[self.names.index(name)][n])
+                if name.endswith("experts.w2") and self.model.num_local_experts > 1:
+                    weight.mul_(self.runs[n].gate_scale)
+        return model.eval()

@@ -1,0 +1,80 @@
+"""Many runs in one stack are the runs that the trainer makes, each for itself."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from experiments.stacked import Run, Stack
+from moe_lite.config import MixtralConfig, TrainConfig
+from moe_lite.course.data import load_corpus
+from moe_lite.model import Mixtral
+from moe_lite.routers import TopKRouter
+from moe_lite.train import train
+
+MODEL = MixtralConfig(
+    vocab_size=4096, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64,
+    tie_word_embeddings=True,
+)  # fmt: skip
+TRAINING = TrainConfig(
+    steps=5, batch_size=3, seq_len=24, eval_every=5, eval_windows=2, warmup=2, autocast="off"
+)
+RUNS = [Run("as it is"), Run("others", seed=1, lr=1e-3, aux_coef=0.1, z_coef=0.1, gate_scale=2.0)]
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return load_corpus(max_bytes=100_000)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_each_run_is_the_trainers(corpus, dense):
+    config = MODEL.dense() if dense else MODEL
+    stack = Stack(config, TRAINING, RUNS, [corpus])
+    stack.train(say=lambda said: None)
+    for n, run in enumerate(RUNS):
+        torch.manual_seed(run.seed)
+        model = Mixtral(config)
+        for layer in model.moe_layers if not dense else ():
+            layer.gate.gate_scale = run.gate_scale
+        rates = {name: getattr(run, name) for name in ("seed", "lr", "aux_coef", "z_coef")}
+        history = train(model, corpus, replace(TRAINING, **rates), progress=False)
+        for mine, row in zip(stack.rows, history.rows, strict=True):
+            for name in ("loss", "norm", "balance", "z", "load"):
+                assert mine[name][n] == pytest.approx(row[name], rel=2e-3), (name, row["step"])
+        bits = stack.rows[-1]["bits"][n]
+        assert bits == pytest.approx(history.rows[-1]["bits"], rel=1e-4)
+        alone, ids_BS = stack.one(n), torch.arange(20).view(1, 20)
+        if not dense:
+            assert isinstance(alone.moe_layers[0].gate, TopKRouter)
+        with torch.no_grad():  # the scale of its gates went into its weights
+            torch.testing.assert_close(
+                alone(ids_BS).logits_BSV, model.eval()(ids_BS).logits_BSV, rtol=0, atol=2e-3
+            )
+
+
+def test_runs_do_not_see_each_other(corpus):
+    alone = Stack(MODEL, TRAINING, RUNS[:1], [corpus])
+    beside = Stack(MODEL, TRAINING, [RUNS[0], replace(RUNS[1], lr=1.0)], [corpus])
+    for stack in (alone, beside):
+        stack.train(say=lambda said: None)
+    ours, theirs = ([row["loss"][0] for row in stack.rows] for stack in (alone, beside))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("how", [{"shared": 1}, {"dense_first": True}])
+def test_other_shapes_learn_and_are_no_mixtral(corpus, how):
+    stack = Stack(MODEL, TRAINING, RUNS, [corpus], **how)
+    stack.train(say=lambda said: None)
+    assert stack.rows[-1]["loss"][0] < stack.rows[0]["loss"][0]
+    with pytest.raises(ValueError, match="Mixtral's layout"):
+        stack.one(0)
+
+
+def test_a_bias_evens_out_the_load(corpus):
+    runs = [Run("none", aux_coef=0.0), Run("bias", aux_coef=0.0, bias_step=0.005, sigmoid=True)]
+    stack = Stack(MODEL, replace(TRAINING, steps=60, lr=1e-4), runs, [corpus])
+    stack.train(say=lambda said: None)
+    none, bias = (sum(row["load"][n] for row in stack.rows[-20:]) / 20 for n in (0, 1))
+    assert bias < none - 0.1
