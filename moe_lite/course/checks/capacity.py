@@ -125,8 +125,7 @@ def check_first_choices(rank: Callable[[Tensor, int], Tensor]) -> None:
              "by view", flat_N.view(T, 2)),
             ("(T, 2) was made (2, T) by view, not by a transpose: two tokens' choices are mixed",
              _rank(expert_T2.reshape(2, T).T.flatten(), E).view(T, 2)),
-            ("rows are choices here; give a row for each token", right_T2.T),
-        ]  # fmt: skip
+            ("rows are choices here; give a row for each token", right_T2.T)]  # fmt: skip
 
     check = Check("rank_top2", rank, right, mistakes,
                   "not all first choices by position, then all second ones")  # fmt: skip
@@ -237,10 +236,7 @@ def check_counted_before(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> No
                   "not E × the sum of (share of first choices) × (mean probability)")  # fmt: skip
     probs_TE = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.1, 0.3], [0.5, 0.4, 0.1], [0.2, 0.3, 0.5]])
     keep_T2 = torch.tensor([[True, True], [True, True], [False, False], [True, False]])
-    given = (
-        f"probabilities {show(probs_TE)}, two choices each, expert 0 has two places, so the third "
-        f"token finds none"
-    )
+    given = f"probabilities {show(probs_TE)}, two choices each; expert 0 has two places"
     check.on(given, probs_TE, probs_TE.topk(2).indices, keep_T2)
     for T, E in ((20, 4), (64, 8), (5, 5), (1, 3)):
         probs_TE = (2 * randn(T, T, E) + torch.linspace(1, -1, E)).softmax(-1)

@@ -57,8 +57,7 @@ def check_block_counts(block_counts: Callable[[Tensor, int, int], Tensor]) -> No
             (empty, right[:, :-1]),
             (empty, right[:, right.any(0)]),
             (pieces, of(expert_N.chunk(block), E)),
-            (pieces, of(expert_N.chunk(len(parts)), E)),
-        ]  # fmt: skip
+            (pieces, of(expert_N.chunk(len(parts)), E))]  # fmt: skip
 
     check = Check("block_counts", block_counts, lambda e_N, E, block: of(e_N.split(block), E),
                   mistakes, "not each block's number of pairs for each expert")  # fmt: skip
@@ -93,8 +92,7 @@ def check_offsets(offsets: Callable[[Tensor], Tensor]) -> None:
             ("offsets are where rows begin, not the last row of the one before", value - 1),
             ("E + 1 offsets: the end is there twice", F.pad(value, (0, 1), value=int(value[-1]))),
             ("offsets within a block; add up the blocks first", F.pad(count_BE.cumsum(1), (1, 0))),
-            ("an expert without rows has an offset too", value.unique()),
-        ]  # fmt: skip
+            ("an expert without rows has an offset too", value.unique())]  # fmt: skip
 
     check = Check("offsets", offsets, right, mistakes,
                   "not the running sum of the loads, from 0 to the number of pairs")  # fmt: skip
@@ -176,8 +174,7 @@ def check_tile_schedule(tile_schedule: Callable[[Tensor, int], tuple[Tensor, Ten
             ("these count tiles, not rows", cut(offsets_E1, up, lambda start, i: start + i)),
             (padded, (expert_M, BM * torch.arange(len(expert_M)))),
             ("these are the tiles' last rows; asked are the first", (expert_M, row_M + BM - 1)),
-            ("one tile for each expert", cut(offsets_E1, lambda n: min(1, n), rows)),
-        ]  # fmt: skip
+            ("one tile for each expert", cut(offsets_E1, lambda n: min(1, n), rows))]  # fmt: skip
 
     check = Check("tile_schedule", tile_schedule, right, mistakes,
                   "not each expert's rows, cut into tiles from its offset on",

@@ -64,8 +64,7 @@ def check_split_experts(split: Split) -> None:
             ("shared experts are added; they are taken out", (m * N + s, m * K + s, F // m)),
             ("width divided by all pieces; it is F / m", (m * N - s, m * K - s, F // (m * N))),
             ("the shared experts are left out before the split, whole; they are pieces like others",
-             (m * (N - s), m * K - s, F // m)),
-        ]  # fmt: skip
+             (m * (N - s), m * K - s, F // m))]  # fmt: skip
 
     def right(N: int, K: int, F: int, m: int, s: int) -> tuple[int, int, int]:
         return m * N - s, m * K - s, F // m
@@ -118,8 +117,7 @@ def check_biased_choice(choice: Callable[[Tensor, Tensor, int], tuple[Tensor, Te
             ("the gates of an expert add up to 1 over its tokens; those of a token should",
              kept_TE / kept_TE.sum(0, keepdim=True).clamp(min=1e-20)),
             ("the sum that is divided by is detached; it depends on the logits as well",
-             kept_TE / kept_TE.sum(-1, keepdim=True).detach()),
-        ]  # fmt: skip
+             kept_TE / kept_TE.sum(-1, keepdim=True).detach())]  # fmt: skip
 
     check = Check("biased_choice", choice, right, mistakes,
                   "not the scores of the chosen over their sum (shown: a column for every expert)",
@@ -189,8 +187,7 @@ def check_balanced_step(step: Step) -> None:
             ("an expert exactly at the mean stands still: its sign is 0",
              (chosen_TE, bias_E + u * torch.where(load_E > mean, -1.0, 1.0))),
             (centred, (chosen_TE, ahead_E - ahead_E.mean())),
-            (centred, (chosen_TE, bias_E + u * (way_E - way_E.mean()))),
-        ]  # fmt: skip
+            (centred, (chosen_TE, bias_E + u * (way_E - way_E.mean())))]  # fmt: skip
 
     def marked(value: Any, logits_TE: Tensor, bias_E: Tensor, k: int, u: float) -> Any:
         (T, E), empty = logits_TE.shape, torch.empty(0)
@@ -263,8 +260,7 @@ def check_violations(violations: Callable[[Tensor], tuple[float, float]]) -> Non
             ("that is the largest distance either way; MaxVio looks at the busiest",
              ((pooled_E / pooled_E.mean() - 1).abs().max(), ...)),
             ("the largest load of all batches is compared; a batch's own counts there",
-             (loads_SE.max() / loads_SE.mean() - 1, ...)),
-        ]  # fmt: skip
+             (loads_SE.max() / loads_SE.mean() - 1, ...))]  # fmt: skip
 
     def right(loads_SE: Tensor) -> tuple[Tensor, Tensor]:
         return vio(loads_SE.sum(0)), vio(loads_SE).mean()
@@ -272,12 +268,8 @@ def check_violations(violations: Callable[[Tensor], tuple[float, float]]) -> Non
     # Two batches, lopsided in different ways: 1 and 0.5, and together only 0.25.
     check = Check("violations", violations, right, mistakes, "not (largest - mean) / mean",
                   parts=("the global one", "the mean over the batches"))  # fmt: skip
-    for loads in (
-        [[4.0, 1, 1], [1.0, 3, 2]],
-        [[30.0, 10], [1.0, 3]],
-        [[5.0, 0, 1]],
-        [[4.0, 4, 3, 0]],
-    ):
+    hand = [[4.0, 1, 1], [1.0, 3, 2]], [[30.0, 10], [1.0, 3]], [[5.0, 0, 1]], [[4.0, 4, 3, 0]]
+    for loads in hand:
         check.on(f"loads {loads}", torch.tensor(loads))
     for S, E in ((6, 5), (4, 4), (3, 16)):
         loads_SE = randn(S, S, E).abs().mul(20).round() + 1
@@ -328,8 +320,7 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
             ("the softmax runs over all that are left, then the k best; over the k alone",
              gates(logits_TE, rank_TE >= off) * (right > 0)),
             ("experts are numbered among those that are left; each keeps its number",
-             right.sort(1, descending=True).values),
-        ]  # fmt: skip
+             right.sort(1, descending=True).values)]  # fmt: skip
 
     check = Check("disable_top", disable,
                   lambda z, k, ratio: without(z, k, round(ratio * len(z[0]))), mistakes,

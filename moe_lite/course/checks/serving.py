@@ -42,20 +42,12 @@ def check_distinct_experts(distinct_experts: Callable[[int, int, int], float]) -
             ("an expectation need not be whole: keep its decimals", float(round(right))),
             ("an expectation need not be whole: keep its decimals", float(int(right))),
             ("one token chooses K experts; here it chooses one", E * (1 - (1 - 1 / E) ** T)),
-            ("one token less: all of them choose", E * (1 - (1 - K / E) ** (T - 1))),
-        ]  # fmt: skip
+            ("one token less: all of them choose", E * (1 - (1 - K / E) ** (T - 1)))]  # fmt: skip
 
     check = Check("distinct_experts", distinct_experts, _in_use, mistakes, "not E(1 - (1 - K/E)^T)")
     # (8, 2, 2): left out by both: (3/4)^2 = 9/16, so 8 x 7/16 = 3.5
-    for E, K, T in (
-        (8, 2, 2),
-        (8, 2, 1),
-        (8, 2, 32),
-        (64, 8, 16),
-        (256, 8, 1),
-        (4, 4, 3),
-        (16, 1, 5),
-    ):
+    sizes = (8, 2, 2), (8, 2, 1), (8, 2, 32), (64, 8, 16), (256, 8, 1), (4, 4, 3), (16, 1, 5)
+    for E, K, T in sizes:
         check.on(f"{E} experts, K = {K}, {T} tokens", E, K, T)
     check.passed("each expert is spared with chance (1 - K/E)^T; the others are read.")
 
@@ -134,8 +126,7 @@ def check_replicas(replicas: Callable[[list[int], int], list[int]]) -> None:
             ("the loads were not looked at", even),
             ("the one with the least to do gets help here", least),
             ("this is what each copy has to do; asked is how many copies there are",
-             [load / n for load, n in zip(load_E, copies_E, strict=True)]),
-        ]  # fmt: skip
+             [load / n for load, n in zip(load_E, copies_E, strict=True)])]  # fmt: skip
 
     check = Check("replicas", replicas, right, mistakes,
                   "not, one by one, a copy for whoever has the most load per copy")  # fmt: skip

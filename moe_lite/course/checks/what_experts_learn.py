@@ -62,8 +62,7 @@ def check_information(information: Callable[[Tensor], float]) -> None:
             ("the sign: information is never negative", -value),
             ("the counts are weighed as they are; make shares of them", value * count_CE.sum()),
             ("p(c) belongs to the rows and p(e) to the columns: keep one's dimension, or each "
-             "label is multiplied with the expert of its own number", crossed),
-        ]  # fmt: skip
+             "label is multiplied with the expert of its own number", crossed)]  # fmt: skip
 
     check = Check("information", information, right, mistakes,
                   "not the sum of p(c, e) log2 of p(c, e) / (p(c) p(e))", nan="NaN; a cell without "
@@ -198,8 +197,7 @@ def check_saturation(saturation: Callable[[Tensor, Tensor], float]) -> None:
              torch.isin(final_TK, early_TK).double().mean()),
             ("only first choices are compared", (early_TK[:, 0] == final_TK[:, 0]).double().mean()),
             ("that compares how often each expert is used, and not token by token",
-             torch.minimum(early_E, final_E).sum() / (T * K)),
-        ]  # fmt: skip
+             torch.minimum(early_E, final_E).sum() / (T * K))]  # fmt: skip
 
     check = Check("saturation", saturation, right, mistakes,
                   "not the mean share of a token's final experts that it had before")  # fmt: skip
@@ -235,8 +233,7 @@ def check_repetition(repetition: Callable[[Tensor, int], float]) -> None:
             ("chance is for later; give the share itself", value - 1 / E),
             ("chance is for later; give the share itself", value * E),
             ("that is how often a token and the one after the next share an expert",
-             (text_BS[:, 2:] == text_BS[:, :-2]).double().mean()),
-        ]  # fmt: skip
+             (text_BS[:, 2:] == text_BS[:, :-2]).double().mean())]  # fmt: skip
 
     check = Check("repetition", repetition, right, mistakes,
                   "not the share of neighbours in a text with the same first choice")  # fmt: skip

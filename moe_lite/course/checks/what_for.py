@@ -73,8 +73,7 @@ def check_sizes(sizes: Callable[[int, int, int, int], tuple[int, int, int, int]]
             ("the twin of equal active size is as wide as one expert; a token uses K of them",
              (..., ..., F, all_)),
             ("the twin of equal total size is E * F wide: it has all experts side by side",
-             (..., ..., one, E * K * F)),
-        ]  # fmt: skip
+             (..., ..., one, E * K * F))]  # fmt: skip
 
     parts = ("total", "active", "width of the equal-active twin", "width of the equal-total twin")
     check = Check("sizes", sizes, right, mistakes, "not E (3 D F + D), 3 K D F + E D, K F, E F",
@@ -240,18 +239,13 @@ def check_bytes_per_token(bytes_per_token: Callable[[int, int, int, int], float]
             ("that is the share that nobody reads", (E - met(tokens, E, K)) * size / tokens),
             ("that is a number of experts; each has its bytes", met(tokens, E, K) / tokens),
             ("the K choices of a token are all different: (1 − K/E), not (1 − 1/E) K times",
-             E * (1 - (1 - 1 / E) ** (K * tokens)) * size / tokens),
-        ]  # fmt: skip
+             E * (1 - (1 - 1 / E) ** (K * tokens)) * size / tokens)]  # fmt: skip
 
     check = Check("bytes_per_token", bytes_per_token, right, mistakes,
                   "not E (1 − (1 − K/E)^T) experts for T tokens")  # fmt: skip
     check.on("2 tokens, 4 experts of 100 bytes, 2 for each token: three experts are read for two",
              2, 4, 2, 100)  # fmt: skip
-    for tokens, E, K, size in (
-        (1, 8, 2, 4000),
-        (16, 16, 2, 18_432),
-        (1000, 64, 8, 10),
-        (5, 6, 3, 2),
-    ):
+    bills = (1, 8, 2, 4000), (16, 16, 2, 18_432), (1000, 64, 8, 10), (5, 6, 3, 2)
+    for tokens, E, K, size in bills:
         check.on(f"{tokens} tokens, {E} experts of {size:,} bytes, {K} each", tokens, E, K, size)
     check.passed("alone a token pays for K experts; in a crowd it shares all E.")
