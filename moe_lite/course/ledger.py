@@ -628,7 +628,7 @@ less too.
 
 **The bench.** Chapters 04 to 09 compare models of 0.7 million parameters and 4,096 kinds of token
 after 200 to 300 steps on a megabyte of text: all their results here are of this one bench. That is
-early: most of it is learning how frequent words are, and effects of a few hundredths cannot be seen.
+early: most of it is learning how frequent words are, and a few hundredths are at the edge of sight.
 A null or a contradiction here says nothing of the paper's model at the end of its training.
 
 `python -m moe_lite reproduce NAME` runs one again, `--seeds N` with more seeds than are kept adds
