@@ -310,10 +310,10 @@ print(ledger.verdicts("deepseekmoe2024"))
 # ours are missed *less*, with both intervals clear of 0: the paper's difference has the other sign.
 # Look at who is not touched, though. Only routed experts are disabled; the shared one stays at
 # work. It does half of the work in $1 + 1$ of 15, where the loss rises by 0.15, and an eighth in $1
-# +
-# 7$ of 63, where it rises by 0.5; in 8 of 64, with nobody to lean on, it rises by 0.6. So a shared expert may well *cushion* the blow, and the paper's curve is the more
-# remarkable for being steeper in spite of it. (Our models can fall back on embeddings and
-# attention, too: they get from 5.1 to 5.6, the paper's from 1.8 to 8, to ruins.)
+# + 7$ of 63, where it rises by 0.5; in 8 of 64, with nobody to lean on, it rises by 0.6. So a
+# shared expert may well *cushion* the blow, and the paper's curve is the more remarkable for being
+# steeper in spite of it. (Our models can fall back on embeddings and attention, too: they get from
+# 5.1 to 5.6, the paper's from 1.8 to 8, to ruins.)
 #
 # **The shared expert is not one of many.** Take it away, let every token have an eighth routed one
 # instead, and the loss rises in $1 + 7$ of 63 by a fraction of the paper's 0.61, and clear of 0.
