@@ -309,8 +309,8 @@ print(ledger.verdicts("deepseekmoe2024"))
 # **Fine experts are not missed more here.** At 2/16, the point at which to compare, and at 1/16
 # ours are missed *less*, with both intervals clear of 0: the paper's difference has the other sign.
 # Look at who is not touched, though. Only routed experts are disabled; the shared one stays at
-# work. It does half of the work in $1 + 1$ of 15, where the loss rises by 0.15, and an eighth in $1
-# + 7$ of 63, where it rises by 0.5; in 8 of 64, with nobody to lean on, it rises by 0.6. So a
+# work. It does half of the work in $1 + 1$ of 15, where the loss rises by 0.15, and an eighth
+# in $1 + 7$ of 63, where it rises by 0.5; in 8 of 64, with nobody to lean on, it rises by 0.6. So a
 # shared expert may well *cushion* the blow, and the paper's curve is the more remarkable for being
 # steeper in spite of it. (Our models can fall back on embeddings and attention, too: they get from
 # 5.1 to 5.6, the paper's from 1.8 to 8, to ruins.)
