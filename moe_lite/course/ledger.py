@@ -475,16 +475,14 @@ def fits(old: Result, experiment: Experiment) -> bool:
 
 
 def together(old: Result, new: Result) -> Result:
-    """Join a result and one of further seeds.
-
-    Raises: ValueError if they do not measure the same.
-    """
-    if old.measures.keys() != new.measures.keys():
-        other = sorted(old.measures.keys() ^ new.measures.keys())
-        raise ValueError(f"{old.name}: the seeds kept and those added differ in {', '.join(other)}")
+    """Join a result and one of further seeds; what one of them never got to is None there."""
+    columns = []
+    for part in (old, new):
+        never: list[float | None] = [None] * len(part.seeds)
+        columns.append({key: part.measures.get(key, never) for key in old.measures | new.measures})
     return replace(
         new, seeds=old.seeds + new.seeds, seconds=round(old.seconds + new.seconds, 1),
-        measures={key: values + new.measures[key] for key, values in old.measures.items()},
+        measures={key: values + columns[1][key] for key, values in columns[0].items()},
     )  # fmt: skip
 
 
