@@ -808,7 +808,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
 
 
 def reproduce(name: str, seeds: int | None, out: Path | None, root: Path = ROOT) -> Result:
-    """Run an experiment, keep its result and print its table.
+    """Run an experiment, or its seeds that are not kept yet; keep the result and print its table.
 
     Raises: ValueError if there are fewer than two seeds, or fewer than the file to be replaced
             holds; OSError if the result could not be written. Both before the run.
