@@ -38,10 +38,11 @@ from time import process_time
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import Markdown
 from torch import nn
 
 from moe_lite import Experts, MoELayer, Routing, SigmoidBiasRouter, TopKRouter, losses
-from moe_lite.course import cost, data, ledger, viz, widgets
+from moe_lite.course import cost, data, ledger, presets, viz, widgets
 from moe_lite.course.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run
 from moe_lite.fast import BACKENDS
 
@@ -563,7 +564,36 @@ for router in ROUTERS:
 # What the loop shows is a different thing: that all of this *is* a loop. Each router is a few dozen
 # lines that return a `Routing`. Experts, dispatch, losses, training and measures never asked which.
 #
-# ## 12. What goes wrong: a bias that ought to select
+# ## 12. Who does what
+#
+# That was 2024. What became of it? Here is what was built since, from the published shapes.
+# *Granularity* is $4D/F$: into how many parts an ordinary feed-forward network is cut. "?" means
+# that neither paper nor config says.
+
+# %%
+Markdown(presets.table(since=2024))
+
+# %%
+for first, last in ((2020, 2023), (2024, 2024), (2025, 2026)):
+    names = [n for n, p in presets.PUBLISHED.items() if first <= p.year <= last]
+    shapes, said = [presets.PRESETS[n] for n in names], [presets.PUBLISHED[n] for n in names]
+    cuts = sorted(presets.granularity(a) for a in shapes)
+    used = sorted(a.top_k / a.experts for a in shapes)
+    print(
+        f"{first} to {last}: {len(names):2} models, granularity {cuts[len(cuts) // 2]:4.1f} in the "
+        f"middle, {used[len(used) // 2]:5.1%} of the experts, a shared one in "
+        f"{sum(a.shared > 0 for a in shapes)}, a bias in {sum('bias' in p.balance for p in said)}"
+    )
+
+# %% [markdown]
+# Cutting fine has won: since Mixtral the experts have become smaller, and the share of them that a
+# token uses has fallen from a quarter to one in thirty. (Switch and GShard used fewer still, but of
+# large ones, and only one or two.) On three questions the field is divided. *A shared expert*:
+# DeepSeek, GLM and Kimi have one, gpt-oss and MiniMax have none, and Qwen went without in 2025 and
+# came back to it. *Softmax or sigmoid*, and with it *a loss or a bias*. Nobody has published a
+# controlled comparison at that size: read the columns as habits of families.
+#
+# ## 13. What goes wrong: a bias that ought to select
 #
 # The following is what a tidied-up gate in a much-used library came to in 2025. No test failed; it
 # was noticed by chance. What is wrong?

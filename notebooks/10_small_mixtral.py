@@ -388,9 +388,10 @@ for ids, domain in zip(batch.ids_BS, batch.domain_BS[:, 0], strict=True):
 #
 # $$L_{\mathrm{bal}} = E \sum_{e=1}^{E} f_e\, P_e$$
 #
-# with $f_e$ the share of pairs that expert $e$ got and $P_e$ the mean probability it was given.
-# At perfect balance both are $1/E$ and the loss is 1; if one expert takes all, it is $E$.
-# (`train` adds a little z-loss as well; chapter 07 says why.)
+# with $f_e$ the share of pairs that expert $e$ got and $P_e$ the mean probability it was given. At
+# perfect balance both are $1/E$ and the loss is 1. If one expert takes all, it is $E$; with $K = 2$
+# no expert can have more than half of the pairs, and the most is $E/K = 4$. (`train` adds a little
+# z-loss as well; chapter 07 says why.)
 
 # %%
 run = TrainConfig(steps=100, batch_size=16, seq_len=128, lr=4e-3, warmup=10, autocast="off")
@@ -513,9 +514,10 @@ print("the factor alone   " + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*factor.interv
 model = trained[moe].eval()
 tokenizer = corpus.tokenizer
 show = partial(data.pieces, tokenizer)  # token ids -> strings
-for prompt in ("My lord, I", "def __init__(self", "And the king said", "ヱホバ", "12 + 7 ="):
+prompts = "My lord, I", "def __init__(self", "And the king said", "ヱホバ", "12 + 7 ="
+for seed, prompt in enumerate(prompts):  # another one each, or alike prompts go on alike
     ids_BS = torch.tensor([tokenizer.encode(prompt).ids])
-    out_BS = model.generate(ids_BS, 24, temperature=0.7, top_p=0.9, seed=1)
+    out_BS = model.generate(ids_BS, 24, temperature=0.7, top_p=0.9, seed=seed)
     print(repr("".join(show(out_BS[0]))))
 
 # %% [markdown]

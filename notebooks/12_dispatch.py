@@ -742,13 +742,13 @@ _ = ax.legend(frameon=False)  # fmt: skip
 E = 64
 experts = Experts(E, D, width).requires_grad_(False)
 each = list(zip(experts.w1, experts.w3, experts.w2, strict=True))
-heights, alone = [1, 2, 4, 8, 16, 32, 64], []
+heights, alone, shares = [1, 2, 4, 8, 16, 32, 64, 128, 256], [], []
 for m in heights:
     x_mD = torch.randn(m, D)
     alone.append(least(lambda x=x_mD: [swiglu(x, *expert) for expert in each]) / E)
     cached = least(lambda x=x_mD: [swiglu(x, *each[0]) for _ in each]) / E
-    share = 6 * m * D * width / alone[-1] / peak
-    print(f"{m:3} rows: {alone[-1] * 1e6:5.0f} us, {share:4.0%} of peak; "
+    shares.append(6 * m * D * width / alone[-1] / peak)
+    print(f"{m:3} rows: {alone[-1] * 1e6:5.0f} us, {shares[-1]:4.0%} of peak; "
           f"with its weights in the cache {cached * 1e6:5.0f} us")  # fmt: skip
 
 # %% [markdown]
@@ -807,13 +807,25 @@ fig
 
 # %%
 rows = peak / bandwidth * 4 / 2
-print(f"here, float32: {rows:.0f} rows per expert, {rows * E / 2:.0f} tokens (E = 64, K = 2)")
-print(f"989e12 operations and 4.8e12 bytes a second, bf16: {989 / 4.8 * 2 / 2:.0f} rows per expert")
+print(f"by the roofline, float32: {rows:.0f} rows per expert, {rows * E / 2:.0f} tokens")
+reached = dict(zip(heights, shares, strict=True))
+most = max(shares)
+enough = next(m for m in heights if reached[m] >= 0.9 * most)
+print(f"by the table: nine tenths of the best it gets ({most:.0%} of peak) from {enough} rows on,")
+print(f"{enough * E / 2:.0f} tokens (E = 64, K = 2)")
+print(
+    f"989e12 operations and 4.8e12 bytes a second, bf16: {989 / 4.8 * 2 / 2:.0f} rows, by roofline"
+)
 
 # %% [markdown]
-# The second line is an H200 by its data sheet (chapter 14): the faster the arithmetic, the more
-# rows it takes to be worth a fetch. So there are three reasons, and the size of the batch tells
-# them apart:
+# **Take the second answer, not the first.** The roofline says from where on a product is no longer
+# *bound* to wait for memory. It knows nothing of tiles and vector units, so it is a lower limit,
+# and the table shows by how much: at the roofline's number of rows a product is still far from the
+# best that it gets with more.
+#
+# The last line is an H200 by its data sheet (chapter 14): the faster the arithmetic, the more rows
+# it takes to be worth a fetch, and a kernel's tiles (128 rows or more) ask for their part besides.
+# So there are three reasons, and the size of the batch tells them apart:
 #
 # 1. **Bytes.** Small batches fetch up to $E/K$ times the weights for the same arithmetic. It is the
 #    same in every implementation; only larger batches, smaller weights or fewer experts help.
@@ -906,7 +918,7 @@ fig
 # some 250 times what it has to deliver. In time, once that dominates, twice the experts take about
 # four times as long (the steep end of the blue line).
 #
-# The mend is a single word: `w1.unbind()` *once*, before the loop. The backward pass of `unbind`
+# The fix is a single word: `w1.unbind()` *once*, before the loop. The backward pass of `unbind`
 # is a stack: one tensor, each slice written once. The library's `Experts.each` says so in its
 # docstring:
 
@@ -1016,7 +1028,9 @@ for T in (1, 64, 4096):
 # are kept with the course. Here is what they say beside what *your* machine says now, forward and
 # backward together, at $T = 4096$, all over the dense network's time: here one expert that gets all
 # $K T = 8192$ rows, multiplied by the faster library. That has the same arithmetic and nothing to
-# carry, so it is about the least that any dispatch can take.
+# carry: what a dispatch would take that cost nothing *and whose products ran at the same speed*. It
+# is a mark, not a floor. A path can come out below 1, where 8192 rows cut into an expert's blocks
+# suit the caches better than 8192 rows at once.
 
 
 # %%
@@ -1165,7 +1179,7 @@ print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
 # NaN. The gate does not help, because $0 \times \mathrm{NaN} = \mathrm{NaN}$. And the same holds
 # for the *gradient* of the input on the way back, which no one sees.
 #
-# The mend is to take the *rows* away, not their weight: `masked_fill`, or `torch.where`, or not to
+# The fix is to take the *rows* away, not their weight: `masked_fill`, or `torch.where`, or not to
 # fetch them. The library's backends do, forward and backward, and the tests of its kernels fill
 # every output with NaN beforehand: a cell that should have been written and was not, shows.
 #

@@ -22,7 +22,7 @@
 #
 # In this chapter you
 #
-# - count what ten published models need, from their configs alone;
+# - count what 28 published models need, from their configs alone;
 # - send tokens to another machine's experts by hand, then with two real processes, and see that two
 #   ranks equal one;
 # - read a traffic matrix, and find out whom everybody waits for;
@@ -50,7 +50,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from moe_lite import Experts, Mixtral, MixtralConfig, MoELayer, TopKRouter, hf, train
-from moe_lite.course import cost, data, ledger, sweep, viz
+from moe_lite.course import cost, data, ledger, presets, sweep, viz
 from moe_lite.course.widgets import CostCalculator, TrafficMatrix
 
 torch.manual_seed(0)
@@ -66,18 +66,20 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # embeddings and small change. `cost.count_parameters` adds it up, exactly:
 
 # %%
-print(f"{'':17}{'total':>18}{'published':>16}{'active':>8}{'bf16, GB':>10}  80-GB devices to train")
-for name, shape in cost.PRESETS.items():
-    count, (total, _) = cost.count_parameters(shape), cost.PUBLISHED[name]
+print(f"{'':18}{'total':>18}{'published':>16}{'active':>8}{'bf16, GB':>10}  80-GB devices to train")
+for name, shape in presets.PRESETS.items():
+    count, total = cost.count_parameters(shape), presets.PUBLISHED[name].total
     held, devices = 2 * count.total / 1e9, -(-16 * count.total // int(80e9))
-    row = f"{name:17}{count.total:18,}{total:>16}{count.active / 1e9:7.1f}B"
+    row = f"{name:18}{count.total:18,}{total:>16}{count.active / 1e9:7.1f}B"
     print(f"{row}{held:10,.0f}{devices:16}")
 
 # %% [markdown]
-# Every total agrees with the published one to the digits that were published. (GShard's "600B" has
-# one digit; its own formula gives 619.) The same counts, to the last parameter, come out of
-# transformers' own models of those configs that it knows; a test holds that. (*Active* counts the
-# whole input embedding, as Mistral does; DeepSeek's 37 and Qwen's 3.3 billion count it otherwise.)
+# Every total agrees with the published one to the digits that were published, once the same things
+# are counted: Scout's 109 has an encoder for pictures, GLM-4.5's 355 and DeepSeek-V3.2's 685 a
+# layer that predicts one token more. (GShard's "600B" has one digit; its own formula gives 619.)
+# The same counts, to the last parameter, come out of transformers' own models of those configs that
+# it knows; a test holds that. (*Active* counts the whole input embedding, as Mistral does; many
+# leave it out, and DeepSeek's 37 billion is one of them.)
 #
 # Two columns to remember. In bf16 a weight takes two bytes, so Mixtral's 46.7 billion take 93 GB:
 # more than the 80 GB of the device that most people mean when they say "a GPU". And *training*
@@ -86,10 +88,18 @@ for name, shape in cost.PRESETS.items():
 # DeepSeek-V3 needs 135 such devices before the first token, whatever their speed. (It was trained
 # in 8 bits where possible, which is one way out.)
 #
-# So the model has to be cut. Which way? A dense layer can only be cut *through* its matrices, and
-# then all pieces have to talk about every token. A layer of experts comes cut already. Put some
-# experts on each machine, everything else on all of them, and let the *tokens* travel. That is
-# **expert parallelism**.
+# So the model has to be cut. Which way? There are four, and large runs mix them:
+#
+# | cut | what each device holds | what travels, for each layer |
+# |---|---|---|
+# | **pipeline** (PP) | some of the layers | activations, once, to the next device |
+# | **sharded data** (FSDP, ZeRO) | a slice of every weight | the *weights*, gathered before use |
+# | **tensor** (TP) | a slice of every matrix | all tokens' partial results, summed by all |
+# | **expert** (EP) | some of the experts, all else | the tokens, to where their experts are |
+#
+# The first three work for a dense layer too. Only the last uses that a layer of experts comes cut
+# already: a token needs $K$ pieces and no others. DeepSeek-V3 was trained with 16-way PP, 64-way EP
+# over 8 nodes, ZeRO-1 and no TP (its section 3.2). This chapter is about **expert parallelism**.
 #
 # ## 2. All-to-all by hand
 #
@@ -165,9 +175,11 @@ for rank, (routing, order) in enumerate(zip(routings, orders, strict=True)):
 print("two ranks equal one")
 
 # %% [markdown]
-# What travelled? Vectors, twice, and never a weight. Gates and logits stayed at home, so balancing
-# losses and the router's gradient need no message at all. That is why a layer of experts is easier
-# to spread than a dense one.
+# What travelled? Vectors, twice, and never a weight of an expert. Gates and logits stayed at home.
+# Two small messages remain, and neither grows with the tokens: a balancing loss over the *whole*
+# batch adds up $2E$ numbers of each layer over the ranks (the library does that by default, as
+# chapter 06 says why), and the router, which is on every rank, has its gradient averaged with all
+# the others.
 #
 # ## 3. For real
 #
@@ -327,9 +339,9 @@ for depth in range(6):
 # - **Capacity** (chapter 05): an expert takes at most so many; the rest is dropped. That puts a
 #   lid on the maximum, by throwing work away.
 # - **Limited nodes**: let a token choose only among the experts of a few ranks (or nodes: machines
-#   with several devices each). That does not even the work, it shortens the *traffic*, because a
-#   token's vector need only travel once to each rank that it visits. DeepSeek-V3 sends a token to
-#   at most 4 nodes.
+#   with several devices each). That does not even the work, it cuts the *bytes* between them,
+#   because a token's vector need only travel once to each one that it visits. DeepSeek-V3 sends a
+#   token to at most 4 nodes; section 5 counts what that is worth.
 #
 # Try all three. **Before you touch it:** if skew goes up, which number in the table gets worse
 # first, and which of the remedies acts on it?
@@ -354,16 +366,9 @@ for change in ({}, {"skew": 1.0}, {"skew": 1.0, "capacity": 1.25}, {"skew": 1.0,
 # %% [markdown]
 # ## 5. Hundreds of ranks, on paper
 #
-# We have no 512 machines. What we can do is *measure* what a message costs, write down a model of
-# a step, **check the model where we can**, and only then let it speak about what we have not got.
-# The usual model of a message has two numbers, a start-up cost $\alpha$ and a cost per byte
-# $\beta$; work adds a third, $\gamma$ seconds per row:
-#
-# $$t = \underbrace{2\,(\alpha\,(R-1) + \beta\,\max_r \text{bytes}_r)}_{\text{out and back}}
-# + \underbrace{\gamma\,\max_r \text{rows}_r}_{\text{work}}$$
-#
-# Its assumptions: parcels of one rank go one after another; nothing overlaps; the network between
-# any two ranks is the same and never crowded; everybody starts together. The maxima are section 4.
+# We have no 512 machines. What we can do is write down what an exchange costs, **hold it against
+# what was published**, and only then let it speak about what we have not got. A message costs a
+# start-up $\alpha$, and its bytes over a speed $\beta$. Here, with gloo between two processes:
 
 # %%
 TIMING = """
@@ -372,95 +377,144 @@ def least(f, repeats=40):                                   # the least that oth
     for _ in range(repeats):
         dist.barrier(); begin = time.perf_counter(); f(); times.append(time.perf_counter() - begin)
     return min(times)
-rows = torch.randn(4096, 256)
-w1, w2 = torch.randn(512, 256), torch.randn(256, 512)
-found = {"exchange": {}, "layer": {}}
-for n in (16, 256, 1024, 2048):                             # rows that a rank sends in all
+rows, found = torch.randn(2048, 256), {}
+for n in (16, 2048):                                        # rows that a rank sends in all
     x, y = rows[:n], torch.empty(n, 256)
-    found["exchange"][n] = least(lambda: dist.all_to_all_single(y, x.contiguous()))
-    def whole():
-        dist.all_to_all_single(y, x); z = torch.relu(y @ w1.T) @ w2.T; dist.all_to_all_single(y, z)
-    found["layer"][n] = least(whole)
-found["work"] = {n: least(lambda: torch.relu(rows[:n] @ w1.T) @ w2.T) for n in (1024, 2048)}
+    found[n] = least(lambda: dist.all_to_all_single(y, x.contiguous()))
 if rank == 0: print(json.dumps(found))
 """
-measured = {ranks: launch(TIMING, ranks) for ranks in (2, 4)}
+few, many = launch(TIMING, 2).values()
+row = 256 * 4 / 2  # bytes that leave: half of the rows go abroad
+beta = 2032 * row / max(many - few, 1e-9)
+print(f"gloo: start-up {(few - 16 * row / beta) * 1e6:.0f} µs, {beta / 1e9:.2f} GB/s")
 
 # %% [markdown]
-# Measurements of two ranks give all three numbers: $\alpha$ and $\beta$ are one line through the
-# small and the large message, $\gamma$ is the work with both of them at it. Then the model
-# predicts whole layers, which were measured as well: on two ranks, where it should be about right,
-# and on four, of which it has seen nothing.
-
-# %%
-times, MB = {int(n): s for n, s in measured[2]["exchange"].items()}, 256 * 4 / 1e6  # of one row
-beta = max(times[2048] - times[16], 1e-6) / (2032 / 2 * MB)  # half of the rows go abroad
-alpha = max(times[16] - beta * 8 * MB, 1e-6)
-gamma = measured[2]["work"]["2048"] / 2048
-for ranks in (2, 4):
-    for n in (256, 1024, 2048):
-        abroad = n * (ranks - 1) / ranks
-        t = 2 * (alpha * (ranks - 1) + beta * abroad * MB) + gamma * n
-        ratio = t / measured[ranks]["layer"][str(n)]
-        print(f"{ranks} ranks, {n:4} rows each: predicted / measured = {ratio:.2f}")
-
-# %% [markdown]
-# How good is that? These numbers change with the machine and with who else is using it (yours will
-# differ), which is also why we took the least of 40 repeats and not their mean. Two ranks come out
-# best. Four share two cores here, so each has half a core, and the model, which knows nothing of
-# cores, promises too much; when other programs wanted the same two cores we have seen a quarter
-# and less. That is an assumption made visible: everybody has a core of their own. A model that is
-# right within a factor of two may still say *which term grows*, and that is all we ask of it now.
+# That is the mechanism at work, on *this* machine, through its own memory. It says nothing about a
+# cluster, and the reason is more than speed: a cluster has **two levels**. Eight GPUs in a node are
+# joined by NVLink, 160 to 450 GB/s each; between nodes each has a network card of 50. So what
+# counts is how often a token's vector crosses each. Two ways to send it:
 #
-# So: $R$ ranks with two experts and 256 tokens each, $K = 8$. The tokens per rank stay the same as
-# $R$ grows, as when you add machines to train on more text at once.
+# - *straight*: one copy for each of its $K$ experts, to whichever rank has it. With many nodes
+#   nearly all $K$ copies cross the slow level.
+# - *by node*: one copy to each **node** that it visits; there a neighbour hands it on to each rank
+#   that needs it, on the fast level. If, besides, a token may visit at most $M = 4$ nodes, no more
+#   than four copies cross, whatever $K$ is.
+#
+# **Guess first:** DeepSeek-V3 has $K = 8$. On 8 nodes, how many copies of a token leave its node,
+# in each of the two ways?
+
+# %%
+v3, h800 = presets.PRESETS["DeepSeek-V3"], cost.DEVICES["H800 SXM"]
+for ranks in (8, 32, 64, 256):
+    ways = {"straight": False, "by node, at most 4": True}
+    for way, by_node in ways.items():
+        c = cost.copies(v3, ranks, h800.node, by_node)
+        print(f"{ranks:3} ranks, {way:19} {c.inside:4.1f} inside a node, {c.between:4.1f} between")
+
+# %% [markdown]
+# Is a start-up and two speeds enough of a model? DeepEP, the library that DeepSeek uses, publishes
+# what its exchanges take on H800s: straight (its low-latency kernels, 128 tokens, for decode) and
+# by node (its normal kernels, 4,096 tokens, for prefill and training). Vectors go out in fp8 and
+# come back in bf16.
 
 
 # %%
-def simulate(R, skew=0.0, capacity=None, node=None, tokens=256, K=8, seed=0):
-    """Give start-up, bytes and work of one layer's time, in units of balanced work."""
-    rng, E = np.random.default_rng(seed), 2 * R
-    chance = 1 / rng.permutation(np.arange(1, E + 1)) ** skew
-    load = rng.multinomial(tokens * K, chance / chance.sum(), size=R)  # [rank, expert]
-    if capacity:
-        load = load * np.minimum(1, capacity * load.sum() / E / np.maximum(load.sum(0), 1))
-    rows = load.reshape(R, R, 2).sum(2)
-    parcels = R - 1 if node is None else min(R - 1, R // node + node)  # by way of one rank per node
-    bytes_ = max(rows.sum(0).max(), rows.sum(1).max()) * MB
-    return np.array([2 * alpha * parcels, 2 * beta * bytes_, gamma * rows.sum(0).max()]) / (
-        gamma * tokens * K
-    )
+def exchange(ranks, tokens, number, by_node):
+    """Give the seconds of one exchange in one layer, `number` bytes for each number sent."""
+    away = cost.copies(v3, ranks, h800.node, by_node)
+    size = tokens * v3.width * number / cost.REACHED["network"]  # nobody reaches the data sheet
+    return h800.startup + max(away.inside * size / h800.link, away.between * size / h800.between)
 
+
+published = {
+    8: (77, 114),
+    16: (118, 195),
+    32: (155, 273),
+    64: (173, 314),
+    128: (192, 369),
+    256: (194, 360),
+}  # µs; github.com/deepseek-ai/DeepEP, docs/legacy.md
+for ranks, (out, back) in published.items():
+    ours = [exchange(ranks, 128, n, by_node=False) * 1e6 for n in (1 + 4 / 128, 2)]
+    print(f"{ranks:3} ranks: out {ours[0]:3.0f} µs (DeepEP {out}), back {ours[1]:3.0f} ({back})")
+
+# %% [markdown]
+# Within a tenth, from 8 to 256 ranks (a test holds the twelve numbers, and the eight of the normal
+# kernels within 15%). Look at the shape: from 64 ranks on the time is nearly **flat**. More ranks
+# cut the same bytes into more parcels, and good kernels start them all at once; what grows at first
+# is the share that has to leave the node.
+#
+# Now both ways with as many tokens as a training step has:
 
 # %%
-sizes = [2, 4, 8, 16, 32, 64, 128, 256, 512]
-cases = {
-    "even": {},
-    "skew 0.4": {"skew": 0.4},
-    "skew 0.4, capacity 1.25": {"skew": 0.4, "capacity": 1.25},
-    "even, parcels by node of 8": {"node": 8},
+sizes = [8, 16, 32, 64, 128, 256, 512]
+runs = {
+    way: (sizes, [exchange(R, 4096, 2, by_node) * 1e3 for R in sizes])
+    for way, by_node in ways.items()
 }
-runs = {name: (sizes, [simulate(R, **how).sum() for R in sizes]) for name, how in cases.items()}
-fig = viz.curves(runs, "ranks (simulated above 4)", "layer time / balanced work alone")
-fig.axes[0].set(xscale="log", yscale="log")
+fig = viz.curves(runs, "ranks, 8 in a node", "ms to bring 4,096 tokens back, one layer")
+fig.axes[0].set(xscale="log", ylim=(0, None))
 fig.axes[0].minorticks_off()
 fig.axes[0].set_xticks(sizes, sizes)
-fig.axes[0].set_yticks([1, 2, 4, 8], [1, 2, 4, 8])
 fig
 
+# %% [markdown]
+# At 512 ranks the limit more than halves the time. It is a limit on *bytes*: "to effectively
+# leverage the different bandwidths of IB and NVLink, we limit each token to be dispatched to at
+# most 4 nodes, thereby reducing IB traffic" (DeepSeek-V3, section 3.2.2). In decode, where a batch
+# is small, the extra hop is not worth it, and vectors go straight.
+#
+# **What binds a real deployment?** Prefill of DeepSeek-V3 on 4 nodes, decode on 18. *In turn* is a
+# step in which work and exchanges do not overlap, at the speeds that good kernels were published to
+# reach:
+
 # %%
-for R in (8, 64, 512):
-    parts = simulate(R)
-    print(f"{R:3} ranks, even: start-up {parts[0]:.2f}, bytes {parts[1]:.2f}, work {parts[2]:.2f} "
-          f"(skew 0.4: work {simulate(R, skew=0.4)[2]:.2f})")  # fmt: skip
+for what, batch, context, ranks, took in (
+    ("prefill", 4 * 32, 4096, 32, "2.09 s (DeepSeek's profile), 2.21 s (SGLang)"),
+    ("decode", 88 * 144, 4989, 144, "45 to 50 ms (DeepSeek's service)"),
+):
+    c = cost.step(v3, h800, what, batch, context, ranks=ranks, weights="fp8")
+    parts = ", ".join(f"{part} {t * 1e3:.3g}" for part, t in c.parts.items())
+    print(
+        f"{what}: {parts} ms; in turn {c.work * 1e3:.3g} + {c.exchange * 1e3:.3g} ms; took {took}"
+    )
 
 # %% [markdown]
-# Three different things happen as ranks are added. *Bytes* stay put: each rank sends what its own
-# tokens need. *Start-up* grows with every rank, because the same bytes are cut into ever smaller
-# parcels; that is the bend of the even curve, and why real systems collect parcels for a whole
-# node and hand them on inside it, where links are fast. And under *skew* the busiest expert's load
-# grows with the number of experts, so the same unevenness hurts more the bigger the machine is.
-# Capacity cuts that one.
+# (Sources: DeepSeek's *open-infra-index*, day 6, and its published profile as converted in
+# [SGLang's report](https://lmsys.org/blog/2025-05-05-large-scale-ep).) In both the network takes as
+# long as everything else: the ratio "of approximately 1:1" that made DeepSeek write a pipeline to
+# hide one behind the other (section 3.2.1). Two things follow.
+#
+# - **Two micro-batches.** While one computes its attention, the other's vectors travel. Perfect
+#   hiding would halve the step. Prefill gets a part of it: it takes less than *in turn*, more than
+#   the longer of the two.
+# - **A faster second level changes the answer.** On GB200 NVL72 all 72 GPUs share the fast level,
+#   and the same decode waits for memory. A model with one level (an earlier edition of this page
+#   had 450 GB/s to any rank) names the wrong bottleneck: it is off by nine.
+#
+# What the network model leaves out is section 4: everybody waits for the busiest. And the more
+# experts there are, the further the busiest is from the mean:
+
+
+# %%
+def busiest(R, skew=0.0, capacity=None, tokens=256, K=8, seed=0):
+    """Give the work of the busiest of R ranks over the mean; two experts on each rank."""
+    rng, E = np.random.default_rng(seed), 2 * R
+    chance = 1 / rng.permutation(np.arange(1, E + 1)) ** skew
+    load = rng.multinomial(tokens * K, chance / chance.sum(), size=R).sum(0)
+    if capacity:
+        load = np.minimum(load, capacity * load.mean())
+    work = load.reshape(R, 2).sum(1)
+    return work.max() / (tokens * K)
+
+
+for R in (8, 64, 512):
+    print(f"{R:3} ranks: even {busiest(R):.2f}, skew 0.4 {busiest(R, 0.4):.2f}, "
+          f"with capacity 1.25 {busiest(R, 0.4, 1.25):.2f}")  # fmt: skip
+
+# %% [markdown]
+# The same unevenness hurts more the bigger the machine is. Capacity puts a lid on it, by dropping;
+# a server's way is to hold a popular expert twice.
 #
 # ## 6. Writing is about bytes
 #
@@ -509,7 +563,7 @@ fig
 # longest of compute and memory at full speed, so a bound from below):
 
 # %%
-h200, mixtral = cost.DEVICES["H200 SXM"], cost.PRESETS["Mixtral 8x7B"]
+h200, mixtral = cost.DEVICES["H200 SXM"], presets.PRESETS["Mixtral 8x7B"]
 batches = [2**n for n in range(12)]
 steps = [cost.step(mixtral, h200, "decode", b, 2048) for b in batches]
 parts = {
@@ -566,9 +620,9 @@ print(f"writing 128 tokens took {written / read:.0f} times as long as reading 12
 #
 # Change anything: the model's width, experts, layers; the device; the batch; how many devices
 # share it. **Questions to answer with it.** Which of the presets write for one text on one RTX
-# 4090 in int4? How many H100s does Mixtral need before it fits, and is it then compute- or
-# memory-bound in decode? What binds DeepSeek-V3's prefill on 32 of them, and how close does the
-# network come?
+# 4090 in fp4? How many H100s does Mixtral need before it fits, and is it then compute- or
+# memory-bound in decode? What binds DeepSeek-V3's prefill in fp8 on 32 of them, 128 texts of 4,096
+# tokens, and what if all 32 were one node (GB200 NVL72)?
 
 # %%
 CostCalculator("Mixtral 8x7B", device="H100 SXM", batch=8, ranks=2)
@@ -689,7 +743,7 @@ print("always the two busiest, layer 1 to 5:", ", ".join(f"{share:.0%}" for shar
 # smaller: in int8 they take half the bytes, in int4 a quarter, and fetching *is* bytes. Exercise 6
 # has you quantise experts and measure what it does to the model's loss.
 #
-# ## 8. Fine-tuning: what overfits, what to freeze
+# ## 8. Fine-tuning: what to freeze
 #
 # Sparse models have many parameters for the work they do, and little text is enough to learn it by
 # heart with many parameters. ST-MoE's authors fine-tuned only a part of their model: everything;
@@ -748,11 +802,12 @@ for subset in ("attention", "FFN", "experts", "embedding", "experts and embeddin
 # carry off is smaller than the paper's, and still useful: **leaving the experts out costs a tenth
 # of the gain or less**, and they are where most of the memory for gradients and moments would go.
 #
-# **Does anything overfit?** Hardly. A training loss of five nats a token is far from knowing 30 kB
-# by heart, and the *rise* from the best to the end is small beside the gain. The embedding alone
-# fits its text much better than the experts do, and is no better on new text; that is all one can
-# see. (The paper's warning is about far larger models on a few hundred examples. Ours is too small
-# to agree or disagree.)
+# **Does anything overfit?** Not measurably. *Rise* is how far the held-out loss climbs from its
+# best point to the end: every row's interval holds zero, sparse and dense alike, and a training
+# loss of 5 nats a token is far from knowing 30 kB by heart. One row hints at it: the embedding
+# alone reaches a training loss 1.2 nats below that of the experts and is no better on new text. The
+# paper's warning is about far larger models on a few hundred examples; ours is too small to test
+# it.
 #
 # ## 9. Upcycling: what is an old dense model worth?
 #
@@ -871,6 +926,123 @@ print(
 #
 # </details>
 #
+# ## 11. Ten questions with numbers
+#
+# Paper and pencil first, then the fold. (A test works each number out with `cost`.)
+#
+# **1.** gpt-oss-120b has 116.8 billion parameters, 114.7 of them in experts, which come in MXFP4
+# (17 bytes for 32 weights), the rest in bf16. Does it fit one H100 of 80 GB?
+#
+# <details><summary>Answer</summary>
+#
+# $114.7 \cdot 17/32 + 2.17 \cdot 2 =$ 65.2 GB. It does, with some 15 GB for caches. In bf16 it
+# would take 234.
+#
+# </details>
+#
+# **2.** How many bytes does one text of 131,072 tokens keep in DeepSeek-V3 (61 layers, a latent of
+# 576 numbers), in Mixtral 8x7B (32 layers, 8 heads of 128, keys and values) and in gpt-oss-120b (36
+# layers, 8 heads of 64, every second one with a window of 128)? All in bf16.
+#
+# <details><summary>Answer</summary>
+#
+# 9.2 GB, 17.2 GB and 4.8 GB. For a token that is 70,272, 131,072 and, without the window, 73,728
+# bytes; the window spares gpt-oss half of it.
+#
+# </details>
+#
+# **3.** Sixteen texts are written at once. How many of DeepSeek-V3's 256 experts of a layer does a
+# step read, and how many of Mixtral's 8?
+#
+# <details><summary>Answer</summary>
+#
+# $256\,(1 - (1 - 8/256)^{16}) =$ 102 and $8\,(1 - (3/4)^{16}) =$ 7.9. Mixtral's step is that of a
+# dense model by then; DeepSeek-V3's is not half of one.
+#
+# </details>
+#
+# **4.** A token chooses 8 of 256 experts on 32 nodes of eight GPUs, one expert on each GPU. How
+# many copies of it leave its node: sent straight; once to each node; once to each node, at most
+# four nodes?
+#
+# <details><summary>Answer</summary>
+#
+# Straight $8 \cdot 31/32 =$ 7.75; by node $32\,(1 - (31/32)^8) \cdot 31/32 =$ 6.95; with the limit
+# $4\,(1 - (3/4)^8) \cdot 31/32 =$ 3.49. With so many nodes the hop alone saves a tenth. It is the
+# limit that saves half.
+#
+# </details>
+#
+# **5.** On how many rows must an H100 use an expert's weights before it is worth reading them, in
+# bf16 (989 TFLOP/s, 3.35 TB/s), and in fp8 at twice the speed?
+#
+# <details><summary>Answer</summary>
+#
+# $2m$ operations for each weight of 2 bytes: $m = 989/3.35 =$ 295. In fp8 half the bytes and twice
+# the operations: 295 again. DeepSeek's decode at 144 GPUs with 88 texts each gives an expert $88
+# \cdot 144 \cdot 8/256 =$ 396 rows. That is what 144 GPUs are *for*: on 8 of them, with the same
+# texts each, it would be 22.
+#
+# </details>
+#
+# **6.** Those 396 rows go through tiles of 128. What share of the arithmetic is useful? And for 16
+# rows?
+#
+# <details><summary>Answer</summary>
+#
+# Four tiles hold 512 rows: 77%. Sixteen rows fill an eighth of one tile: 12.5%.
+#
+# </details>
+#
+# **7.** A small model guesses three tokens ahead and the large one checks all four at once. It
+# guesses right four times in five. How many tokens does a check give on average, and how many more
+# bytes of weights does it read than a step for one token: in Mixtral 8x7B, in DeepSeek-V3? (One
+# text alone.)
+#
+# <details><summary>Answer</summary>
+#
+# $1 + 0.8 + 0.8^2 + 0.8^3 =$ 2.95 tokens. Four tokens need $8\,(1 - (3/4)^4) =$ 5.5 experts of
+# Mixtral, 2.7 times as many as one; of DeepSeek-V3 30.5, 3.8 times. With what all tokens share,
+# bytes grow 2.53 and 2.57 times. A dense model would read the same bytes for four as for one. So
+# speculation, nearly free there, gains about a sixth here, and more only in a batch that reads all
+# experts anyway.
+#
+# </details>
+#
+# **8.** At home: the active experts of gpt-oss-120b are 1.90 GB for a token in MXFP4. How long does
+# a token take if they are fetched over PCIe (32 GB/s), from an SSD (7 GB/s), or computed where they
+# lie, by a processor whose memory gives 80 GB/s?
+#
+# <details><summary>Answer</summary>
+#
+# 59 ms, 272 ms, and 24 ms. A vector of 2,880 numbers is lighter than the matrices it is multiplied
+# with: let the token travel, once more. That is what llama.cpp (`--n-cpu-moe`) and ktransformers
+# do, and why a slow processor beats a fast card that has to wait for its weights.
+#
+# </details>
+#
+# **9.** What does DeepSeek-V3 send for a token in a forward pass at 64 GPUs, out in fp8 with scales
+# and back in bf16, by node with its limit, over the slow level? And in all if each expert got a
+# copy of its own, both ways in bf16?
+#
+# <details><summary>Answer</summary>
+#
+# $58$ layers $\cdot\, 3.15$ copies $\cdot\, 7168 \cdot (1.03 + 2)$ bytes $=$ 3.97 MB, against 13.1
+# MB.
+#
+# </details>
+#
+# **10.** The same decode, 88 texts a GPU, on 144 H800s and on the 72 GPUs of a GB200 NVL72. What
+# binds each?
+#
+# <details><summary>Answer</summary>
+#
+# On H800s compute 10.8, memory 15.4, network 19.7 ms: the network. On the NVL72, where all 72 are
+# one node, 4.3, 7.0 and 3.9 ms: memory. A faster link moved the bottleneck, and nothing else could
+# have.
+#
+# </details>
+#
 # ## Exercises
 #
 # [`exercises/14_many_machines.ipynb`](../exercises/14_many_machines.ipynb): the traffic
@@ -881,8 +1053,8 @@ print(
 # ## In six lines
 #
 # 1. Experts stay, tokens travel: counts, rows out, work, rows back; gates never leave home.
-# 2. A layer takes as long as its busiest rank. Balance, capacity and limited nodes each mend
-#    another part.
+# 2. A layer takes as long as its busiest rank, and an exchange as long as its slower level: bytes
+#    inside a node, bytes between nodes. A limit on nodes cuts the second.
 # 3. Experts' gradients are not averaged over ranks, everything else's are, weighted by tokens.
 # 4. Decode is about bytes: common weights, plus $E(1-(1-K/E)^T)$ experts for $T$ tokens.
 # 5. A cache and a guess make experts on a disk bearable, because routing is predictable.
@@ -893,6 +1065,7 @@ print(
 # | expert parallelism | `parallel.shard_experts(model, mesh)` | a mesh dimension "ep" |
 # | all-to-all | `dist.all_to_all_single(...)` | sizes are exchanged on the way back |
 # | traffic matrix | `TrafficMatrix(...).traffic.pairs_RR` | [from, to] |
+# | two levels | `cost.copies(model, ranks, node, by_node)` | inside a node, between |
 # | roofline | `cost.step(model, device, phase, batch, context)` | `.parts`, `.bound` |
 # | distinct experts | `cost.distinct_experts(E, K, T)` | expected, at random |
 # | upcycling | `hf.upcycle(dense, E, K)` | the same logits |
