@@ -79,7 +79,7 @@ class Stack:
             self.width[0] = c.intermediate_size * (c.num_experts_per_tok + self.shared)
         for run in self.runs:
             torch.manual_seed(run.seed)
-            state = dict(Mixtral(c).named_parameters())
+            state: dict[str, Tensor] = dict(Mixtral(c).named_parameters())
             if self.dense_first:
                 dense = {"w1": self.width[0], "w3": self.width[0], "w2": c.hidden_size}
                 for name, size in dense.items():
@@ -237,7 +237,8 @@ class Stack:
         pair = (torch.stack([b.ids_BS for b in those]), torch.stack([b.targets_BS for b in those]))
         if self.theta_NP.is_cuda:  # from pinned memory a copy waits for nothing
             pair = (pair[0].pin_memory(), pair[1].pin_memory())
-        return tuple(part.to(self.device, non_blocking=True) for part in pair)  # type: ignore[return-value]
+        ids_NBS, targets_NBS = (part.to(self.device, non_blocking=True) for part in pair)
+        return ids_NBS, targets_NBS
 
     def take(self) -> dict[str, Tensor]:
         """Take one step of every run; return its row, (N,) each, on the device."""
@@ -321,9 +322,9 @@ class Stack:
             row: dict[str, Any] = {"step": self.step + 1, **self.take()}
             if t.eval_every and (self.step % t.eval_every == 0 or self.step == t.steps):
                 row["bits"] = self.evaluate(t.eval_windows)
+                mean = sum(sum(b.values()) / len(b) for b in row["bits"]) / len(self.runs)
                 took = time.monotonic() - begin
-                say(f"step {self.step}, {took:.0f} s, mean bits "
-                    f"{sum(sum(b.values()) / len(b) for b in row['bits']) / len(self.runs):.3f}")  # fmt: skip
+                say(f"step {self.step}, {took:.0f} s, mean bits per byte {mean:.3f}")
             self.rows.append(row)
             if each is not None:
                 each(self)
@@ -365,5 +366,5 @@ class Stack:
             for name, weight in model.named_parameters():
                 weight.copy_(self.leaves[self.names.index(name)][n])
                 if name.endswith("experts.w2") and self.model.num_local_experts > 1:
-                    weight *= self.runs[n].gate_scale
+                    weight.mul_(self.runs[n].gate_scale)
         return model.eval()

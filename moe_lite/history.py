@@ -72,15 +72,6 @@ class History:
             rows.append(row)
         return cls(rows)
 
-    def smooth(self, name: str, width: int = 9) -> list[float]:
-        """Return one quantity, each step averaged with those around it: ``width``, fewer at ends.
-
-        Centred, because an average over the past alone lags behind a loss that falls.
-        """
-        values, half = self.column(name), width // 2
-        parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-        return [sum(part) / len(part) for part in parts]
-
     def __repr__(self) -> str:
         if not self.rows:
             return "History(no steps)"

@@ -302,14 +302,14 @@ experiment = ledger.load("jacobs1991")
 for claim in experiment.claims:
     ours = kept[claim.measure]
     if claim.where.startswith("Table 1") and "4-way" not in claim.text:
-        print(f"{claim.text:44} paper {claim.paper:7.4g}   ours {ours!s:14} {claim.verdict(ours)}")
+        print(f"{claim.text:44} paper {claim.paper:7.4g}   ours {ours!s:14} {claim.judge(ours)}")
 
 # %% [markdown]
 # Read the verdicts slowly. That mixtures arrive earlier holds under either coding and for either
 # size, and so does that eight experts arrive before four. *How much* earlier does not: the paper
 # has a factor of about two, we have about one and a half. And the epochs themselves have no
-# chance to agree. A result can hold in direction and not in size, and it is worth having a word
-# for that.
+# chance to agree. A result can hold in direction and not in size; the ledger's word for that is
+# *other size*.
 #
 # One more thing the table does not say. In our copy of the data the first 50 speakers are all 33
 # men and 17 women; the 25 after them are women and children. (Whether the authors' copy had that

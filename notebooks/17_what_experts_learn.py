@@ -271,8 +271,8 @@ for name, other in (("language", "verb"), ("verb", "language")):
 # exists, and has the lower loss.
 #
 # One seed is an anecdote. From the ledger, both worlds (`python -m moe_lite reproduce
-# synthetic_languages`). Each number is a mean over seeds with its 95% interval; where a claim ends
-# in "1: in every seed", a seed counts 1 if it holds there and -1 if it does not:
+# synthetic_languages`). Each number is a mean over seeds with its 95% interval, of a size and not
+# of a sign: "above" says on which side of 0 it is claimed to lie.
 
 
 # %%
@@ -280,7 +280,7 @@ def table(claims, stored):
     """Print each claim's verdict, the number that is claimed, ours, and the claim in words."""
     for claim in claims:
         ours = stored[claim.measure]
-        row = f"{claim.verdict(ours):15}{claim.paper:>6}{ours!s:>15}  "
+        row = f"{claim.judge(ours):24}{claim.paper:>6}{ours!s:>17}  "
         print(fill(claim.text, 98, initial_indent=row, subsequent_indent=" " * len(row)))
 
 
@@ -295,9 +295,9 @@ for cause, decoy in (("language", "verb"), ("verb", "language")):
             for who in (f"by {cause}", "switch", f"by {decoy}")]  # fmt: skip
     print(f"the {cause} decides, nats above the floor: {', '.join(nats)}")
 print("where the language decides, seed by seed:")
-for what in ("loss, switch", "only the cause beats labels permuted within the other"):
+for what in ("loss, switch", "explained of the decoy"):
     values = known.measures[f"{what}; the language decides"]
-    print(f"  {what:54}", " ".join(f"{value:5.2f}" for value in values))
+    print(f"  {what:24}", " ".join(f"{value:5.2f}" for value in values))
 
 # %% [markdown]
 # Four things to take along.
@@ -310,12 +310,12 @@ for what in ("loss, switch", "only the cause beats labels permuted within the ot
 # **The decoy always passes** the test against shuffled labels, with bits enough for a headline. And
 # the third null finds out: shuffled among tokens with one cause, the decoy keeps nearly *all* its
 # bits, and the cause, shuffled among tokens with one decoy, loses most. That is the whole point of
-# the null, on a case where we know what it should say. It failed once, in the world where the
-# language decides, in seed 0, which was trained above: there the experts go by the verb a
-# little more than the language explains. It is also the seed that learned worst (the last two
-# lines). A router sees the
-# token in hand directly and the context only as far as attention brings it, so words are *easier*
-# to route by, also where they are not what matters. Keep that in mind for the next section.
+# the null, on a case where we know what it should say. It was weak once, in the world where the
+# language decides, in seed 0, which was trained above: there the language explains three quarters
+# of the decoy's bits, and the experts go by the verb a little more than that. It is also the seed
+# that learned worst (the last two lines). A router sees the token in hand directly and the context
+# only as far as attention brings it, so words are *easier* to route by, also where they are not
+# what matters. Keep that in mind for the next section.
 #
 # **A job is not what it looks like either.** Take experts away one by one: the label that is missed
 # most is the one that the expert serves most in some six of ten cases (chance: one in eight). More
@@ -507,8 +507,8 @@ fig
 # Read it from the right, where it is 100% by definition. About half of the final routing was there
 # after 4% of the training. In OLMoE layer 0 was the last to settle; here it is not. The ledger has
 # the numbers, and whether they agree (`python -m moe_lite reproduce olmoe2024_saturation`). "Net of
-# chance" stretches the scale so that chance is 0; of the claims with "1: in every text", 1 is all
-# texts, -1 is none:
+# chance" stretches the scale so that chance is 0; "above" is a side of 0 that OLMoE's text names
+# without a number:
 
 # %%
 grown = ledger.stored("olmoe2024_saturation")

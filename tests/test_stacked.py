@@ -73,9 +73,8 @@ def test_other_shapes_learn_and_are_no_mixtral(corpus, how):
 
 
 def test_a_bias_evens_out_the_load(corpus):
-    runs = [Run("none", aux_coef=0.0), Run("bias", aux_coef=0.0, bias_step=0.002, sigmoid=True)]
-    stack = Stack(MODEL, replace(TRAINING, steps=40, lr=1e-4), runs, [corpus])
+    runs = [Run("none", aux_coef=0.0), Run("bias", aux_coef=0.0, bias_step=0.005, sigmoid=True)]
+    stack = Stack(MODEL, replace(TRAINING, steps=60, lr=1e-4), runs, [corpus])
     stack.train(say=lambda said: None)
     none, bias = (sum(row["load"][n] for row in stack.rows[-20:]) / 20 for n in (0, 1))
-    begin = stack.rows[0]["load"][1]
-    assert bias < begin and bias < none
+    assert bias < none - 0.1

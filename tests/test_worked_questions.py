@@ -42,9 +42,11 @@ def answers() -> dict[tuple[str, int], list[str]]:
     return {
         (SERVING, 1): [f"{fits:.1f} GB", f"take {2 * oss.total / 1e9:.0f}"],
         (SERVING, 2): [*caches, *(f"{kv_cache_bytes(a, 1):,}" for a in (V3, MIXTRAL, OSS))],
-        (SERVING, 3): [f"{distinct_experts(256, 8, 16):.0f} and", f"{distinct_experts(8, 2, 16):.1f}."],
+        (SERVING, 3): [f"{distinct_experts(256, 8, 16):.0f} and",
+                       f"{distinct_experts(8, 2, 16):.1f}."],
         (MACHINES, 1): [f"{way.between:.2f}" for way in ways],
-        (SERVING, 4): [f"{H100.bf16 / H100.bandwidth:.0f}.", f"{rows} rows", f"be {88 * 8 * 8 / 256:.0f}."],
+        (SERVING, 4): [f"{H100.bf16 / H100.bandwidth:.0f}.", f"{rows} rows",
+                       f"be {88 * 8 * 8 / 256:.0f}."],
         (SERVING, 5): [f"{rows / (128 * ceil(rows / 128)):.0%}", f"{16 / 128:.1%}"],
         (SERVING, 6): [f"{(1 - 0.8**4) / 0.2:.2f} tokens", f"{distinct_experts(8, 2, 4):.1f} experts",
             f"{distinct_experts(256, 8, 4):.1f}, {distinct_experts(256, 8, 4) / 8:.1f} times",

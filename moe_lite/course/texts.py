@@ -1,4 +1,4 @@
-"""Five domains of text and a phone book, read from installed packages: nothing is downloaded or copied.
+"""Five domains of text, read from installed packages, and a phone book: nothing is downloaded.
 
 A domain is a list of whole documents (a scene, a chapter, a source file, a sheet of sums).
 Which documents validate, and in which order documents are taken, depends on nothing but each
@@ -155,7 +155,8 @@ def _sum(random: Callable[[], float]) -> str:
     return forms[pick(0, len(forms) - 1)]()
 
 
-FIRST = "Ab Bel Cor Dal El Fen Gal Hol Il Jor Kel Lun Mor Nel Or Pel Quin Ros Sal Tor Ul Ven Wil Yor Zel"
+FIRST = "Ab Bel Cor Dal El Fen Gal Hol Il Jor Kel Lun Mor Nel Or Pel Quin Ros Sal Tor Ul Ven Wil "
+FIRST += "Yor Zel"
 LAST = "ba dan der fin gar han kin la mir na nor ra ris sa ton va vek zo"
 ENTRIES = 3000
 

@@ -414,6 +414,16 @@ def _printable(text: str) -> str:
     return "".join(boxed).replace("$", r"\$")
 
 
+def smooth(values: Sequence[float], width: int = 9) -> list[float]:
+    """Average each value with those around it: ``width``, fewer at the ends.
+
+    Centred, because an average over the past alone lags behind a loss that falls.
+    """
+    half = width // 2
+    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
+
+
 def training(history: History, x: str = "step") -> Figure:
     """Draw loss, load and, where evaluated, bits per byte against step, tokens or seconds.
 
@@ -429,7 +439,7 @@ def training(history: History, x: str = "step") -> Figure:
     panels = figure.subplots(1, count)
     for panel, name in zip(panels, ("loss", "load"), strict=False):
         panel.plot(history.column(x), history.column(name), color="#BBBBBB", lw=0.8)
-        panel.plot(history.column(x), history.smooth(name), color="black")
+        panel.plot(history.column(x), smooth(history.column(name)), color="black")
     panels[0].set(xlabel=x, ylabel="training loss, nats per token")
     panels[1].set(xlabel=x, ylabel="busiest expert's load / mean load")
     panels[1].axhline(1, color="black", lw=0.8, ls=":")

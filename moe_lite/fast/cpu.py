@@ -32,11 +32,10 @@ from .onednn import linear, prefers_onednn
 def choose(w1_EFD: Tensor, tokens: int, pairs: int, dtype: torch.dtype) -> tuple[Dispatch, str]:
     """Choose a path and say why; the arguments are as in :func:`moe_lite.fast.choose`.
 
-    Measured on one core of an AMD EPYC, 8 and 64 experts, widths 192 to 1024: without gradients
-    grouped products take, in bfloat16, 0.7 to 1.0 of the blocks' time at every number of tokens;
-    in float32 as much up to about 2^21 multiplications in an expert's mean block, and beyond it
-    the blocks' library wins. With gradients, on one core of an Intel Xeon (widths 192 and 256):
-    0.7 to 0.9 up to there in both types, 1.0 at 2^23, and 1.2 beyond.
+    Measured on a core of an AMD EPYC, 8 and 64 experts, widths 192 to 1024: without gradients
+    grouped products take 0.7 to 1.0 of the blocks' time, in bfloat16 always, in float32 up to about
+    2^21 multiplications in an expert's mean block; beyond it the blocks win. With gradients, on a
+    core of an Intel Xeon (widths 192 and 256): 0.7 to 0.9 up to there, 1.0 at 2^23, 1.2 beyond.
     """
     if torch.compiler.is_compiling():
         return compiled, "'compiled', whose products do not break the graph"

@@ -9,16 +9,14 @@ kernel     computes                                             fused into it
 _up        h1 = x W1^T, h3 = x W3^T, a = silu(h1) h3            gather of x, SwiGLU
 _product   y = a W2^T; dx = dh1 W1 + dh3 W3                     both products of the second
 _combine   out_t = sum of gate * y over token t's rows          gate, k-way sum in float32
-_down_back da = dO W2; dh1, dh3, gate * a, <da, a> by row       gather of dO, SwiGLU's backward
-_weights   dW = A^T B over one expert's rows                    gather of x or dO
+_down_back da = dO W2; dh1, dh3, gate * a, <da, a> by row       SwiGLU's backward
+_weights   dW = A^T B over one expert's rows
 ========== ==================================================== ================================
 
-Kept for the backward pass: x, h1, h3, the gates and the indices; a is made again. Every sum has
-one order, so two runs give the same bits. Weights (and rows that lie side by side) come through
-tensor descriptors (TMA on sm_90) where the strides allow it, as multiples of 16 bytes.
-
-Follows the fusions of SonicMoE (Guo et al. 2025, arXiv:2512.14080) and the tiles of a persistent
-grouped product. Runs on a CPU too, in Triton's interpreter: set TRITON_INTERPRET=1 before import.
+Kept for the backward pass: x, h1, h3, gates, indices; a is made again. Every sum has one order:
+two runs give the same bits. Weights, and rows side by side, come through tensor descriptors (TMA on
+sm_90) where strides are multiples of 16 bytes. The fusions follow SonicMoE (Guo et al. 2025,
+arXiv:2512.14080). Runs on a CPU too, in Triton's interpreter, with TRITON_INTERPRET=1 at import.
 """
 
 from __future__ import annotations
@@ -179,9 +177,7 @@ def _combine(y, gate, out, slot_row, first, offsets, E, D, GATED: tl.constexpr, 
 
 
 @triton.jit
-def _through_swiglu(
-    da, g, h1, h3, dh1, dh3, gated, r, mine, begin, F, BN: tl.constexpr
-):  # fmt: skip
+def _through_swiglu(da, g, h1, h3, dh1, dh3, gated, r, mine, begin, F, BN: tl.constexpr):
     """Turn BN columns of a's gradient into h1's and h3's; return <da, a> of each row."""
     c = (begin + tl.arange(0, BN))[None, :]
     at, inside = r[:, None] * F + c, mine[:, None] & (c < F)
@@ -232,9 +228,8 @@ def _down_back(
 
 @triton.jit
 def _weights(
-    a, b, dw, offsets, E, R, M, N,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TMA: tl.constexpr,
-    PRECISION: tl.constexpr,
+    a, b, dw, offsets, E, R, M, N, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dw[e] = a^T b, (M, N), over the rows of expert e; zeros if it has none."""
     A, B = _matrix(a, R, M, BK, BM, TMA), _matrix(b, R, N, BK, BN, TMA)
@@ -292,17 +287,15 @@ def _config(kernel: str, x: Tensor, rows: int = 0, experts: int = 1) -> dict[str
 def _tma(*matrices: Tensor) -> bool:
     """Return whether every matrix has rows of a multiple of 16 bytes, as a descriptor must.
 
-    A descriptor ends with the last expert. A sum down an expert's rows (both backward products)
-    must end with *its* last row, or it takes 0 times the next expert's weights, which may be NaN:
-    there it has to be a multiple of BK too.
+    It ends with the last expert. A sum down one expert's weights (both backward products) must be
+    of a multiple of BK too, or it takes 0 times the next expert's weights, which may be NaN.
     """
     return all(m.shape[-1] * m.element_size() % 16 == 0 and m.numel() for m in matrices)
 
 
 def _programs(x: Tensor) -> tuple[int]:
-    if not x.is_cuda:
-        return (3,)
-    return (torch.cuda.get_device_properties(x.device).multi_processor_count,)
+    cuda = torch.cuda
+    return (cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 3,)
 
 
 def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:
@@ -363,7 +356,7 @@ def _experts_backward(
     triton.set_allocator(_allocate)
     dh1, dh3, gated = (torch.empty_like(h1) for _ in range(3))
     dx_RD = x_TD.new_empty(R, D)
-    # Both are read by several kernels: gathered once, their rows come by TMA ever after.
+    # Several kernels read both: gathered once, their rows come by TMA.
     x_RD, grad_RD = x_TD[token_R], grad_TD[token_R]
     config = _config("down_back", x_TD, R, E)
     dot = gate_R.new_zeros(R, triton.cdiv(F, config["BN"]))
@@ -386,8 +379,7 @@ def _experts_backward(
         dw = a.new_empty(E, M, N)
         _weights[_programs(x_TD)](a, b, dw, offsets_E1, E, R, M, N, TMA=_tma(a, b), **config)
         grads.append(dw)
-    dx_TD = _summed(dx_RD, None, row_S, first_T1, offsets_E1)
-    return dx_TD, grads[0], grads[1], grads[2], dot.sum(1)
+    return _summed(dx_RD, None, row_S, first_T1, offsets_E1), *grads, dot.sum(1)  # type: ignore
 
 
 @_experts_backward.register_fake
@@ -403,8 +395,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> N
 def _differentiate(ctx: Any, grad_TD: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_TD is None:
         return (None,) * 9
-    grads = _experts_backward(grad_TD.contiguous(), *ctx.saved_tensors)
-    return (*grads, None, None, None, None)
+    return (*_experts_backward(grad_TD.contiguous(), *ctx.saved_tensors), None, None, None, None)
 
 
 _experts.register_autograd(_differentiate, setup_context=_keep)
@@ -433,6 +424,5 @@ def fused(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
         token_S, row_S = p.token_R.sort(stable=True)
         first_T1 = torch.searchsorted(token_S, torch.arange(p.num_tokens + 1, device=row_S.device))
     x, w1, w3, w2 = (t.to(dtype).contiguous() for t in (x_TD, experts.w1, experts.w3, experts.w2))
-    gate_R = p.gate_R.float().contiguous()
-    out_TD, _, _ = _experts(x, w1, w3, w2, gate_R, p.token_R, p.offsets_E1, row_S, first_T1)
-    return out_TD.to(x_TD.dtype)
+    gate_R, where = p.gate_R.float().contiguous(), (p.token_R, p.offsets_E1, row_S, first_T1)
+    return _experts(x, w1, w3, w2, gate_R, *where)[0].to(x_TD.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .verdict import Check, number, randn, refuse
+from .verdict import Check, fit, number, randn, refuse
 
 
 def check_quantize(quantize: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -30,8 +30,10 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
     def wrong(why: str) -> None:
         refuse("quantize", why)
 
-    parts = list(value) if isinstance(value, list | tuple) else []
-    q_FD, scale_F1 = (number(part) for part in parts) if len(parts) == 2 else (None, None)
+    pair = fit(value, (w_FD, w_FD))
+    q_FD, scale_F1 = (
+        map(number, pair) if isinstance(pair, tuple) and len(pair) == 2 else (None,) * 2
+    )
     if q_FD is None or scale_F1 is None:
         wrong("return two tensors, q_FD and scale_F1")
         raise AssertionError
@@ -48,7 +50,7 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
     if scale_F1.shape != (F, 1):
         wrong(f"return a tensor of shape {(F, 1)} for the scale: one for each row of w, not "
               f"{tuple(scale_F1.shape)}")  # fmt: skip
-    step, back = (largest / 127).clamp(min=1e-12), q_FD.float() * scale_F1
+    step, back = (largest / 127).clamp(min=1e-12), q_FD * scale_F1.to(w_FD)
     if not back.isfinite().all():
         wrong("a row of zeros was divided by its largest value, zero")
     worst, ratio = ((back - w_FD).abs() / step).max().item(), w_FD / step
@@ -59,7 +61,7 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
     for cut, how in ((ratio.trunc(), "cut off towards zero"), (ratio.floor(), "rounded down")):
         if torch.equal(q_FD, cut.to(torch.int8)) and worst > 0.6:
             wrong(f"{how} instead of rounded: twice the error, and all to one side")
-    if torch.allclose(q_FD / scale_F1, w_FD, atol=step.max().item()) and worst > 1:
+    if torch.allclose(q_FD / scale_F1.to(w_FD), w_FD, atol=step.max().item()) and worst > 1:
         wrong("the scale is one over what it should be: w is q times scale")
     if w_FD.any() and (q_FD.to(torch.int16).abs().amax(1)[w_FD.any(1)] < 100).any():
         wrong("the range of int8 is hardly used; its largest is 127")

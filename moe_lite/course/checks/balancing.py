@@ -186,9 +186,7 @@ def check_masked_balance(masked: Callable[[Tensor, Tensor, Tensor], Tensor]) -> 
             ("the factor E is missing", value / E),
         ]  # fmt: skip
 
-    check = Check(
-        "masked_balance", masked, right, mistakes, "not the loss of the real tokens alone"
-    )
+    check = Check("masked_balance", masked, right, mistakes, "not the loss of real tokens alone")
     # Two real tokens that go apart, two of padding that go together: over the real ones f is even.
     check.on("the logarithms of [[3, 1], [1, 3], [3, 1], [3, 1]], the last two padding",
              torch.tensor([[3.0, 1], [1, 3], [3, 1], [3, 1]]).log(),

@@ -38,9 +38,7 @@ def check_responsibilities(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -
     for given, case in _cases():
         check.on(given, *case)
     far = torch.zeros(1, 2), torch.tensor([[[30.0], [31.0]]]), torch.zeros(1, 1)
-    clamped = (
-        "right near by, wrong far off: what was clamped or added for safety is now all there is"
-    )
+    clamped = "right near by, wrong far off: what was clamped or added for safety is all there is"
     check.on("experts that are off by 30 and by 31", *far, otherwise=clamped)
     check.passed("prior times likelihood, divided by the sum, and safe for far-off experts.")
 
@@ -49,9 +47,7 @@ def _posterior_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -
     off_TE, p_TE = squared_errors(out_TEO, target_TO), logits_TE.softmax(-1)
     log_TE = logits_TE.log_softmax(-1) - off_TE / 2
     each_TE = (target_TO[:, None] - out_TEO).square()
-    over_cases = (
-        "these add up to 1 over the cases (dim 0); each case is shared among its experts (dim -1)"
-    )
+    over_cases = "these add up to 1 over the cases (dim 0); each is shared among its experts"
     return [
         ("this is the prior p, what the gate believes before the answer is known", p_TE),
         ("these do not add up to 1: divide by the sum over the experts", log_TE.exp()),
@@ -80,7 +76,7 @@ def check_mixture_error(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> N
         "stay in logarithms, with log_softmax and logsumexp"
     )
     check = Check("mixture_error", answer, mixture_error, _error_mistakes,
-                  "this is not equation 1.3", nan=overflow)  # fmt: skip
+                  "this is not equation 1.3", nan=overflow, slack=1e-4)  # fmt: skip
     for given, case in _cases():
         check.on(given, *case)
     given = "one case, both experts off by 40"
@@ -243,9 +239,7 @@ def check_working_experts(answer: Callable[[Tensor, float], Tensor]) -> None:
     surely = torch.tensor([[[9.0, 8, -9], [8, 0, -9], [2, 9, -9], [1, 8, -8]]])
     check = Check("working_experts", answer, right, mistakes, "that is not how many experts work")
     check.on("a run of 4 cases, won by experts 0 0 1 1; share 0.02", surely, 0.02)
-    check.on(
-        "a run of 4 cases, won by experts 0 0 1 1; share 0.5: half is just enough", surely, 0.5
-    )
+    check.on("a run of 4 cases, won by experts 0 0 1 1; share 0.5: half is enough", surely, 0.5)
     check.on("two runs of 5 cases, won by experts 0 0 0 0 1 and 2 2 2 2 2; share 0.5",
              won([0, 0, 0, 0, 1], [2, 2, 2, 2, 2]), 0.5)  # fmt: skip
     check.on("two runs of 5 cases, won by experts 0 0 0 1 1 and 0 0 0 0 1; share 0.3: a case and "

@@ -50,9 +50,7 @@ def check_split_experts(split: Split) -> None:
     """Check a split at equal parameters and equal work: (N, K, F, m, shared) -> (E, K, F)."""
 
     def mistakes(N: int, K: int, F: int, m: int, s: int) -> Mistakes:
-        few_seats = (
-            "each token still has K experts, now small ones: 1/m of the work; give it m * K seats"
-        )
+        few_seats = "each token has K experts, now small ones: 1/m of the work; it has m * K seats"
         return [
             ("as wide as before, so m times the parameters: F / m", (m * N - s, m * K - s, F)),
             (few_seats, (m * N - s, K - s, F // m)),
@@ -166,12 +164,8 @@ def check_balanced_step(step: Step) -> None:
         T, mean, way_E = len(logits_TE), load_E.mean(), torch.sign(load_E.mean() - load_E)
         bare_way_E = torch.sign(mean - bare_E)
         proportional = "this moves by u times the error; Algorithm 1 takes only its sign"
-        before = (
-            "the bias is moved before the choice: then a token's expert depends on later tokens"
-        )
-        centred = (
-            "this bias is also centred: the choices stay the same, but Algorithm 1 leaves it out"
-        )
+        before = "the bias is moved before the choice: a token's expert depends on later tokens"
+        centred = "this bias is also centred: choices stay the same; Algorithm 1 leaves it out"
         moved_E = bias_E + u * bare_way_E
         return [
             ("the sign is flipped: it is mean - load", (chosen_TE, bias_E - u * way_E)),
@@ -183,6 +177,8 @@ def check_balanced_step(step: Step) -> None:
             ("counted as if without bias, so it never learns that it worked", (chosen_TE, moved_E)),
             (before, (_top(scores_TE + ahead_E, k), ahead_E)),
             (before, (_top(scores_TE + moved_E, k), moved_E)),
+            *((before, (late_TE, old_E + u * torch.sign(mean - late_TE.sum(0))))
+              for late_TE in [_top(scores_TE + ahead_E, k)] for old_E in (bias_E, ahead_E)),
             ("the bias is not used in the choice", (_top(scores_TE, k), moved_E)),
             ("these are sums of scores; load counts the pairs",
              (chosen_TE, bias_E + u * torch.sign(scores_TE.mean() * T - scores_TE.sum(0)))),
@@ -217,9 +213,8 @@ def check_balanced_step(step: Step) -> None:
     # By score the last two tokens choose expert 1; the bias sends them to 2: loads 1, 1, 2.
     rows = [[0.8, 0.1, 0.5], [0.3, 0.6, 0.2], [0.1, 0.7, 0.6], [0.1, 0.7, 0.6]]
     given = "scores [[.8, .1, .5], [.3, .6, .2], [.1, .7, .6], [.1, .7, .6]], bias = [0, -.2, 0]"
-    check.on(
-        f"{given}, k = 1, u = .1", torch.tensor(rows).logit(), torch.tensor([0, -0.2, 0]), 1, 0.1
-    )
+    hand = torch.tensor(rows).logit(), torch.tensor([0, -0.2, 0])
+    check.on(f"{given}, k = 1, u = .1", *hand, 1, 0.1)
     for seed, (T, E, k, u) in enumerate(((40, 6, 2, 0.1), (40, 6, 1, 0.3), (40, 6, 3, 0.01),
                                          (6, 6, 2, 0.05), (12, 4, 1, 0.2))):  # fmt: skip
         lean_TE = randn(seed, T, E) + torch.linspace(1, -1, E)
@@ -270,6 +265,8 @@ def check_violations(violations: Callable[[Tensor], tuple[float, float]]) -> Non
               ((loads_SE.amax(1) - loads_SE.amin(1)) / loads_SE.mean(1)).mean())),
             ("the batches' own are weighed by their tokens; each counts once",
              (..., (each_S * loads_SE.sum(1)).sum() / loads_SE.sum())),
+            ("that is the largest distance either way; MaxVio looks at the busiest",
+             ((pooled_E / pooled_E.mean() - 1).abs().max(), ...)),
             ("the largest load of all batches is compared; a batch's own counts there",
              (loads_SE.max() / loads_SE.mean() - 1, ...)),
         ]  # fmt: skip
@@ -281,9 +278,10 @@ def check_violations(violations: Callable[[Tensor], tuple[float, float]]) -> Non
     check = Check("violations", violations, right, mistakes, "not (largest - mean) / mean",
                   parts=("the global one", "the mean over the batches"))  # fmt: skip
     for loads in (
-        [[4.0, 1.0, 1.0], [1.0, 3.0, 2.0]],
-        [[30.0, 10.0], [1.0, 3.0]],
-        [[5.0, 0.0, 1.0]],
+        [[4.0, 1, 1], [1.0, 3, 2]],
+        [[30.0, 10], [1.0, 3]],
+        [[5.0, 0, 1]],
+        [[4.0, 4, 3, 0]],
     ):
         check.on(f"loads {loads}", torch.tensor(loads))
     for S, E in ((6, 5), (4, 4), (3, 16)):
@@ -335,6 +333,8 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
              logits_TE.softmax(-1) * (right > 0)),
             ("the softmax runs over all that are left, then the k best; over the k alone",
              gates(logits_TE, rank_TE >= off) * (right > 0)),
+            ("experts are numbered among those that are left; each keeps its number",
+             right.sort(1, descending=True).values),
         ]  # fmt: skip
 
     check = Check("disable_top", disable,
@@ -347,7 +347,5 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
              torch.tensor([[0.32, 0.16, 0.08, 0.04, 0.02, 0.01]]).log(), 3, 1 / 3)  # fmt: skip
     for E, k, ratio in ((8, 2, 0.0), (8, 2, 1 / 8), (8, 3, 1 / 4), (8, 2, 1 / 2), (63, 7, 1 / 16),
                         (8, 3, 0.3), (10, 1, 0.28), (5, 2, 0.6)):  # fmt: skip
-        check.on(
-            f"twelve tokens, {E} experts, k = {k}, ratio {ratio:.4g}", randn(k, 12, E), k, ratio
-        )
+        check.on(f"12 tokens, {E} experts, k = {k}, ratio {ratio:.4g}", randn(k, 12, E), k, ratio)
     check.passed("each token without its own best, and still with k experts.")

@@ -110,9 +110,7 @@ def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
 
     check = Check("posteriors", posteriors, lambda *args: sum_upwards(leaves(*args)), mistakes,
                   "these are not the nodes' posteriors")  # fmt: skip
-    given = (
-        "prior [[0.4, 0.1, 0.3, 0.2], [1/4, 1/4, 1/4, 1/4]], density [[1, 2, 0, 2], [1, 1, 2, 0]]"
-    )
+    given = "prior [[.4, .1, .3, .2], [1/4, 1/4, 1/4, 1/4]], density [[1, 2, 0, 2], [1, 1, 2, 0]]"
     prior_TE = torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]])
     check.on(given, prior_TE, torch.tensor([[1.0, 2.0, 0.0, 2.0], [1.0, 1.0, 2.0, 0.0]]))
     for E, T in ((2, 5), (8, 5), (4, 1), (4, 4)):
@@ -126,9 +124,7 @@ def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
 def _weighted(x_TD: Tensor, y_TO: Tensor, weight_T: Tensor, ridge: float = 0.0) -> Tensor:
     """Solve a weighted least-squares problem."""
     wx_DT = (weight_T[:, None] * x_TD).mT
-    return torch.linalg.solve(
-        wx_DT @ x_TD + ridge * torch.eye(x_TD.shape[1]).to(x_TD), wx_DT @ y_TO
-    )
+    return torch.linalg.solve(wx_DT @ x_TD + ridge * torch.eye(len(x_TD.mT)).to(x_TD), wx_DT @ y_TO)
 
 
 def check_fit_expert(fit_expert: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -167,16 +163,14 @@ def check_fit_expert(fit_expert: Callable[[Tensor, Tensor, Tensor], Tensor]) -> 
     check.passed("the weighted squared error is at its least.")
 
 
-def _newton(
-    v_D: Tensor, x_TD: Tensor, slope_T: Tensor, curve_T: Tensor, damping: float = DAMPING
-) -> Tensor:
-    curve_DD = (curve_T[:, None] * x_TD).mT @ x_TD + damping * torch.eye(len(v_D)).to(x_TD)
+def _newton(x_TD: Tensor, slope_T: Tensor, curve_T: Tensor, damping: float = DAMPING) -> Tensor:
+    curve_DD = (curve_T[:, None] * x_TD).mT @ x_TD + damping * torch.eye(len(x_TD.mT)).to(x_TD)
     return torch.linalg.solve(curve_DD, x_TD.mT @ slope_T)
 
 
 def _gate_step(v_D: Tensor, x_TD: Tensor, own_T: Tensor, left_T: Tensor) -> Tensor:
     p_T = (x_TD @ v_D).sigmoid()
-    return v_D + _newton(v_D, x_TD, left_T - own_T * p_T, own_T * p_T * (1 - p_T))
+    return v_D + _newton(x_TD, left_T - own_T * p_T, own_T * p_T * (1 - p_T))
 
 
 def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -191,12 +185,10 @@ def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
         slope_T, curve_T, free_T = left_T - own_T * p_T, own_T * p_T * (1 - p_T), p_T * (1 - p_T)
 
         def step(slope_T: Tensor, curve_T: Tensor, damping: float = DAMPING) -> Tensor:
-            return _newton(v_D, x_TD, slope_T, curve_T, damping)
+            return _newton(x_TD, slope_T, curve_T, damping)
 
         own_share = "the gate expects p of every token; only own of it came here: left - own p"
-        linear = (
-            "the curvature is that of a linear regression; a logistic one has W = own p (1 - p)"
-        )
+        linear = "the curvature is a linear regression's; a logistic one has W = own p (1 - p)"
         right = v_D + step(slope_T, curve_T)
         return [
             ("the step goes downhill: we climb x'(left - own p)", v_D - step(slope_T, curve_T)),
@@ -360,15 +352,13 @@ def _as_good(new: HME, old: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tenso
     best_GD, best_EDO, _ = _m_step(old, x_TD, y_TO, posterior_TN)
     weight_TE = posterior_TN[:, -len(best_EDO) :]
     gate_GD, expert_EDO, var_E = new.gate_QGD[0], new.expert_QEDO[0], new.var_QE[0]
-    was_G, is_G, could_G = (
-        _gate_likelihoods(v_GD, x_TD, posterior_TN) for v_GD in (old.gate_QGD[0], gate_GD, best_GD)
-    )
+    tried = old.gate_QGD[0], gate_GD, best_GD
+    was_G, is_G, could_G = (_gate_likelihoods(v_GD, x_TD, posterior_TN) for v_GD in tried)
     good_G = is_G >= was_G + 0.5 * (could_G - was_G).clamp(min=0) - 1e-6
     error_E, least_E = (_variances(w, x_TD, y_TO, weight_TE) for w in (expert_EDO, best_EDO))
     good_E = error_E <= least_E + 1e-3 * error_E.clamp(max=1)
-    true_E = ((var_E - error_E).abs() <= 1e-3 * error_E + 1e-4) | (
-        (error_E < 1e-4) & (var_E < 1e-2)
-    )
+    near_E = (var_E - error_E).abs() <= 1e-3 * error_E + 1e-4
+    true_E = near_E | ((error_E < 1e-4) & (var_E < 1e-2))
     return (
         torch.where(good_G[:, None], best_GD, gate_GD),
         torch.where(good_E[:, None, None], best_EDO, expert_EDO),

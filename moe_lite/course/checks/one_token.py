@@ -78,9 +78,7 @@ def check_load(load: Callable[[Routing], Tensor]) -> None:
 
     def mistakes(routing: Routing) -> Mistakes:
         E, K, right = routing.num_experts, routing.per_token or 1, routing.load_E()
-        first_E, last_E = (
-            routing.expert_N.view(-1, K)[:, k].bincount(minlength=E) for k in (0, K - 1)
-        )
+        first_E, last_E = (routing.expert_N[k::K].bincount(minlength=E) for k in (0, K - 1))
         missing = "experts that got nothing are missing: there are E experts, used or not"
         return [
             ("only first choices are counted; each token has K of them", first_E),

@@ -148,9 +148,8 @@ def check_moe_layer(moe_layer: Callable[..., Tensor]) -> None:
             f"where expert e maps x to 10^e x²{idle}"
         )
         check.on(given, x_TD, gate_TK, expert_TK, w1, w3, w2)
-    for seed, (T, E, K, D, width) in enumerate(
-        ((7, 5, 3, 4, 6), (5, 6, 2, 3, 3), (6, 4, 1, 5, 2), (1, 8, 2, 4, 4), (4, 3, 3, 2, 5))
-    ):
+    sizes = (7, 5, 3, 4, 6), (5, 6, 2, 3, 3), (6, 4, 1, 5, 2), (1, 8, 2, 4, 4), (4, 3, 3, 2, 5)
+    for seed, (T, E, K, D, width) in enumerate(sizes):
         logits_TE = randn(seed, T, E)
         if K < E:
             logits_TE[:, 2] = -torch.inf
@@ -175,10 +174,8 @@ def _every_pair(
     return torch.einsum("tef,edf->ted", up_TEF, w2)[torch.arange(len(x_TD))[:, None], expert_TK]
 
 
-def _moe(
-    x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, w1: Tensor, w3: Tensor, w2: Tensor
-) -> Tensor:
-    return (gate_TK[..., None] * _every_pair(x_TD, expert_TK, w1, w3, w2)).sum(dim=1)
+def _moe(x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, *weights: Tensor) -> Tensor:
+    return (gate_TK[..., None] * _every_pair(x_TD, expert_TK, *weights)).sum(dim=1)
 
 
 def _moe_mistakes(
@@ -231,14 +228,19 @@ def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
     exercise = "router"
     with torch.random.fork_rng(devices=[]):
         router = call(exercise, Router, 4, 3, 2, on="hidden_size=4, num_experts=3, top_k=2")
+        other = call(exercise, Router, 4, 5, 3, on="hidden_size=4, num_experts=5, top_k=3")
     if not isinstance(getattr(router, "gate", None), nn.Linear):
         refuse(exercise, "keep the scores' nn.Linear as self.gate; change only forward")
     forward = type(router).forward
     before = {k: v for k, v in forward.__globals__.items() if isinstance(v, Tensor)}
-    check = Check(exercise, router, lambda x_TD: _gates(x_TD @ router.gate.weight.T, 2),
+    check = Check(exercise, lambda x_TD, run, k: run(x_TD),
+                  lambda x_TD, run, k: _gates(x_TD @ run.gate.weight.T, k),
                   parts=("gate_TK", "expert_TK"))  # fmt: skip
     for x_TD in (randn(1, 5, 4), randn(2, 5, 4), randn(3, 3, 4)):
-        check.on(f"a fresh batch of shape {tuple(x_TD.shape)}: {show(x_TD)}", x_TD)
+        check.on(f"a fresh batch of shape {tuple(x_TD.shape)}: {show(x_TD)}", x_TD, router, 2)
+    check.on("a router with five experts and top_k = 3", randn(4, 6, 4), other, 3,
+             otherwise="right for top_k = 2, wrong for 3: is 2 written into the code?")  # fmt: skip
+    check.slopes("a fresh batch of shape (5, 4)", randn(5, 5, 4), router, 2, of={"x_TD": 0})
     for name, value in forward.__globals__.items():
         if isinstance(value, Tensor) and before.get(name) is not value:
             refuse(exercise, f"forward writes the global `{name}`, whose readers get this batch: "
@@ -257,7 +259,7 @@ def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
     elif same(first.yours, second.yours):
         why = "two different batches get the same answer: it does not depend on the argument"
     for case in check.cases:
-        case.otherwise = why
+        case.otherwise = case.otherwise or why
     check.passed("the answer follows the argument, whatever else the notebook holds.")
 
 
@@ -309,9 +311,7 @@ def _count_mistakes(c: MixtralConfig) -> Mistakes:
         c.hidden_size, c.num_attention_heads, c.num_local_experts, c.num_experts_per_tok
     )  # fmt: skip
     dense = embedding + head + attention + norms + expert
-    eight = (
-        "that multiplies more than the experts by their number; attention and embeddings are shared"
-    )
+    eight = "that multiplies more than the experts: attention and embeddings are shared"
     totals = [
         (eight, E * dense),
         (eight, E * dense + router),

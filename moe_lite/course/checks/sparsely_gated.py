@@ -24,9 +24,7 @@ def check_sparse_gates(sparse_gates: Callable[[Tensor, int], Tensor]) -> None:
         more_TE, fewer_TE = (_gates(scores_TE, min(max(n, 1), scores_TE.shape[1]))
                              for n in (k + 1, k - 1))  # fmt: skip
         positive_TE = (scores_TE * chosen_TE).clamp(min=0)
-        by_expert = (
-            "each expert keeps its k best tokens (dim 0); each token is to keep its k best experts"
-        )
+        by_expert = "each expert keeps its k best tokens (dim 0); each token keeps its k experts"
         twice = "the kept gates went through a second softmax, in which 0 counts too"
         return [
             ("the scores that were not kept became 0, and exp(0) is 1: they take a share; use -inf",
@@ -298,6 +296,8 @@ def check_load_anywhere(load: Load) -> None:
             ("only first choices are counted; each token counts for k experts",
              _chosen(noisy, 1).sum(0).to(clean) if bare else right_E),
             ("the size of the noise is not used", counts_E if bare else soft_E),
+            ("an expert that nobody chose has a load too, 0: give bincount a minlength",
+             noisy.topk(k).indices.flatten().bincount() if bare else right_E),
             ("counts made shares of the pairs; load counts tokens", right_E / right_E.sum()),
             ("this is the load of each token; sum over the tokens, not over the experts",
              _chosen(noisy, k).sum(1) if std is None else _prob(clean, noisy, std, k).sum(1)),
@@ -312,6 +312,9 @@ def check_load_anywhere(load: Load) -> None:
         check.on(f"tokens: {T}, experts: {E}, k = {k}, with noise", clean, noisy, std, k)
         check.on(f"tokens: {T}, experts: {E}, k = {k}, std = None", clean, clean, None, k,
                  otherwise=count)  # fmt: skip
+    idle = randn(1, 6, 4) - torch.tensor([0.0, 0, 0, 9])
+    check.on("six tokens of which none chooses the last expert, std = None", idle, idle, None, 2,
+             otherwise=count)  # fmt: skip
     clean, noisy, std = randn(0, 9, 5), randn(9, 9, 5), 0.3 + randn(18, 9, 5).abs()
     check.slopes("nine tokens, k = 2", clean, noisy, std, 2, of={"the clean scores": 0, "std": 2})
     check.judge()

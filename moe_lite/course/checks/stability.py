@@ -224,6 +224,8 @@ def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> N
         std, reach = weight.std().item(), weight.abs().max().item()
         if abs(weight.mean().item()) > 0.05 * std:
             refuse(exercise, "the mean must be 0", given)
+        if (weight.abs() >= reach * (1 - 1e-6)).double().mean() > 0.001:
+            refuse(exercise, "clamping piles the tails up at the edge; they are drawn again", given)
         if off(std, sigma) > 0.025:
             found = min((v for _, v in mistakes(rows, n, s)), key=lambda v: off(std, v))
             return found if off(std, found) < 0.025 else std
@@ -232,12 +234,10 @@ def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> N
         if reach > 2.28 * sigma:
             why = "right deviation, but values beyond two deviations must be drawn again"
             refuse(exercise, why, given)
-        if (weight.abs() >= reach * (1 - 1e-6)).double().mean() > 0.001:
-            refuse(exercise, "clamping piles the tails up at the edge; they are drawn again", given)
         return sigma
 
-    check = Check("first_weights", drawn, right, mistakes, "not of deviation sqrt(s / n)",
-                  see=deviation)  # fmt: skip
+    check = Check("first_weights", drawn, right, mistakes, see=deviation,
+                  otherwise="not of sigma sqrt(s / n), cut at two of it")  # fmt: skip
     for rows, n, s in ((800, 100, 0.08), (700, 200, 0.3), (256, 800, 0.1)):
         check.on(f"{rows} rows, fan-in {n}, scale {s:g}; the deviation", rows, n, s)
     check.passed("variance s / n, cut at two deviations: logits of variance s at the start.")
