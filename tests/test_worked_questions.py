@@ -48,8 +48,10 @@ def answers() -> dict[tuple[str, int], list[str]]:
         (SERVING, 4): [f"{H100.bf16 / H100.bandwidth:.0f}.", f"{rows} rows",
                        f"be {88 * 8 * 8 / 256:.0f}."],
         (SERVING, 5): [f"{rows / (128 * ceil(rows / 128)):.0%}", f"{16 / 128:.1%}"],
-        (SERVING, 6): [f"{(1 - 0.8**4) / 0.2:.2f} tokens", f"{distinct_experts(8, 2, 4):.1f} experts",
-            f"{distinct_experts(256, 8, 4):.1f}, {distinct_experts(256, 8, 4) / 8:.1f} times",
+        (SERVING, 6): [f"{(1 - 0.8**4) / 0.2:.2f} tokens",
+                       f"{distinct_experts(8, 2, 4):.1f} experts",
+            f"{distinct_experts(256, 8, 4):.1f}, "
+                       f"{distinct_experts(256, 8, 4) / 8:.1f} times",
             f"{more[0]:.2f} and {more[1]:.2f} times"],
         (SERVING, 7): [*(f"{active / speed * 1e3:.0f} ms" for speed in (32e9, 7e9, 80e9))],
         (MACHINES, 2): [f"{sent / 1e6:.2f} MB", f"{all_to_all_bytes(V3, 1, 64) / 1e6:.1f} MB"],
