@@ -86,19 +86,24 @@ EXPERIMENT = Experiment(
     config=CONFIG,
     claims=(
         Claim("a dense model holds two bits per parameter, if it sees each fact 1,000 times",
-              "abstract", "bits per parameter, dense, 1000", 2.0, within=0.15),
-        Claim("and one if it sees each 100 times", "others' notes of it",
-              "bits per parameter, dense, 100", 1.0, within=0.15),
+              "Results 1 to 3", "bits per parameter, dense, 1000", 2.0, within=0.15),
+        Claim("and one if it sees each 100 times", "Result 4",
+              "bits per parameter, dense, 100", 1.0, within=0.15, note="GPT-2; gated MLPs less"),
         Claim("experts hold a little less per parameter: dense / sparse at 1,000",
-              "others' notes of it", "dense / 16 experts, 1000", 1.3, within=0.2, void=1,
-              note="1.3 to 1.5, with 32 experts; ours are 16"),
+              "Result 9", "dense / 16 experts, 1000", 1.3, void=1,
+              note="with 32 experts; ours are 16"),
+    ),
+    finding=(
+        "a dense block holds {0} bits a parameter if it sees each fact 1,000 times, 2 in the "
+        "paper; sixteen small experts hold more here, not less (dense / sparse {2})"
     ),
     run=run,
     spot=spot,
     caveat=(
-        "of the paper its abstract was at hand; two of the three numbers come from others' notes "
-        "on it. Sizes and the one learning rate of all blocks were chosen on facts drawn from "
-        "other numbers, and before the rules were written one dense block had been seen that held "
-        "1.2 bits per parameter after 100 exposures."
+        "the paper's models are transformers and read text, ours is one gated block between "
+        "vectors; dense is a fifth as large as the mixture, and three quarters of it are the "
+        "readout, where the paper compares at equal size. Sizes and the one learning rate of all "
+        "blocks were chosen on facts drawn from other numbers, and before the rules were written "
+        "one dense block had been seen that held 1.2 bits per parameter after 100 exposures."
     ),
 )  # fmt: skip

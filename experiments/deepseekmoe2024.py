@@ -10,13 +10,12 @@ divided by the sum over the selected. Divided, a single routed expert would have
 whatever its score, and its router would learn nothing.
 
 Figure 3 prints no loss but six benchmarks divided by the best, so of its steps only the direction
-can be judged (within 0%); its two ends have their loss on the Pile in Table 1. Figure 4 was read
+can be judged; its two ends have their loss on the Pile in Table 1. Figure 4 was read
 off: its axis goes to 9 nats, so by about 0.1.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from moe_lite.course.data import Corpus, load_corpus
-from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.ledger import Claim, Experiment, Measures, Pair
 from moe_lite.course.sweep import MAX_BYTES, Outcome, Setting, sweep
 from moe_lite.course.sweep import run as train_one
 from moe_lite.evaluation import cross_entropy
@@ -111,38 +110,21 @@ def run(seeds: Sequence[int]) -> Measures:
 
 
 def relations(found: Measures) -> Measures:
-    """Relate the settings to each other, seed by seed: what the claims are about."""
-
-    def pairs(first: str, second: str) -> list[tuple[float, float]]:
-        columns = zip(found[first], found[second], strict=True)
-        return [(math.nan if a is None else a, math.nan if b is None else b) for a, b in columns]
-
-    def ratio(worse: str, better: str) -> list[float | None]:
-        losses = pairs(f"loss at {worse}", f"loss at {better}")
-        return [math.exp(a - b) for a, b in losses]
-
-    def rise(name: str, without: str) -> list[float]:
-        return [
-            a - b for a, b in pairs(f"loss {without} at {name}", f"loss without 0/16 at {name}")
+    """Say, seed by seed, how much more than the wide experts the fine ones lose with their best."""
+    made: Measures = {}
+    for n in (1, 2):
+        rises = [
+            Pair(f"loss without {n}/16 at {name}", f"loss without 0/16 at {name}")
+            for name in ("1 + 7 of 63", "2 of 16, x 1.5")
         ]
-
-    def more(n: int) -> list[float | None]:
-        fine, coarse = (rise(name, f"without {n}/16") for name in ("1 + 7 of 63", "2 of 16, x 1.5"))
-        return [a - b for a, b in zip(fine, coarse, strict=True)]
-
-    ends = pairs("loss at 1 + 7 of 63", "loss at 2 of 16")
-    wider = pairs("loss at 2 of 16, x 1.5", "loss at 1 + 7 of 63")
-    return {
-        "loss, 1 + 7 of 63 less 2 of 16": [a - b for a, b in ends],
-        "loss, 2 of 16, x 1.5 less 1 + 7 of 63": [a - b for a, b in wider],
-        "perplexity, 2 of 16 / 1 + 1 of 15": ratio("2 of 16", "1 + 1 of 15"),
-        "perplexity, 1 + 1 of 15 / 1 + 3 of 31": ratio("1 + 1 of 15", "1 + 3 of 31"),
-        "perplexity, 1 + 3 of 31 / 1 + 7 of 63": ratio("1 + 3 of 31", "1 + 7 of 63"),
-        "perplexity, 2 of 16 / 8 of 64": ratio("2 of 16", "8 of 64"),
-        "without 1/16: more loss than x 1.5": more(1),
-        "without 2/16: more loss than x 1.5": more(2),
-        "without the shared: rise": list(rise("1 + 7 of 63", "without the shared")),
-    }
+        columns = [
+            [pair.of(*both) for both in zip(found[pair.a], found[pair.b], strict=True)]
+            for pair in rises
+        ]
+        made[f"without {n}/16: more loss than x 1.5"] = [
+            None if a is None or b is None else a - b for a, b in zip(*columns, strict=True)
+        ]
+    return made
 
 
 def spot() -> Measures:
@@ -156,12 +138,12 @@ def spot() -> Measures:
     return found
 
 
-BARS = "scores read off the bars, mean of six; ours is perplexity: direction only"
+BARS = "its bars are benchmarks divided by the best, ours are losses: a direction only"
 EXPERIMENT = Experiment(
     title="Experts split in two and in four, one of them shared, at equal size and equal work",
     source="Dai et al. 2024, DeepSeekMoE, arXiv:2401.06066",
     chapter="09",
-    seeds=3,
+    seeds=8,
     config={
         "settings": {
             name: [
@@ -174,23 +156,29 @@ EXPERIMENT = Experiment(
     },
     claims=(
         Claim("split in four, one shared: the loss is lower, in nats per token",
-              "Figure 3's ends, Table 1", "loss, 1 + 7 of 63 less 2 of 16", 1.808 - 1.867,
-              within=0.5, void=0, note="1.808 and 1.867 on the Pile"),
-        Claim("a shared expert alone helps: 1 + 1 of 15 over 2 of 16", "Figure 3",
-              "perplexity, 2 of 16 / 1 + 1 of 15", 0.909 / 0.814, within=0, void=1, note=BARS),
-        Claim("then splitting in two helps: 1 + 3 of 31 over 1 + 1 of 15", "Figure 3",
-              "perplexity, 1 + 1 of 15 / 1 + 3 of 31", 0.948 / 0.909, within=0, void=1, note=BARS),
-        Claim("then splitting in four helps: 1 + 7 of 63 over 1 + 3 of 31", "Figure 3",
-              "perplexity, 1 + 3 of 31 / 1 + 7 of 63", 1 / 0.948, within=0, void=1, note=BARS),
+              "Figure 3's ends, Table 1", Pair("loss at 1 + 7 of 63", "loss at 2 of 16"),
+              1.808 - 1.867, void=0, note="1.808 and 1.867 on the Pile"),
+        Claim("a shared expert alone helps: loss, 1 + 1 of 15 − 2 of 16", "Figure 3",
+              Pair("loss at 1 + 1 of 15", "loss at 2 of 16"), "below", void=0, note=BARS),
+        Claim("then splitting in two helps: loss, 1 + 3 of 31 − 1 + 1 of 15", "Figure 3",
+              Pair("loss at 1 + 3 of 31", "loss at 1 + 1 of 15"), "below", void=0, note=BARS),
+        Claim("then splitting in four helps: loss, 1 + 7 of 63 − 1 + 3 of 31", "Figure 3",
+              Pair("loss at 1 + 7 of 63", "loss at 1 + 3 of 31"), "below", void=0, note=BARS),
         Claim("without its best 1/16, 1 + 7 of 63 loses more than 2 of 16 x 1.5, in nats",
-              "Figure 4", "without 1/16: more loss than x 1.5", 7.5 - 5.6, within=0.5, void=0,
+              "Figure 4", "without 1/16: more loss than x 1.5", 7.5 - 5.6, void=0,
               note="7.5 and 5.6, read off"),
         Claim("and without 2/16, where neither has a chosen one left", "Figure 4",
-              "without 2/16: more loss than x 1.5", 8.2 - 7.5, within=0.5, void=0,
+              "without 2/16: more loss than x 1.5", 8.2 - 7.5, void=0,
               note="8.2 and 7.5, read off"),
         Claim("a routed expert in the shared one's place: the loss rises, in nats", "section 4.5",
-              "without the shared: rise", 2.414 - 1.808, within=0.5, void=0,
-              note="1.808 to 2.414"),
+              Pair("loss without the shared at 1 + 7 of 63", "loss without 0/16 at 1 + 7 of 63"),
+              2.414 - 1.808, void=0, note="1.808 to 2.414"),
+    ),
+    finding=(
+        "experts split in four, one of them shared, are not better yet: {0} nats against the "
+        "coarse model, -0.059 in the paper. A fine model is hurt *less* than a wide one when "
+        "its best experts are taken ({4} nats), and a shared expert is not one of many ({6} "
+        "nats)"
     ),
     run=run,
     spot=spot,
@@ -198,7 +186,10 @@ EXPERIMENT = Experiment(
         "a first run, with gates divided by the sum over the selected, was stopped after three "
         "models: with one routed expert the gate was always 1, and the loss showed it (seed 0, 240 "
         "steps: 2 of 16 4.84, 1 + 1 of 15 5.21, 1 + 3 of 31 4.78). After it the plan was shortened "
-        "from 240 steps and four seeds to 200 and three, for lack of time; the rules stayed. "
-        "The rest was made in several sittings beside other work; the minutes are the last one's."
+        "from 240 steps and four seeds to 200 and three, for lack of time. Five seeds were added "
+        "under the present rules; twelve in all were planned, eight came in the time, and the "
+        "losses had been looked at before the end. The first row stands near its border: with "
+        "seven seeds it was inconclusive. All was made in several sittings beside other work; the "
+        "minutes are the last ones'."
     ),
 )  # fmt: skip

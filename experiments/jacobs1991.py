@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.ledger import Claim, Experiment, Measures, Pair
 from moe_lite.course.mixtures import Backprop, Descent, Mixture, descend
 from moe_lite.course.vowels import Vowels, load_vowels
 
@@ -120,11 +120,6 @@ def run(seeds: Sequence[int]) -> Measures:
             step = tune(system, coding)
             measures |= measure(system, coding, seeds, step)
             measures[f"{system}, {coding}: step"] = [step] * len(seeds)
-        for ratio, (slower, faster) in RATIOS.items():
-            a, b = (measures[f"{system}, {coding}: epochs"] for system in (slower, faster))
-            measures[f"{ratio}, {coding}"] = [
-                x / y if x and y else None for x, y in zip(a, b, strict=True)
-            ]
     for system in MIXTURES:
         found = measure(system, FOUR_WAY, seeds, CONFIG["smooth step"])
         measures |= {key.replace(FOUR_WAY, SMOOTH): values for key, values in found.items()}
@@ -146,10 +141,9 @@ def claims() -> tuple[Claim, ...]:
     for coding in [*CODINGS, FOUR_WAY]:
         for ratio, (slower, faster) in RATIOS.items():
             paper = PAPER[slower][2] / PAPER[faster][2]
-            found.append(
-                Claim(f"epochs, {ratio} ({coding})", "Table 1, a quotient", f"{ratio}, {coding}",
-                      paper, within=0.25, void=1.0)
-            )  # fmt: skip
+            pair = Pair(f"{slower}, {coding}: epochs", f"{faster}, {coding}: epochs", "/")
+            text = f"epochs, {ratio} ({coding})"
+            found.append(Claim(text, "Table 1, a quotient", pair, paper, void=1.0))
     coding = next(iter(CODINGS))
     for system, (train, test, epochs, sd) in PAPER.items():
         for name, number, share, note in (
@@ -173,6 +167,10 @@ EXPERIMENT = Experiment(
     seeds=25,
     config=CONFIG,
     claims=claims(),
+    finding=(
+        "mixtures take fewer epochs than backpropagation, by a factor of {0} where the paper "
+        "has 2; two experts of four do the work"
+    ),
     run=run,
     spot=spot,
     caveat=(

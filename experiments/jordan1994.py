@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe_lite.course import arm
 from moe_lite.course.hierarchy import affine, em_step, random_tree
-from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.ledger import Claim, Experiment, Measures, Pair
 
 CONFIG: dict[str, Any] = {
     "train": 15_000, "test": 5_000, "data_seed": 0,
@@ -112,7 +112,6 @@ def run(seeds: Sequence[int]) -> Measures:
         "backprop's epochs to the tree's error": passes["tuned"],
         "speed-up": speedup["tuned"],
         "speed-up, 1994's step": speedup["1994"],
-        "tree minus backprop": (goal_S - backprop_ES[-1]).tolist(),
         **{f"tree, epoch {n}": tree_ES[n - 1].tolist() for n in MARKS if n <= len(tree_ES)},
         **{f"backprop, epoch {n}": backprop_ES[n - 1].tolist() for n in MARKS
            if n <= len(backprop_ES)},
@@ -151,11 +150,15 @@ EXPERIMENT = Experiment(
         Claim("relative error of backprop, 60 hidden units", "Table 1", "backprop",
               paper=0.09, within=0.2, note="after 5,500 epochs, as ours"),
         Claim("backprop's epochs to the tree's error, over the tree's 35", "Table 1", "speed-up",
-              paper=157, within=0.5, void=1, note="5,500 / 35"),
+              paper=157, void=1, note="5,500 / 35"),
         Claim("the same with the step size of 1994, as we read it", "Table 1",
-              "speed-up, 1994's step", paper=157, within=0.5, void=1, note="5,500 / 35"),
+              "speed-up, 1994's step", paper=157, void=1, note="5,500 / 35"),
         Claim("backprop ends lower: tree's error minus backprop's", "Table 1",
-              "tree minus backprop", paper=0.01, within=0.5, void=0),
+              Pair("tree", "backprop"), paper=0.01, void=0),
+    ),
+    finding=(
+        "the tree comes to the paper's error ({1}) in the paper's 35 epochs; backpropagation "
+        "takes {3} times as many to get there, not 157, and then ends lower"
     ),
     run=run,
     spot=spot,

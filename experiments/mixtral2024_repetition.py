@@ -122,7 +122,8 @@ def claims() -> list[Claim]:
                 Claim(
                     f"{name}{'' if row == 'mean' else f' ({ours})'}: {CHOICES[choice]}, "
                     f"{layer} layer, %", f"Table 5, layer {LAYERS[layer]}",
-                    f"{ours}: {CHOICES[choice]}, {layer} layer", round(paper, 2), within=0.15,
+                    f"{ours}: {CHOICES[choice]}, {layer} layer", round(paper, 2),
+                    within=0.15 if layer == "first" else None,
                     void=None if layer == "first" else chance, note=f"chance {chance}",
                 )
             )  # fmt: skip
@@ -132,7 +133,7 @@ def claims() -> list[Claim]:
             found.append(
                 Claim(f"{words}: {layer} layer above the first, percentage points",
                       "section 5, Table 5", f"{layer} - first layer, {words}", round(rise, 2),
-                      within=0.5, void=0)
+                      void=0)
             )  # fmt: skip
     for row, ours, layers in (
         (f"mean of {len(PAPER)} subsets, ours of 5", "mean", tuple(LAYERS)),
@@ -146,14 +147,14 @@ def claims() -> list[Claim]:
                     Claim(f"{row}: {words}, {layer} layer, above chance, percentage points",
                           f"Table 5, layer {LAYERS[layer]}",
                           f"{ours}: {words}, {layer} layer, above shuffled", round(excess, 2),
-                          within=0.5, void=0, note=f"chance {CHANCE[choice]}; ours: shuffled")
+                          void=0, note=f"chance {CHANCE[choice]}; ours: shuffled")
                 )  # fmt: skip
     column, others = ("last", "any"), [row for row in PAPER if row != "DM Mathematics"]
     gap = mean_of(["DM Mathematics"], column) - mean_of(others, column)
     found.append(
         Claim("DM Mathematics (arithmetic) repeats less than the others: either choice, last "
               "layer, percentage points", "Table 5, layer 31",
-              "arithmetic - others: either choice, last layer", round(gap, 2), within=0.5, void=0)
+              "arithmetic - others: either choice, last layer", round(gap, 2), void=0)
     )  # fmt: skip
     return found
 
@@ -165,6 +166,11 @@ EXPERIMENT = Experiment(
     seeds=CONFIG["sets"],
     config=CONFIG,
     claims=tuple(claims()),
+    finding=(
+        "neighbours share an expert far more often than chance; most of that is unequal use, "
+        "which shuffled text has too. In the last layer {30} points are left of {2}%, in "
+        "arithmetic {34}"
+    ),
     run=run,
     spot=lambda: run(range(2)),
     caveat=(

@@ -10,6 +10,7 @@ out otherwise: it has four experts, about as many as a collapse leaves at work, 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from moe_lite.config import MixtralConfig
 from moe_lite.course import losses2017
 from moe_lite.course.data import Corpus, load_corpus
-from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
+from moe_lite.course.ledger import MARGIN, Claim, Experiment, Measures, Pair, unfinished
 from moe_lite.files import write
 from moe_lite.model import Mixtral
 from moe_lite.routers import NoisyTopKRouter
@@ -124,23 +125,11 @@ def run(seeds: Sequence[int]) -> Measures:
 
 
 def relations(found: Measures) -> Measures:
-    """Relate the settings to each other, seed by seed: what the claims are about."""
-
-    def ratio(above: str, below: str) -> list[float | None]:
-        pairs = zip(found[above], found[below], strict=True)
-        return [a / b for a, b in pairs if a is not None and b is not None]
-
-    balanced = list(zip(*(found[f"perplexity at {name(s)}"] for s in SETTINGS[1:]), strict=True))
+    """Take the perplexities' logarithms: losses in nats, which differences are taken of."""
     return {
-        "perplexity, none / both 0.1": ratio("perplexity at 0, 0", "perplexity at 0.1, 0.1"),
-        "perplexity, worst / best of five": [max(ppl) / min(ppl) for ppl in balanced],
-        "CV of load, none / both 0.1": ratio("CV of load at 0, 0", "CV of load at 0.1, 0.1"),
-        "0.2, 0: load / importance": ratio("CV of load at 0.2, 0", "CV of importance at 0.2, 0"),
-        "0, 0.2: importance / load": ratio("CV of importance at 0, 0.2", "CV of load at 0, 0.2"),
-        "CV of importance, 0.01 / 1": ratio(
-            "CV of importance at 0.01, 0.01", "CV of importance at 1, 1"
-        ),
-        "CV of load, 0.01 / 1": ratio("CV of load at 0.01, 0.01", "CV of load at 1, 1"),
+        key.replace("perplexity", "loss"): [None if x is None else math.log(x) for x in values]
+        for key, values in found.items()
+        if key.startswith("perplexity at ")
     }
 
 
@@ -160,40 +149,47 @@ EXPERIMENT = Experiment(
     title="Six weightings of the importance and load losses, on the course's text",
     source="Shazeer et al. 2017, arXiv:1701.06538",
     chapter="04",
-    seeds=5,
+    seeds=20,
     config=CONFIG,
     claims=(
         Claim("without a balancing loss perplexity is higher: none / both at 0.1", TABLE,
-              "perplexity, none / both 0.1", 39.8 / 35.6, within=0.05, void=1,
+              Pair("perplexity at 0, 0", "perplexity at 0.1, 0.1", "/"), 39.8 / 35.6, void=1,
               note="39.8 and 35.6"),
-        Claim("which of the five losses hardly matters to it: worst / best", TABLE,
-              "perplexity, worst / best of five", 35.7 / 35.6, within=0.01,
-              note="35.7 and 35.6"),
+        *(Claim(f"which of the five losses hardly matters: {name(s)} less 0.1, 0.1, in nats",
+                TABLE, Pair(f"loss at {name(s)}", "loss at 0.1, 0.1"), math.log(paper / 35.6),
+                margin=MARGIN, note=f"{paper} and 35.6")
+          for s, paper in zip(SETTINGS[1:3] + SETTINGS[4:], (35.6, 35.7, 35.7, 35.7), strict=True)),
         Claim("without a loss the busiest expert has many times the mean load", TABLE,
-              "max/mean load at 0, 0", 17.8, within=0.25, void=1.47,
+              "max/mean load at 0, 0", 17.8, void=1.47,
               note="at most 64, ours 8; void: their worst with a loss"),
         Claim("with both at 0.1 it has hardly more than the mean", TABLE,
               "max/mean load at 0.1, 0.1", 1.14, within=0.1),
         Claim("without a loss the loads vary far more: CV of load, none / both at 0.1", TABLE,
-              "CV of load, none / both 0.1", 3.01 / 0.05, within=0.5, void=1,
+              Pair("CV of load at 0, 0", "CV of load at 0.1, 0.1", "/"), 3.01 / 0.05, void=1,
               note="3.01 and 0.05"),
         Claim("the importance loss alone evens the load less than the importance", TABLE,
-              "0.2, 0: load / importance", 0.17 / 0.06, within=0.5, void=1,
-              note="0.17 and 0.06"),
+              Pair("CV of load at 0.2, 0", "CV of importance at 0.2, 0", "/"), 0.17 / 0.06,
+              void=1, note="0.17 and 0.06"),
         Claim("the load loss alone evens the importance less than the load", TABLE,
-              "0, 0.2: importance / load", 0.22 / 0.04, within=0.5, void=1,
-              note="0.22 and 0.04"),
+              Pair("CV of importance at 0, 0.2", "CV of load at 0, 0.2", "/"), 0.22 / 0.04,
+              void=1, note="0.22 and 0.04"),
         Claim("both at 0.01 leave more of the importance's CV than both at 1", TABLE,
-              "CV of importance, 0.01 / 1", 0.48 / 0.03, within=0.5, void=1,
-              note="0.48 and 0.03"),
+              Pair("CV of importance at 0.01, 0.01", "CV of importance at 1, 1", "/"),
+              0.48 / 0.03, void=1, note="0.48 and 0.03"),
         Claim("and more of the load's", TABLE,
-              "CV of load, 0.01 / 1", 0.11 / 0.02, within=0.5, void=1,
+              Pair("CV of load at 0.01, 0.01", "CV of load at 1, 1", "/"), 0.11 / 0.02, void=1,
               note="0.11 and 0.02"),
+    ),
+    finding=(
+        "after 200 steps a model without balance is ahead (perplexity {0} of the balanced "
+        "one's): early, when being even only costs; the losses balance as the paper says, and "
+        "two of the four other weightings end within 0.02 nats of 0.1, 0.1"
     ),
     run=run,
     spot=spot,
     caveat=(
         "the four-expert control of chapter 04 was added after the first result; it is measured, "
-        "and no row here judges it."
+        "and no row here judges it. Five seeds were judged first, with one row that divided the "
+        "worst of five perplexities by the best; fifteen seeds were added under the present rules."
     ),
 )  # fmt: skip

@@ -85,16 +85,21 @@ EXPERIMENT = Experiment(
     config=CONFIG,
     claims=(
         Claim("eight times the experts at equal arithmetic: perplexity, few / many", TABLE,
-              "perplexity, 2 / 16", 45.0 / 39.7, within=0.05, void=1, note="45.0 and 39.7"),
-        Claim("64 times the experts", TABLE, "perplexity, 2 / 128", 45.0 / 35.7, within=0.1, void=1,
+              "perplexity, 2 / 16", 45.0 / 39.7, void=1, note="45.0 and 39.7"),
+        Claim("64 times the experts", TABLE, "perplexity, 2 / 128", 45.0 / 35.7, void=1,
               note="45.0 and 35.7"),
         Claim("the second step of eight still helps", TABLE, "perplexity, 16 / 128", 39.7 / 35.7,
-              within=0.05, void=1, note="39.7 and 35.7"),
+              void=1, note="39.7 and 35.7"),
+    ),
+    finding=(
+        "16 experts instead of 2 at equal arithmetic: perplexity lower by a factor of {0}, 1.13 "
+        "in the paper; five seeds cannot tell it from 1"
     ),
     run=run,
     spot=spot,
     caveat=(
         "before the rules were written one seed outside the five had been trained with 2 and 16 "
-        "experts: a ratio of 1.07. Per word instead of per token every ratio would be larger."
+        "experts: a ratio of 1.07. Per word instead of per token every ratio would be larger. Five "
+        "seeds leave all three rows undecided; if the spread stays, some eight decide the first."
     ),
 )  # fmt: skip

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from moe_lite.course.data import Corpus, load_corpus
-from moe_lite.course.ledger import Claim, Experiment, Measures
+from moe_lite.course.ledger import Claim, Experiment, Measures, Pair
 from moe_lite.course.sweep import BALANCES, MAX_BYTES, TRAINING, Outcome, Setting, sweep
 from moe_lite.history import Row
 from moe_lite.train import train
@@ -102,44 +102,32 @@ def run(seeds: Sequence[int]) -> Measures:
     return found | relations(found)
 
 
+TIMES = {
+    "time, top-2 at 2.0 / top-1 at 1.0": ("top-2, 2.0", "top-1, 1.0"),
+    "time, top-2 at 1.0 / top-1 at 1.0": ("top-2, 1.0", "top-1, 1.0"),
+    "time, dense 4 wide / top-1 at 1.0": ("dense, 4 wide", "top-1, 1.0"),
+    "time, dense / top-1 at 1.0": ("dense", "top-1, 1.0"),
+}
+
+
 def relations(found: Measures) -> Measures:
-    """Relate the settings to each other, seed by seed: what the claims are about."""
-
-    def pairs(what: str, a: str, b: str) -> list[tuple[float, float] | None]:
-        columns = zip(found[f"{what} at {a}"], found[f"{what} at {b}"], strict=True)
-        return [None if x is None or y is None else (x, y) for x, y in columns]
-
-    def gain(worse: str, better: str) -> list[float | None]:
-        return [pair and pair[0] - pair[1] for pair in pairs("loss", worse, better)]
-
-    def speed(slow: str, fast: str, suffix: str = "") -> list[float | None]:
-        return [pair and pair[0] / pair[1] for pair in pairs(f"s/step{suffix}", slow, fast)]
-
+    """Relate the times to the target, seed by seed; a run that never came there is a bound."""
+    made: Measures = {}
     for name in SETTINGS:
         both = zip(found[f"steps to 5.0 at {name}"], found[f"s/step at {name}"], strict=True)
-        found[f"seconds to 5.0 at {name}"] = [n and s and n * s for n, s in both]
-
-    def sooner(late: str, early: str) -> list[float | None]:
-        return [pair and pair[0] / pair[1] for pair in pairs("seconds to 5.0", late, early)]
-
-    return {
-        "gain of top-1 at 1.0 over dense": gain("dense", "top-1, 1.0"),
-        "gain of top-2 at 1.0 over dense": gain("dense", "top-2, 1.0"),
-        "gain of top-1 over top-2 at 1.0": gain("top-2, 1.0", "top-1, 1.0"),
-        "gain of top-2 over top-1 at 2.0": gain("top-1, 2.0", "top-2, 2.0"),
-        "gain of 2.0 over 1.0 for top-2": gain("top-2, 1.0", "top-2, 2.0"),
-        "gain of 2.0 over 1.0 for top-1": gain("top-1, 1.0", "top-1, 2.0"),
-        "gain of 2 experts over 8": gain("top-1, 2.0", "top-1, 2.0, 2 experts"),
-        "gain of 2 experts over dense": gain("dense", "top-1, 2.0, 2 experts"),
-        "speed, dense / top-1 at 1.0": speed("top-1, 1.0", "dense"),
-        "speed, top-1 / top-2 at 1.0": speed("top-2, 1.0", "top-1, 1.0"),
-        "speed, top-1 at 1.0 / at 2.0, padded": speed("top-1, 2.0", "top-1, 1.0", ", padded"),
-        "speed, top-1 at 1.0 / at 2.0": speed("top-1, 2.0", "top-1, 1.0"),
-        "time, top-2 at 2.0 / top-1 at 1.0": sooner("top-2, 2.0", "top-1, 1.0"),
-        "time, top-2 at 1.0 / top-1 at 1.0": sooner("top-2, 1.0", "top-1, 1.0"),
-        "time, dense 4 wide / top-1 at 1.0": sooner("dense, 4 wide", "top-1, 1.0"),
-        "time, dense / top-1 at 1.0": sooner("dense", "top-1, 1.0"),
-    }
+        made[f"seconds to 5.0 at {name}"] = [n and s and n * s for n, s in both]
+    for key, (late, early) in TIMES.items():
+        columns = [made[f"seconds to 5.0 at {late}"], made[f"seconds to 5.0 at {early}"]]
+        for name in (late, early):
+            columns.append([s and TRAINING.steps * s for s in found[f"s/step at {name}"]])
+        for suffix in ("", ", at least", ", at most"):
+            made[key + suffix] = []
+        for a, b, all_a, all_b in zip(*columns, strict=True):
+            assert all_a and all_b
+            made[key].append(a and b and a / b)
+            made[f"{key}, at least"].append(all_a / b if b and not a else None)
+            made[f"{key}, at most"].append(a / all_b if a and not b else None)
+    return made
 
 
 class _Enough(Exception):
@@ -175,7 +163,7 @@ EXPERIMENT = Experiment(
     title="Top-1 and top-2 at three capacities, and dense twins, on the course's text",
     source="Fedus, Zoph, Shazeer 2021, arXiv:2101.03961",
     chapter="05",
-    seeds=4,
+    seeds=10,
     config={
         "settings": {name: vars(setting) for name, setting in SETTINGS.items()},
         "training": vars(TRAINING) | LOSS, "target": TARGET, "marks": MARKS, "width": WIDTH,
@@ -183,41 +171,46 @@ EXPERIMENT = Experiment(
     },
     claims=(
         Claim("one expert of many beats a dense twin of the same arithmetic: loss, dense − top-1 "
-              "at 1.0", TABLE, "gain of top-1 at 1.0 over dense", 1.731 - 1.561, within=0.25,
-              void=0, note="1.731 and 1.561"),
+              "at 1.0", TABLE, Pair("loss at dense", "loss at top-1, 1.0"), 1.731 - 1.561, void=0,
+              note="1.731 and 1.561"),
         Claim("so does top-2: loss, dense − top-2 at 1.0", TABLE,
-              "gain of top-2 at 1.0 over dense", 1.731 - 1.572, within=0.25, void=0,
+              Pair("loss at dense", "loss at top-2, 1.0"), 1.731 - 1.572, void=0,
               note="1.731 and 1.572"),
         Claim("at capacity 1.0 top-1 is the better of the two: loss, top-2 − top-1", TABLE,
-              "gain of top-1 over top-2 at 1.0", 1.572 - 1.561, within=0.5, void=0,
+              Pair("loss at top-2, 1.0", "loss at top-1, 1.0"), 1.572 - 1.561, void=0,
               note="1.572 and 1.561"),
         Claim("at capacity 2.0 top-2 is: loss, top-1 − top-2", TABLE,
-              "gain of top-2 over top-1 at 2.0", 1.554 - 1.547, within=0.5, void=0,
+              Pair("loss at top-1, 2.0", "loss at top-2, 2.0"), 1.554 - 1.547, void=0,
               note="1.554 and 1.547"),
         Claim("top-2 loses by a capacity of 1.0 instead of 2.0", TABLE,
-              "gain of 2.0 over 1.0 for top-2", 1.572 - 1.547, within=0.5, void=0,
+              Pair("loss at top-2, 1.0", "loss at top-2, 2.0"), 1.572 - 1.547, void=0,
               note="1.572 and 1.547"),
         Claim("top-1 loses as well", TABLE,
-              "gain of 2.0 over 1.0 for top-1", 1.561 - 1.554, within=0.5, void=0,
+              Pair("loss at top-1, 1.0", "loss at top-1, 2.0"), 1.561 - 1.554, void=0,
               note="1.561 and 1.554"),
         Claim("the dense twin is faster: examples per second, dense / top-1 at 1.0", TABLE,
-              "speed, dense / top-1 at 1.0", 1600 / 1000, within=0.15, void=1,
+              Pair("s/step at top-1, 1.0", "s/step at dense", "/"), 1600 / 1000, void=1,
               note="1600 and 1000"),
         Claim("top-1 is faster than top-2, both at 1.0", TABLE,
-              "speed, top-1 / top-2 at 1.0", 1000 / 860, within=0.1, void=1,
+              Pair("s/step at top-2, 1.0", "s/step at top-1, 1.0", "/"), 1000 / 860, void=1,
               note="1000 and 860"),
         Claim("less capacity is faster where empty places are computed: top-1 at 1.0 / at 2.0",
-              TABLE, "speed, top-1 at 1.0 / at 2.0, padded", 1000 / 860, within=0.1, void=1,
-              note="1000 and 860; ours with the padded backend"),
+              TABLE, Pair("s/step, padded at top-1, 2.0", "s/step, padded at top-1, 1.0", "/"),
+              1000 / 860, void=1, note="1000 and 860; ours with the padded backend"),
         Claim("top-1 at 1.0 reaches a fixed loss sooner than top-2 at 2.0: time, top-2 / top-1",
-              TABLE, "time, top-2 at 2.0 / top-1 at 1.0", 68.7 / 62.8, within=0.1, void=1,
+              TABLE, "time, top-2 at 2.0 / top-1 at 1.0", 68.7 / 62.8, void=1,
               note="68.7 and 62.8 hours"),
         Claim("and than top-2 at 1.0", TABLE,
-              "time, top-2 at 1.0 / top-1 at 1.0", 80.1 / 62.8, within=0.1, void=1,
+              "time, top-2 at 1.0 / top-1 at 1.0", 80.1 / 62.8, void=1,
               note="80.1 and 62.8 hours"),
         Claim("and than a larger dense model: time, dense 4 wide / top-1", TABLE,
-              "time, dense 4 wide / top-1 at 1.0", 131.1 / 62.8, within=0.25, void=1,
+              "time, dense 4 wide / top-1 at 1.0", 131.1 / 62.8, void=1,
               note="T5-Large 131.1 and 62.8 hours"),
+    ),
+    finding=(
+        "after 300 steps top-1 is still behind its dense twin (dense less top-1 {0} nats, 0.17 "
+        "in the paper), by a gap that has begun to shrink; two experts beat one where there is "
+        "room ({3} nats)"
     ),
     run=run,
     spot=spot,
@@ -226,8 +219,10 @@ EXPERIMENT = Experiment(
         "seen, in which top-1 and top-2 were a little better than dense. The control with two "
         "experts was added after the first result; no row here judges it. The batches hold the "
         "five domains in a fixed order, so what finds no place is seldom drama and often prose. "
-        "Three seeds were judged first, with 0 ✓, 2 ≈ and 10 ✗. With a fourth, and all timed "
-        "anew on a busy machine, five verdicts changed: those stand near the border. The run was "
-        "resumed after interruptions; the minutes are those of its last part."
+        "Three seeds were judged first, then four, and with the fourth five verdicts changed, by "
+        "rules that looked at means. Six more were added under the present rules; twelve in all "
+        "were planned, ten came in the time, and the losses had been looked at once before the "
+        "end. The run was resumed after interruptions, on a busy machine; the minutes are those of "
+        "its last parts."
     ),
 )  # fmt: skip

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from moe_lite import causal
 from moe_lite.course import analysis, effects
 from moe_lite.course.languages import Cause, Languages, agreement
-from moe_lite.course.ledger import Claim, Experiment, Measures, unfinished
+from moe_lite.course.ledger import Claim, Experiment, Measures, Pair, unfinished
 from moe_lite.files import write
 from moe_lite.model import Mixtral
 
@@ -42,7 +42,6 @@ def score(world: Languages, model: Mixtral, seed: int) -> dict[str, float]:
     trace, label = world.trace(model, ids_BS), world.labels(ids_BS)
     seeds = range(NULLS)
     found: dict[str, float] = {}
-    beats = {}
     for role, name, other in (
         ("cause", world.cause, world.decoy),
         ("decoy", world.decoy, world.cause),
@@ -51,7 +50,6 @@ def score(world: Languages, model: Mixtral, seed: int) -> dict[str, float]:
         chance = analysis.permuted_information(trace, label[name], seeds)
         within = analysis.permuted_information(trace, label[name], seeds, within_T=label[other])
         fits = agreement(analysis.choices_LTK(trace)[0, :, 0], label[name], seeds)
-        beats[role] = bits > within.max().item()
         found |= {
             f"bits of the {role}": bits,
             f"bits of the {role}, permuted": chance.mean().item(),
@@ -60,11 +58,7 @@ def score(world: Languages, model: Mixtral, seed: int) -> dict[str, float]:
             f"agreement with the {role}": fits.accuracy,
             f"agreement with the {role}, permuted": sum(fits.null_accuracy) / NULLS,
             f"adjusted agreement with the {role}": fits.adjusted(),
-            f"{role} beats permuted labels": 1.0 if bits > chance.max() else -1.0,
         }
-    found["only the cause beats labels permuted within the other"] = (
-        1.0 if beats["cause"] and not beats["decoy"] else -1.0
-    )
     return found | ablated(world, model, seed)
 
 
@@ -100,8 +94,6 @@ def one(world: Languages, seed: int, steps: int | None = None) -> dict[str, floa
         found[f"loss, {router}"] = loss(world, model, seed) - world.floor
         if router == "switch":
             found |= score(world, model, seed)
-    right, wrong = found[f"loss, by {world.cause}"], found[f"loss, by {world.decoy}"]
-    found["the cause's router is better"] = 1.0 if right < wrong else -1.0
     return {f"{what}; the {world.cause} decides": value for what, value in found.items()}
 
 
@@ -130,26 +122,32 @@ def spot() -> Measures:
 
 def claims() -> tuple[Claim, ...]:
     """Judge both worlds by the same rules."""
-    rows: list[tuple[str, str, float, float, float]] = [
-        ("the router that knows the cause beats the one that knows the decoy (1: in every seed)",
-         "the cause's router is better", 1, 0, 0),
-        ("the learned router is the best one: agreement with the cause, chance taken off",
-         "adjusted agreement with the cause", 1, 0.1, 0),
-        ("the decoy passes for a specialisation against permuted labels (1: in every seed)",
-         "decoy beats permuted labels", 1, 0, 0),
-        ("the cause explains the decoy: share of its bits left by permuting within the cause",
-         "explained of the decoy", 1, 0.1, 0),
-        ("only the cause beats labels permuted within the other label (1: in every seed)",
-         "only the cause beats labels permuted within the other", 1, 0, 0),
-        ("ablating an expert hurts most the label that it serves most: share of experts",
-         "ablation hits the label served most", 1, 0.1, 1 / 8),
-    ]  # fmt: skip
-    return tuple(
-        Claim(text, "by construction", f"{measure}; the {cause} decides", truth, within, void,
-              note=f"where the {cause} decides")
-        for cause in WORLDS
-        for text, measure, truth, within, void in rows
-    )  # fmt: skip
+    found = []
+    for cause, world in WORLDS.items():
+        of = f"; the {cause} decides"
+        rows: list[tuple[str, str | Pair, Any, dict[str, Any]]] = [
+            ("the router that knows the cause beats the one that knows the decoy: loss, nats",
+             Pair(f"loss, by {world.decoy}{of}", f"loss, by {world.cause}{of}"), "above",
+             {"void": 0}),
+            ("the learned router is the best one: agreement with the cause, chance taken off",
+             f"adjusted agreement with the cause{of}", 1, {"void": 0}),
+            ("the decoy passes for a specialisation against permuted labels: bits above them",
+             Pair(f"bits of the decoy{of}", f"bits of the decoy, permuted{of}"), "above",
+             {"void": 0}),
+            ("the cause explains the decoy: share of its bits left by permuting within the cause",
+             f"explained of the decoy{of}", 1, {"within": 0.1}),
+            ("the decoy does not explain the cause: bits above labels permuted within the decoy",
+             Pair(f"bits of the cause{of}", f"bits of the cause, permuted within the other{of}"),
+             "above", {"void": 0}),
+            ("ablating an expert hurts most the label that it serves most: share of experts",
+             f"ablation hits the label served most{of}", 1, {"void": 1 / 8}),
+        ]  # fmt: skip
+        note = f"where the {cause} decides"
+        found += [
+            Claim(text, "by construction", measure, truth, note=note, **rule)
+            for text, measure, truth, rule in rows
+        ]
+    return tuple(found)
 
 
 EXPERIMENT = Experiment(
@@ -159,6 +157,10 @@ EXPERIMENT = Experiment(
     seeds=5,
     config=CONFIG,
     claims=claims(),
+    finding=(
+        "a learned router agrees with the true one by {1}, chance taken off; a decoy passes the "
+        "test against shuffled labels ({2} bits) and fails the one within the cause"
+    ),
     run=run,
     spot=spot,
     caveat=(

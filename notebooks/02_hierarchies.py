@@ -97,7 +97,7 @@ torch.testing.assert_close(tree.log_prior(x_TD).exp()[0, 0, 3:], prior_E.double(
 #
 # Expert $e$ says that $y$ is normal around its prediction $\mu_e$ with variance $\sigma_e^2$. Our
 # four always answer 1, 2, 3 and 4. Now the answer turns out to be $y = 2.9$. Before we knew it,
-# expert 1 was the likeliest with 0.45. After, Bayes' rule multiplies each prior with how well the
+# expert 1 was the most likely with 0.45. After, Bayes' rule multiplies each prior with how well the
 # expert called it, and divides by the sum:
 #
 # $$h_e = \frac{\pi_e \, \mathcal N(y \mid \mu_e, \sigma_e^2)}
@@ -304,8 +304,8 @@ print([round(errors[n - 1], 3) for n in (1, 5, 10, 20, 35)])
 # %%
 kept = ledger.stored("jordan1994")
 for measure in ("linear", "tree", "backprop", "backprop's epochs to the tree's error",
-                "speed-up", "speed-up, 1994's step", "tree minus backprop"):  # fmt: skip
-    print(f"{measure:40} {kept[measure]}")
+                "speed-up", "speed-up, 1994's step", ledger.Pair("tree", "backprop")):  # fmt: skip
+    print(f"{measure!s:40} {kept[measure]}")
 
 curves = {}
 for name in ("tree", "backprop"):
@@ -540,7 +540,9 @@ for plan in ("single", "free", "constrained", "lifted"):
     error, share = kept[f"{plan}: error, %"], kept[f"{plan}: layer 2, largest share"]
     where, what = (kept[f"{plan}: layer {n}, bits of {w}"] for n, w in ((1, "where"), (2, "what")))
     print(f"{plan:12} {error!s:>14} {share!s:>26} {where.mean:>15.2f}, {what.mean:.2f}")
-print("\nerror of lifted over that of single:", kept["mixture / single"])
+ratio = ledger.Pair("lifted: error, %", "single: error, %", "/")
+print("\nerror of lifted over that of single, seed by seed:", kept[ratio])
+print(ledger.verdicts("eigen2013"))
 
 # %% [markdown]
 # (*Lifted* is the constraint up to step 1,200, then free.) Of five free runs every one collapsed
@@ -548,13 +550,14 @@ print("\nerror of lifted over that of single:", kept["mixture / single"])
 # first layer always went by the place; how far the second went by the digit differs from run to
 # run. The intervals of all four errors overlap: with five seeds and this little data we can
 # say neither that collapse costs accuracy nor that it does not, nor, as the paper's
-# table has it, that a single expert is better. The ledger says *not reproduced* of that.
+# table has it, that a single expert is better. The ledger's word for that is *inconclusive*, with
+# the number of seeds that would decide.
 #
 # ## 8. What goes wrong
 #
 # You have met the two bugs of this chapter: a weight that is the prior where it should be the
-# posterior, which the likelihood betrays; and an expert that takes everything, which *nothing*
-# betrays but a look at the load. A third kind hides in every implementation of mixtures, because
+# posterior, which the likelihood shows; and an expert that takes everything, which *nothing*
+# shows but a look at the load. A third kind hides in every implementation of mixtures, because
 # the formula invites it. Here is the E step, typed as it is printed, for a case that lies 40
 # standard deviations from every expert:
 

@@ -41,6 +41,7 @@ from torch import nn
 
 from moe_lite import Experts, KVCache, MixtralConfig, MoELayer, TopKRouter, TrainConfig, record
 from moe_lite.course import cost, data, viz, widgets
+from moe_lite.hf import PRETRAINED
 from moe_lite.model import Attention, Mixtral, rotary, rotate
 from moe_lite.train import evaluate, train
 
@@ -387,9 +388,10 @@ for ids, domain in zip(batch.ids_BS, batch.domain_BS[:, 0], strict=True):
 #
 # $$L_{\mathrm{bal}} = E \sum_{e=1}^{E} f_e\, P_e$$
 #
-# with $f_e$ the share of pairs that expert $e$ got and $P_e$ the mean probability it was given.
-# At perfect balance both are $1/E$ and the loss is 1; if one expert takes all, it is $E$.
-# (`train` adds a little z-loss as well; chapter 07 says why.)
+# with $f_e$ the share of pairs that expert $e$ got and $P_e$ the mean probability it was given. At
+# perfect balance both are $1/E$ and the loss is 1. If one expert takes all, it is $E$; with $K = 2$
+# no expert can have more than half of the pairs, and the most is $E/K = 4$. (`train` adds a little
+# z-loss as well; chapter 07 says why.)
 
 # %%
 run = TrainConfig(steps=100, batch_size=16, seq_len=128, lr=4e-3, warmup=10, autocast="off")
@@ -436,34 +438,86 @@ print(f"Against equal total parameters it stands at {bits[moe] - bits[whole]:+.3
 print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 
 # %% [markdown]
-# Two things to take away.
+# Two things to take away. Counted in *steps*, the mixture lies between its twins: the experts that
+# a token does not meet are not wasted, since other tokens shaped them, but they are not worth as
+# much as if every token used them all. Counted in *seconds*, it pays for sorting tokens, adding the
+# answers back, and multiplying eight small matrices where its small twin multiplies one large one
+# (chapter 12). Many people have measured a mixture that is slower than a dense model, taken it for
+# a mistake of theirs, and made none.
 #
-# Counted in *steps*, the mixture lies between its twins. The experts that a token does not meet
-# are not wasted, since other tokens met them and shaped them; but they are not worth as much as
-# if every token used them all.
+# A hundred steps with one seed are an illustration. Here is the recipe of the model in the box
+# (4,000 steps, six layers), three seeds beside three twins with the same batches, stored by
+# `python -m experiments.recipe "long as shipped"`:
+
+# %%
+from moe_lite.course import leads
+
+long = [r for r in leads.leads(leads.stored(), lambda s: s % 250 == 0) if r.of == 4000]
+fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
+for color, name in zip(("#0072B2", "#D55E00"), dict.fromkeys(r.name for r in long), strict=True):
+    those = [r for r in long if r.name == name]
+    middle, low, high = zip(*(r.interval for r in those), strict=True)
+    ax.plot([r.step for r in those], middle, color=color, label=name)
+    ax.fill_between([r.step for r in those], low, high, color=color, alpha=0.15, lw=0)
+ax.axhline(0, color="#1b1f24", lw=0.8)
+ax.set(xlabel="step of 4,000", ylabel="bits per byte ahead of the twin",
+       title="mean and 95 % interval of three seeds; equal active size, equal steps")  # fmt: skip
+ax.legend(frameon=False)
+for r in long:
+    if r.step in (500, 2000, 3250) and r.name == "as shipped":
+        print(f"equal steps, {r.step:5,}: ", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*r.interval))
+late = leads.lead_of(
+    "long as shipped", 3000, "long dense", 3500
+)  # its steps take 1.2 times as long
+print("about equal time:    ", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*late.interval))
+
+# %% [markdown]
+# **The lead of the shipped recipe grows: at step 3,250, where these runs end, it is 0.042 bits per
+# byte [0.018, 0.066].** It is largest in code; in arithmetic there is none. The model in the box,
+# one run by older code, ended 0.016 *behind*: the recipe does not give that. At equal *time* (a
+# step takes 1.2 times the twin's on a CPU) it is undecided who is ahead.
 #
-# Counted in *seconds*, look at the right-hand panel of your own run. The mixture pays for sorting
-# tokens, adding the answers back, and multiplying eight small matrices where its small twin
-# multiplies one large one. Its lead in steps survives that if the price, the factor printed
-# above, is low, and is eaten up if it is high; that depends on the machine, the sizes and the
-# code, and chapter 12 is about exactly that. Many people have measured a mixture that is slower
-# than a dense model, taken it for a mistake of theirs, and made none.
+# ### Two experts are 1.4, and an averaged mixture is half a network
 #
-# One seed, a hundred steps and three million parameters are an illustration and no more.
+# The other curve has 16 experts, half as wide, four to a token, and its gates times 4. Why a
+# factor? Cut the twin's network into two halves: it *adds* them. Renormalised gates *average*: with
+# ½ and ½ the same two halves give half the output. And as gates harden, the second one hardly
+# counts. How many experts is a token's sum worth? $1/\sum_k g_k^2$ is 2 for equal gates, 1 for one:
+
+# %%
+from moe_lite.course.film import Film
+
+film = Film.load(PRETRAINED / "mixtral-mini" / "film.safetensors")
+for step in (film.steps[0], film.steps[-1]):
+    gates = [r.gate_N.view(-1, r.per_token) for r in film.trace(step).layers]
+    worth = [1 / g_TK.square().sum(1).mean() for g_TK in gates]
+    print(f"step {step:5,}, layers 0 to 5:", *(f"{w:.2f}" for w in worth))
+short = {r.name: r for r in leads.leads(leads.stored(), lambda s: s == 500) if r.of == 1000}
+for name in ("as shipped", "scale 2", "4 of 16, scale 2", "4 of 16, scale 4"):
+    print(f"{name:18} " + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*short[name].interval))
+factor = leads.lead_of("gate scale", 500, "gate scale", 500, "scale 2", "as shipped")
+print("the factor alone   " + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*factor.interval))
+
+# %% [markdown]
+# The list is the lead at step 500 of 1,000, five seeds. **The factor of $K$ alone brings 0.037 bits
+# per byte [0.020, 0.054].** Whether it lasts is undecided: over 4,000 steps the head start of the
+# other curve shrinks. DeepSeek-V3 has such a factor (`routed_scaling_factor`, 2.5), OLMoE does not
+# divide, Mixtral divides and has none. Here: `TopKRouter(..., gate_scale=2)`; `save` multiplies it
+# into $W_2$.
 #
 # ## 7. Let it speak, and look where the words went
 #
-# After a hundred steps the model has seen two hundred thousand tokens, about as much as you read
-# in two long evenings. Do not expect sense. Do look at whether it knows which *kind* of text it
-# is in.
+# After a hundred steps do not expect sense. Do look at whether it knows which *kind* of text it is
+# in.
 
 # %%
 model = trained[moe].eval()
 tokenizer = corpus.tokenizer
 show = partial(data.pieces, tokenizer)  # token ids -> strings
-for prompt in ("My lord, I", "def __init__(self", "And the king said", "ヱホバ", "12 + 7 ="):
+prompts = "My lord, I", "def __init__(self", "And the king said", "ヱホバ", "12 + 7 ="
+for seed, prompt in enumerate(prompts):  # another one each, or alike prompts go on alike
     ids_BS = torch.tensor([tokenizer.encode(prompt).ids])
-    out_BS = model.generate(ids_BS, 24, temperature=0.7, top_p=0.9, seed=1)
+    out_BS = model.generate(ids_BS, 24, temperature=0.7, top_p=0.9, seed=seed)
     print(repr("".join(show(out_BS[0]))))
 
 # %% [markdown]
@@ -478,9 +532,8 @@ with record(model, show) as recorded:
 viz.token_routing(recorded.trace, layer=3)
 
 # %% [markdown]
-# A picture of one layer answers one question; a click answers yours. Here is a text from all five
-# worlds. (`record` works the same on a Mixtral, OLMoE or Qwen3-MoE from transformers, if you
-# have one.)
+# Here is a text from all five worlds. (`record` works the same on a Mixtral, OLMoE or Qwen3-MoE
+# from transformers.)
 
 # %%
 text = (
@@ -499,9 +552,7 @@ explorer
 # %% [markdown]
 # **Try it.** Click on a token: the bars show the probability of each expert and the two that were
 # chosen. Switch layers and watch the colours change. Click on an expert's bar to see only its
-# tokens. Arrow keys work too. What you selected is in Python as well: `explorer.selected`,
-# `explorer.layer`, `explorer.expert`. (Without a running kernel, on GitHub for instance, you see
-# a picture of it.)
+# tokens. What you selected is in Python as well: `explorer.selected`.
 #
 # Do the colours follow the *kind of text*? Eyes are generous with patterns, so count. For each
 # domain, which share of its tokens has each expert as its first choice, in the last layer?
@@ -523,8 +574,8 @@ for domain, share in shares.items():
 # text have something to do with each other. They do *not* say that there is a "Japanese
 # expert": Japanese is written with tokens that occur nowhere else, and a router that looked only
 # at the token in hand would give such a table too. So separate the two causes. Take the same
-# Japanese sentence once alone and once amid the code and the English above, and count the tokens
-# whose first expert changes. Where it does, the router heeds the neighbours; where it does not,
+# Japanese sentence once alone and once among the code and the English above, and count the tokens
+# whose first expert changes. Where it does, the router looks at the neighbours; where it does not,
 # the token.
 
 # %%
@@ -535,8 +586,8 @@ assert tokenizer.encode(text).ids[skip : skip + len(alone)] == alone
 with torch.no_grad():
     out = model(torch.tensor([alone]))
 for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, strict=True)):
-    amid = there.expert_N.view(-1, 2)[skip : skip + len(alone), 0]
-    changed = (amid != here.expert_N.view(-1, 2)[:, 0]).float().mean()
+    among = there.expert_N.view(-1, 2)[skip : skip + len(alone), 0]
+    changed = (among != here.expert_N.view(-1, 2)[:, 0]).float().mean()
     print(f"layer {number}: {changed:4.0%} of {len(alone)} tokens change their first expert")
 
 # %% [markdown]
@@ -556,7 +607,7 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
 # gates, sits in a model whose loss falls, and *never looks at its input*. The slip is one letter
 # long. Exercise 4 hands you such a router and lets you find it, so here is only the lesson:
 # nothing failed. Wrong routing is not an error message; the experts make do, and the loss comes
-# out somewhat worse than it would have, which nobody sees because nobody has the other run.
+# out a little worse than it would have, which nobody sees because nobody has the other run.
 #
 # So ask a router three questions before you believe it. They take a dozen lines and know nothing
 # of how it works inside.
@@ -593,7 +644,7 @@ for kind in (TopKRouter, DeafRouter):
     interrogate(kind(16, 8))
 
 # %% [markdown]
-# Look at what the deaf one gets away with: a token's answer is its own affair (nobody's, rather),
+# Look at what the deaf one gets away with: a token's answer is its own business (nobody's, rather),
 # and even its gradient flows. Only the first question catches it. Try a router that takes its
 # top-k over tokens instead of experts on the second, and one that keeps a single expert and
 # renormalises its gate, which is then always 1, on the third.
@@ -613,8 +664,8 @@ for kind in (TopKRouter, DeafRouter):
 #    you renormalise, and does if you don't.
 # 3. Dispatch turns "where does my token go?" into "which tokens are mine?": one product per expert.
 # 4. Mixtral 8×7B holds 46.7 billion parameters and uses 12.9 billion for a token.
-# 5. At equal active parameters the mixture learned more from each token; what that is worth by the
-#    clock depends on sizes, code and hardware, so measure it.
+# 5. At equal active parameters the mixture learned more from each token (three seeds, 3,250
+#    steps); what that is worth by the clock depends on sizes, code and hardware, so measure it.
 #
 # | in the paper | in the code | |
 # |---|---|---|

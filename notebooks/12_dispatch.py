@@ -444,7 +444,7 @@ if triton is not None:
 #   number $t$. No bounds are checked; that is what masks are for.
 # - `tl.arange(0, BM)`: BM numbers at once. A program thinks in blocks, and the compiler deals them
 #   out to threads. `BM` is a `constexpr`, known when the kernel is compiled, because registers
-#   are allotted then.
+#   are allocated then.
 # - `mine`: rows past my expert's last are not mine. Without it I would write over the next
 #   expert's.
 # - `x + r * D + i`: the addresses of a whole block; `r` is a column of numbers, `i` a row, and they
@@ -650,8 +650,8 @@ for name, routing in cases.items():
 # padding both pay for $E C$ rows, and the largest load $C$ explodes under Zipf. The other three do
 # not care how uneven the load is, because they count *pairs*. What they take above the bound is
 # what the count left out: products too small to run at peak, and copies. (Loop and padding are
-# written with PyTorch's own products; where the two libraries differ, as they do on the machine
-# that printed this, a part of their distance is that and not the idea's fault.)
+# written with PyTorch's own products. The two libraries differ on the machine that printed this;
+# there a part of the distance is that, and not the idea's fault.)
 #
 # Apart from that, there is little between loop and grouped on a CPU: one core has no idle
 # processors to fill, and its loop has no device to wait for. (A GPU has both: see section 2 and
@@ -742,20 +742,20 @@ _ = ax.legend(frameon=False)  # fmt: skip
 E = 64
 experts = Experts(E, D, width).requires_grad_(False)
 each = list(zip(experts.w1, experts.w3, experts.w2, strict=True))
-heights, alone = [1, 2, 4, 8, 16, 32, 64], []
+heights, alone, shares = [1, 2, 4, 8, 16, 32, 64, 128, 256], [], []
 for m in heights:
     x_mD = torch.randn(m, D)
     alone.append(least(lambda x=x_mD: [swiglu(x, *expert) for expert in each]) / E)
     cached = least(lambda x=x_mD: [swiglu(x, *each[0]) for _ in each]) / E
-    share = 6 * m * D * width / alone[-1] / peak
-    print(f"{m:3} rows: {alone[-1] * 1e6:5.0f} us, {share:4.0%} of peak; "
+    shares.append(6 * m * D * width / alone[-1] / peak)
+    print(f"{m:3} rows: {alone[-1] * 1e6:5.0f} us, {shares[-1]:4.0%} of peak; "
           f"with its weights in the cache {cached * 1e6:5.0f} us")  # fmt: skip
 
 # %% [markdown]
 # Two different things are slow here. With one row most of the time goes into *fetching* three
 # matrices: the same arithmetic on cached weights takes a fraction. From about eight rows on the
 # larger part stays even when nothing is fetched: a product of so few rows is a bad product, far
-# from the peak. That is the tile of section 5 in another guise.
+# from the peak. That is the tile of section 5 in another form.
 #
 # So a layer's time should be the sum over its experts of the first column, each at its own load;
 # what is left then belongs to sorting, gathering and adding up. Predicted twice, by the roofline
@@ -807,13 +807,25 @@ fig
 
 # %%
 rows = peak / bandwidth * 4 / 2
-print(f"here, float32: {rows:.0f} rows per expert, {rows * E / 2:.0f} tokens (E = 64, K = 2)")
-print(f"989e12 operations and 4.8e12 bytes a second, bf16: {989 / 4.8 * 2 / 2:.0f} rows per expert")
+print(f"by the roofline, float32: {rows:.0f} rows per expert, {rows * E / 2:.0f} tokens")
+reached = dict(zip(heights, shares, strict=True))
+most = max(shares)
+enough = next(m for m in heights if reached[m] >= 0.9 * most)
+print(f"by the table: nine tenths of the best it gets ({most:.0%} of peak) from {enough} rows on,")
+print(f"{enough * E / 2:.0f} tokens (E = 64, K = 2)")
+print(
+    f"989e12 operations and 4.8e12 bytes a second, bf16: {989 / 4.8 * 2 / 2:.0f} rows, by roofline"
+)
 
 # %% [markdown]
-# The second line is an H200 by its data sheet (chapter 14): the faster the arithmetic, the more
-# rows it takes to be worth a fetch. So there are three reasons, and the size of the batch tells
-# them apart:
+# **Take the second answer, not the first.** The roofline says from where on a product is no longer
+# *bound* to wait for memory. It knows nothing of tiles and vector units, so it is a lower limit,
+# and the table shows by how much: at the roofline's number of rows a product is still far from the
+# best that it gets with more.
+#
+# The last line is an H200 by its data sheet (chapter 14): the faster the arithmetic, the more rows
+# it takes to be worth a fetch, and a kernel's tiles (128 rows or more) ask for their part besides.
+# So there are three reasons, and the size of the batch tells them apart:
 #
 # 1. **Bytes.** Small batches fetch up to $E/K$ times the weights for the same arithmetic. It is the
 #    same in every implementation; only larger batches, smaller weights or fewer experts help.
@@ -828,7 +840,7 @@ print(f"989e12 operations and 4.8e12 bytes a second, bf16: {989 / 4.8 * 2 / 2:.0
 # ## 10. A backward pass that does E times too much
 #
 # All of that was forward. Here is a loop as most people write it first, and as transformers'
-# *eager* experts have it. Forward, it is as good as ours. One line is dear:
+# *eager* experts have it. Forward, it is as good as ours. One line is expensive:
 
 
 # %%
@@ -906,7 +918,7 @@ fig
 # some 250 times what it has to deliver. In time, once that dominates, twice the experts take about
 # four times as long (the steep end of the blue line).
 #
-# The mend is a single word: `w1.unbind()` *once*, before the loop. The backward pass of `unbind`
+# The fix is a single word: `w1.unbind()` *once*, before the loop. The backward pass of `unbind`
 # is a stack: one tensor, each slice written once. The library's `Experts.each` says so in its
 # docstring:
 
@@ -1016,7 +1028,9 @@ for T in (1, 64, 4096):
 # are kept with the course. Here is what they say beside what *your* machine says now, forward and
 # backward together, at $T = 4096$, all over the dense network's time: here one expert that gets all
 # $K T = 8192$ rows, multiplied by the faster library. That has the same arithmetic and nothing to
-# carry, so it is about the least that any dispatch can take.
+# carry: what a dispatch would take that cost nothing *and whose products ran at the same speed*. It
+# is a mark, not a floor. A path can come out below 1, where 8192 rows cut into an expert's blocks
+# suit the caches better than 8192 rows at once.
 
 
 # %%
@@ -1107,7 +1121,7 @@ _ = panels[1].legend(frameon=False)
 # products, owe as much of their distance to it. What dispatch costs is the bar of *auto*: next to
 # nothing at 8 experts, and a third of the dense network's time ("stored") at 64, where each has 128
 # rows. The eager loop (stored: transformers'; yours: `by_slices`) shows section 10: harmless at 8
-# experts, ruinous at 64.
+# experts, far too slow at 64.
 #
 # The rows that were not timed say why: mostly something that was not installed there. On the H100
 # (one run) the kernels of section 6, at OLMoE's shape, take 1.2 times as long as the dense
@@ -1165,7 +1179,7 @@ print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
 # NaN. The gate does not help, because $0 \times \mathrm{NaN} = \mathrm{NaN}$. And the same holds
 # for the *gradient* of the input on the way back, which no one sees.
 #
-# The mend is to take the *rows* away, not their weight: `masked_fill`, or `torch.where`, or not to
+# The fix is to take the *rows* away, not their weight: `masked_fill`, or `torch.where`, or not to
 # fetch them. The library's backends do, forward and backward, and the tests of its kernels fill
 # every output with NaN beforehand: a cell that should have been written and was not, shows.
 #
@@ -1175,7 +1189,7 @@ print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
 #
 # [`exercises/12_dispatch.ipynb`](../exercises/12_dispatch.ipynb): five puzzles with pictures,
 # histogram, offsets, stable permutation, tile schedule and combine, and a backward pass to be
-# mended. The first five make a whole dispatcher. Each check tells you *what* you misunderstood.
+# fixed. The first five make a whole dispatcher. Each check tells you *what* you misunderstood.
 # Solutions are in [`solutions/`](../solutions/12_dispatch.ipynb).
 #
 # ## In six lines

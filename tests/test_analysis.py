@@ -227,6 +227,18 @@ def test_by_hand():
     assert analysis.choices_LTK(HAND).tolist()[0] == [[0, 1], [0, 2], [1, 0], [2, 1]]
 
 
+def test_a_balanced_expert_may_carry_little():
+    """Two tokens' second choice: half of the pairs, 15% of the gates; and none where it is full."""
+    expert_TK, gate_TK = torch.tensor([[0, 2], [1, 2]]), torch.tensor([[0.9, 0.1], [0.8, 0.2]])
+    logits_TE = torch.zeros(2, 3)
+    routing = Routing.from_choices(logits_TE, logits_TE + 1 / 3, expert_TK, gate_TK)
+    trace = RoutingTrace(["a", "b"], (routing,), ("layer 0",), "a test")
+    torch.testing.assert_close(analysis.gate_mass(trace), f64([[0.45, 0.4, 0.15]]))
+    full = replace(routing, keep_N=routing.expert_N != 2)
+    kept = analysis.gate_mass(replace(trace, layers=(full,)))
+    torch.testing.assert_close(kept, f64([[0.9 / 1.7, 0.8 / 1.7, 0]]))
+
+
 def test_dropped_and_unlabelled_tokens_do_not_count():
     keep_N = torch.tensor([True, False, True, True, True, True, False, False])
     dropped = replace(HAND, layers=(HAND.layers[0].kept(keep_N),))

@@ -126,4 +126,3 @@ def test_settings_differ_in_what_their_names_say(qiu):
     }  # fmt: skip
     assert all(s.training["steps"] == 250 and s.router == Setting().router
                for s in alphas.SETTINGS.values())  # fmt: skip
-    assert alphas.above([1.0, 2.0, None], [2.0, 1.0, 0.0]) == [-1, 1, None]

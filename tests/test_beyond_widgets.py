@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from traitlets import TraitError
 
 from moe_lite.config import MixtralConfig
-from moe_lite.course import cost
-from moe_lite.course.checks.beyond_one_machine import _parameters
+from moe_lite.course import cost, placement, presets
+from moe_lite.course.checks.serving import _parameters
 from moe_lite.course.widgets import CostCalculator, TrafficMatrix
 
 
@@ -53,6 +53,36 @@ def test_the_traffic_is_counted_token_by_token(shape, tokens, skew, visit, capac
     assert traffic.busiest == pytest.approx((pairs.sum(0).max() / pairs.sum(0).mean()).item())
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.floats(0, 2), st.integers(1, 4), st.sampled_from([0.0, 1.0]), st.integers(1, 64))
+def test_popular_experts_lie_twice_and_their_pairs_take_turns(skew, spare, capacity, tokens):
+    R, E = 4, 16
+    how = dict(skew=skew, capacity=capacity, tokens=tokens)
+    once, twice = (TrafficMatrix(R, E, 4, spare=s, **how).traffic for s in (0, spare))
+    assert twice.dropped == once.dropped
+    assert twice.pairs_RR.sum(1).tolist() == once.pairs_RR.sum(1).tolist()  # senders send the same
+    assert (twice.copies_RR <= twice.pairs_RR).all()
+    # No rank has more than its share, a copy's worth of the heaviest, and a pair for each turn.
+    work_R, total = twice.pairs_RR.sum(0), once.pairs_RR.sum().item()
+    assert work_R.max() <= total / R + total / (R * spare + 1) + E
+
+
+def test_replicated_experts_even_the_work():
+    plain, spared = (TrafficMatrix(8, 64, 8, skew=1.0, spare=n).traffic.busiest for n in (0, 2))
+    assert plain > 3.5 and spared < 1.1
+
+
+def test_copies_go_to_the_heaviest_and_lie_evenly():
+    load_E = [100, 60, 30, 5, 5, 0]
+    copies_E = placement.replicas(load_E, 6)
+    assert copies_E == [4, 3, 2, 1, 1, 1]  # 25, 20, 15, 5, 5 and 0 for a copy
+    held = placement.place(load_E, copies_E, 4)
+    assert [len(ranks) for ranks in held] == copies_E
+    assert [sum(ranks.count(r) for ranks in held) for r in range(4)] == [3] * 4
+    with pytest.raises(ValueError, match="7 copies do not lie evenly on 2 ranks"):
+        placement.place([1.0] * 6, [2, 1, 1, 1, 1, 1], 2)
+
+
 def test_the_remedies_act_where_they_should():
     plain, lid, near = (
         TrafficMatrix(8, 64, 8, skew=1.0, **how).traffic
@@ -77,6 +107,7 @@ def test_ranks_and_experts_that_cannot_be_are_refused(shape):
         ("skew", 2.1, "skew must be from 0 to 2"),
         ("visit", 0, "visit must be from 1 to 4, not 0"),
         ("capacity", -1.0, "capacity must be from 0"),
+        ("spare", 5, "spare must be from 0 to 4, not 5"),
     ],
 )
 def test_sliders_keep_to_their_range(name, value, complaint):
@@ -85,23 +116,29 @@ def test_sliders_keep_to_their_range(name, value, complaint):
         setattr(widget, name, value)
 
 
-@pytest.mark.parametrize("preset", cost.PRESETS)
+@pytest.mark.parametrize("preset", presets.PRESETS)
 def test_the_calculator_starts_at_the_preset_and_counts_as_the_library(preset):
     widget = CostCalculator(preset, batch=4, ranks=2)
-    assert widget.architecture == cost.PRESETS[preset]
+    assert widget.architecture == presets.PRESETS[preset]
     device = cost.DEVICES["H100 SXM"]
     for phase, found in widget.costs.items():
-        assert found == cost.step(cost.PRESETS[preset], device, phase, 4, 2048, ranks=2)
+        assert found == cost.step(presets.PRESETS[preset], device, phase, 4, 2048, ranks=2)
 
 
 def test_the_calculator_follows_its_fields():
     widget = CostCalculator()
-    widget.experts, widget.bytes_per_weight = 1, 1.0  # k stays 2, but there is one expert
+    widget.experts, widget.weights = 1, "fp8"  # k stays 2, but there is one expert
     assert widget.architecture.top_k == 1
     assert cost.count_parameters(widget.architecture).unused_experts == 0
     widget.set_state({"layers": 2, "device": "RTX 4090"})  # what the page sends
     assert widget.architecture.layers == 2 and widget.costs["decode"].fits
-    for name, value in (("batch", 0), ("layers", 513), ("device", "abacus"), ("preset", "GPT-9")):
+    for name, value in (
+        ("batch", 0),
+        ("layers", 513),
+        ("device", "abacus"),
+        ("preset", "GPT-9"),
+        ("weights", "int3"),
+    ):
         with pytest.raises(TraitError, match=f"{name} must be"):
             setattr(widget, name, value)
     with pytest.raises(ValueError, match="there is no preset 'GPT-9'"):

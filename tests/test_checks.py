@@ -4,6 +4,9 @@ mutants/check_x.py holds answers to moe_lite.course.checks.check_x. One whose na
 "right" must pass; any other must fail, and its docstring is a phrase that the verdict must hold.
 variants/check_x.py holds unusual right answers, in other containers and types; they must pass, and
 a docstring is a phrase of what is said then. To add one, write a function: nothing else is needed.
+harvest_NN.py, in both folders, has answers to a whole chapter that were invented before anybody
+looked at its checks: a list for each check of (what was done, a phrase of the verdict, the answer),
+without the phrase where it is right. harvest_again.py is the second try, made after the first.
 """
 
 import functools
@@ -30,14 +33,19 @@ CHECKS = [
 ]
 
 
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def answers(folder, check):
     """Load the answers to a check: (name, function or class), in the order of the file."""
     path = HERE / folder / f"{check}.py"
     if not path.exists():
         return []
-    spec = importlib.util.spec_from_file_location(f"{folder}_{check}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load(path)
     return [
         (name, value)
         for name, value in vars(module).items()
@@ -49,6 +57,18 @@ MUTANTS = [(check, name, answer) for check in CHECKS for name, answer in answers
 VARIANTS = [(check, *pair) for check in CHECKS for pair in answers("variants", check)]
 RIGHT = [case for case in MUTANTS if case[1].lower().startswith("right")]
 WRONG = [case for case in MUTANTS if case not in RIGHT]
+
+
+def harvest(folder):
+    """Load what was invented without a look at the checks: (check, what was done, ..., answer)."""
+    for path in sorted((HERE / folder).glob("harvest_*.py")):
+        for check, rows in vars(load(path)).items():
+            if check.startswith("check_"):
+                for what, *phrase, answer in rows:
+                    yield pytest.param(check, *phrase, answer, id=f"{check}-{what}")
+
+
+INVENTED = {folder: list(harvest(folder)) for folder in ("mutants", "variants")}
 
 
 def named(cases):
@@ -69,6 +89,25 @@ def test_a_right_answer_passes(check, answer, capsys):
     assert said.startswith("✓ ")
     if (check, answer.__name__, answer) in VARIANTS:
         assert inspect.cleandoc(answer.__doc__ or "") in said
+
+
+@pytest.mark.parametrize(("check", "phrase", "answer"), INVENTED["mutants"])
+def test_a_mistake_that_nobody_thought_of_is_told_too(check, phrase, answer):
+    with pytest.raises(checks.CheckFailed) as refused:
+        getattr(checks, check)(answer)
+    assert phrase and phrase in str(refused.value)
+
+
+@pytest.mark.parametrize(("check", "answer"), INVENTED["variants"])
+def test_a_way_that_nobody_thought_of_passes(check, answer, capsys):
+    assert getattr(checks, check)(answer) is None
+    assert capsys.readouterr().out.startswith("✓ ")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_every_check_was_tried_by_somebody_who_had_not_seen_it(check):
+    tried = {folder: [p for p in INVENTED[folder] if p.values[0] == check] for folder in INVENTED}
+    assert len(tried["mutants"]) >= 5 and len(tried["variants"]) >= 2
 
 
 def differ(case, one, other):
@@ -135,8 +174,8 @@ def test_a_check_has_its_mutants(check):
 
 
 def test_every_file_of_answers_has_its_check():
-    assert {path.stem for path in (HERE / "mutants").glob("*.py")} == set(CHECKS)
-    assert {path.stem for path in (HERE / "variants").glob("*.py")} <= set(CHECKS)
+    assert {path.stem for path in (HERE / "mutants").glob("check_*.py")} == set(CHECKS)
+    assert {path.stem for path in (HERE / "variants").glob("check_*.py")} <= set(CHECKS)
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -21,6 +22,7 @@ from moe_lite.fast import BACKENDS, choose, cpu
 from moe_lite.layer import MoELayer
 from moe_lite.routers import NoisyTopKRouter, TopKRouter
 from moe_lite.routing import Routing
+from tests.fuzz_dispatch import DTYPES, definition, judge, prepare
 from tests.fuzz_dispatch import run as run_fuzz
 
 D, F = 8, 12
@@ -139,6 +141,49 @@ def test_nothing_leaks_between_rows(part: int) -> None:
     """Poison all that must not matter, on every path; FUZZ_CASES=10000 is the whole of it."""
     cases = int(os.environ.get("FUZZ_CASES", "600"))
     assert len(run_fuzz(range(part, cases, 4))) == 6 * 6 + 2  # one type in each part
+
+
+def leaked_row(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
+    """Leave the dropped pairs in, with a gate of zero: harmless until a row is NaN."""
+    gate_N = routing.gate_N
+    if routing.keep_N is not None:
+        gate_N = gate_N.masked_fill(~routing.keep_N, 0.0)
+    return definition(x_TD, experts, replace(routing, gate_N=gate_N, keep_N=None))
+
+
+def missing_gate(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
+    return definition(x_TD, experts, replace(routing, gate_N=torch.ones_like(routing.gate_N)))
+
+
+def wrong_expert(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
+    """Send the last kept pair to the next expert."""
+    expert_N, keep_N = routing.expert_N.clone(), routing.keep_N
+    kept = torch.arange(len(expert_N)) if keep_N is None else keep_N.nonzero()[:, 0]
+    expert_N[kept[-1:]] = (expert_N[kept[-1:]] + 1) % experts.num_experts
+    return definition(x_TD, experts, replace(routing, expert_N=expert_N))
+
+
+def lacking_term(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
+    """Leave the first of the D products out of every gate's gradient; all else is right."""
+    out_TD = definition(x_TD, experts, routing)
+    constant = replace(routing, gate_N=routing.gate_N.detach())
+    return torch.cat([definition(x_TD, experts, constant)[:, :1], out_TD[:, 1:]], dim=1)
+
+
+@pytest.mark.slow("the fuzz of leaking rows")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bug", [leaked_row, missing_gate, wrong_expert, lacking_term])
+def test_the_fuzz_finds_what_is_planted(bug, dtype: torch.dtype) -> None:
+    found = dict.fromkeys(("one unit", "more"), 0)
+    for seed in range(80):
+        trial = prepare(seed, dtype, largest=8)
+        list(judge(definition, trial))  # the same cases are right without the bug
+        try:
+            list(judge(bug, trial))
+        except AssertionError:
+            found["one unit" if trial.clean.weights[0].shape[1] == 1 else "more"] += 1
+    print(bug.__name__, dtype, found)
+    assert min(found.values()) > 0
 
 
 @pytest.mark.parametrize("backend", EVERYWHERE)

@@ -134,11 +134,21 @@ def test_the_shares_of_figure_3_sum_to_one(zhou):
 
 
 def test_a_speed_up_is_read_off_the_curve_between_two_steps(zhou, monkeypatch):
-    monkeypatch.setattr(zhou, "STEPS", 40)
+    """Every seed has one: of a pair of curves the one that ends higher is reached by the other."""
+    monkeypatch.setattr(zhou, "ENDS", range(20, 41, 10))
+    curves = {"experts choose": [[6, 4, 3], [2, 2, 2], [9, 8, 7], [5, 5, None]],
+              "top-2": [[9, 6, 5], [5, 5, 5], [9, 6, 5], [5, 5, 5]]}  # fmt: skip
     found = {
-        "loss by step 20 at fast": [6.0, 2.0, 9.0, None],
-        "loss by step 30 at fast": [4.0, 2.0, 8.0, None],
-        "loss by step 40 at fast": [3.0, 2.0, 7.0, None],
-        "loss by step 40 at slow": [5.0, 5.0, 5.0, 5.0],
-    }
-    assert zhou.speed_up(found, "fast", "slow") == [40 / 25, 2.0, None, None]
+        f"loss by step {end} at {name}": [row[i] for row in rows]
+        for name, rows in curves.items()
+        for i, end in enumerate(zhou.ENDS)
+    } | {f"loss by step {end} at top-1": [None] * 4 for end in zhou.ENDS}
+    made = zhou.relations(found)
+    # The second is below 5 from its first count on, as the other is at 5; the third loses.
+    assert made["speed-up over top-2"] == [40 / 25, 1.0, pytest.approx((80 / 3) / 40), None]
+    assert made["speed-up over top-1"] == [None] * 4
+
+
+def test_a_race_run_backwards_has_the_reciprocal_factor(zhou):
+    a, b = [6.0 - 0.1 * i for i in range(24)], [6.1 - 0.12 * i for i in range(24)]
+    assert zhou._speed_up(a, b) == pytest.approx(1 / zhou._speed_up(b, a))

@@ -86,5 +86,6 @@ def test_a_run_is_stable_by_the_rule_written_down():
     measures = stmoe.relations(found, frequencies=6.5)
     assert measures["stable at z-loss, 0.4"] == [1.0, 0.0, 0.0, 0.0]
     assert measures["stable at baseline, 1"] == [0.0] * 4
-    assert measures["loss, z-loss - baseline"] == [0.0, 0.0, 0.0, None]
-    assert {c.measure for c in ledger.load("stmoe2022").claims} <= {*measures, *found}
+    assert measures["loss at baseline, 1"] == [None] * 4
+    pairs = [claim.measure for claim in ledger.load("stmoe2022").claims]
+    assert {key for pair in pairs for key in (pair.a, pair.b)} <= {*measures, *found}

@@ -69,6 +69,20 @@ def specialization(
     return count_LCE / tokens_C[:, None]
 
 
+def gate_mass(trace: RoutingTrace) -> Tensor:
+    """Measure which share of all gates an expert carries: (L, E), a row sums to 1.
+
+    A load counts pairs; this weighs them. An expert that is everybody's second choice, with a small
+    gate, has a full load and little mass: balanced, and hardly used. Dropped pairs carry none.
+    """
+    E, rows = _num_experts(trace), []
+    for routing in trace.layers:
+        gate_N = routing.gate_N.where(_marked(routing) >= 0, 0).double()
+        rows.append(torch.zeros(E, dtype=gate_N.dtype).index_add(0, routing.expert_N, gate_N))
+    mass_LE = torch.stack(rows)
+    return mass_LE / mass_LE.sum(1, keepdim=True)
+
+
 def vocabulary_specialization(
     trace: RoutingTrace, ids_T: Labels, min_count: int = 10, *, choice: Choice = "first"
 ) -> Tensor:

@@ -2,7 +2,8 @@
 
 Counts of parameters are exact. Times are rooflines (Williams et al. 2009): the longest of what
 arithmetic, memory and network would each take alone at the device's full speed. No real step
-is faster, most take a small multiple; what a roofline tells is which of the three to mend.
+is faster, most take a small multiple; what a roofline tells is which of the three to look at.
+``Cost.in_turn`` says what a good real step takes; it is held against published deployments.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import torch
 from ..config import MixtralConfig
 
 Phase = Literal["decode", "prefill", "train"]
+Precision = Literal["float32", "bf16", "fp8", "fp4"]
+BYTES: dict[Precision, float] = {"float32": 4.0, "bf16": 2.0, "fp8": 1.0, "fp4": 4.25 / 8}
+"""Of one weight; MXFP4 has a byte of scale for each 32 (OCP Microscaling v1.0, section 5)."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,19 @@ class Architecture:
         matrices:                  of an expert: 3 (SwiGLU, GEGLU) or 2 (ReLU).
         tied:                      the output matrix is the embedding.
         cross:                     how many layers also attend to an encoder.
-        q_rank, kv_rank, rope_dim: of multi-head latent attention (DeepSeek-AI 2024,
+        q_rank, kv_rank, rope_dim, value_dim: of multi-head latent attention (DeepSeek-AI 2024,
                                    arXiv:2405.04434, section 2.1); then kv_heads means nothing.
+                                   A value_dim of 0 is head_dim.
+        windowed, window:          so many layers see the last ``window`` tokens only.
+        sparse:                    an attention reads at most so many of the tokens it has kept
+                                   (DeepSeek-V3.2's indexer picks them); 0 for all.
+        other, other_size:         so many layers attend in another way, with that many parameters
+                                   each: linear attention, Mamba, compressed keys.
+        other_cached, other_products: what such a layer keeps of a token, and its multiply-adds
+                                   with each kept token; 0 where a state of fixed size is kept.
+        nodes:                     a token's experts lie on at most so many nodes; 0 for any.
         extra:                     parameters without a field here: norms of queries and keys,
-                                   position biases.
+                                   biases, gates.
     Raises: ValueError if there are more experts per token than experts.
     """
 
@@ -57,6 +70,15 @@ class Architecture:
     q_rank: int = 0
     kv_rank: int = 0
     rope_dim: int = 0
+    value_dim: int = 0
+    windowed: int = 0
+    window: int = 0
+    sparse: int = 0
+    other: int = 0
+    other_size: int = 0
+    other_cached: int = 0
+    other_products: int = 0
+    nodes: int = 0
     extra: int = 0
 
     def __post_init__(self) -> None:
@@ -92,58 +114,42 @@ class Architecture:
         D, out = self.width, self.heads * self.head_dim
         if not self.kv_rank:
             return 2 * D * (out + self.kv_heads * self.head_dim)
-        query = (D + self.heads * (self.head_dim + self.rope_dim)) * self.q_rank
-        key_value = D * (self.kv_rank + self.rope_dim) + self.kv_rank * 2 * out
-        return query + key_value + out * D
+        values, query_dim = (
+            self.heads * (self.value_dim or self.head_dim),
+            out + self.heads * self.rope_dim,
+        )
+        query = (D + query_dim) * self.q_rank if self.q_rank else D * query_dim
+        key_value = D * (self.kv_rank + self.rope_dim) + self.kv_rank * (out + values)
+        return query + key_value + values * D
 
     @property
     def cached(self) -> int:
         """Count the numbers that one layer keeps of one token."""
         return self.kv_rank + self.rope_dim if self.kv_rank else 2 * self.kv_heads * self.head_dim
 
+    def products(self, one_by_one: bool = False) -> int:
+        """Count the multiply-adds of one new token with one that a layer has kept.
 
-# From the configs that were published with the weights; Switch and GShard from their papers
-# (Table 9; Table 1 and Appendix A.2).
-PRESETS = {
-    "Mixtral 8x7B": Architecture(32000, 4096, 32, 32, 8, 128, 8, 2, 14336),
-    "Mixtral 8x22B": Architecture(32768, 6144, 56, 48, 8, 128, 8, 2, 16384),
-    "DBRX": Architecture(100352, 6144, 40, 48, 8, 128, 16, 4, 10752),
-    "DeepSeekMoE-16B": Architecture(
-        102400, 2048, 28, 16, 16, 128, 64, 6, 1408, shared=2, dense_width=10944, dense_first=1
-    ),
-    "DeepSeek-V3": Architecture(
-        129280, 7168, 61, 128, 128, 128, 256, 8, 2048, shared=1, dense_width=18432, dense_first=3,
-        q_rank=1536, kv_rank=512, rope_dim=64,
-    ),
-    "OLMoE": Architecture(50304, 2048, 16, 16, 16, 128, 64, 8, 1024, extra=16 * 2 * 2048),
-    "Qwen3-30B-A3B": Architecture(151936, 2048, 48, 32, 4, 128, 128, 8, 768, extra=48 * 2 * 128),
-    "Switch-Base": Architecture(
-        32128, 768, 24, 12, 12, 64, 128, 1, 2048, dense_width=2048, every=2, tied=True, cross=12,
-        extra=2 * 32 * 12,
-    ),
-    "Switch-C": Architecture(
-        32128, 2080, 30, 32, 32, 64, 2048, 1, 6144, matrices=2, tied=True, cross=15,
-        extra=2 * 32 * 32,
-    ),
-    "GShard-600B": Architecture(  # 64,000 source tokens; 32,000 of the target, in and out
-        64000, 1024, 36, 16, 16, 128, 2048, 2, 8192, dense_width=8192, every=2, matrices=2,
-        cross=18,
-    ),
-}  # fmt: skip
+        A score is a product over the head, a weighted value another. A latent cache of one token
+        at a time is not unpacked: each head works on the whole of it, scores over kv_rank +
+        rope_dim numbers, values over kv_rank (arXiv:2405.04434, section 2.1.2).
+        """
+        if self.kv_rank and one_by_one:
+            return self.heads * (2 * self.kv_rank + self.rope_dim)
+        return self.heads * (self.head_dim + self.rope_dim + (self.value_dim or self.head_dim))
 
-PUBLISHED: dict[str, tuple[str, str | None]] = {
-    "Mixtral 8x7B": ("46,702,792,704", "12,879,925,248"),  # of its checkpoint; paper: 47B, 13B
-    "Mixtral 8x22B": ("141B", "39B"),
-    "DBRX": ("132B", "36B"),
-    "DeepSeekMoE-16B": ("16.4B", "2.8B"),
-    "DeepSeek-V3": ("671B", "37B"),
-    "OLMoE": ("6.9B", "1.3B"),
-    "Qwen3-30B-A3B": ("30.5B", "3.3B"),
-    "Switch-Base": ("7B", None),
-    "Switch-C": ("1571B", None),
-    "GShard-600B": ("600B", None),
-}
-"""Total and active parameters as they were published, None where they were not."""
+    def over_layers(
+        self, tokens: float, each: float, of_other: float, reads: bool = False
+    ) -> float:
+        """Add up over the layers what each of so many kept tokens costs.
+
+        Args: each: of a token in a layer; of_other: in one of the ``other`` layers; reads: count
+              what an attention reads, not what is kept (they differ where it is ``sparse``).
+        """
+        seen = min(tokens, self.sparse) if reads and self.sparse else tokens
+        full = self.layers + self.cross - self.windowed - self.other
+        near = self.windowed * min(tokens, self.window)
+        return (full * seen + near) * each + self.other * tokens * of_other
 
 
 @dataclass(frozen=True)
@@ -186,21 +192,20 @@ def count_parameters(config: MixtralConfig | Architecture) -> ParameterCount:
     '46,702,792,704 12,879,925,248'
     >>> f"{count.total * torch.bfloat16.itemsize / 1e9:.1f} GB in bf16"
     '93.4 GB in bf16'
-    >>> f"{count_parameters(PRESETS['DeepSeek-V3']).total / 1e9:.0f} billion"
-    '671 billion'
 
     Source: Jiang et al. 2024 (arXiv:2401.04088), Table 1.
     """
     a = Architecture.of(config)
     D, L, M = a.width, a.layers, a.moe_layers
+    usual = L - a.other
     return ParameterCount(
         embedding=a.vocab * D,
-        attention=(L + a.cross) * a.attention,
+        attention=(usual + a.cross) * a.attention + a.other * a.other_size,
         routers=M * a.experts * D,
         experts=M * a.experts * a.expert,
         unused_experts=M * (a.experts - a.top_k) * a.expert,
         # Before each part, and after each stack; a latent attention has two of its own.
-        norms=(2 * L + a.cross + 1 + bool(a.cross)) * D + L * (a.q_rank + a.kv_rank) + a.extra,
+        norms=(2 * L + a.cross + 1 + bool(a.cross)) * D + usual * (a.q_rank + a.kv_rank) + a.extra,
         lm_head=0 if a.tied else a.vocab * D,
         dense=(L - M) * a.matrices * D * a.dense_width,
         shared=M * a.shared * a.expert,
@@ -215,6 +220,8 @@ def kv_cache_bytes(
 ) -> int:
     """Count the bytes of keys and values kept for a batch of texts of num_tokens each.
 
+    A layer with a window keeps no more than that; a state of fixed size is left out.
+
     >>> kv_cache_bytes(MixtralConfig(), 32768) / 2**30  # GiB
     4.0
 
@@ -223,7 +230,7 @@ def kv_cache_bytes(
     if num_tokens < 0 or batch_size < 0:
         raise ValueError(f"cannot cache {num_tokens} tokens of {batch_size} texts")
     a = Architecture.of(config)
-    return a.layers * batch_size * num_tokens * a.cached * dtype.itemsize
+    return int(batch_size * a.over_layers(num_tokens, a.cached, a.other_cached)) * dtype.itemsize
 
 
 def distinct_experts(experts: int, top_k: int, tokens: float) -> float:
@@ -238,6 +245,47 @@ def distinct_experts(experts: int, top_k: int, tokens: float) -> float:
     return experts * (1 - (1 - top_k / experts) ** tokens)
 
 
+# --- the network ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Count how often a token's vector travels in one exchange: inside its node, between nodes."""
+
+    inside: float
+    between: float
+
+
+def copies(
+    config: MixtralConfig | Architecture, ranks: int, node: int = 8, by_node: bool = True
+) -> Copies:
+    """Expect the copies of one token in one exchange of one layer.
+
+    Args: ranks: devices that share the experts evenly, ``node`` of them in a node; experts are
+          chosen evenly. by_node: a token is sent once to each node that it visits, and there once
+          to each rank (DeepEP's normal kernels; DeepSeek-AI 2024, arXiv:2412.19437, section
+          3.2.2); else once for each of its K experts, straight there (its low-latency kernels).
+
+    >>> copies(MixtralConfig(), 8)  # 2 of 8 experts, one each: 1.875 ranks, 7/8 of them others'
+    Copies(inside=1.640625, between=0.0)
+    >>> copies(MixtralConfig(), 8, node=4, by_node=False)
+    Copies(inside=0.75, between=1.0)
+    """
+    a = Architecture.of(config)
+    node = min(node, ranks)
+    if not by_node:
+        return Copies(a.top_k * (node - 1) / ranks, a.top_k * (ranks - node) / ranks)
+    nodes = max(ranks / node, 1.0)
+    reach = min(a.nodes or nodes, nodes)  # nodes that a token may visit
+    visited, met = (_met(places, a.top_k) for places in (reach, reach * node))
+    return Copies(met * (node - 1) / node, visited * (nodes - 1) / nodes)
+
+
+def _met(places: float, draws: int) -> float:
+    """Expect how many of these places so many draws meet."""
+    return places * (1 - (1 - 1 / places) ** draws)
+
+
 def all_to_all_bytes(
     config: MixtralConfig | Architecture, tokens: float, ranks: int, bytes_per_number: float = 2.0
 ) -> float:
@@ -247,8 +295,8 @@ def all_to_all_bytes(
           that the share (ranks - 1) / ranks of the pairs leaves; each pair travels by itself.
     """
     a = Architecture.of(config)
-    pairs = a.moe_layers * tokens * a.top_k
-    return 2 * pairs * a.width * bytes_per_number * (ranks - 1) / ranks
+    away = copies(a, ranks, node=1, by_node=False).between
+    return 2 * a.moe_layers * tokens * away * a.width * bytes_per_number
 
 
 # --- time ----------------------------------------------------------------------------------------
@@ -256,48 +304,99 @@ def all_to_all_bytes(
 
 @dataclass(frozen=True)
 class Device:
-    """State what a device can do: FLOP/s, bytes/s of its memory, bytes, bytes/s to another."""
+    """State what a device can do at best.
 
-    flops: float
+    Args: bf16, fp8, fp4: dense FLOP/s; 0 where there is no unit for it: then weights in it are
+                          unpacked and multiplied in bf16.
+          bandwidth, memory: bytes/s of its memory, and bytes.
+          link, node:     bytes/s, one way, to the others of its node; how many devices a node has.
+          between:        bytes/s, one way, to other nodes.
+          startup:        seconds that an exchange takes beside its bytes.
+    """
+
+    bf16: float
+    fp8: float
+    fp4: float
     bandwidth: float
     memory: float
     link: float
+    node: int
+    between: float
+    startup: float = 25e-6
+
+    def flops(self, precision: Precision) -> float:
+        """Return FLOP/s on weights of that precision; float32 runs as TF32, at half of bf16."""
+        own = {"float32": self.bf16 / 2, "bf16": self.bf16, "fp8": self.fp8, "fp4": self.fp4}
+        return own[precision] or (self.fp8 if precision == "fp4" and self.fp8 else self.bf16)
 
 
-# Dense bf16 and one direction of the link, from the makers' data sheets; the CPU is a round guess.
+# Dense peaks, memory and NVLink (half of the two-way figure) from the makers' data sheets, 400
+# (A100: 200) Gb/s InfiniBand for each device between nodes. H800: NVLink and InfiniBand as DeepEP
+# states them (docs/legacy.md), else an H100. The start-up is what DeepEP's low-latency rows leave
+# over their bytes. The laptop: product and copy as in experiments/results/bench/cpu.json, doubled.
 DEVICES = {
-    "H100 SXM": Device(989e12, 3.35e12, 80e9, 450e9),
-    "H200 SXM": Device(989e12, 4.8e12, 141e9, 450e9),
-    "A100 SXM 80GB": Device(312e12, 2.039e12, 80e9, 300e9),
-    "RTX 4090": Device(165e12, 1.008e12, 24e9, 32e9),
-    "a laptop's CPU": Device(1e12, 60e9, 16e9, 1e9),
+    "H100 SXM": Device(989e12, 1979e12, 0, 3.35e12, 80e9, 450e9, 8, 50e9),
+    "H800 SXM": Device(989e12, 1979e12, 0, 3.35e12, 80e9, 160e9, 8, 50e9),
+    "H200 SXM": Device(989e12, 1979e12, 0, 4.8e12, 141e9, 450e9, 8, 50e9),
+    "A100 SXM 80GB": Device(312e12, 0, 0, 2.039e12, 80e9, 300e9, 8, 25e9),
+    "B200 SXM": Device(2250e12, 4500e12, 9000e12, 8e12, 180e9, 900e9, 8, 50e9),
+    "GB200 NVL72": Device(2500e12, 5000e12, 10000e12, 8e12, 186e9, 900e9, 72, 50e9),
+    "MI300X": Device(1307e12, 2615e12, 0, 5.3e12, 192e9, 448e9, 8, 50e9),
+    "RTX 4090": Device(165e12, 330e12, 0, 1.008e12, 24e9, 32e9, 2, 1.25e9),
+    "Apple M3 Ultra": Device(28e12, 0, 0, 819e9, 512e9, 10e9, 1, 10e9),
+    "two cores of a laptop": Device(0.95e12, 0, 0, 68e9, 16e9, 1e9, 1, 0.125e9, 200e-6),
 }
 OPTIMIZER_BYTES = 16  # per parameter: bf16 weight and gradient; float32 weight and two moments
 OPTIMIZER_TRAFFIC = 28  # reads gradient (2), reads and writes those three (24), writes weight (2)
+SCALE_BYTES = 4 / 128  # of an fp8 number on its way: a float32 for each 128 (arXiv:2412.19437)
+REACHED = {"compute": 0.6, "memory": 0.9, "network": 0.88}
+"""The share of full speed that good kernels were published to reach: FlashMLA 580 of 989 TFLOP/s
+and 3.0 of 3.35 TB/s, DeepGEMM 1,350 of 1,979 at its best, DeepEP 141 of 160 and 44 of 50 GB/s."""
 
 
 @dataclass(frozen=True)
 class Cost:
     """Hold what one step asks of each device, and the seconds that each part takes alone.
 
-    FLOPs; bytes read of weights and cache; bytes sent; bytes that have to fit.
+    FLOPs with weights, and of attention with what it has kept (always bf16); bytes read of
+    weights and cache; bytes sent inside the node and between nodes; exchanges, each with its
+    start-up; bytes that have to fit.
     """
 
     flops: float
+    score_flops: float
     weight_bytes: float
     cache_bytes: float
-    link_bytes: float
+    inside_bytes: float
+    between_bytes: float
+    exchanges: int
     held_bytes: float
+    weights: Precision
     device: Device
+
+    @property
+    def link_bytes(self) -> float:
+        """Return what is sent, on both levels together."""
+        return self.inside_bytes + self.between_bytes
 
     @property
     def parts(self) -> dict[str, float]:
         """Return the seconds of arithmetic, memory and network."""
+        d = self.device
         return {
-            "compute": self.flops / self.device.flops,
-            "memory": (self.weight_bytes + self.cache_bytes) / self.device.bandwidth,
-            "network": self.link_bytes / self.device.link,
+            "compute": self.flops / d.flops(self.weights) + self.score_flops / d.bf16,
+            "memory": (self.weight_bytes + self.cache_bytes) / d.bandwidth,
+            "network": self._bytes_seconds + self._startup_seconds,
         }
+
+    @property
+    def _bytes_seconds(self) -> float:
+        """Return the slower of the two levels: they work at the same time."""
+        return max(self.inside_bytes / self.device.link, self.between_bytes / self.device.between)
+
+    @property
+    def _startup_seconds(self) -> float:
+        return self.exchanges * self.device.startup if self.link_bytes else 0.0
 
     @property
     def seconds(self) -> float:
@@ -307,6 +406,33 @@ class Cost:
     def bound(self) -> str:
         """Name the part that takes longest."""
         return max(self.parts, key=self.parts.__getitem__)
+
+    @property
+    def work(self) -> float:
+        """Estimate the seconds of a device's own work, at the speeds that good kernels reach.
+
+        Attention and products follow each other, and each waits for its arithmetic or its bytes.
+        """
+        compute, memory, d = (
+            REACHED["compute"],
+            REACHED["memory"] * self.device.bandwidth,
+            self.device,
+        )
+        attention = max(self.score_flops / d.bf16 / compute, self.cache_bytes / memory)
+        return attention + max(
+            self.flops / d.flops(self.weights) / compute, self.weight_bytes / memory
+        )
+
+    @property
+    def exchange(self) -> float:
+        """Estimate the seconds of all exchanges, at the speed that good kernels reach."""
+        return self._bytes_seconds / REACHED["network"] + self._startup_seconds
+
+    @property
+    def in_turn(self) -> float:
+        """Estimate a step in which work and exchanges take turns; hiding one behind the other
+        can save the shorter of the two at most."""
+        return self.work + self.exchange
 
     @property
     def fits(self) -> bool:
@@ -321,39 +447,64 @@ def step(
     context: int,
     *,
     ranks: int = 1,
-    bytes_per_weight: float = 2.0,
+    weights: Precision = "bf16",
+    by_node: bool | None = None,
 ) -> Cost:
     """Estimate one step: a new token for each text, all of its tokens at once, or training on it.
 
-    What is assumed: every part at its full speed, perfectly overlapped; experts chosen evenly
-    and independently, spread over the ranks, all else on each; weights that are used read
-    once; activations stay in cache. A multiply-add is 2 FLOPs, and training costs three
-    forward passes. So the result is a bound from below.
+    What is assumed: experts chosen evenly and independently, spread over the ranks, all else on
+    each; weights that are used read once; activations stay in cache. Vectors go out in fp8 where
+    the weights are in fp8 or fp4, and come back in bf16. A multiply-add is 2 FLOPs, and training
+    costs three forward passes.
 
     Args:    batch: texts, over all ranks together; context: tokens that each has. ranks: devices
-             that share the batch and the experts. bytes_per_weight: 2 for bf16, 1 for int8.
+             that share the batch and the experts. by_node: as in :func:`copies`; None is the
+             phase's own way, straight to the experts in decode.
     Returns: what each device does.
-    Raises:  ValueError for a phase that there is not, or a count below 1.
+    Raises:  ValueError for a phase or precision that there is not, or a count below 1.
     """
     if phase not in get_args(Phase):
         raise ValueError(f"phase must be one of {get_args(Phase)}, not {phase!r}")
+    if weights not in BYTES:
+        raise ValueError(f"weights must be one of {tuple(BYTES)}, not {weights!r}")
     if min(batch, context, ranks) < 1:
         raise ValueError(f"batch, context and ranks start at 1, not {batch}, {context}, {ranks}")
-    a, count = Architecture.of(config), count_parameters(config)
-    tokens = batch if phase == "decode" else batch * context
-    seen = context if phase == "decode" else context / 2  # of the text, on average
+    a, count, size = Architecture.of(config), count_parameters(config), BYTES[weights]
+    decode = phase == "decode"
+
+    # 1. arithmetic: the weights of a token's way, and attention over what it sees
+    tokens = batch if decode else batch * context
+    seen = context if decode else context / 2  # of the text, on average
     common = count.total - count.experts - count.embedding + a.tied * count.embedding
-    experts = count.experts / ranks
-    touched = experts * distinct_experts(a.experts, a.top_k, tokens) / a.experts
     used = common + count.experts - count.unused_experts
-    scores = 2 * seen * a.heads * (2 * a.head_dim + a.rope_dim) * (a.layers + a.cross)
-    flops = (2 * used + scores) * tokens / ranks
+    flops = 2 * used * tokens / ranks
+    scores = a.over_layers(seen, a.products(decode), a.other_products, reads=True)
+    score_flops = 2 * scores * tokens / ranks
+
+    # 2. memory: weights that somebody needs, and in decode the cache that attention reads
+    own = count.experts / ranks
+    touched = own * distinct_experts(a.experts, a.top_k, tokens) / a.experts
+    held = count.total - count.experts + own
     cache = kv_cache_bytes(a, context, batch) / ranks
-    sent = all_to_all_bytes(a, tokens / ranks, ranks)
-    held = (count.total - count.experts + experts) * bytes_per_weight
+    read = a.over_layers(context, a.cached, a.other_cached, reads=True) * 2 * batch / ranks
+
+    # 3. network: out and back in each layer
+    away = copies(a, ranks, device.node, not decode if by_node is None else by_node)
+    number = (1 + SCALE_BYTES if weights in ("fp8", "fp4") else 2) + 2  # out, and back
+    sent = a.moe_layers * tokens / ranks * a.width * number
+    inside, between, exchanges = away.inside * sent, away.between * sent, 2 * a.moe_layers
     if phase != "train":
-        return Cost(flops, (common + touched) * bytes_per_weight, cache, sent, held + cache, device)
-    own = count.total - count.experts + experts
-    read = 3 * (common + touched) * bytes_per_weight + OPTIMIZER_TRAFFIC * own
-    averaged = 2 * (count.total - count.experts) * 2 * (ranks - 1) / ranks  # a ring's all-reduce
-    return Cost(3 * flops, read, 0.0, 2 * sent + averaged, OPTIMIZER_BYTES * own, device)
+        return Cost(
+            flops, score_flops, (common + touched) * size, read if decode else cache, inside,
+            between, exchanges, held * size + cache, weights, device,
+        )  # fmt: skip
+    node = min(device.node, ranks)
+    # The average of the other gradients: a ring inside the node, then 1/node of it between nodes.
+    ring = 2 * (count.total - count.experts) * 2
+    inside = 2 * inside + ring * (node - 1) / node
+    between = 2 * between + ring / node * (ranks - node) / ranks
+    passes = 3 * (common + touched) * size + OPTIMIZER_TRAFFIC * held
+    return Cost(
+        3 * flops, 3 * score_flops, passes, 0.0, inside, between, 2 * exchanges + 1,
+        OPTIMIZER_BYTES * held, weights, device,
+    )  # fmt: skip

@@ -212,6 +212,19 @@ class Facts:
         share = (logits_NC.argmax(-1) == self.value_N).float().mean().item()
         return share, max(0.0, bits_stored(nats, len(self.value_N), self.classes))
 
+    @torch.no_grad()
+    def remembered(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which expert answers each fact, if it is right, and if without that expert.
+
+        Shapes: int64 (N,), bool (N,), bool (N,).
+        """
+        logits_NC, routing = block(self.x_ND)
+        alone_NC = block.out(F.layer_norm(self.x_ND, self.x_ND.shape[-1:]))  # x + nothing
+        right_N, left_N = (x.argmax(-1) == self.value_N for x in (logits_NC, alone_NC))
+        expert_N = torch.empty_like(self.value_N)
+        expert_N[routing.token_N] = routing.expert_N
+        return expert_N, right_N, left_N
+
 
 class Paths:
     """Ask of random graphs whether a path of two edges leads from s to t; each graph is new.

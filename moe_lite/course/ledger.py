@@ -3,7 +3,8 @@
 experiments/NAME.py says what a paper claims, by which rule we judge and how to run it;
 experiments/results/NAME.json keeps what a run gave, seed by seed; LEDGER.md and the last column
 of README's chapter table are written from both. A rule stands in its module before the run: a
-verdict is computed, never chosen.
+verdict is computed, never chosen. What is compared is compared seed by seed, and what never
+arrived is a bound, never a gap.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import statistics
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from scipy.special import stdtrit
+from scipy import stats
 
 from .. import __version__
 from ..checked import build, conform, read_json, short
@@ -37,61 +39,100 @@ if not (ROOT / "experiments" / "__init__.py").is_file():  # installed from a whe
 Measures = dict[str, list[float | None]]
 """What a run gives: for each measure one number per seed; None where a seed never got there."""
 
-Verdict = Literal["reproduced", "direction only", "not reproduced"]
-SIGNS: dict[Verdict, str] = {"reproduced": "✓", "direction only": "≈", "not reproduced": "✗"}
+Verdict = Literal["reproduced", "other size", "equal", "null", "inconclusive", "contradicted"]
+SIGNS: dict[Verdict, str] = {
+    "reproduced": "✓", "other size": "≈", "equal": "=", "null": "∅", "inconclusive": "?",
+    "contradicted": "✗",
+}  # fmt: skip
+UNITS = {"loss": "nats", "training loss": "nats", "best": "bits per byte"}
+"""How the name of a measure begins, and in what it counts; an equality's margin counts so too."""
 
 
 # --- numbers -------------------------------------------------------------------------------------
 
 
-def student_t(df: int, confidence: float = 0.95) -> float:
-    """Return t such that a Student variable of df degrees lies within ±t with this probability.
+@cache
+def student_t(count: int, confidence: float = 0.95) -> float:
+    """Return t such that the mean of so many values lies within ±t standard errors of the truth.
 
-    >>> [round(student_t(df), 3) for df in (1, 2, 24)]
+    >>> [round(student_t(count), 3) for count in (2, 3, 25)]
     [12.706, 4.303, 2.064]
-
-    Raises: ValueError if df is below 1.
     """
-    if df < 1:
-        raise ValueError(f"an interval needs at least two values, not {df + 1}")
-    return float(stdtrit(df, (1 + confidence) / 2))
+    return float(stats.t.ppf((1 + confidence) / 2, count - 1))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Hold the mean over seeds, the half-width of its 95% interval, the spread and the counts.
+    """Hold the mean over seeds, its 95% interval, the spread, and how many seeds there are.
 
-    ``missed`` seeds never got there; the figures are over the other ``count``. With fewer than
-    two of those there is no interval: ``half`` is infinite.
+    ``missed`` seeds of ``count + missed`` never got there. They are never left out: with any,
+    ``mean`` is the median, and low and high are the sign test's interval for it, in which such a
+    seed stands at the end where its bound puts it, and at both if it has none. That interval has
+    no ends with fewer than six seeds. ``mean`` is NaN if the median is not known.
     """
 
     mean: float
-    half: float
+    low: float
+    high: float
     sd: float
     count: int
-    missed: int
+    missed: int = 0
 
     @classmethod
-    def of(cls, values: Sequence[float | None]) -> Estimate:
-        """Estimate from one value per seed.
+    def of(
+        cls, values: Sequence[float | None], bounds: Sequence[tuple[float, float]] | None = None
+    ) -> Estimate:
+        """Estimate from one value per seed; bounds: for each, where it lies if it is None.
 
-        >>> print(Estimate.of([1.0, 2.0, 3.0, None]))
-        2 ± 2.5 (1 of 4 never)
+        >>> print(Estimate.of([1.0, 2.0, 3.0]))
+        2.0 ± 2.5
+        >>> print(Estimate.of([1.0, 2.0, 3.0, 4.0, 5.0, None], [(6.0, math.inf)] * 6))
+        3.5 [1, inf] (1 of 6 never)
         """
         kept = [value for value in values if value is not None]
-        n = len(kept)
-        mean = math.fsum(kept) / n if n else math.nan
+        n, missed = len(kept), len(values) - len(kept)
+        sd = statistics.stdev(kept) if n > 1 else math.nan
+        if missed:
+            ends = bounds or [(-math.inf, math.inf)] * len(values)
+            pairs = [(x, x) if x is not None else end for x, end in zip(values, ends, strict=True)]
+            lows, highs = (sorted(column) for column in zip(*pairs, strict=True))
+            rank = int(stats.binom.ppf(0.025, len(values), 0.5))
+            middle = statistics.median(lows)
+            return cls(
+                middle if middle == statistics.median(highs) else math.nan,
+                lows[rank - 1] if rank else -math.inf, highs[-rank] if rank else math.inf,
+                sd, n, missed,
+            )  # fmt: skip
         if n < 2:
-            return cls(mean, math.inf, math.nan, n, len(values) - n)
-        sd = math.sqrt(math.fsum((value - mean) ** 2 for value in kept) / (n - 1))
-        return cls(mean, student_t(n - 1) * sd / math.sqrt(n), sd, n, len(values) - n)
+            return cls(kept[0] if n else math.nan, -math.inf, math.inf, sd, n)
+        mean = statistics.fmean(kept)
+        half = student_t(n) * sd / math.sqrt(n)
+        return cls(mean, mean - half, mean + half, sd, n)
+
+    @property
+    def half(self) -> float:
+        """Half the interval's width."""
+        return (self.high - self.low) / 2
+
+    def p(self, void: float) -> float:
+        """Return the two-sided p-value of Student's test against this value; NaN if seeds lack."""
+        if self.missed or self.count < 2 or not self.sd:
+            return math.nan
+        t = abs(self.mean - void) / (self.sd / math.sqrt(self.count))
+        return float(2 * stats.t.sf(t, self.count - 1))
 
     def __str__(self) -> str:
         shown = "none" if math.isnan(self.mean) else number(self.mean)
-        if math.isfinite(self.half):
-            shown += f" ± {self.half:.2g}" if self.half < 100 else f" ± {number(self.half)}"
-        missed = f" ({self.missed} of {self.count + self.missed} never)" if self.missed else ""
-        return shown + missed
+        if self.missed:
+            shown = "" if math.isnan(self.mean) else f"{shown} "
+            ends = f"[{number(self.low)}, {number(self.high)}]"
+            return f"{shown}{ends} ({self.missed} of {self.count + self.missed} never)"
+        if not math.isfinite(self.half):
+            return shown
+        if not self.half:
+            return f"{shown} ± 0"
+        digits = max(0, 1 - math.floor(math.log10(self.half)))  # two figures of the interval
+        return f"{self.mean:,.{digits}f} ± {self.half:,.{digits}f}"
 
 
 def number(value: float) -> str:
@@ -100,51 +141,165 @@ def number(value: float) -> str:
     >>> number(1124.4), number(0.123456), number(88)
     ('1,124', '0.1235', '88')
     """
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}"
 
 
 # --- claims --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Claim:
-    """State one number of a paper, and the rule by which ours is judged.
+class Pair:
+    """Relate two measures of the same seed: a - b, or a / b.
 
-    ``void`` is the value at which the claim would say nothing: 1 for a ratio, 0 for a
-    difference. If our 95% interval touches it or lies beyond it, seen from the paper's number,
-    the claim is *not reproduced*. Otherwise it is *reproduced* if our mean lies within the
-    share ``within`` of the paper's number, and else *direction only*. A number without a void
-    has no direction: it is reproduced or not. If more than half the seeds never got there,
-    nothing is reproduced.
+    >>> print(Pair("loss at dense", "loss at top-1"), "|", Pair("MaxVio at 0", "MaxVio at 1", "/"))
+    loss at dense - loss at top-1 | MaxVio at 0 / MaxVio at 1
+    """
+
+    a: str
+    b: str
+    by: Literal["-", "/"] = "-"
+
+    def __str__(self) -> str:
+        return f"{self.a} {self.by} {self.b}"
+
+    def of(self, a: float | None, b: float | None) -> float | None:
+        """Relate one seed's two values; None if one of them is missing."""
+        if a is None or b is None or (self.by == "/" and b == 0):
+            return None
+        return a - b if self.by == "-" else a / b
+
+
+@dataclass(frozen=True)
+class Claim:
+    """State one sentence of a paper, and the kind of rule by which ours is judged.
+
+    - An **effect** has a ``void``, the value at which there would be none: 0 for a difference, 1
+      for a ratio. ``paper`` is the paper's number, or "above" or "below" where it prints none.
+    - An **equality** has a ``margin`` and its unit: our difference is to lie inside it, whole.
+    - A **number** has ``within``: ours is to lie within this share of the paper's, whole.
 
     Args: text: the claim in words; where: its table or figure; measure: the run's measure that
-          answers it; note: what else the paper prints there, such as its spread.
+          answers it, or a pair of them; note: what else the paper prints there.
+    Raises: ValueError if it is none of the three, or its margin is not in the measures' own unit.
     """
 
     text: str
     where: str
-    measure: str
-    paper: float
-    within: float
+    measure: str | Pair
+    paper: float | Literal["above", "below"]
+    within: float | None = None
     void: float | None = None
+    margin: tuple[float, str] | None = None
     note: str = ""
 
-    def verdict(self, ours: Estimate) -> Verdict:
-        """Judge an estimate by the rule.
+    def __post_init__(self) -> None:
+        given = [self.within is not None, self.void is not None, self.margin is not None]
+        if sum(given) != 1:
+            raise ValueError(
+                f"{self.text!r}: a claim has a void (an effect), a margin (an equality) "
+                "or a share within (a number), and one of them"
+            )
+        if (self.void is None and isinstance(self.paper, str)) or self.paper == self.void:
+            raise ValueError(f"{self.text!r}: {self.paper} is no effect")
+        if self.margin is not None:
+            named = {self.measure.a, self.measure.b} if isinstance(self.measure, Pair) else set()
+            units = {UNITS.get(name.split(" at ")[0].split(":")[0]) for name in named}
+            if not named or self.measure.by != "-" or units != {self.margin[1]}:  # type: ignore[union-attr]
+                raise ValueError(
+                    f"{self.text!r}: an equality is a difference of two measures, and its margin "
+                    f"counts as they do, not in {self.margin[1]}"
+                )
 
-        >>> twice = Claim("twice as fast", "Table 1", "speed-up", paper=2, within=0.1, void=1)
-        >>> [twice.verdict(Estimate(mean, 0.1, 0.2, 25, 0)) for mean in (1.9, 1.4, 1.05)]
-        ['reproduced', 'direction only', 'not reproduced']
+    def verdict(self, ours: Estimate) -> Verdict:
+        """Judge an estimate by its 95% interval, never by its mean.
+
+        An effect is *reproduced* if the whole interval lies between half and twice the paper's
+        effect (on its side, if the paper prints no number), has an *other size* if it lies on
+        that side and excludes the paper's number, and is *contradicted* if it lies on the other
+        side. It is *null* if the interval holds the void and stays below half the paper's effect.
+        An equality is *equal* or *contradicted* if the interval lies inside or outside the margin,
+        a number is *reproduced* or of *other size* likewise. All else is *inconclusive*.
+
+        >>> twice = Claim("twice as fast", "Table 1", "speed-up", paper=2, void=1)
+        >>> [twice.verdict(Estimate(m, m - 0.2, m + 0.2, 0.5, 25)) for m in (1.9, 1.4, 1.1, 0.7)]
+        ['reproduced', 'other size', 'null', 'contradicted']
+        >>> twice.verdict(Estimate(1.4, 0.5, 2.3, 1, 5))
+        'inconclusive'
         """
-        if not math.isfinite(ours.half) or ours.missed > ours.count:
-            return "not reproduced"
-        if self.void is not None:
-            side = math.copysign(1, self.paper - self.void)
-            if side * (ours.mean - self.void) <= ours.half:
-                return "not reproduced"
-        if abs(ours.mean - self.paper) <= self.within * abs(self.paper):
+        low, high = ours.low, ours.high
+        if self.within is not None:
+            assert not isinstance(self.paper, str)
+            slack = self.within * abs(self.paper)
+            return self._inside(low - self.paper, high - self.paper, slack, "reproduced")
+        if not ours.sd and ours.count + ours.missed < FEW:
+            return "inconclusive"  # a few seeds that agree say nothing of how they spread
+        if self.margin is not None:
+            return self._inside(low, high, self.margin[0], "equal")
+        # In units of the paper's effect: no effect is 0, the paper's 1.
+        assert self.void is not None
+        low, high = sorted(((low - self.void) / self.effect, (high - self.void) / self.effect))
+        if high < 0:
+            return "contradicted"
+        if isinstance(self.paper, str):
+            return "reproduced" if low > 0 else "inconclusive"
+        if low <= 0:
+            return "null" if high < 0.5 else "inconclusive"
+        if low > 0.5 and high < 2:
             return "reproduced"
-        return "not reproduced" if self.void is None else "direction only"
+        return "other size" if high < 1 or low > 1 else "inconclusive"
+
+    def _inside(self, low: float, high: float, slack: float, inside: Verdict) -> Verdict:
+        if -slack <= low and high <= slack:
+            return inside
+        if high < -slack or low > slack:
+            return "contradicted" if inside == "equal" else "other size"
+        return "inconclusive"
+
+    @property
+    def effect(self) -> float:
+        """Return the paper's number less the void; 1 or -1 if it prints a direction only."""
+        if isinstance(self.paper, str):
+            return 1.0 if self.paper == "above" else -1.0
+        return self.paper - (self.void or 0.0)
+
+    def seeds(self, ours: Estimate) -> int | None:
+        """Count the seeds that would decide, at this spread; None if that cannot be said.
+
+        That is: for an interval of a third of the paper's effect to each side, or of the margin,
+        or of the share within; a third of our own effect, if the paper prints no number, or if
+        ours is sure to be there and larger; and of a sixth, and so on, if so many were run and the
+        interval still stands across a border.
+        """
+        if ours.missed or not ours.sd or ours.count < 2:
+            return FEW if ours.count + ours.missed < FEW else None
+        if self.margin is not None:
+            third = self.margin[0] / 3
+        elif self.void is None:
+            third = abs(self.effect * (self.within or 0.0)) / 3
+        else:
+            own = abs(ours.mean - self.void)
+            theirs = 0.0 if isinstance(self.paper, str) else abs(self.effect)
+            third = (max(own, theirs) if own > ours.half or not theirs else theirs) / 3
+        n = 2
+        while n <= ours.count and third:
+            n = max(2, int((1.96 * ours.sd / third) ** 2))
+            while n < 1e6 and student_t(n) * ours.sd / math.sqrt(n) > third:
+                n += 1
+            third /= 2
+        return n
+
+    def judge(self, ours: Estimate) -> str:
+        """Write sign and verdict, and for an inconclusive one the seeds that would decide."""
+        verdict = self.verdict(ours)
+        if verdict != "inconclusive":
+            return f"{SIGNS[verdict]} {verdict}"
+        seeds = self.seeds(ours)
+        need = "too few arrived" if seeds is None else f"n = {seeds:,}"
+        return f"{SIGNS[verdict]} inconclusive, {need}"
+
+
+FEW = 6
+"""From so many seeds on, all on one side is a finding: the sign test's p is 2 / 64."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +310,8 @@ class Experiment:
           config: all that the result depends on, as JSON would keep it; claims: what is judged;
           run: from seeds to :data:`Measures`, where a seed's numbers do not depend on the other
           seeds; spot: a part of that again, in seconds, for a test to hold the result by;
-          caveat: what a reader of the verdicts should know, printed under them.
+          finding: what a reader may believe now, in a sentence in which {0} is our number of the
+          first claim; caveat: what a reader of the verdicts should know, printed under them.
     """
 
     title: str
@@ -167,6 +323,7 @@ class Experiment:
     run: Callable[[Sequence[int]], Measures]
     spot: Callable[[], Measures]
     caveat: str = ""
+    finding: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,9 +338,24 @@ class Result:
     hardware: dict[str, Any]
     seconds: float
 
-    def __getitem__(self, measure: str) -> Estimate:
-        """Estimate one measure over the seeds."""
-        return Estimate.of(self.measures[measure])
+    def values(self, measure: str | Pair) -> list[float | None]:
+        """Return one value per seed of a measure, or of a pair of them."""
+        if isinstance(measure, str):
+            return self.measures[measure]
+        columns = (self.measures[measure.a], self.measures[measure.b])
+        return [measure.of(a, b) for a, b in zip(*columns, strict=True)]
+
+    def __getitem__(self, measure: str | Pair) -> Estimate:
+        """Estimate one measure over the seeds.
+
+        Where a seed has None, the measures "... at least" and "... at most" may have its bound.
+        """
+        values = self.values(measure)
+        ends = []
+        for end, word in ((-math.inf, "least"), (math.inf, "most")):
+            bounds = self.measures.get(f"{measure}, at {word}", [None] * len(values))
+            ends.append([end if bound is None else bound for bound in bounds])
+        return Estimate.of(values, list(zip(*ends, strict=True)))
 
 
 def names(root: Path = ROOT) -> list[str]:
@@ -196,7 +368,9 @@ def names(root: Path = ROOT) -> list[str]:
         raise FileNotFoundError(
             f"there is no folder {folder}: the experiments come with a clone of the repository"
         )
-    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    return sorted(
+        path.stem for path in folder.glob("*.py") if "\nEXPERIMENT = " in path.read_text("utf-8")
+    )
 
 
 def load(name: str, root: Path = ROOT) -> Experiment:
@@ -285,11 +459,31 @@ def run(name: str, seeds: Sequence[int], root: Path = ROOT) -> Result:
         if len(values) != len(seeds):
             raise ValueError(f"{name} gives {len(values)} values of {key!r} for {len(seeds)} seeds")
     for claim in experiment.claims:
-        if claim.measure not in measures:
-            raise ValueError(f"{name} claims {claim.measure!r} but does not measure it")
+        pair = claim.measure
+        for key in (pair,) if isinstance(pair, str) else (pair.a, pair.b):
+            if key not in measures:
+                raise ValueError(f"{name} claims {key!r} but does not measure it")
     return Result(
         name, list(seeds), experiment.config, measures, versions(), hardware(), round(seconds, 1)
     )
+
+
+def fits(old: Result, experiment: Experiment) -> bool:
+    """Say whether more seeds may be added to a result: same config, versions, first seeds."""
+    same = json.loads(json.dumps(experiment.config)) == old.config
+    return same and old.versions == versions() and old.seeds == list(range(len(old.seeds)))
+
+
+def together(old: Result, new: Result) -> Result:
+    """Join a result and one of further seeds; what one of them never got to is None there."""
+    columns = []
+    for part in (old, new):
+        never: list[float | None] = [None] * len(part.seeds)
+        columns.append({key: part.measures.get(key, never) for key in old.measures | new.measures})
+    return replace(
+        new, seeds=old.seeds + new.seeds, seconds=round(old.seconds + new.seconds, 1),
+        measures={key: values + columns[1][key] for key, values in columns[0].items()},
+    )  # fmt: skip
 
 
 def resume(
@@ -318,6 +512,40 @@ def resume(
     return {name: done[name] for name in jobs}
 
 
+def order_statistic(result: Result, measure: str | Pair) -> bool:
+    """Say whether a measure relates another two settings in every seed: a maximum over a minimum.
+
+    The largest of some noisy runs over the least is above 1 whatever the settings do. So a measure
+    that is a ratio or a difference of two others must be of the same two in every seed.
+    """
+    groups: dict[str, list[list[float | None]]] = {}
+    for key, values in result.measures.items():
+        groups.setdefault(key.split(" at ")[0], []).append(values)
+    wanted = result.values(measure)
+    for group in groups.values():
+        found = []  # for each seed, the pairs of settings that give its number
+        for seed, value in enumerate(wanted):
+            row = [values[seed] for values in group]
+            found.append({
+                (i, j, how)
+                for i, a in enumerate(row)
+                for j, b in enumerate(row)
+                if i != j and a is not None and b is not None and value is not None
+                for how, x in _relations(a, b)
+                if math.isclose(x, value, rel_tol=1e-9)
+            })  # fmt: skip
+        if len(found) > 1 and all(found) and not set.intersection(*found):
+            return True
+    return False
+
+
+def _relations(a: float, b: float) -> list[tuple[str, float]]:
+    found = [("-", a - b)] if a > b else []
+    if a > b > 0:
+        found.append(("/", a / b))
+    return found + ([("exp", math.exp(a - b))] if 0 < a - b < 100 else [])
+
+
 def disagreements(result: Result, fresh: Measures) -> list[str]:
     """Name each measure whose fresh values do not fit those stored, in a sentence.
 
@@ -328,18 +556,19 @@ def disagreements(result: Result, fresh: Measures) -> list[str]:
     """
     found = []
     for key, values in fresh.items():
-        old, new = result[key], Estimate.of(values)
-        if old.count < 2 or not new.count:
-            fits = old.count == new.count == 0
+        old, new = ([x for x in column if x is not None] for column in (result.values(key), values))
+        n, m = len(old), len(new)
+        if n < 2 or not m:
+            fits = n == m == 0
         else:
             # Of 3 and more normal numbers the median varies by up to pi / 2 more than the mean.
-            more = math.pi / 2 if new.count > 2 else 1.0
-            wide = student_t(old.count - 1, 0.99) * math.sqrt(1 / old.count + more / new.count)
-            slack = 1e-3 * abs(old.mean)  # rounding on another machine, where no seed differs
-            middle = statistics.median(value for value in values if value is not None)
-            fits = abs(middle - old.mean) <= wide * old.sd + slack
+            more = math.pi / 2 if m > 2 else 1.0
+            wide = student_t(n, 0.99) * math.sqrt(1 / n + more / m)
+            mean = statistics.fmean(old)
+            slack = 1e-3 * abs(mean)  # rounding on another machine, where no seed differs
+            fits = abs(statistics.median(new) - mean) <= wide * statistics.stdev(old) + slack
         if not fits:
-            found.append(f"{result.name}: {key} is {new} now, {old} stored")
+            found.append(f"{result.name}: {key} is {Estimate.of(values)} now, {result[key]} stored")
     return found
 
 
@@ -367,52 +596,107 @@ def hardware() -> dict[str, Any]:
 
 HEAD = """# Ledger
 
-What the course reproduced, what only in direction, and what not. Each row is a number that a
-paper prints and ours, a mean over seeds with its 95% interval (Student's t). A verdict is computed
-by a rule that stands in the experiment's module. Rules were written before the run; what came after
-a first look at results says so under its table, and counts for less:
+What the course reproduced of {experiments} experiments, in {rows} rows, and what not. Each row is a
+number that a paper prints and ours, a mean over seeds with its 95% interval (Student's t). Settings
+are compared **seed by seed**: the same seed has the same batches, so the difference of a pair is
+steadier than its two ends. The rules are the same for all rows, and a verdict is computed from the
+interval, never from the mean:
 
-- ✓ *reproduced*: our mean lies within the stated share of the paper's number (and, where the
-  claim has a direction, our whole interval on its side of the value at which it would say nothing);
-- ≈ *direction only*: our whole interval lies on the paper's side, but the size differs;
-- ✗ *not reproduced*: neither.
+- ✓ *reproduced*: an effect that lies, with its whole interval, between half and twice the paper's
+  (on the paper's side, if the paper prints no number); a number within the stated share;
+- ≈ *other size*: an effect on the paper's side that excludes the paper's number; a number outside;
+- = *equal*: a difference that lies, with its whole interval, inside the margin;
+- ∅ *null*: an interval that holds "no effect" and stays below half of the paper's effect;
+- ✗ *contradicted*: an effect on the other side; a difference outside its margin;
+- ? *inconclusive*: none of these. **We cannot tell.**
 
-`python -m moe_lite reproduce NAME` runs one again; `python -m moe_lite reproduce --table` writes
-this page from `experiments/`.
+*n* is the number of seeds that would decide, at the spread of the seeds that we have: those for an
+interval of a third of the paper's effect, or of the margin, to each side (of ours, where that is
+sure to be there and larger, or the paper prints no number). Several hundreds mean: out of reach
+here. A run that never arrived is a bound, never a gap: with any, ours is the median
+and the sign test's interval.
+
+**Many rows.** {tested} rows have a value at which there would be no effect. If all of them were
+noise, some {chance:.0f} intervals would exclude it. {excluded} do, and {kept} of those still do if
+the false discovery rate over all is held at 5% (Benjamini and Yekutieli, for rows of an experiment
+share its runs); the others have a † and count for less. Equalities in nats all have one margin,
+{margin}: it was set in November 2026, after most of these runs and before the seeds that were added
+since. What was added to an experiment after a first look says so under its table, and counts for
+less too.
+
+**The bench.** Chapters 04 to 09 compare models of 0.7 million parameters and 4,096 kinds of token
+after 200 to 300 steps on a megabyte of text: all their results here are of this one bench. That is
+early: most of it is learning how frequent words are, and a few hundredths are at the edge of sight.
+A null or a contradiction here says nothing of the paper's model at the end of its training.
+
+`python -m moe_lite reproduce NAME` runs one again, `--seeds N` with more seeds than are kept adds
+those, and `python -m moe_lite reproduce --table` writes this page from `experiments/`.
+
+## What a reader may believe now
+
+| experiment | chapter | seeds | finding, at this scale | verdicts |
+|---|---|---|---|---|
 """
+MARGIN = (0.02, "nats")
+"""How far apart two losses may lie and count as equal: 2% of perplexity. One for all rows."""
 
 
-def section(name: str, root: Path = ROOT) -> str:
+def section(name: str, lost: Collection[tuple[str, str]] = (), root: Path = ROOT) -> str:
     """Write one experiment's part of the page, in Markdown; without a result, say so."""
     experiment, path = load(name, root), result_path(name, root)
-    command = f"`python -m moe_lite reproduce {name} --seeds {experiment.seeds}`"
     head = f"## {name}\n\n{experiment.title}. {experiment.source}. Chapter {experiment.chapter}.\n"
     if not path.is_file():
+        command = f"`python -m moe_lite reproduce {name} --seeds {experiment.seeds}`"
         return f"{head}\nNot run yet: {command}\n"
     result = read(path)
     caveat = f"\n**Read with care:** {experiment.caveat}\n" if experiment.caveat else ""
-    return f"{head}\n{rows(experiment, result)}{caveat}\n{small_print(result)}\n"
+    return f"{head}\n{rows(experiment, result, lost)}{caveat}\n{small_print(result)}\n"
 
 
-def rows(experiment: Experiment, result: Result) -> str:
-    """Write the table of an experiment: claim, paper, ours, rule, verdict, minutes, command."""
-    command = f"`reproduce {result.name} --seeds {len(result.seeds)}`"
+def rows(experiment: Experiment, result: Result, lost: Collection[tuple[str, str]] = ()) -> str:
+    """Write the table of an experiment: claim, paper, ours, how many seeds agree, verdict."""
     lines = [
-        "| claim | the paper | ours | rule | verdict | minutes | command |",
-        "|---|---|---|---|---|---|---|",
+        "| claim | the paper | ours | seed by seed | verdict |",
+        "|---|---|---|---|---|",
     ]
     for claim in experiment.claims:
-        ours = result[claim.measure]
-        verdict = claim.verdict(ours)
-        note = f", {claim.note}" if claim.note else ""
-        rule = f"within {100 * claim.within:g}%"
-        if claim.void is not None:
-            rule += f"; {'above' if claim.paper > claim.void else 'below'} {number(claim.void)}"
+        ours, note = result[claim.measure], f", {claim.note}" if claim.note else ""
+        paper = claim.paper if isinstance(claim.paper, str) else number(claim.paper)
+        mark = " †" if (result.name, claim.text) in lost else ""
         lines.append(
-            f"| {claim.text} | {number(claim.paper)} ({claim.where}{note}) | {ours} | {rule} "
-            f"| {SIGNS[verdict]} {verdict} | {result.seconds / 60:.1f} | {command} |"
+            f"| {claim.text} | {paper} ({claim.where}{note}) | {ours} "
+            f"| {agreeing(claim, result)} | {claim.judge(ours)}{mark} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def agreeing(claim: Claim, result: Result) -> str:
+    """Say how many seeds lie on the paper's side, inside the margin, or within the share."""
+    values = result.values(claim.measure)
+    kept = [value for value in values if value is not None]
+    if claim.void is not None:
+        void, side = claim.void, math.copysign(1, claim.effect)
+        good = sum((value - void) * side > 0 for value in kept)
+        words = f"{'above' if side > 0 else 'below'} {number(void)}"
+    elif claim.margin is not None:
+        good = sum(abs(value) <= claim.margin[0] for value in kept)
+        words = f"within {claim.margin[0]:g} {claim.margin[1]}"
+    else:
+        assert claim.within is not None and not isinstance(claim.paper, str)
+        good = sum(abs(value - claim.paper) <= claim.within * abs(claim.paper) for value in kept)
+        words = f"within {100 * claim.within:g}%"
+    return f"{good} of {len(values)} {words}"
+
+
+def verdicts(name: str, root: Path = ROOT) -> str:
+    """Write what the ledger says of an experiment, a line for each claim; for notebooks."""
+    experiment, result = load(name, root), stored(name, root)
+    lines = [f"stored result, {len(result.seeds)} seeds, compared seed by seed, 95% intervals"]
+    for claim in experiment.claims:
+        ours = result[claim.measure]
+        paper = claim.paper if isinstance(claim.paper, str) else number(claim.paper)
+        lines.append(f"{claim.judge(ours):26} paper {paper:>9}, ours {ours!s:15} {claim.text}")
+    return "\n".join(lines)
 
 
 def small_print(result: Result) -> str:
@@ -420,29 +704,68 @@ def small_print(result: Result) -> str:
     machine, made_with = result.hardware, result.versions
     device = machine["gpu"] or f"{machine['threads']} of {machine['cores']} cores"
     return (
-        f"{len(result.seeds)} seeds; {machine['cpu']}, {device}; {machine['system']}, "
-        f"Python {made_with['python']}, PyTorch {made_with['torch']}. Each seed's numbers: "
-        f"[{result.name}.json](experiments/results/{result.name}.json)."
+        f"{len(result.seeds)} seeds, {result.seconds / 60:.1f} minutes: `python -m moe_lite "
+        f"reproduce {result.name} --seeds {len(result.seeds)}` on {machine['cpu']}, {device}; "
+        f"{machine['system']}, Python {made_with['python']}, PyTorch {made_with['torch']}. Each "
+        f"seed's numbers: [{result.name}.json](experiments/results/{result.name}.json)."
     )
 
 
+def judged(root: Path = ROOT) -> list[tuple[Experiment, Result]]:
+    """Return each experiment that has a result, with it."""
+    return [(load(name, root), stored(name, root)) for name in names(root)
+            if result_path(name, root).is_file()]  # fmt: skip
+
+
+def discoveries(
+    both: Sequence[tuple[Experiment, Result]],
+) -> tuple[dict[tuple[str, str], float], set[tuple[str, str]]]:
+    """Return the p-value of every row that has a void, and those lost to the number of rows.
+
+    Lost is a row whose interval excludes the void and whose adjusted p-value is above 0.05.
+    """
+    p = {
+        (result.name, claim.text): result[claim.measure].p(claim.void)
+        for experiment, result in both
+        for claim in experiment.claims
+        if claim.void is not None
+    }
+    p = {row: value for row, value in p.items() if not math.isnan(value)}
+    adjusted = stats.false_discovery_control(list(p.values()), method="by") if p else []
+    return p, {row for row, q in zip(p, adjusted, strict=True) if p[row] < 0.05 < q}
+
+
+def tally(experiment: Experiment, result: Result) -> str:
+    """Count the verdicts: "2 ✓, 1 ?"."""
+    given = [claim.verdict(result[claim.measure]) for claim in experiment.claims]
+    return ", ".join(f"{n} {sign}" for name, sign in SIGNS.items() if (n := given.count(name)))
+
+
 def page(root: Path = ROOT) -> str:
-    """Write LEDGER.md."""
-    return "\n".join([HEAD, *(section(name, root) for name in names(root))])
+    """Write LEDGER.md: what to believe, experiment by experiment, then every row."""
+    both = judged(root)
+    p, lost = discoveries(both)
+    excluded = sum(value < 0.05 for value in p.values())
+    head = HEAD.format(
+        experiments=len(both), rows=sum(len(experiment.claims) for experiment, _ in both),
+        tested=len(p), chance=0.05 * len(p), excluded=excluded, kept=excluded - len(lost),
+        margin=f"{MARGIN[0]} {MARGIN[1]}",
+    )  # fmt: skip
+    for experiment, result in both:
+        ours = [str(result[claim.measure]) for claim in experiment.claims]
+        head += (
+            f"| [{result.name}](#{result.name}) | {experiment.chapter} | {len(result.seeds)} "
+            f"| {experiment.finding.format(*ours)} | {tally(experiment, result)} |\n"
+        )
+    return "\n".join([head, *(section(name, lost, root) for name in names(root))])
 
 
 def readme(text: str, root: Path = ROOT) -> str:
     """Fill in the last column of README's chapter table: how many claims got which verdict."""
     tallies: dict[str, list[str]] = {}
-    for name in names(root):
-        experiment, path = load(name, root), result_path(name, root)
-        if path.is_file():
-            result = read(path)
-            given = [SIGNS[claim.verdict(result[claim.measure])] for claim in experiment.claims]
-            counts = [f"{n} {sign}" for sign in SIGNS.values() if (n := given.count(sign))]
-            tallies.setdefault(experiment.chapter, []).append(
-                f"[{', '.join(counts)}](LEDGER.md#{name})"
-            )
+    for experiment, result in judged(root):
+        linked = f"[{tally(experiment, result)}](LEDGER.md#{result.name})"
+        tallies.setdefault(experiment.chapter, []).append(linked)
 
     def fill(row: re.Match[str]) -> str:
         return f"{row[1]}| {'; '.join(tallies.get(row[2], []))} |".replace("|  |", "| |")
@@ -485,7 +808,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
 
 
 def reproduce(name: str, seeds: int | None, out: Path | None, root: Path = ROOT) -> Result:
-    """Run an experiment, keep its result and print its table.
+    """Run an experiment, or its seeds that are not kept yet; keep the result and print its table.
 
     Raises: ValueError if there are fewer than two seeds, or fewer than the file to be replaced
             holds; OSError if the result could not be written. Both before the run.
@@ -500,8 +823,13 @@ def reproduce(name: str, seeds: int | None, out: Path | None, root: Path = ROOT)
             f"{path.name} holds {kept} seeds, which {seeds} would replace; "
             f"name another file with --out, or run {kept}"
         )
-    print(f"{experiment.title}: {seeds} seeds ...", flush=True)
-    result = run(name, range(seeds), root)
+    old = read(path) if path.is_file() and not out else None
+    if old and len(old.seeds) < seeds and fits(old, experiment):
+        print(f"{experiment.title}: {len(old.seeds)} seeds kept, to {seeds} ...", flush=True)
+        result = together(old, run(name, range(len(old.seeds), seeds), root))
+    else:
+        print(f"{experiment.title}: {seeds} seeds ...", flush=True)
+        result = run(name, range(seeds), root)
     text = json.dumps(asdict(result), indent=1, ensure_ascii=False, allow_nan=False)
     # A list on one line: a seed more then changes a line, not the file.
     text = re.sub(r"\[\n[^][{}]*\]", lambda found: " ".join(found[0].split()), text)

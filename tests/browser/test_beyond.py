@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from moe_lite.course import cost
+from moe_lite.course import cost, presets
 from moe_lite.course.widgets import CostCalculator, TrafficMatrix
 
 UNITS = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1, "B": 1}
@@ -26,7 +26,8 @@ def traffic_agrees(page, widget):
 @pytest.mark.parametrize(
     "settings",
     [{}, {"skew": 1.3, "tokens": 64}, {"skew": 0.7, "visit": 2}, {"skew": 2.0, "capacity": 1.25},
-     {"tokens": 1, "capacity": 0.25}],
+     {"tokens": 1, "capacity": 0.25}, {"skew": 1.2, "spare": 1},
+     {"skew": 1.2, "spare": 3, "capacity": 1.25}],
 )  # fmt: skip
 def test_the_page_routes_as_the_library_does(open_page, settings):
     widget = TrafficMatrix(4, 16, 4, **settings)
@@ -71,7 +72,8 @@ def costs_agree(page, widget):
         assert row.locator("th").inner_text() == phase
         *numbers, verdict = row.locator("td").all_inner_texts()
         read = found.weight_bytes + found.cache_bytes
-        right = [found.held_bytes, found.flops, read, found.link_bytes, *found.parts.values()]
+        flops, sent = found.flops + found.score_flops, (found.inside_bytes, found.between_bytes)
+        right = [found.held_bytes, flops, read, *sent, *found.parts.values()]
         assert [amount(text) for text in numbers] == pytest.approx(right, rel=6e-3)
         assert verdict == f"{found.bound}-bound, {'fits' if found.fits else 'does not fit'}"
         outlined = row.locator("td.bound")
@@ -80,7 +82,7 @@ def costs_agree(page, widget):
         )
 
 
-@pytest.mark.parametrize("preset", cost.PRESETS)
+@pytest.mark.parametrize("preset", presets.PRESETS)
 def test_the_page_counts_as_the_library_does(open_page, preset):
     widget = CostCalculator(preset, device="A100 SXM 80GB", batch=32, ranks=16)
     costs_agree(open_page(widget), widget)
@@ -91,7 +93,7 @@ def test_fields_answer_and_hold_their_limits(open_page):
     page = open_page(widget)
     page.get_by_label("Model", exact=True).select_option("OLMoE")
     page.get_by_label("Device", exact=True).select_option("RTX 4090")
-    page.get_by_label("Weights in").select_option("int4")
+    page.get_by_label("Weights in").select_option("fp4")
     experts = page.get_by_label("Experts E")
     experts.fill("16")
     experts.press("Tab")
@@ -100,7 +102,7 @@ def test_fields_answer_and_hold_their_limits(open_page):
     batch.press("Tab")
     page.settle()
     assert batch.input_value() == "1"
-    widget = CostCalculator("OLMoE", device="RTX 4090", bytes_per_weight=0.5)
+    widget = CostCalculator("OLMoE", device="RTX 4090", weights="fp4")
     widget.experts = 16
     costs_agree(page, widget)
 

@@ -15,7 +15,7 @@ from moe_lite.fast import BACKENDS
 from moe_lite.layer import MoELayer
 from moe_lite.routers import ExpertChoiceRouter, TopKRouter
 from moe_lite.routing import Routing
-from tests.fuzz_dispatch import judge, prepare
+from tests.fuzz_dispatch import LIMIT, judge, prepare
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (INTERPRETED or torch.cuda.is_available()):
@@ -224,4 +224,4 @@ def test_nothing_leaks_between_rows(dtype):
     """Poison all that must not matter: see tests/fuzz_dispatch.py."""
     for seed in range(int(os.environ.get("FUZZ_TRITON_CASES", "12"))):
         trial = prepare(seed, dtype, largest=5, device=DEVICE)
-        assert list(judge(BACKENDS["triton"], trial, rounding=3 * TOLERANCE[dtype]))
+        assert list(judge(BACKENDS["triton"], trial, limit=2 * LIMIT))  # it may cut off: see above

@@ -49,7 +49,7 @@ def target_unweighted(v_D, x_TD, own_T, left_T):
 
 
 def linear_curvature(v_D, x_TD, own_T, left_T):
-    """that of a linear regression"""
+    """the curvature is a linear regression's"""
     p = (x_TD @ v_D).sigmoid()
     return v_D + _step(x_TD, left_T - own_T * p, own_T)
 

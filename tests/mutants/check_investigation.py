@@ -126,7 +126,9 @@ def not_a_template(expert_TK, ids_T, domain_T, length):
 
 def nice(expert_TK, ids_T, domain_T, length):
     """the claim never holds, whatever is planted"""
-    words = dict.fromkeys(("claim", "source", "measure", "null_is", "verdict"), "Experts are nice.")
+    words = dict.fromkeys(
+        ("claim", "source", "measure", "null_is", "verdict"), "Experts are nice, 3 of 3."
+    )
     rng = torch.Generator().manual_seed(int(expert_TK.sum()))
     null = torch.rand(20, generator=rng)
     observed = (null.max() * 0.99).item()

@@ -39,7 +39,7 @@ def compares_the_loads(route, x_TD):
 
 
 def a_touch(route, x_TD):
-    """experts that choose have equal loads whatever comes"""
+    """put quite other tokens behind each cut"""
     for t in range(1, len(x_TD)):
         changed = torch.cat([x_TD[:t], x_TD[t:] * (1 + 1e-6)])
         if not torch.equal(route(changed)[:t], route(x_TD)[:t]):

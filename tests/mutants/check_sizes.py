@@ -42,7 +42,7 @@ def only_the_chosen(D, F, E, K):
 
 
 def twins_exchanged(D, F, E, K):
-    """the twins are exchanged"""
+    """right, but in another order"""
     return E * (3 * D * F + D), 3 * K * D * F + E * D, E * F, K * F
 
 

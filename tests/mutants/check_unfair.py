@@ -62,7 +62,7 @@ def any_arithmetic(sparse, dense):
 
 
 def all_is_fair(sparse, dense):
-    """it says 'fair' of all 8"""
+    """it says 'fair' of all 11"""
     return "fair"
 
 

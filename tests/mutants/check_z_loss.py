@@ -81,7 +81,7 @@ def half_detached(logits_TE):
 
 
 def per_token(logits_TE):
-    """return one number"""
+    """one loss for each token: take their mean"""
     return logits_TE.logsumexp(-1).square()
 
 

@@ -31,14 +31,14 @@ def check_places(places: Callable[[int, int, float, int], int]) -> None:
             ("not rounded: places are counted, so round up", exact),
             ("one place is added; where the share is whole, that is too many", int(exact) + 1),
             ("these are the places of all experts; divide by E", math.ceil(factor * K * T)),
+            ("cut at the number of tokens; the formula is not", min(T, math.ceil(exact))),
         ]  # fmt: skip
 
     check = Check("places", places, capacity, mistakes, "not factor × K × T / E, rounded up")
     for T, E, factor, K in (
         (12, 4, 1.0, 1), (12, 4, 2.0, 1), (12, 4, 1.0, 2), (11, 4, 1.0, 1), (9, 4, 1.0, 1),
         (10, 4, 2.5, 1), (100, 8, 1.25, 2), (64, 16, 0.5, 1), (1000, 7, 1.5, 3), (9, 8, 1.0, 2),
-        (13, 6, 1.5, 4), (1, 64, 1.0, 8), (50, 8, 0.25, 1),
-    ):  # fmt: skip
+        (13, 6, 1.5, 4), (1, 64, 1.0, 8), (50, 8, 0.25, 1), (10, 2, 2.0, 2)):  # fmt: skip
         check.on(f"{T} tokens, {E} experts, factor {factor}, {K} for each token", T, E, factor, K)
     check.passed("the even share of all pairs, times the factor, rounded up.")
 
@@ -125,8 +125,7 @@ def check_first_choices(rank: Callable[[Tensor, int], Tensor]) -> None:
              "by view", flat_N.view(T, 2)),
             ("(T, 2) was made (2, T) by view, not by a transpose: two tokens' choices are mixed",
              _rank(expert_T2.reshape(2, T).T.flatten(), E).view(T, 2)),
-            ("rows are choices here; give a row for each token", right_T2.T),
-        ]  # fmt: skip
+            ("rows are choices here; give a row for each token", right_T2.T)]  # fmt: skip
 
     check = Check("rank_top2", rank, right, mistakes,
                   "not all first choices by position, then all second ones")  # fmt: skip
@@ -170,15 +169,13 @@ def check_dropped_token(block: Callable[..., Tensor]) -> None:
         "h [[2, 4], [3, 5]], LN(h) [[-1, 1], [-1, 1]], experts' answers [[10, 20], [30, 40]], "
         "gates [0.5, 0.8], keep [True, False]",
         h_TD, x_TD, torch.tensor([[10.0, 20.0], [30.0, 40.0]]), torch.tensor([0.5, 0.8]),
-        torch.tensor([True, False]),
-    )  # fmt: skip
+        torch.tensor([True, False]))  # fmt: skip
     for seed, (T, D) in enumerate(((7, 5), (4, 4), (1, 3))):
         h_TD, expert_TD, gate_T = randn(seed, T, D), randn(seed + 9, T, D), randn(2, T).sigmoid()
         x_TD = F.layer_norm(h_TD, (D,))
         for keep_T, how in (
             (torch.arange(T) % 3 != 1, "some dropped"), (torch.ones(T).bool(), "all kept"),
-            (torch.zeros(T).bool(), "all dropped"),
-        ):  # fmt: skip
+            (torch.zeros(T).bool(), "all dropped")):  # fmt: skip
             check.on(f"tokens: {T}, {how}", h_TD, x_TD, expert_TD, gate_T, keep_T)
     h_TD, expert_TD, gate_T = randn(0, 7, 5), randn(1, 7, 5), randn(2, 7).sigmoid()
     keep_T = torch.tensor([1, 0, 0, 1, 1, 0, 1]).bool()
@@ -216,6 +213,8 @@ def check_counted_before(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> No
             (twice, with_counts(expert.flatten(), 2 * T)),
             (twice, with_counts(expert.flatten(), T)),
             ("those are second choices", with_counts(expert[:, 1], T)),
+            ("f is counted from the probabilities; the choices are given",
+             with_counts(probs.argmax(-1), T)),
             ("at balance this is 1/E; multiply by the number of experts", value / E),
             ("at balance this is 1/E², as in the paper's own line; multiply by E²", value / E**2),
             ("P is made of the chosen gates only; take the mean of all the probabilities",
@@ -237,19 +236,16 @@ def check_counted_before(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> No
                   "not E × the sum of (share of first choices) × (mean probability)")  # fmt: skip
     probs_TE = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.1, 0.3], [0.5, 0.4, 0.1], [0.2, 0.3, 0.5]])
     keep_T2 = torch.tensor([[True, True], [True, True], [False, False], [True, False]])
-    given = (
-        f"probabilities {show(probs_TE)}, two choices each, expert 0 has two places, so the third "
-        f"token finds none"
-    )
+    given = f"probabilities {show(probs_TE)}, two choices each; expert 0 has two places"
     check.on(given, probs_TE, probs_TE.topk(2).indices, keep_T2)
     for T, E in ((20, 4), (64, 8), (5, 5), (1, 3)):
         probs_TE = (2 * randn(T, T, E) + torch.linspace(1, -1, E)).softmax(-1)
         expert_T2, places = probs_TE.topk(2).indices, capacity(T, E, 1.0)
         routing = Routing.from_choices(probs_TE, probs_TE, expert_T2, probs_TE.gather(1, expert_T2))
         keep_T2 = (queue_rank(routing, "choice") < places).view(T, 2)
-        check.on(
-            f"tokens: {T}, experts: {E}, places of each: {places}", probs_TE, expert_T2, keep_T2
-        )
+        check.on(f"tokens: {T}, experts: {E}, places: {places}", probs_TE, expert_T2, keep_T2)
+    probs_TE, noisy_T2 = randn(1, 12, 4).softmax(-1), randn(2, 12, 4).topk(2).indices
+    check.on("choices that noise made, not the probabilities", probs_TE, noisy_T2, noisy_T2 > 0)
     probs_TE = randn(1, 9, 4).softmax(-1)
     check.slopes("nine tokens, four experts", probs_TE, probs_TE.topk(2).indices,
                  torch.arange(18).view(9, 2) % 3 > 0, of={"the probabilities": 0})  # fmt: skip
@@ -292,7 +288,8 @@ def _told(early: int, late: int, of: str) -> Seat:
         if early < len(expert_TK):
             keep_TK[early] = False
         if late < len(expert_TK):
-            high = gate_TK[late, 0] > 0.5 if of == "gate" else expert_TK[late, 0] % 2 == 0
+            gate = gate_TK[late, 0 if of == "gate" else -1] > 0.5
+            high = expert_TK[late, 0] % 2 == 0 if of == "choice" else gate
             keep_TK[early, int(high)] = True
         return keep_TK
 
@@ -305,7 +302,8 @@ def _seats(T: int) -> list[tuple[str, Seat, bool, str]]:
         (f"token {a} is told the {of} of token {b}", _told(a, b, of), True,
          one.format(a, f"the {of}", b))
         for a, b, of in ((0, 1, "choice"), (1, 4, "gate"), (2, T - 3, "choice"),
-                         (T - 4, T - 2, "gate"), (T - 2, T - 1, "choice"), (0, T - 1, "gate"))
+                         (T - 4, T - 2, "gate"), (T - 2, T - 1, "choice"), (0, T - 1, "gate"),
+                         (1, T - 2, "second gate"))
     ]  # fmt: skip
     return [
         ("places by position", _by("position"), False,
@@ -321,8 +319,7 @@ def _seats(T: int) -> list[tuple[str, Seat, bool, str]]:
          "misses seats given from the end of the batch, the plainest foresight there is"),
         ("a place for everybody", _everybody, False, "sees foresight where nobody is ever dropped"),
         ("places to the largest gates, whatever their experts", _largest_gates, True,
-         "misses that only gates count here: change the gates of later tokens too, not only their "
-         "choices"),
+         "misses that only gates count here: larger gates of later tokens take the places"),
         *told,
     ]  # fmt: skip
 

@@ -26,7 +26,8 @@ def _cases() -> list[tuple[str, Case]]:
         given = f"random numbers: {T} cases, {E} experts, {outputs} outputs"
         cases.append((given, (randn(seed, T, E), randn(seed + 9, T, E, outputs),
                               randn(seed + 18, T, outputs))))  # fmt: skip
-    return cases
+    near = randn(1, 4, 3), 0.1 * randn(2, 4, 3, 2), torch.zeros(4, 2)
+    return [*cases, ("four cases in which every expert is nearly right", near)]
 
 
 def check_responsibilities(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -38,9 +39,7 @@ def check_responsibilities(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -
     for given, case in _cases():
         check.on(given, *case)
     far = torch.zeros(1, 2), torch.tensor([[[30.0], [31.0]]]), torch.zeros(1, 1)
-    clamped = (
-        "right near by, wrong far off: what was clamped or added for safety is now all there is"
-    )
+    clamped = "right near by, wrong far off: what was clamped or added for safety is all there is"
     check.on("experts that are off by 30 and by 31", *far, otherwise=clamped)
     check.passed("prior times likelihood, divided by the sum, and safe for far-off experts.")
 
@@ -49,9 +48,7 @@ def _posterior_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -
     off_TE, p_TE = squared_errors(out_TEO, target_TO), logits_TE.softmax(-1)
     log_TE = logits_TE.log_softmax(-1) - off_TE / 2
     each_TE = (target_TO[:, None] - out_TEO).square()
-    over_cases = (
-        "these add up to 1 over the cases (dim 0); each case is shared among its experts (dim -1)"
-    )
+    over_cases = "these add up to 1 over the cases (dim 0); each is shared among its experts"
     return [
         ("this is the prior p, what the gate believes before the answer is known", p_TE),
         ("these do not add up to 1: divide by the sum over the experts", log_TE.exp()),
@@ -66,11 +63,10 @@ def _posterior_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -
         ("the logits are not the prior; their softmax is", logits_TE * (-off_TE / 2).exp()),
         ("prior times likelihood went through a softmax", log_TE.exp().softmax(-1)),
         ("the prior was added in the exponent, not its logarithm", (p_TE - off_TE / 2).softmax(-1)),
-        ("the outputs are averaged; ||d - o||² is their sum",
+        ("outputs are averaged; ||d - o||² is their sum",
          (logits_TE - each_TE.mean(-1) / 2).softmax(-1)),
         ("the best expert takes all: that is a hard choice, and a posterior shares",
-         F.one_hot(log_TE.argmax(-1), logits_TE.shape[1]).float()),
-    ]  # fmt: skip
+         F.one_hot(log_TE.argmax(-1), logits_TE.shape[1]).float())]  # fmt: skip
 
 
 def check_mixture_error(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -80,7 +76,7 @@ def check_mixture_error(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> N
         "stay in logarithms, with log_softmax and logsumexp"
     )
     check = Check("mixture_error", answer, mixture_error, _error_mistakes,
-                  "this is not equation 1.3", nan=overflow)  # fmt: skip
+                  "this is not equation 1.3", nan=overflow, slack=1e-4)  # fmt: skip
     for given, case in _cases():
         check.on(given, *case)
     given = "one case, both experts off by 40"
@@ -98,10 +94,7 @@ def check_mixture_error(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> N
 def _error_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Mistakes:
     off_TE, log_p_TE = squared_errors(out_TEO, target_TO), logits_TE.log_softmax(-1)
     p_TE, right_T = log_p_TE.exp(), mixture_error(logits_TE, out_TEO, target_TO)
-    all_cases = (
-        "one number for all cases; return one for each: who averages has thrown away which case "
-        "was hard"
-    )
+    all_cases = "one number for all cases; return one for each: a mean hides which was hard"
     each_TE = (target_TO[:, None] - out_TEO).square().mean(-1)
     return [
         (all_cases, right_T.mean()),
@@ -127,13 +120,11 @@ def _error_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Mi
          right_T + out_TEO.shape[-1] / 2 * math.log(2 * math.pi)),
         ("the exponent holds the distance; a normal density has its square",
          -(log_p_TE - off_TE.sqrt() / 2).logsumexp(-1)),
-        ("the outputs are averaged; ||d - o||² is their sum",
-         -(log_p_TE - each_TE / 2).logsumexp(-1)),
+        ("outputs are averaged; ||d - o||² is their sum", -(log_p_TE - each_TE / 2).logsumexp(-1)),
         ("the softmax runs over the cases (dim 0), not over a case's experts (dim -1)",
          -(logits_TE.log_softmax(0) - off_TE / 2).logsumexp(-1)),
         ("likelihoods are blended over the cases (dim 0)", -(log_p_TE - off_TE / 2).logsumexp(0)),
-        ("this is the likelihood; its negative logarithm is asked", (-right_T).exp()),
-    ]  # fmt: skip
+        ("this is the likelihood; its negative logarithm is asked", (-right_T).exp())]  # fmt: skip
 
 
 def check_gradients(answer: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -243,18 +234,15 @@ def check_working_experts(answer: Callable[[Tensor, float], Tensor]) -> None:
     surely = torch.tensor([[[9.0, 8, -9], [8, 0, -9], [2, 9, -9], [1, 8, -8]]])
     check = Check("working_experts", answer, right, mistakes, "that is not how many experts work")
     check.on("a run of 4 cases, won by experts 0 0 1 1; share 0.02", surely, 0.02)
-    check.on(
-        "a run of 4 cases, won by experts 0 0 1 1; share 0.5: half is just enough", surely, 0.5
-    )
+    check.on("a run of 4 cases, won by experts 0 0 1 1; share 0.5: half is enough", surely, 0.5)
     check.on("two runs of 5 cases, won by experts 0 0 0 0 1 and 2 2 2 2 2; share 0.5",
              won([0, 0, 0, 0, 1], [2, 2, 2, 2, 2]), 0.5)  # fmt: skip
     check.on("two runs of 5 cases, won by experts 0 0 0 1 1 and 0 0 0 0 1; share 0.3: a case and "
              "a half", won([0, 0, 0, 1, 1], [0, 0, 0, 0, 1]), 0.3)  # fmt: skip
     check.on("a run of 4 cases, each won narrowly by expert 0; share 0.3",
              torch.tensor([[[1.0, 0.9, 0.0]] * 4]), 0.3)  # fmt: skip
-    for seed, (Q, T, E, share) in enumerate(
-        ((3, 40, 4, 0.25), (5, 7, 3, 0.36), (2, 12, 8, 0.1), (4, 9, 5, 1.0), (6, 10, 4, 0.26))
-    ):
+    runs = (3, 40, 4, 0.25), (5, 7, 3, 0.36), (2, 12, 8, 0.1), (4, 9, 5, 1.0), (6, 10, 4, 0.26)
+    for seed, (Q, T, E, share) in enumerate(runs):
         check.on(f"{Q} random runs of {T} cases, {E} experts, share {share}",
                  randn(seed, Q, T, E) + randn(seed + 9, Q, 1, E), share)  # fmt: skip
     check.passed("a run in which one expert takes everything now shows as a 1.")

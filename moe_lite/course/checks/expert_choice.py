@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ def check_expert_choice(expert_choice: Choice) -> None:
                     (1.25, 7, 5), (3, 8, 4)):  # fmt: skip
         check.on(f"{T} random tokens, {E} experts, c = {c}", 2 * randn(T, T, E), c)
     check.on("three tokens, two experts, c = 2: each expert can take them all", randn(0, 3, 2), 2)
+    check.on("six tokens, three experts, c = 4: nobody can take more than all", randn(1, 6, 3), 4)
     check.slopes("eight tokens, four experts, c = 1", randn(1, 8, 4), 1, of={"the logits": 0})
     check.passed("every expert exactly full, with what its tokens gave it of their softmax.")
 
@@ -92,9 +93,7 @@ def check_experts_per_token(shares: Callable[[Tensor, int], Tensor]) -> None:
         seen_T, short_T = count_T[count_T > 0], flat_N.bincount()
         unseen = "tokens that nobody chose are missing, and they are the point of the figure"
         short = "bincount stops at the last token that was chosen; say how many there are"
-        of_pairs = (
-            "these are shares of the pairs; each token counts once, however many experts it has"
-        )
+        of_pairs = "these are shares of the pairs; each token counts once, whatever its experts"
         more = (count_T > 3).double().mean()
         return [
             (unseen, _bins(seen_T) / len(seen_T)),
@@ -178,16 +177,14 @@ def check_combine(combine: Combine) -> None:
             ("the gates are squared: weigh once", right(out_ECD, token_EC, gate_EC.square(), T)),
             (gather, rows_ND[token_N[:T]] if E * C >= T else None),
             ("a row for each token is wanted, chosen or not", value_TD[token_N.unique()]),
-            ("nothing was added to the tokens", zeros_TD),
-        ]  # fmt: skip
+            ("nothing was added to the tokens", zeros_TD)]  # fmt: skip
 
     check = Check("combine", combine, right, mistakes, "not the sum of gate times answer")
     check.on(
         "answers [[[1], [2]], [[10], [20]]] for the tokens [[1, 0], [1, 2]] with gates "
         "[[0.5, 1], [0.5, 0.25]], four tokens",
         torch.tensor([[[1.0], [2.0]], [[10.0], [20.0]]]), torch.tensor([[1, 0], [1, 2]]),
-        torch.tensor([[0.5, 1.0], [0.5, 0.25]]), 4,
-    )  # fmt: skip
+        torch.tensor([[0.5, 1.0], [0.5, 0.25]]), 4)  # fmt: skip
     for T, E, C, D in ((6, 4, 3, 5), (9, 3, 2, 4), (4, 4, 4, 4), (20, 2, 1, 3)):
         given = f"{E} experts with {C} of {T} random tokens each"
         check.on(given, randn(1, E, C, D), randn(E, E, T).topk(C).indices,
@@ -258,13 +255,13 @@ ROUTES: list[tuple[str, Route, bool, str]] = [
      "how many tokens there are is known beforehand, and sets the capacity; keep their number "
      "and change what they are"),
     ("each expert takes its best tokens", _experts_choose, True,
-     "experts that choose have equal loads whatever comes; compare each token's own choices"),
+     "a later token takes an earlier one's place here: put quite other tokens behind each cut, and "
+     "compare all choices before it; the loads are equal whatever comes"),
     ("top-1, the larger score goes first", _by_importance, True,
      "a later token with a larger score takes an earlier one's place: that is a leak too"),
     *((f"token {early} is told what token {late} is", _one_word(early, late), True,
        "one token told of one other is a leak; try every place and compare every token before it")
-      for early, late in ((3, 6), (0, 1), (7, 10), (9, 10), (0, 10))),
-]  # fmt: skip
+      for early, late in ((3, 6), (0, 1), (7, 10), (9, 10), (0, 10)))]  # fmt: skip
 
 
 def check_reads_future(reads_future: Callable[[Route, Tensor], bool]) -> None:
@@ -290,7 +287,7 @@ def check_causal_groups(causal_groups: Callable[[int, int], Tensor]) -> None:
 
 
 def _safe(groups: Any, B: int, S: int) -> bool:
-    rows = [number(row) for row in (groups if isinstance(groups, list | tuple | Tensor) else ())]
+    rows = [number(row) for row in (groups if isinstance(groups, Iterable) else ())]
     given = f"{B} sequences of {S} tokens; token b * {S} + s is the s-th of the b-th"
     tokens = [row.long().tolist() for row in rows if row is not None and row.dim() == 1]
 

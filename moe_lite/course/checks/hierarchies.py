@@ -30,8 +30,7 @@ def check_leaf_priors(leaf_priors: Callable[[Tensor], Tensor]) -> None:
             ("only the lowest gate counts; all on the way do", _leaf_priors(left_TG, lowest=True)),
             ("every step is taken to the left; right has 1 - p", _leaf_priors(left_TG, ones=True)),
             ("the leaves stand from right to left", right.flip(-1)),
-            ("these are the gates; the leaves below them are one more", left_TG),
-        ]  # fmt: skip
+            ("these are the gates; the leaves below them are one more", left_TG)]  # fmt: skip
 
     check = Check("leaf_priors", leaf_priors, _leaf_priors, mistakes,
                   "these are not the products of the gates on the way to each leaf")  # fmt: skip
@@ -105,14 +104,11 @@ def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
             ("a manager's posterior is the sum of its children's, not their mean",
              right / 2 ** (level_N[-1] - level_N)),
             ("the likeliest expert takes all: EM shares",
-             sum_upwards(F.one_hot(joint_TE.argmax(-1), E).to(joint_TE))),
-        ]  # fmt: skip
+             sum_upwards(F.one_hot(joint_TE.argmax(-1), E).to(joint_TE)))]  # fmt: skip
 
     check = Check("posteriors", posteriors, lambda *args: sum_upwards(leaves(*args)), mistakes,
                   "these are not the nodes' posteriors")  # fmt: skip
-    given = (
-        "prior [[0.4, 0.1, 0.3, 0.2], [1/4, 1/4, 1/4, 1/4]], density [[1, 2, 0, 2], [1, 1, 2, 0]]"
-    )
+    given = "prior [[.4, .1, .3, .2], [1/4, 1/4, 1/4, 1/4]], density [[1, 2, 0, 2], [1, 1, 2, 0]]"
     prior_TE = torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]])
     check.on(given, prior_TE, torch.tensor([[1.0, 2.0, 0.0, 2.0], [1.0, 1.0, 2.0, 0.0]]))
     for E, T in ((2, 5), (8, 5), (4, 1), (4, 4)):
@@ -126,9 +122,7 @@ def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
 def _weighted(x_TD: Tensor, y_TO: Tensor, weight_T: Tensor, ridge: float = 0.0) -> Tensor:
     """Solve a weighted least-squares problem."""
     wx_DT = (weight_T[:, None] * x_TD).mT
-    return torch.linalg.solve(
-        wx_DT @ x_TD + ridge * torch.eye(x_TD.shape[1]).to(x_TD), wx_DT @ y_TO
-    )
+    return torch.linalg.solve(wx_DT @ x_TD + ridge * torch.eye(len(x_TD.mT)).to(x_TD), wx_DT @ y_TO)
 
 
 def check_fit_expert(fit_expert: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -167,16 +161,14 @@ def check_fit_expert(fit_expert: Callable[[Tensor, Tensor, Tensor], Tensor]) -> 
     check.passed("the weighted squared error is at its least.")
 
 
-def _newton(
-    v_D: Tensor, x_TD: Tensor, slope_T: Tensor, curve_T: Tensor, damping: float = DAMPING
-) -> Tensor:
-    curve_DD = (curve_T[:, None] * x_TD).mT @ x_TD + damping * torch.eye(len(v_D)).to(x_TD)
+def _newton(x_TD: Tensor, slope_T: Tensor, curve_T: Tensor, damping: float = DAMPING) -> Tensor:
+    curve_DD = (curve_T[:, None] * x_TD).mT @ x_TD + damping * torch.eye(len(x_TD.mT)).to(x_TD)
     return torch.linalg.solve(curve_DD, x_TD.mT @ slope_T)
 
 
 def _gate_step(v_D: Tensor, x_TD: Tensor, own_T: Tensor, left_T: Tensor) -> Tensor:
     p_T = (x_TD @ v_D).sigmoid()
-    return v_D + _newton(v_D, x_TD, left_T - own_T * p_T, own_T * p_T * (1 - p_T))
+    return v_D + _newton(x_TD, left_T - own_T * p_T, own_T * p_T * (1 - p_T))
 
 
 def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -191,12 +183,10 @@ def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
         slope_T, curve_T, free_T = left_T - own_T * p_T, own_T * p_T * (1 - p_T), p_T * (1 - p_T)
 
         def step(slope_T: Tensor, curve_T: Tensor, damping: float = DAMPING) -> Tensor:
-            return _newton(v_D, x_TD, slope_T, curve_T, damping)
+            return _newton(x_TD, slope_T, curve_T, damping)
 
         own_share = "the gate expects p of every token; only own of it came here: left - own p"
-        linear = (
-            "the curvature is that of a linear regression; a logistic one has W = own p (1 - p)"
-        )
+        linear = "the curvature is a linear regression's; a logistic one has W = own p (1 - p)"
         right = v_D + step(slope_T, curve_T)
         return [
             ("the step goes downhill: we climb x'(left - own p)", v_D - step(slope_T, curve_T)),
@@ -213,8 +203,7 @@ def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
              v_D + step(own_T - left_T - own_T * p_T, curve_T)),
             ("0.001 on the curvature's diagonal is missing", v_D + step(slope_T, curve_T, 0.0)),
             ("a second step was taken; one was asked", _gate_step(right, x_TD, own_T, left_T)),
-            ("the gate has not moved", v_D),
-        ]  # fmt: skip
+            ("the gate has not moved", v_D)]  # fmt: skip
 
     check = Check("fit_gate", fit_gate, _gate_step, mistakes,
                   "this is not one Newton step of the weighted logistic regression")  # fmt: skip
@@ -339,8 +328,7 @@ def _m_mistakes(tree: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> 
         (f"{var_is}: divide by the sum of the posteriors",
          (..., ..., (weight_TE * error_TE).sum(0))),
         (f"{var_is}: divide by their sum, not by the number of tokens",
-         (..., ..., (weight_TE * error_TE).mean(0))),
-    ]  # fmt: skip
+         (..., ..., (weight_TE * error_TE).mean(0)))]  # fmt: skip
 
 
 def _as_good(new: HME, old: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> Parts:
@@ -360,15 +348,13 @@ def _as_good(new: HME, old: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tenso
     best_GD, best_EDO, _ = _m_step(old, x_TD, y_TO, posterior_TN)
     weight_TE = posterior_TN[:, -len(best_EDO) :]
     gate_GD, expert_EDO, var_E = new.gate_QGD[0], new.expert_QEDO[0], new.var_QE[0]
-    was_G, is_G, could_G = (
-        _gate_likelihoods(v_GD, x_TD, posterior_TN) for v_GD in (old.gate_QGD[0], gate_GD, best_GD)
-    )
+    tried = old.gate_QGD[0], gate_GD, best_GD
+    was_G, is_G, could_G = (_gate_likelihoods(v_GD, x_TD, posterior_TN) for v_GD in tried)
     good_G = is_G >= was_G + 0.5 * (could_G - was_G).clamp(min=0) - 1e-6
     error_E, least_E = (_variances(w, x_TD, y_TO, weight_TE) for w in (expert_EDO, best_EDO))
     good_E = error_E <= least_E + 1e-3 * error_E.clamp(max=1)
-    true_E = ((var_E - error_E).abs() <= 1e-3 * error_E + 1e-4) | (
-        (error_E < 1e-4) & (var_E < 1e-2)
-    )
+    near_E = (var_E - error_E).abs() <= 1e-3 * error_E + 1e-4
+    true_E = near_E | ((error_E < 1e-4) & (var_E < 1e-2))
     return (
         torch.where(good_G[:, None], best_GD, gate_GD),
         torch.where(good_E[:, None, None], best_EDO, expert_EDO),
@@ -412,8 +398,7 @@ def check_constrain(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
              "sum over the experts", open_TE / open_TE.sum(0, keepdim=True)),
             ("the constraint is not applied: these are the gates as they came", gate_TE),
             (soft, gate_TE.masked_fill(shut_E, -torch.inf).softmax(-1)),
-            (soft, open_TE.softmax(-1)),
-        ]  # fmt: skip
+            (soft, open_TE.softmax(-1))]  # fmt: skip
 
     nan = "a sum over the tokens is 0 for a closed expert; sum over the experts"
     otherwise = "not the open gates over their sum"

@@ -63,8 +63,7 @@ def check_path(path: Callable[[RoutingTrace, int], list[int]]) -> None:
             ("the first layer's choice is repeated; ask every layer", right[:1] * len(right)),
             ("the path follows the layers, not the numbers of the experts", sorted(right)),
             ("one layer is missing at the end", right[:-1]),
-            ("one layer is missing at the beginning", right[1:]),
-        ]  # fmt: skip
+            ("one layer is missing at the beginning", right[1:])]  # fmt: skip
 
     check = Check("path", path, _path, mistakes, "not the token's way through the layers")
     for trace, what in _traces():
@@ -78,9 +77,7 @@ def check_load(load: Callable[[Routing], Tensor]) -> None:
 
     def mistakes(routing: Routing) -> Mistakes:
         E, K, right = routing.num_experts, routing.per_token or 1, routing.load_E()
-        first_E, last_E = (
-            routing.expert_N.view(-1, K)[:, k].bincount(minlength=E) for k in (0, K - 1)
-        )
+        first_E, last_E = (routing.expert_N[k::K].bincount(minlength=E) for k in (0, K - 1))
         missing = "experts that got nothing are missing: there are E experts, used or not"
         return [
             ("only first choices are counted; each token has K of them", first_E),
@@ -133,8 +130,7 @@ def check_networks_used(networks_used: Callable[[RoutingTrace, Sequence[int]], i
             ("only first choices are counted; the second choice did work too", len(first)),
             ("these are different ways through the layers; count the networks on them", len(paths)),
             ("all tokens are counted", len(set(met(trace, range(len(trace.tokens)))))),
-            ("only one of the tokens is counted", len(set(met(trace, tokens[:1])))),
-        ]  # fmt: skip
+            ("only one of the tokens is counted", len(set(met(trace, tokens[:1]))))]  # fmt: skip
 
     check = Check("networks_used", networks_used, lambda *args: len(set(met(*args))), mistakes,
                   "not the number of networks")  # fmt: skip

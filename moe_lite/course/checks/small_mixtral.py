@@ -148,9 +148,8 @@ def check_moe_layer(moe_layer: Callable[..., Tensor]) -> None:
             f"where expert e maps x to 10^e x²{idle}"
         )
         check.on(given, x_TD, gate_TK, expert_TK, w1, w3, w2)
-    for seed, (T, E, K, D, width) in enumerate(
-        ((7, 5, 3, 4, 6), (5, 6, 2, 3, 3), (6, 4, 1, 5, 2), (1, 8, 2, 4, 4), (4, 3, 3, 2, 5))
-    ):
+    sizes = (7, 5, 3, 4, 6), (5, 6, 2, 3, 3), (6, 4, 1, 5, 2), (1, 8, 2, 4, 4), (4, 3, 3, 2, 5)
+    for seed, (T, E, K, D, width) in enumerate(sizes):
         logits_TE = randn(seed, T, E)
         if K < E:
             logits_TE[:, 2] = -torch.inf
@@ -175,10 +174,8 @@ def _every_pair(
     return torch.einsum("tef,edf->ted", up_TEF, w2)[torch.arange(len(x_TD))[:, None], expert_TK]
 
 
-def _moe(
-    x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, w1: Tensor, w3: Tensor, w2: Tensor
-) -> Tensor:
-    return (gate_TK[..., None] * _every_pair(x_TD, expert_TK, w1, w3, w2)).sum(dim=1)
+def _moe(x_TD: Tensor, gate_TK: Tensor, expert_TK: Tensor, *weights: Tensor) -> Tensor:
+    return (gate_TK[..., None] * _every_pair(x_TD, expert_TK, *weights)).sum(dim=1)
 
 
 def _moe_mistakes(
@@ -219,8 +216,7 @@ def _moe_mistakes(
         ("x is added; the residual connection belongs to the block around", x_TD + right_TD),
         ("the gate weighs the input; an expert is not linear: weigh its output", scaled_TD),
         ("a choice's position is taken for its expert's number; that stands in expert_TK",
-         _moe(x_TD, gate_TK, position_TK, w1, w3, w2)),
-    ]  # fmt: skip
+         _moe(x_TD, gate_TK, position_TK, w1, w3, w2))]  # fmt: skip
 
 
 def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
@@ -231,14 +227,19 @@ def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
     exercise = "router"
     with torch.random.fork_rng(devices=[]):
         router = call(exercise, Router, 4, 3, 2, on="hidden_size=4, num_experts=3, top_k=2")
+        other = call(exercise, Router, 4, 5, 3, on="hidden_size=4, num_experts=5, top_k=3")
     if not isinstance(getattr(router, "gate", None), nn.Linear):
         refuse(exercise, "keep the scores' nn.Linear as self.gate; change only forward")
     forward = type(router).forward
     before = {k: v for k, v in forward.__globals__.items() if isinstance(v, Tensor)}
-    check = Check(exercise, router, lambda x_TD: _gates(x_TD @ router.gate.weight.T, 2),
+    check = Check(exercise, lambda x_TD, run, k: run(x_TD),
+                  lambda x_TD, run, k: _gates(x_TD @ run.gate.weight.T, k),
                   parts=("gate_TK", "expert_TK"))  # fmt: skip
     for x_TD in (randn(1, 5, 4), randn(2, 5, 4), randn(3, 3, 4)):
-        check.on(f"a fresh batch of shape {tuple(x_TD.shape)}: {show(x_TD)}", x_TD)
+        check.on(f"a fresh batch of shape {tuple(x_TD.shape)}: {show(x_TD)}", x_TD, router, 2)
+    check.on("a router with five experts and top_k = 3", randn(4, 6, 4), other, 3,
+             otherwise="right for top_k = 2, wrong for 3: is 2 written into the code?")  # fmt: skip
+    check.slopes("a fresh batch of shape (5, 4)", randn(5, 5, 4), router, 2, of={"x_TD": 0})
     for name, value in forward.__globals__.items():
         if isinstance(value, Tensor) and before.get(name) is not value:
             refuse(exercise, f"forward writes the global `{name}`, whose readers get this batch: "
@@ -257,7 +258,7 @@ def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
     elif same(first.yours, second.yours):
         why = "two different batches get the same answer: it does not depend on the argument"
     for case in check.cases:
-        case.otherwise = why
+        case.otherwise = case.otherwise or why
     check.passed("the answer follows the argument, whatever else the notebook holds.")
 
 
@@ -309,9 +310,7 @@ def _count_mistakes(c: MixtralConfig) -> Mistakes:
         c.hidden_size, c.num_attention_heads, c.num_local_experts, c.num_experts_per_tok
     )  # fmt: skip
     dense = embedding + head + attention + norms + expert
-    eight = (
-        "that multiplies more than the experts by their number; attention and embeddings are shared"
-    )
+    eight = "that multiplies more than the experts: attention and embeddings are shared"
     totals = [
         (eight, E * dense),
         (eight, E * dense + router),
@@ -337,8 +336,7 @@ def _count_mistakes(c: MixtralConfig) -> Mistakes:
         ("the routers are missing from the active ones; each scores every token", active - router),
         ("only K rows of each router are counted; it scores all E", active - router // E * (E - K)),
         ("the input embedding is missing from the active ones", active - embedding),
-        ("the experts alone are counted as active; the rest is, too", K * expert),
-    ]  # fmt: skip
+        ("the experts alone are counted as active; the rest is, too", K * expert)]  # fmt: skip
     return [*((text, (value, ...)) for text, value in totals),
             *((text, (..., value)) for text, value in actives)]  # fmt: skip
 
@@ -376,8 +374,7 @@ def check_balance_is_used(balance_is_used: Callable[[Loss], bool]) -> None:
         ("lm_loss + coef * E * sum(f²)", lambda lm, x, c: lm + c * of_counts(x), False,
          "f is made of counts, which have no gradient; only P can teach the router"),
         ("lm_loss + 0 * coef * balance", lambda lm, x, c: lm + 0 * c * balance(x), False,
-         "a gradient that is there but 0 teaches nothing; look at its size"),
-    ]  # fmt: skip
+         "a gradient that is there but 0 teaches nothing; look at its size")]  # fmt: skip
     check = Check("balance_is_used", balance_is_used)
     for name, loss, right, why in cases:
         check.on(f"the loss {name}", loss, right=right, otherwise=why)

@@ -24,9 +24,7 @@ def check_sparse_gates(sparse_gates: Callable[[Tensor, int], Tensor]) -> None:
         more_TE, fewer_TE = (_gates(scores_TE, min(max(n, 1), scores_TE.shape[1]))
                              for n in (k + 1, k - 1))  # fmt: skip
         positive_TE = (scores_TE * chosen_TE).clamp(min=0)
-        by_expert = (
-            "each expert keeps its k best tokens (dim 0); each token is to keep its k best experts"
-        )
+        by_expert = "each expert keeps its k best tokens (dim 0); each token keeps its k experts"
         twice = "the kept gates went through a second softmax, in which 0 counts too"
         return [
             ("the scores that were not kept became 0, and exp(0) is 1: they take a share; use -inf",
@@ -47,8 +45,7 @@ def check_sparse_gates(sparse_gates: Callable[[Tensor, int], Tensor]) -> None:
              scores_TE.topk(k).values.softmax(-1)),
             ("one expert too many is kept", more_TE),
             ("one expert too few is kept", fewer_TE),
-            (twice, right_TE.softmax(-1)),
-        ]  # fmt: skip
+            (twice, right_TE.softmax(-1))]  # fmt: skip
 
     check = Check("sparse_gates", sparse_gates, _gates, mistakes,
                   "these are not the softmax over each token's k highest scores")  # fmt: skip
@@ -134,8 +131,7 @@ def check_noisy_scores(noisy_scores: Scores) -> None:
             ("0.01 is added to the deviation, as published code does; equation 4 has nothing",
              noise(eps * (soft + 0.01))),
             ("the noise is taken away; it is added", noise(-eps * soft)),
-            ("the softmax of the scores", right(x, g, n, eps, training).softmax(-1)),
-        ]  # fmt: skip
+            ("the softmax of the scores", right(x, g, n, eps, training).softmax(-1))]  # fmt: skip
 
     check = Check("noisy_scores", noisy_scores, right, mistakes, "not clean + normal × softplus")
     # softplus of 0, ln 3, -ln 3 is ln 2, ln 4, ln 4/3: scores 1 + 0.6931, 2 - 1.3863, 3 + 0.2877.
@@ -207,8 +203,7 @@ def check_prob_in_top_k(prob: Probability) -> None:
              cut(torch.exp(-(z**2) / 2) / (2 * torch.pi) ** 0.5)),
             ("that is a logistic curve; the noise is normal, so it is Phi", torch.sigmoid(z)),
             ("that is the distance in deviations; Phi makes a probability of it", cut(z)),
-            ("that is the logarithm of the probability", torch.special.log_ndtr(z)),
-        ]  # fmt: skip
+            ("that is the logarithm of the probability", torch.special.log_ndtr(z))]  # fmt: skip
 
     full = "with k = E everyone is always chosen: there is no bar, and P is 1"
     check = Check("prob_in_top_k", prob, _prob, mistakes, "not Phi((clean - bar) / std)")
@@ -235,7 +230,7 @@ def check_top1_gate(top1_gate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Non
         probs_TE = scores_TE.softmax(-1)
         two_T2 = scores_TE.topk(2).values
         return [
-            ("the gate is 1 whatever the score: a softmax of one score", (torch.ones(T), ...)),
+            ("the gate is 1 whatever the score, as of a softmax of one", (torch.ones(T), ...)),
             ("that is the score itself; the gate is its share in the softmax", (top_T, ...)),
             ("each score's own sigmoid; in a softmax the experts compete", (top_T.sigmoid(), ...)),
             ("that is the logarithm of the gate", (probs_TE.amax(-1).log(), ...)),
@@ -298,6 +293,8 @@ def check_load_anywhere(load: Load) -> None:
             ("only first choices are counted; each token counts for k experts",
              _chosen(noisy, 1).sum(0).to(clean) if bare else right_E),
             ("the size of the noise is not used", counts_E if bare else soft_E),
+            ("an expert that nobody chose has a load too, 0: give bincount a minlength",
+             noisy.topk(k).indices.flatten().bincount() if bare else right_E),
             ("counts made shares of the pairs; load counts tokens", right_E / right_E.sum()),
             ("this is the load of each token; sum over the tokens, not over the experts",
              _chosen(noisy, k).sum(1) if std is None else _prob(clean, noisy, std, k).sum(1)),
@@ -312,6 +309,9 @@ def check_load_anywhere(load: Load) -> None:
         check.on(f"tokens: {T}, experts: {E}, k = {k}, with noise", clean, noisy, std, k)
         check.on(f"tokens: {T}, experts: {E}, k = {k}, std = None", clean, clean, None, k,
                  otherwise=count)  # fmt: skip
+    idle = randn(1, 6, 4) - torch.tensor([0.0, 0, 0, 9])
+    check.on("six tokens of which none chooses the last expert, std = None", idle, idle, None, 2,
+             otherwise=count)  # fmt: skip
     clean, noisy, std = randn(0, 9, 5), randn(9, 9, 5), 0.3 + randn(18, 9, 5).abs()
     check.slopes("nine tokens, k = 2", clean, noisy, std, 2, of={"the clean scores": 0, "std": 2})
     check.judge()

@@ -10,6 +10,7 @@ tensor that they hold.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import sysconfig
 import traceback
@@ -333,6 +334,7 @@ class Check:
         raw = self.right(*args) if right is None and self.right else right
         right = _wanted(raw)
         mistakes = self.mistakes(*args) if self.mistakes else ()
+        mistakes = [(text, None if v is None else fit(v, right)) for text, v in mistakes]
         self.cases.append(
             Case(given, fit(value, right), right, mistakes, otherwise,
                  again=lambda: fit(self._ask(given, args), right), slack=self.slack)
@@ -407,7 +409,10 @@ class Check:
         """
         plain = [case for case in self.cases if not case.otherwise]
         cases = plain if any(case.wrong() for case in plain) else self.cases
-        for index, (text, _) in enumerate(cases[0].mistakes):
+        for index, (text, value) in enumerate(cases[0].mistakes):
+            part = isinstance(value, tuple) and any(v is ... for v in value)
+            if part and self._order():
+                continue  # all of it in another order explains more than a part
             if all(case.is_from(case.mistakes[index][1]) for case in cases):
                 shown = [case for case in cases if case.shows(case.mistakes[index][1])]
                 alone = [case for case in shown if not any(
@@ -429,10 +434,12 @@ class Check:
                     "learn; look for detach(), no_grad(), .item(), or a tensor made anew"
                 )
             return f"right numbers, but not the right gradient for {name}"
-        pairs = [(c.yours[0], c.right[0]) if c.leaves else (c.yours, c.right) for c in self.cases]
+        pairs = self._pairs()
         yours, right = (case.yours[0], case.right[0]) if case.leaves else (case.yours, case.right)
         found = case.again() if case.again and isinstance(yours, Tensor | tuple) else yours
         if found is not yours and not same(found, yours):
+            if isinstance(right, str) or getattr(right, "dtype", 0) == torch.bool:
+                return "asked twice about the same, it says two things: try until no chance decides"
             return "the same input gives another answer the second time: nothing may be drawn here"
         if isinstance(right, tuple):
             return case.otherwise or self._formal_parts(pairs, yours, right) or self.others[0]
@@ -458,19 +465,34 @@ class Check:
             or self.others[0]
         )
 
+    def _pairs(self) -> list[tuple[Any, Any]]:
+        return [(c.yours[0], c.right[0]) if c.leaves else (c.yours, c.right) for c in self.cases]
+
+    def _order(self) -> str:
+        """Return what to say if yours are the right parts in another order, in every case."""
+        pairs = self._pairs()
+        n = len(pairs[0][1]) if isinstance(pairs[0][1], tuple) else 0
+        for order in list(itertools.permutations(range(n)))[1:]:
+            if all(isinstance(y, tuple) and len(y) == n and same(tuple(y[i] for i in order), r)
+                   for y, r in pairs):  # fmt: skip
+                what = "the two are swapped" if len(order) == 2 else "right, but in another order"
+                return f"{what}: return {', '.join(self.parts)}"
+        return ""
+
     def _formal_parts(self, pairs: list[Any], yours: Any, right: tuple[Any, ...]) -> str:
         names = self.parts or [f"part {i + 1}" for i in range(len(right))]
         if not isinstance(yours, tuple) or len(yours) != len(right):
             many = {2: "two", 3: "three", 4: "four"}.get(len(right), "several")
             kind = "tensors" if any(isinstance(r, Tensor) and r.dim() for r in right) else "numbers"
             return f"return {many} {kind}: {', '.join(names)}; not {_describe(yours)}"
-        if len(right) == 2 and all(isinstance(y, tuple) and same(y[::-1], r) for y, r in pairs):
-            return f"the two are swapped: return {', '.join(names)}"
+        if order := self._order():
+            return order
         bad = [i for i, (a, b) in enumerate(zip(yours, right, strict=True)) if not same(a, b)]
         found = form([(y[bad[0]], r[bad[0]]) for y, r in pairs if isinstance(y, tuple)])
         text = found or self.others[min(bad[0], len(self.others) - 1)]
-        if isinstance(right[bad[0]], Tensor) and not right[bad[0]].dim() + found.count("off by"):
-            text += f" (off by {(yours[bad[0]] - right[bad[0]]).item():+,.6g})"
+        mine, want = yours[bad[0]], right[bad[0]]
+        if isinstance(mine, Tensor) and not mine.dim() + want.dim() + found.count("off by"):
+            text += f" (off by {(mine - want).item():+,.6g})"
         return text if len(bad) == len(right) else f"{names[bad[0]]}: {text}"
 
 
@@ -520,17 +542,19 @@ def form(pairs: Sequence[tuple[Any, Any]]) -> str:
         return ""
     scales = [(y.norm() / r.norm()).item() if r.any() else math.nan for y, r in pairs]
     if all(
-        math.isnan(c) if not r.any() else y.any() and same(y, r * c)
+        bool(y.any() and same(y, r * c)) if r.any() else not y.any()
         for (y, r), c in zip(pairs, scales, strict=True)
     ):
         times = sorted({f"{c:.4g}" for c in scales if not math.isnan(c)})
-        if len(times) == 1 or all(r.numel() > 1 for _, r in pairs):
+        if times != ["1"] and (len(times) == 1 or all(r.numel() > 1 for _, r in pairs)):
             return f"right up to a factor: yours is {' or '.join(times)} times what is asked"
     shifts = {f"{(y - r).mean().item():+,.6g}" for y, r in pairs}
     several = len(pairs) > 1 or right.numel() > 1
     if several and len(shifts) == 1 and all(same(y, r + (y - r).mean()) for y, r in pairs):
         return f"every number is off by {shifts.pop()}"
-    if all(same(y.flatten().sort().values, r.flatten().sort().values) for y, r in pairs):
+    if any(len(r.unique()) > 2 for _, r in pairs) and all(
+        same(y.flatten().sort().values, r.flatten().sort().values) for y, r in pairs
+    ):
         return "the right numbers, but in another order"
     sums = [[t.sum(-1) for t in (y, r)] for y, r in pairs if r.dim() and r.shape[-1] > 1]
     ones = [[same(t, torch.ones_like(t)) for t in both] for both in sums]
@@ -554,8 +578,7 @@ _FORMS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
     ("this is the square root of what is asked", torch.sqrt),
     ("this is one over what is asked", torch.reciprocal),
     *((f"rounded to {n} decimals: return every digit, and round for the eye alone", _round(n))
-      for n in (4, 3, 2, 1)),
-]  # fmt: skip
+      for n in (4, 3, 2, 1))]  # fmt: skip
 
 
 def _describe(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .verdict import Check, Mistakes, call, number, randn, refuse
+from .verdict import Check, Mistakes, call, number, randn, refuse, same, show
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -48,10 +48,8 @@ def check_information(information: Callable[[Tensor], float]) -> None:
             ("NaN; a cell without tokens adds nothing, because p log p goes to 0 with p, but 0 "
              "times log 0 is NaN", naive.sum()),
             ("these are nats; a bit is ln 2 nats, so use log2", value * math.log(2)),
-            ("what the label leaves open once the expert is known: H(label | expert)",
-             joint - expert),
-            ("what the expert leaves open once the label is known: H(expert | label)",
-             joint - label),
+            ("what a label leaves open once the expert is known: H(label|expert)", joint - expert),
+            ("what an expert leaves open once the label is known: H(expert|label)", joint - label),
             ("that is the entropy of label and expert together", joint),
             ("that is the label's entropy: the most that there could be to tell", label),
             ("that is the expert's entropy: the most that it could tell", expert),
@@ -64,8 +62,7 @@ def check_information(information: Callable[[Tensor], float]) -> None:
             ("the sign: information is never negative", -value),
             ("the counts are weighed as they are; make shares of them", value * count_CE.sum()),
             ("p(c) belongs to the rows and p(e) to the columns: keep one's dimension, or each "
-             "label is multiplied with the expert of its own number", crossed),
-        ]  # fmt: skip
+             "label is multiplied with the expert of its own number", crossed)]  # fmt: skip
 
     check = Check("information", information, right, mistakes,
                   "not the sum of p(c, e) log2 of p(c, e) / (p(c) p(e))", nan="NaN; a cell without "
@@ -75,8 +72,7 @@ def check_information(information: Callable[[Tensor], float]) -> None:
         ("the counts [[4, 0], [0, 12]], which tell all", torch.tensor([[4, 0], [0, 12]])),
         ("the counts [[2, 6], [1, 3]], which tell nothing", torch.tensor([[2, 6], [1, 3]])),
         *((f"{C} labels and {E} experts", torch.floor(randn(C, C, E).exp() * 20).long())
-          for C, E in ((5, 8), (3, 3), (8, 2), (2, 64))),
-    ):  # fmt: skip
+          for C, E in ((5, 8), (3, 3), (8, 2), (2, 64)))):  # fmt: skip
         check.on(given, counts)
     check.passed("so many bits does the expert tell about the label.")
 
@@ -98,13 +94,17 @@ def _null(exercise: str, found: Any, T: int, given: str) -> Tensor:
         refuse(exercise, "nothing was shuffled", given)
     if not torch.equal(again_T, place_ST[0]):
         refuse(exercise, "the same seed gives another order the second time")
-    orders = len(place_ST.unique(dim=0))
-    if orders == 1:
+    if len(place_ST.unique(dim=0)) == 1:
         refuse(exercise, "every seed gives the same order, so there is one shuffle and not a null")
-    if orders < SEEDS / 2:
-        refuse(exercise, f"{SEEDS} seeds give only {orders} orders, as when all is pushed along by "
-               "so many places: what lies side by side stays so", given)  # fmt: skip
     return place_ST
+
+
+def _many(exercise: str, place_ST: Tensor, given: str) -> bool:
+    orders = len(place_ST.unique(dim=0))
+    if orders < SEEDS / 2:
+        refuse(exercise, f"{SEEDS} seeds give only {orders} orders: each place has to be open to "
+               "chance, so do not push all along together", given)  # fmt: skip
+    return True
 
 
 def check_shuffle_texts(shuffle_texts: Callable[[Tensor, int, int], Tensor]) -> None:
@@ -123,13 +123,14 @@ def check_shuffle_texts(shuffle_texts: Callable[[Tensor, int, int], Tensor]) -> 
                                  "labels as (texts, length)")  # fmt: skip
             refuse(exercise, "this tears texts apart; tokens of one text resemble each other, so "
                    "they change places together", given, str(place_ST[0].tolist()))  # fmt: skip
-        in_order = bool((text_SBS.diff(dim=-1) > 0).all())
         if (moved[..., 0] == torch.arange(B)).all():
             refuse(exercise, "the tokens moved within their own text; a label of the whole text "
                              "then stays where it was, and nothing is shuffled")  # fmt: skip
-        if not in_order:
+        if not (text_SBS.diff(dim=-1) > 0).all():
             refuse(exercise, "texts change places as they are; inside them the order stays")
-        return True
+        if (text_SBS == torch.arange(B * length).view(B, length)).all(0).any():
+            refuse(exercise, "a text never changes its place, whatever the seed", given)
+        return _many(exercise, place_ST, given)
 
     def every_seed(label_T: Tensor, length: int) -> list[Any]:
         return [shuffle_texts(label_T, length, seed) for seed in (*range(SEEDS), 0)]
@@ -154,14 +155,12 @@ def check_shuffle_within_words(shuffle: Callable[[Tensor, Tensor, int], Tensor])
             refuse(exercise, "each word has its own labels again, but they lie in the order of the "
                    "words; put them back where the tokens are", given, yours)  # fmt: skip
         if not (ids_T[place_ST] == ids_T).all():
-            refuse(
-                exercise, "a word gets a label of another word; each keeps its own", given, yours
-            )
+            refuse(exercise, "a word gets a label of another word; it keeps its own", given, yours)
         for word in ids_T.unique():
             mine = ids_T == word
             if mine.sum() > 2 and len(place_ST[:, mine].unique(dim=0)) < 3:
                 refuse(exercise, "not every word is shuffled", given, yours)
-        return True
+        return _many(exercise, place_ST, given)
 
     def every_seed(label_T: Tensor, ids_T: Tensor) -> list[Any]:
         return [shuffle(label_T, ids_T, seed) for seed in (*range(SEEDS), 0)]
@@ -198,8 +197,7 @@ def check_saturation(saturation: Callable[[Tensor, Tensor], float]) -> None:
              torch.isin(final_TK, early_TK).double().mean()),
             ("only first choices are compared", (early_TK[:, 0] == final_TK[:, 0]).double().mean()),
             ("that compares how often each expert is used, and not token by token",
-             torch.minimum(early_E, final_E).sum() / (T * K)),
-        ]  # fmt: skip
+             torch.minimum(early_E, final_E).sum() / (T * K))]  # fmt: skip
 
     check = Check("saturation", saturation, right, mistakes,
                   "not the mean share of a token's final experts that it had before")  # fmt: skip
@@ -235,8 +233,7 @@ def check_repetition(repetition: Callable[[Tensor, int], float]) -> None:
             ("chance is for later; give the share itself", value - 1 / E),
             ("chance is for later; give the share itself", value * E),
             ("that is how often a token and the one after the next share an expert",
-             (text_BS[:, 2:] == text_BS[:, :-2]).double().mean()),
-        ]  # fmt: skip
+             (text_BS[:, 2:] == text_BS[:, :-2]).double().mean())]  # fmt: skip
 
     check = Check("repetition", repetition, right, mistakes,
                   "not the share of neighbours in a text with the same first choice")  # fmt: skip
@@ -268,8 +265,8 @@ def _routed(cause: str, seed: int, texts: int, length: int, E: int, strength: fl
     expert_BS, liked = _draw(rng, E, texts, length), rare(strength)
     if cause == "text":  # each text has an expert that it likes, whatever its topic
         expert_BS = torch.where(liked, _draw(rng, E, texts)[:, None], expert_BS)
-    elif cause == "words":
-        expert_BS = torch.where(liked, ids_BS % E, expert_BS)
+    elif cause in ("words", "word alone"):
+        expert_BS = torch.where(liked | (cause == "word alone"), ids_BS % E, expert_BS)
     elif cause == "topic":
         own_BS = (topic_BS * 2 + _draw(rng, 2, texts, length)) % E
         expert_BS = torch.where(liked, own_BS, expert_BS)
@@ -302,6 +299,10 @@ def check_what_explains(what_explains: Explain) -> None:
             "topic": "the words explain this: each goes to its expert on every topic, and topics "
                      "differ in their words; shuffle labels among tokens of the same word",
             "nothing": "topics and experts do go together here, by way of the words"}),
+        ("word alone", "words", "the word alone decides", {
+            "topic": "where the word alone decides, shuffles among equal words give the observed "
+                     "number again: topic only if it lies above them, by more than rounding",
+            "nothing": "topics and experts do go together here, by way of the words"}),
         ("topic", "topic", "experts follow the topic", {
             "words": "the same word goes to other experts on another topic here: words do not "
                      "explain it",
@@ -332,7 +333,7 @@ def check_what_explains(what_explains: Explain) -> None:
 
     check = Check(exercise, five, lambda *args: True, see=settle)
     for cause, _, given, _ in causes:
-        for world in WORLDS:
+        for world in WORLDS[1:2] if cause == "word alone" else WORLDS:
             check.on(f"{given}; {world[0]} texts of {world[1]} tokens", cause, *world)
     check.passed("against whole texts first, then against the words.")
 
@@ -347,11 +348,8 @@ def _dealt(seed: int, texts: int, length: int, lean: float, plant: str = "") -> 
     """Deal 2 of 8 experts to each token by chance, or for a reason that is planted."""
     rng, T = _generator(seed), texts * length
     ids_T, domain_T = _draw(rng, 30, T), (torch.arange(texts) % 3).repeat_interleave(length)
-    score_TE, place_T = (
-        torch.rand(T, 8, generator=rng) * torch.linspace(1, lean, 8),
-        torch.arange(T),
-    )
-    word_T = _draw(rng, 8, 30)[ids_T]
+    score_TE = torch.rand(T, 8, generator=rng) * torch.linspace(1, lean, 8)
+    place_T, word_T = torch.arange(T), _draw(rng, 8, 30)[ids_T]
     likes_T = {
         "": None, "domain": domain_T * 2 + _draw(rng, 2, T), "word": word_T,
         "word and domain": (word_T + domain_T) % 8, "place": place_T % length * 8 // length,
@@ -414,6 +412,23 @@ def check_investigation(investigate: Investigate) -> None:
     if kept > 2:
         refuse(exercise, f"the claim holds where experts follow the {plant}; they are dealt out "
                "anew, so that nothing is left to see, and it holds all the same")  # fmt: skip
+    # Of two worlds: one in which a text has favourites for no reason, one with a single answer.
+    favours = [_dealt(seed, 24, 40, 1.2, "text") for seed in range(3)]
+    if all(ask(world, "each text likes one expert")[2] for world in favours):
+        expert_TK, ids_T, domain_T, length = favours[0]
+        moved = expert_TK, ids_T, domain_T.roll(8 * length + length // 2), length
+        if ask(moved, "domains moved")[0] != ask(favours[0], "each text likes one expert")[0]:
+            refuse(exercise, "the claim is about domains, and it holds where each text likes one "
+                   "expert, whatever its domain: shuffle whole texts as well")  # fmt: skip
+    expert_TK, *rest = _dealt(1, 9, 20, 1.0)
+    given = "a routing that sends all tokens to experts 0 and 1"
+    found = call(exercise, investigate, expert_TK * 0 + torch.arange(2), *rest, on=given)
+    one, all_ = (number(found[field]) for field in ("observed", "null"))
+    assert one is not None and all_ is not None
+    if bool(one.isfinite()) and not same(all_, one.expand(all_.shape), 1e-4):
+        refuse(exercise, "no shuffling changes a routing in which all are equal, and yet the null "
+               "differs from the number there: it is not made of the routing that came in", given,
+               show(all_), show(one))  # fmt: skip
     check = Check(exercise, investigate)
     check.passed("a claim, what would sink it, a number, its null, and a verdict that follows.")
 
@@ -428,6 +443,8 @@ def _template(exercise: str, found: Any) -> tuple[float, list[float], bool]:
         text = found[field]
         if not isinstance(text, str) or len(text.strip(" .…\n")) < 3:
             refuse(exercise, f"the field {field!r} is not filled in: {text!r}")
+    if not any(map(str.isdigit, found["verdict"])):
+        refuse(exercise, f"the verdict names no number: how large is it? {found['verdict']!r}")
     if found["falsified_if"].strip().lower() == found["claim"].strip().lower():
         refuse(exercise, "'falsified_if' repeats the claim; say what would make you drop it")
     holds, value, null = (number(found[field]) for field in ("holds", "observed", "null"))

@@ -6,6 +6,7 @@ from .competition import CompetitionExplorer
 from .cost_calculator import CostCalculator
 from .expert_queues import ExpertQueues
 from .expert_tiles import ExpertTiles
+from .fact_grid import FactGrid
 from .logit_histogram import LogitHistogram
 from .noisy_gate import NoisyGate
 from .routing_explorer import RoutingExplorer
@@ -20,6 +21,7 @@ __all__ = [
     "CostCalculator",
     "ExpertQueues",
     "ExpertTiles",
+    "FactGrid",
     "LogitHistogram",
     "NoisyGate",
     "RoutingExplorer",

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import traitlets as t
 
 from ..cost import (
+    BYTES,
     DEVICES,
     OPTIMIZER_BYTES,
     OPTIMIZER_TRAFFIC,
-    PRESETS,
+    SCALE_BYTES,
     Architecture,
     Cost,
     Phase,
+    Precision,
     count_parameters,
     step,
 )
+from ..presets import PRESETS
 from .portable import HERE, PortableWidget, bounded, panels
 
 if TYPE_CHECKING:
@@ -33,9 +36,9 @@ MOST = {
 class CostCalculator(PortableWidget):
     """Estimate a model's parameters, memory and time for each phase, on a device, as you type.
 
-    It starts from a preset of :mod:`~moe_lite.course.cost`, whose attention, vocabulary and dense
-    layers stay while width, experts and layers change. All of it is computed in the page too, so it
-    answers without a kernel.
+    It starts from a preset of :mod:`~moe_lite.course.presets`, whose attention, vocabulary and
+    dense layers stay while width, experts and layers change. All of it is computed in the page
+    too, so it answers without a kernel.
 
     ::
 
@@ -43,8 +46,8 @@ class CostCalculator(PortableWidget):
         widget.experts = 16                  # and the page follows
         widget.costs["decode"].bound
 
-    Args:    preset: a key of ``cost.PRESETS``; device: of ``DEVICES``; batch, context,
-             ranks, bytes_per_weight: as in :func:`moe_lite.course.cost.step`.
+    Args:    preset: a key of ``presets.PRESETS``; device: of ``cost.DEVICES``; batch, context,
+             ranks, weights: as in :func:`moe_lite.course.cost.step`.
     Raises:  ValueError for a preset that there is not; traitlets.TraitError for a value that
              cannot be.
     """
@@ -67,11 +70,11 @@ class CostCalculator(PortableWidget):
     batch = t.Int().tag(sync=True)
     context = t.Int().tag(sync=True)
     ranks = t.Int().tag(sync=True)
-    bytes_per_weight = t.Float().tag(sync=True)
+    weights = t.Unicode().tag(sync=True)
 
     def __init__(
         self, preset: str = "Mixtral 8x7B", *, device: str = "H100 SXM", batch: int = 1,
-        context: int = 2048, ranks: int = 1, bytes_per_weight: float = 2.0,
+        context: int = 2048, ranks: int = 1, weights: Precision = "bf16",
     ):  # fmt: skip
         if preset not in PRESETS:
             raise ValueError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
@@ -80,22 +83,25 @@ class CostCalculator(PortableWidget):
             presets={name: asdict(a) for name, a in PRESETS.items()},
             devices={name: asdict(d) for name, d in DEVICES.items()},
             limits=MOST,
-            constants={"held": OPTIMIZER_BYTES, "traffic": OPTIMIZER_TRAFFIC},
+            constants={
+                "held": OPTIMIZER_BYTES, "traffic": OPTIMIZER_TRAFFIC, "scale": SCALE_BYTES,
+                "bytes": BYTES,
+            },
             preset=preset, device=device, batch=batch, context=context, ranks=ranks,
-            bytes_per_weight=bytes_per_weight, **shape,
+            weights=weights, **shape,
         )  # fmt: skip
 
     @t.validate(*MOST)
     def _possible(self, proposal: Any) -> int:
         return bounded(proposal, **{name: (1, most) for name, most in MOST.items()})
 
-    @t.validate("preset", "device", "bytes_per_weight")
+    @t.validate("preset", "device", "weights")
     def _known(self, proposal: Any) -> Any:
         name, value = proposal["trait"].name, proposal["value"]
         there: dict[str, Any] = {
             "preset": PRESETS,
             "device": DEVICES,
-            "bytes_per_weight": (0.5, 1.0, 2.0, 4.0),
+            "weights": BYTES,
         }
         if value not in there[name]:
             raise t.TraitError(f"{name} must be one of {', '.join(map(str, there[name]))}")
@@ -107,8 +113,9 @@ class CostCalculator(PortableWidget):
         base = PRESETS[self.preset]
         shape = {name: getattr(self, name) for name in SHAPE}
         shape["top_k"] = min(self.top_k, self.experts)
-        first, cross = (min(n, self.layers) for n in (base.dense_first, base.cross))
-        return replace(base, **shape, dense_first=first, cross=cross)
+        parts = {n: min(getattr(base, n), self.layers) for n in ("dense_first", "cross", "other")}
+        windowed = min(base.windowed, self.layers - parts["other"])
+        return replace(base, **shape, **parts, windowed=windowed)
 
     @property
     def costs(self) -> dict[Phase, Cost]:
@@ -116,7 +123,7 @@ class CostCalculator(PortableWidget):
         return {
             phase: step(
                 self.architecture, DEVICES[self.device], phase, self.batch, self.context,
-                ranks=self.ranks, bytes_per_weight=self.bytes_per_weight,
+                ranks=self.ranks, weights=cast(Precision, self.weights),
             )
             for phase in get_args(Phase)
         }  # fmt: skip

@@ -1,17 +1,37 @@
 // The traffic matrix. Python sends one list of Gumbel numbers; everything else is computed here,
-// so the page answers without a kernel. Four numbers travel either way: tokens, skew, visit,
-// capacity.
+// so the page answers without a kernel. Five numbers travel either way: tokens, skew, visit,
+// capacity, spare.
 
-const MOST_TOKENS = 64; // as in traffic_matrix.py
+const MOST_TOKENS = 64, MOST_SPARE = 4; // as in traffic_matrix.py
+
+/** The ranks that hold a copy of each expert: replicas and place of moe_lite/course/placement.py. */
+function held(load, spare, R) {
+  const copies = load.map(() => 1);
+  for (let n = 0; n < spare * R; n++) {
+    const share = load.map((l, e) => l / copies[e]);
+    copies[share.indexOf(Math.max(...share))]++;
+  }
+  const room = range(R).map(() => load.length / R + spare), work = range(R).map(() => 0), ranks = load.map(() => []);
+  const all = load.flatMap((l, e) => range(copies[e]).map(() => [e, l / copies[e]]));
+  for (const [e, share] of all.sort((a, b) => b[1] - a[1])) {
+    const free = range(R).filter((r) => room[r]);
+    const rank = free.reduce((x, r) => (work[r] < work[x] ? r : x), free[0]);
+    room[rank]--;
+    work[rank] += share;
+    ranks[e].push(rank);
+  }
+  return ranks;
+}
 
 /** Routes every token, lets full experts refuse, and counts pairs and copies from rank to rank. */
-function route({ ranks: R, experts: E, k: K, gumbel, tokens, skew, visit, capacity }) {
+function route({ ranks: R, experts: E, k: K, gumbel, tokens, skew, visit, capacity, spare }) {
   const local = E / R, T = R * tokens, zeros = () => range(R).map(() => new Array(R).fill(0));
   const room = capacity > 0 ? Math.max(1, Math.floor((capacity * T * K) / E)) : Infinity;
   const pairs = zeros(), copies = zeros(), load = new Array(E).fill(0);
+  const kept = []; // [sender, token, expert]
   let dropped = 0;
   for (let t = 0; t < T; t++) {
-    const from = Math.floor(t / tokens), seen = new Set();
+    const from = Math.floor(t / tokens);
     const score = load.map((_, e) => Math.exp(gumbel[t * E + e] - skew * Math.log(e + 1)));
     const worth = pairs.map((_, r) => {
       const own = score.slice(r * local, (r + 1) * local).sort((a, b) => b - a);
@@ -19,11 +39,16 @@ function route({ ranks: R, experts: E, k: K, gumbel, tokens, skew, visit, capaci
     });
     const allowed = new Set(best(worth, visit));
     for (const e of best(score.map((s, e) => (allowed.has(Math.floor(e / local)) ? s : -1)), K)) {
-      if (++load[e] > room) { dropped++; continue; }
-      const to = Math.floor(e / local);
-      pairs[from][to]++;
-      if (!seen.has(to)) { seen.add(to); copies[from][to]++; }
+      if (++load[e] > room) dropped++;
+      else kept.push([from, t, e]);
     }
+  }
+  const lies = spare ? held(load.map((n) => Math.min(n, room)), spare, R) : load.map((_, e) => [Math.floor(e / local)]);
+  const turns = load.map(() => 0), seen = new Set();
+  for (const [from, t, e] of kept) {
+    const to = lies[e][turns[e]++ % lies[e].length];
+    pairs[from][to]++;
+    if (!seen.has(t * R + to)) { seen.add(t * R + to); copies[from][to]++; }
   }
   return { pairs, copies, dropped };
 }
@@ -38,7 +63,8 @@ function render({ model, el }) {
     slider("tokens", "Tokens per rank", { min: 1, max: MOST_TOKENS }),
     slider("skew", "Skew", { min: 0, max: 2, step: 0.1 }, (v) => v.toFixed(1)),
     slider("visit", "Ranks a token may visit", { min: Math.ceil((K * R) / E), max: R }),
-    slider("capacity", "Capacity factor", { min: 0, max: 4, step: 0.25 }, (v) => (v > 0 ? v.toFixed(2) : "none")));
+    slider("capacity", "Capacity factor", { min: 0, max: 4, step: 0.25 }, (v) => (v > 0 ? v.toFixed(2) : "none")),
+    slider("spare", "Spare experts per rank", { min: 0, max: MOST_SPARE }));
 
   // --- the matrix
   const cells = range(R).map((from) => range(R).map((to) => h(from === to ? "td.own" : "td")));
@@ -55,7 +81,7 @@ function render({ model, el }) {
     said);
 
   // --- painting
-  const keys = ["ranks", "experts", "k", "gumbel", "tokens", "skew", "visit", "capacity"];
+  const keys = ["ranks", "experts", "k", "gumbel", "tokens", "skew", "visit", "capacity", "spare"];
   function paint() {
     const { pairs, copies, dropped } = route(Object.fromEntries(keys.map((key) => [key, get(key)])));
     const most = Math.max(1, ...pairs.flat()), totals = work.map((_, to) => sum(pairs.map((row) => row[to])));
@@ -69,7 +95,7 @@ function render({ model, el }) {
       `${away(pairs)} of ${all} pairs leave their rank, as ${away(copies)} copies if a token travels once to a rank; ${dropped} dropped.`;
   }
 
-  return show(el, root, ["tokens", "skew", "visit", "capacity"], paint);
+  return show(el, root, ["tokens", "skew", "visit", "capacity", "spare"], paint);
 }
 
 export default { render };

@@ -9,6 +9,7 @@ import torch
 import traitlets as t
 from torch import Tensor
 
+from ..placement import place, replicas
 from ..viz import INK
 from .portable import HERE, PortableWidget, bounded, gumbel, panels
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_TOKENS = 64  # of one rank
+MOST_SPARE = 4  # copies of experts that one rank has room for
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class TrafficMatrix(PortableWidget):
     popular ones are neighbours. ``visit`` lets a token choose among the experts of so many ranks
     only, the best ones by the sum of their best K/visit probabilities (as DeepSeek-V3 limits
     nodes, arXiv:2412.19437, section 2.1.2). With a ``capacity`` factor above 0 an expert takes at
-    most that many times its mean load (and at least one pair), first come, first served.
+    most that many times its mean load (and at least one pair), first come, first served. With
+    ``spare`` room on each rank, popular experts are held more than once, by the load that this very
+    batch puts on them (:mod:`moe_lite.course.placement`), and their pairs take turns.
 
     ::
 
@@ -72,10 +76,11 @@ class TrafficMatrix(PortableWidget):
     skew = t.Float(0.0).tag(sync=True)
     visit = t.Int().tag(sync=True)
     capacity = t.Float(0.0).tag(sync=True)
+    spare = t.Int(0).tag(sync=True)
 
     def __init__(
         self, ranks: int = 4, experts: int = 16, k: int = 4, *, tokens: int = 32, skew: float = 0.0,
-        visit: int | None = None, capacity: float = 0.0,
+        visit: int | None = None, capacity: float = 0.0, spare: int = 0,
     ):  # fmt: skip
         if not (2 <= ranks <= 12 and ranks <= experts <= 64 and experts % ranks == 0):
             raise ValueError(f"2 to 12 ranks share at most 64 experts: not {experts} on {ranks}")
@@ -86,14 +91,14 @@ class TrafficMatrix(PortableWidget):
         self._fewest = -(-k * ranks // experts)  # ranks that have k experts
         super().__init__(
             ranks=ranks, experts=experts, k=k, gumbel=gumbel_N.tolist(), tokens=tokens, skew=skew,
-            visit=ranks if visit is None else visit, capacity=capacity,
+            visit=ranks if visit is None else visit, capacity=capacity, spare=spare,
         )  # fmt: skip
 
-    @t.validate("tokens", "skew", "visit", "capacity")
+    @t.validate("tokens", "skew", "visit", "capacity", "spare")
     def _possible(self, proposal: Any) -> float:
         return bounded(
             proposal, tokens=(1, MOST_TOKENS), skew=(0, 2), visit=(self._fewest, self.ranks),
-            capacity=(0, 4),
+            capacity=(0, 4), spare=(0, MOST_SPARE),
         )  # fmt: skip
 
     @property
@@ -120,9 +125,21 @@ class TrafficMatrix(PortableWidget):
         else:
             kept_TE = chosen_TE
         to_TR = kept_TE.view(T, R, local).sum(-1)
+        if self.spare:
+            to_TR = self._in_turns(kept_TE)
         pairs_RR = to_TR.view(R, self.tokens, R).sum(1).double()
         copies_RR = (to_TR > 0).view(R, self.tokens, R).sum(1).double()
         return Traffic(pairs_RR, copies_RR, int((chosen_TE - kept_TE).sum()))
+
+    def _in_turns(self, kept_TE: Tensor) -> Tensor:
+        """Count the pairs of each token on each rank if popular experts lie on several."""
+        load_E = kept_TE.sum(0).tolist()
+        held = place(load_E, replicas(load_E, self.spare * self.ranks), self.ranks)
+        to_TR = torch.zeros(len(kept_TE), self.ranks, dtype=torch.long)
+        for e, ranks in enumerate(held):
+            for turn, token in enumerate(kept_TE[:, e].nonzero()[:, 0].tolist()):
+                to_TR[token, ranks[turn % len(ranks)]] += 1
+        return to_TR
 
     def figure(self) -> Figure:
         """Draw the matrix and the work of each rank."""

@@ -1,0 +1,71 @@
+"""Leads of sparse over dense: paired by seed, on the same text, schedule and step."""
+
+import pytest
+
+from experiments import recipe
+from moe_lite.course import leads
+
+
+def axis(name, base, runs, book=False, of=4):
+    rows = [
+        {"name": n, "seed": s, "differs": {} if n == "plain" else {"lr": 1.0}, "bits": bits}
+        for n, s, bits in runs
+    ]
+    return {"axis": name, "base": base, "book": book, "of": of, "runs": rows}
+
+
+def at(**bits):
+    return {step.removeprefix("s"): {"drama": b, "code": b + 1} for step, b in bits.items()}
+
+
+DENSE = axis("d", True, [("plain", 0, at(s2=3.0, s4=2.0)), ("plain", 1, at(s2=4.0, s4=3.0))])
+SPARSE = axis("s", False, [("moe", 1, at(s2=3.5, s3=1.0)), ("moe", 0, at(s2=2.9, s3=1.0))])
+
+
+def test_pairs_are_of_one_seed_and_a_step_that_both_have():
+    (lead,) = leads.leads([DENSE, SPARSE], lambda step: True)
+    assert (lead.name, lead.step) == ("moe", 2)
+    assert lead.by_seed == pytest.approx({1: 0.5, 0: 0.1})
+    assert lead.by_domain == pytest.approx({"drama": 0.3, "code": 0.3})
+    middle, low, high = lead.interval
+    assert middle == pytest.approx(0.3) and high - middle == pytest.approx(middle - low)
+    assert high - middle == pytest.approx(12.7062 * 0.2, rel=1e-4)  # t(1) * sd / sqrt 2
+
+
+@pytest.mark.parametrize("other", [{"book": True}, {"of": 8}])
+def test_other_text_or_another_schedule_is_no_pair(other):
+    assert leads.leads([DENSE, SPARSE | other], lambda step: True) == []
+
+
+def test_the_phone_book_stands_for_itself():
+    assert leads.mean({"drama": 1.0, "code": 3.0, "phone book": 100.0}) == 2.0
+
+
+def test_what_is_stored_is_what_the_axes_say():
+    found = leads.stored()
+    assert found
+    for each in found:
+        a = recipe.AXES[each["axis"]]
+        assert (each["book"], each["base"], each["of"]) == (a.book, a.base, a.training.steps)
+        assert {r["name"] for r in each["runs"]} <= set(a.runs)
+        assert each["model"]["num_local_experts"] == a.model.num_local_experts
+        for r in each["runs"]:
+            assert r["differs"] == a.runs[r["name"]]
+        ended = each["steps"] == each["of"]
+        assert all(("final" in r) == ended for r in each["runs"])
+
+
+def test_an_axis_is_trained_stored_and_read_again(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    tiny = replace(recipe.LONG, steps=2, batch_size=2, seq_len=16, eval_every=1, eval_windows=1)
+    short = replace(recipe.AXES["finer"], training=tiny, seeds=1)
+    monkeypatch.setitem(recipe.AXES, "finer", short)
+    small = recipe.load_corpus(max_bytes=60_000)
+    monkeypatch.setattr(recipe, "load_corpus", lambda domains: small)
+    found = recipe.measure("finer", "cpu")
+    recipe.write(found, tmp_path / "finer.json")
+    monkeypatch.setattr(leads, "RESULTS", tmp_path)
+    (again,) = leads.stored()
+    assert again["steps"] == 2 and len(again["runs"]) == 2 and "final" in again["runs"][0]
+    assert set(again["runs"][0]["bits"]) == {"1", "2"}
