@@ -396,8 +396,8 @@ for noise in (0.0, 0.35, 0.7, 1.5, 3.0):
 # %% [markdown]
 # ## 7. A tree of gates
 #
-# With thousands of experts, one softmax over all of them is unwieldy. The paper's Appendix B puts
-# a gate over $a$ groups, and in each group a gate over $b$ experts:
+# With thousands of experts, one softmax over all of them is too large to handle. The paper's
+# Appendix B puts a gate over $a$ groups, and in each group a gate over $b$ experts:
 #
 # $$y = \sum_{i=1}^{a} \sum_{j=1}^{b} G_{\text{primary}}(x)_i\; G_i(x)_j\; E_{i,j}(x) \qquad (12)$$
 #
@@ -611,7 +611,7 @@ for claim in ledger.load("shazeer2017_capacity").claims:
 # ## 9. What goes wrong: three bugs that run
 #
 # All three are in published code and none raises an error. Each cell shows a symptom. Look at the
-# code, find the cause, and only then open the fold. (The exercises have you mend them.)
+# code, find the cause, and only then open the fold. (The exercises have you fix them.)
 #
 # **A gate that never moves.** Somebody sets $k = 1$, because one expert is cheaper than two.
 

@@ -57,9 +57,9 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # %% [markdown]
 # ## 1. What does not fit
 #
-# A mixture of experts is cheap in *work* and dear in *memory*: a token visits $K$ experts of each
-# layer, and all $E$ have to be somewhere. How much is that? A config is enough to say. An expert of
-# three matrices has $3\,D\,F$ parameters, a layer $E$ of them, and the rest is attention,
+# A mixture of experts is cheap in *work* and expensive in *memory*: a token visits $K$ experts of
+# each layer, and all $E$ have to be somewhere. How much is that? A config is enough to say. An
+# expert of three matrices has $3\,D\,F$ parameters, a layer $E$ of them, and the rest is attention,
 # embeddings and small change. `cost.count_parameters` adds it up, exactly:
 
 # %%
@@ -205,7 +205,7 @@ def launch(program, ranks):
         meet = str(Path(folder, "meet"))
         jobs = [subprocess.Popen([*start, str(r), str(ranks), meet], **pipes) for r in range(ranks)]
         try:
-            outputs = [job.communicate(timeout=300) for job in jobs]
+            outputs = [job.communicate() for job in jobs]
         finally:
             for job in jobs:
                 job.kill()  # none goes on when you press stop
@@ -298,8 +298,8 @@ assert np.allclose(one, two["losses"], rtol=1e-5)
 # An all-to-all ends when the last parcel has arrived, and the layer ends when the **busiest** rank
 # has done its work. The others wait; nobody calls it idle, it looks like slow communication.
 # Averages do not help, maxima count. Here is the course's small trained model on held-out text,
-# with its eight experts spread over four imaginary ranks, and, as it happens with data that is not
-# shuffled well, a different domain on each rank:
+# with its eight experts spread over four imaginary ranks. Each rank has a different domain, as it
+# happens with data that is not shuffled well:
 
 # %%
 mini = hf.load_pretrained("mixtral-mini").eval()
