@@ -107,7 +107,7 @@ EXPERIMENT = Experiment(
     ),
     finding=(
         "where data are clusters, experts are right on {0}% of new data, and {2} points ahead "
-        "of a dense network five times as wide as one of them"
+        "of a dense network of the same active size"
     ),
     run=run,
     spot=spot,
