@@ -89,6 +89,19 @@ def test_extras_are_added_once_and_cover_the_course(bare):
         assert bare.modules == ["moe_lite"]
 
 
+def test_each_extra_covers_the_smaller_ones(bare):
+    course.main(["teach", "grade", "lab1"], "")
+    assert bare.commands[2].endswith("install --editable .[teach]")
+    assert bare.modules == ["venv", "ensurepip", "pip", "moe_lite"]
+    for command in ("lab", "teach"):
+        course.main([command], "")
+        assert bare.modules == ["moe_lite"]
+    course.main(["test"], "")
+    assert bare.modules == ["pip", "moe_lite"]
+    course.main(["teach"], "")
+    assert bare.modules == ["moe_lite"]
+
+
 def test_changed_dependencies_install_again(bare):
     course.main(["lab"], "")
     (bare.root / "pyproject.toml").write_text("[project]\nversion = '2'\n", encoding="utf-8")
