@@ -293,27 +293,28 @@ print(ledger.verdicts("deepseekmoe2024"))
 
 # %% [markdown]
 # **Finer is not better yet.** In the paper $1 + 7$ of 63 ends 0.06 below 2 of 16. After 200 steps
-# of ours even half of that is excluded, and the interval holds 0. The single steps of Figure 3 are
-# open: a difference of some hundredths either way would not show. (With three seeds this row was
-# undecided too, and one stopped run had $1 + 3$ of 31 *ahead*. You see on the left how little a
+# of ours half of that is excluded, if only just, and the interval holds 0. The single steps of
+# Figure
+# 3 are open: a difference of some hundredths either way would not show. (With three seeds this row
+# was undecided too, and one stopped run had $1 + 3$ of 31 *ahead*. You see on the left how little a
 # seed says.)
 #
 # Why not? The column on the right has a suspect. With the same weight of the balancing loss, MaxVio
 # doubles from 16 experts to 63: maybe a part of the small ones lies idle, and so the gain is not
 # collected. Section 10 has a layer of the same kind with a MaxVio of 5.5 without any balancing and
 # of 1.8 with. Their losses agree to 0.02, give or take 0.03: that does not clear the suspect, for
-# the 0.06 in question could nearly hide there. The simplest reason is not tested here either: our
+# the 0.06 in question could nearly hide there. The plainest reason is not tested here either: our
 # models have read 0.2 million tokens, the paper's 100 billion. After so little, there may be
 # nothing yet for a specialist to know.
 #
-# **Fine experts are not missed more here.** At 2/16, the point at which to compare, ours are missed
-# *less*, clear of 0: the paper's difference has the other sign. At 1/16 half of the paper's is
-# excluded, and far from it. Look at who is not touched, though. Only routed experts are disabled;
-# the shared one stays at work. It does half of the work in $1 + 1$ of 15, where the loss rises by
-# 0.2, and an eighth in $1 + 7$ of 63, where it rises by 0.5; in 8 of 64, with nobody to lean on, it
-# rises by 0.7. So a shared expert may well *cushion* the blow, and the paper's curve is the more
-# remarkable for being steeper all the same. (Our models can fall back on embeddings and
-# attention, too: they get from 5.1 to 5.6, the paper's from 1.8 to 8, to ruins.)
+# **Fine experts are not missed more here.** At 2/16, the point at which to compare, and at 1/16
+# ours are missed *less*, with both intervals clear of 0: the paper's difference has the other sign.
+# Look at who is not touched, though. Only routed experts are disabled; the shared one stays at
+# work. It does half of the work in $1 + 1$ of 15, where the loss rises by 0.15, and an eighth
+# in $1 + 7$ of 63, where it rises by 0.5; in 8 of 64, with nobody to lean on, it rises by 0.6. So a
+# shared expert may well *cushion* the blow, and the paper's curve is the more remarkable for being
+# steeper in spite of it. (Our models can fall back on embeddings and attention, too: they get from
+# 5.1 to 5.6, the paper's from 1.8 to 8, to ruins.)
 #
 # **The shared expert is not one of many.** Take it away, let every token have an eighth routed one
 # instead, and the loss rises in $1 + 7$ of 63 by a fraction of the paper's 0.61, and clear of 0.
@@ -592,9 +593,9 @@ for first, last in ((2020, 2023), (2024, 2024), (2025, 2026)):
 # came back to it. *Softmax or sigmoid*, and with it *a loss or a bias*. Nobody has published a
 # controlled comparison at that size: read the columns as habits of families.
 #
-# ## 13. What goes wrong: a bias that should select
+# ## 13. What goes wrong: a bias that ought to select
 #
-# The following is what a cleaned-up gate in a much-used library came to in 2025. No test failed; it
+# The following is what a tidied-up gate in a much-used library came to in 2025. No test failed; it
 # was noticed by chance. What is wrong?
 
 # %%
@@ -651,7 +652,7 @@ print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E
 # ## Exercises
 #
 # [`exercises/09_fine_grained.ipynb`](../exercises/09_fine_grained.ipynb): split without paying,
-# take the best away, and fix a gate, a controller and a dashboard. Each check tells you *what* you
+# take the best away, and mend a gate, a controller and a dashboard. Each check tells you *what* you
 # misunderstood. Solutions are in [`solutions/`](../solutions/09_fine_grained.ipynb).
 #
 # ## In five lines

@@ -72,11 +72,12 @@ class LivePage(RoutingExplorer):
             "openings": [list(opening) for opening in openings or ()],
         }  # fmt: skip
         reels = [] if film is None or film.routings else [_reel(cut) for cut in _shorter(film)]
+        none: list[dict[str, Any]] = [{}]
         packs = [_Pack(model, levels) for levels in LEVELS]
         room = LARGEST - 200_000 - len(json.dumps(fixed)) - 60 * len(text.encode())
         # A film with coarser weights rather than none with finer ones; then as much as there is
         # room for.
-        tried = [(pack, reel) for some in (reels, [{}]) for pack in packs for reel in some]
+        tried = [(pack, reel) for some in (reels, none) for pack in packs for reel in some]
         pack, reel = next(
             (t for t in tried if t[0].size + len(json.dumps(t[1])) <= room), (None, {})
         )
