@@ -1,4 +1,4 @@
-"""The commands: ``python -m moe_lite {lab,test,build,train,explore,bench,reproduce,read}``.
+"""The commands: ``python -m moe_lite {lab,test,build,train,explore,bench,reproduce,read,teach}``.
 
 Each imports what it needs when it runs: all can be listed, and ``read`` run, without the course's
 packages.
@@ -231,9 +231,16 @@ def read(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def teach(argv: Sequence[str]) -> int:
+    """Make a lab out of exercises, or grade what students hand in."""
+    from .teach import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command
-    for command in (lab, test, build, train, explore, bench, reproduce, read)
+    for command in (lab, test, build, train, explore, bench, reproduce, read, teach)
 }
 
 
@@ -241,7 +248,8 @@ def installs(command: str) -> str:
     """Return what to type to install what a command needs, with or without a clone."""
     if (ROOT / "course.py").is_file():
         return f"`python course.py {command}`"
-    extra = "test" if command in ("test", "build", "bench") else "course"
+    extras = {"test": "test", "build": "test", "bench": "test", "teach": "teach"}
+    extra = extras.get(command, "course")
     return f'`pip install "moe-lite[{extra}]"`'
 
 
