@@ -477,7 +477,7 @@ for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
 # and each sees a sixteenth of the tokens: smaller products, which take a little longer for the same
 # arithmetic, and in training fewer examples for each expert. Against the last line, which holds as
 # much: the dense network pays with arithmetic, for every token. So **experts are cheap where memory
-# is, and dear where it is not**: on a phone, or on a GPU that is full. (Exercise 6 has the formula;
+# is, and costly where it is not**: on a phone, or on a full GPU. (Exercise 6 has the formula;
 # chapters 12 to 15 pay this bill in detail.)
 #
 # ## 8. One picture

@@ -340,7 +340,7 @@ def constrain(gate_TE: Tensor, total_E: Tensor, margin: float) -> Tensor:
     """Close the gates of experts that are too far ahead.
 
     Args:    gate_TE: each token's gates, adding up to 1; total_E: their sums so far.
-    Returns: (T, E), each row adding up to 1.
+    Returns: (T, E), each row adding up to 1, with a gradient to gate_TE.
     """
     ### BEGIN SOLUTION
     open_TE = gate_TE * (total_E - total_E.mean() <= margin)

@@ -15,7 +15,7 @@ def leaks_and_is_not_normalised(logits_TE, bias_E, k):
 
 
 def not_normalised(logits_TE, bias_E, k):
-    """do not add up to 1"""
+    """not divided by the sum of the selected"""
     scores_TE = logits_TE.sigmoid()
     expert_TK = (scores_TE + bias_E).topk(k).indices
     return scores_TE.gather(1, expert_TK), expert_TK

@@ -62,3 +62,10 @@ def right_by_loops(expert_N, E, block):
 def chunk_for_split(expert_N, E, block):
     """chunk(n) makes n pieces"""
     return torch.stack([part.bincount(minlength=E) for part in expert_N.chunk(block)])
+
+
+def lost_updates(expert_N, E, block):
+    """at most one is counted"""
+    out_BE = torch.zeros(-(-len(expert_N) // block), E, dtype=torch.long)
+    out_BE[torch.arange(len(expert_N)) // block, expert_N] += 1
+    return out_BE

@@ -29,7 +29,7 @@ def once_for_each_text(config, batch):
 
 
 def whole_embedding(config, batch):
-    """of the input embedding a row per token is read"""
+    """of the embedding a row per token is read"""
     return right(config, batch) + 2 * count_parameters(config).embedding
 
 

@@ -35,7 +35,7 @@ def experts_alone(bits, per_expert, others, density):
 
 
 def one_bit_each(bits, per_expert, others, density):
-    """a parameter does not hold exactly one bit"""
+    """a parameter does not hold one bit"""
     return max(1, math.ceil((bits - others) / per_expert))
 
 
@@ -55,5 +55,5 @@ def others_in_the_way(bits, per_expert, others, density):
 
 
 def below_one(bits, per_expert, others, density):
-    """a block has at least one expert"""
+    """there is at least one expert"""
     return math.ceil((bits / density - others) / per_expert)

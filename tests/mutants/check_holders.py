@@ -49,5 +49,5 @@ def a_share(known, without):
 
 
 def still_right(known, without):
-    """what is still right with the expert gone"""
+    """what is right with the expert gone"""
     return without.sum(0)

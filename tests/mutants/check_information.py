@@ -22,7 +22,7 @@ def zero_log_zero(count_CE):
 
 
 def what_is_left_of_the_label(count_CE):
-    """what the label leaves open once the expert is known"""
+    """what a label leaves open once the expert is known"""
     return _entropy(count_CE) - _entropy(count_CE.sum(0))
 
 

@@ -111,3 +111,10 @@ def errors_of_the_old_expert(tree, x_TD, y_TO, posterior_TN):
     weight_TE = _leaves(tree, posterior_TN)
     var_QE = ((weight_TE * error_TE).sum(0) / weight_TE.sum(0))[None]
     return HME(new.gate_QGD, new.expert_QEDO, var_QE)
+
+
+def each_to_its_likeliest(tree, x_TD, y_TO, posterior_TN):
+    """one fits its tokens worse than it could"""
+    leaf_TE = _leaves(tree, posterior_TN)
+    hard_TE = torch.nn.functional.one_hot(leaf_TE.argmax(-1), leaf_TE.shape[1]).to(leaf_TE)
+    return HME(_gates(tree, x_TD, posterior_TN), *_experts(tree, x_TD, y_TO, hard_TE))

@@ -104,6 +104,6 @@ def hard_competition(logits_TE, out_TEO, target_TO):
 
 
 def mean_over_outputs(logits_TE, out_TEO, target_TO):
-    """the outputs are averaged"""
+    """outputs are averaged"""
     off_TE = (target_TO[:, None] - out_TEO).square().mean(-1)
     return -(logits_TE.log_softmax(-1) - off_TE / 2).logsumexp(-1)

@@ -73,3 +73,9 @@ def managers_from_priors(prior_TE, density_TE):
     E, right_TN = prior_TE.shape[1], right(prior_TE, density_TE)
     managers_TN = right(prior_TE, torch.ones_like(density_TE))[:, : E - 1]
     return torch.cat([managers_TN, right_TN[:, E - 1 :]], -1)
+
+
+def the_likeliest_takes_all(prior_TE, density_TE):
+    """the likeliest expert takes all: EM shares"""
+    joint_TE = prior_TE * density_TE
+    return _up(torch.nn.functional.one_hot(joint_TE.argmax(-1), joint_TE.shape[1]).to(joint_TE))

@@ -105,3 +105,17 @@ def erf_without_root_two(clean, noisy, std, k):
     if k == clean.shape[1]:
         return torch.ones_like(clean)
     return (1 + torch.erf((clean - _bar(noisy, k)) / std)) / 2
+
+
+def the_next_of_the_others(clean, noisy, std, k):
+    """the bar is the others' k+1-th, one too low"""
+    if k >= clean.shape[1] - 1:
+        return right_by_removing(clean, noisy, std, k)
+    return torch.special.ndtr((clean - _bar(noisy, k + 1)) / std)
+
+
+def the_one_before_of_the_others(clean, noisy, std, k):
+    """the bar is the k-1-th of the others, which is one too high"""
+    if k == 1 or k == clean.shape[1]:
+        return right_by_removing(clean, noisy, std, k)
+    return torch.special.ndtr((clean - _bar(noisy, k - 1)) / std)

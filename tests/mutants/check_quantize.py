@@ -28,7 +28,7 @@ def zero_row(w):
 
 
 def four_bits(w):
-    """the range of int8 is hardly used"""
+    """not the whole range of int8"""
     scale = (w.abs().amax(1, keepdim=True) / 7).clamp(min=1e-12)
     return (w / scale).round().to(torch.int8), scale
 

@@ -45,7 +45,7 @@ def distance(logits_TE, out_TEO, target_TO):
 
 
 def averaged(logits_TE, out_TEO, target_TO):
-    """the outputs are averaged"""
+    """outputs are averaged"""
     return (logits_TE - (target_TO[:, None] - out_TEO).square().mean(-1) / 2).softmax(-1)
 
 

@@ -69,5 +69,5 @@ def right_by_keys(label_T, length, seed):
 
 
 def pushed_along(label_T, length, seed):
-    """all is pushed along"""
+    """do not push all along together"""
     return label_T.view(-1, length).roll(seed + 1, 0).flatten()

@@ -66,7 +66,7 @@ def right_by_sorting(label_T, ids_T, seed):
 
 
 def pushed_along(label_T, ids_T, seed):
-    """all is pushed along"""
+    """do not push all along together"""
     out_T = label_T.clone()
     for word in ids_T.unique():
         out_T[ids_T == word] = label_T[ids_T == word].roll(seed + 1)

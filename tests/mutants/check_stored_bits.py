@@ -30,7 +30,7 @@ def multiplied(nats, values, choices):
 
 
 def what_is_missing(nats, values, choices):
-    """that is what is still missing"""
+    """that is what is missing"""
     return values * nats / math.log(2)
 
 
@@ -60,7 +60,7 @@ def base_ten(nats, values, choices):
 
 
 def never_below_zero(nats, values, choices):
-    """the model is sure of wrong things"""
+    """it is sure of wrong things"""
     return max(0.0, values * (math.log(choices) - nats) / math.log(2))
 
 

@@ -16,7 +16,7 @@ def worst_batch(loads_SE):
 
 
 def worst_batch_second(loads_SE):
-    """it should be the mean over the batches"""
+    """it should be the mean of the batches"""
     return _vio(loads_SE.sum(0)), _vio(loads_SE).max()
 
 

@@ -32,7 +32,7 @@ check_responsibilities = [
     ),
     (
         "the mean over the outputs",
-        "the outputs are averaged",
+        "outputs are averaged",
         lambda z, o, d: (z - (d[:, None] - o).square().mean(-1) / 2).softmax(-1),
     ),
     (

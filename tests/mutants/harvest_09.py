@@ -163,7 +163,11 @@ check_biased_choice = [
         "the bias is added to the logit",
         lambda z, b, k: _biased(z, b, k, choose=lambda s: (z + b).sigmoid()),
     ),
-    ("not divided", "gates do not add up to 1", lambda z, b, k: _biased(z, b, k, divide=False)),
+    (
+        "not divided",
+        "not divided by the sum of the selected",
+        lambda z, b, k: _biased(z, b, k, divide=False),
+    ),
     (
         "divided by all",
         "divide by the sum over the k selected, not over all experts",

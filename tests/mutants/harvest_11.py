@@ -16,7 +16,7 @@ check_stored_bits = [
     ),
     (
         "what is missing",
-        "that is what is still missing, the loss",
+        "that is what is missing, the loss",
         lambda n, v, c: v * n / math.log(2),
     ),
     (
@@ -176,7 +176,7 @@ check_experts_needed = [
     ),
     (
         "at least one forgotten",
-        "a block has at least one expert",
+        "there is at least one expert",
         lambda b, p, o, d: math.ceil((b / d - o) / p),
     ),
     (

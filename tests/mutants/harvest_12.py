@@ -63,7 +63,7 @@ check_block_counts = [
     ),
     (
         "whether any",
-        "not each block's number of pairs for each expert",
+        "at most one is counted",
         lambda x, E, b: _blocks(x, E, b).bool(),
     ),
 ]

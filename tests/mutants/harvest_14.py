@@ -223,7 +223,7 @@ check_decode_bytes = [
     ("float32", "that is float32; bf16 has two bytes", lambda c, b: _bytes(c, b, size=4)),
     (
         "the embedding too",
-        "of the input embedding a row per token is read",
+        "of the embedding a row per token is read",
         lambda c, b: _bytes(c, b, embed=False),
     ),
     (
@@ -311,7 +311,7 @@ check_quantize = [
     ),
     (
         "one scale for all",
-        "the range of int8 is hardly used",
+        "not the whole range of int8",
         lambda w: _int8(w, (w.abs().max() / 127).clamp(min=1e-12).expand(len(w), 1)),
     ),
     (
@@ -341,16 +341,66 @@ check_quantize = [
     ),
     ("a zero point that nobody is told", "q * scale is up to", _zero_point),
     ("floats", "q has to be int8, or nothing is saved", lambda w: (w / _row(w), _row(w))),
-    ("half of the range", "the range of int8 is hardly used", lambda w: _int8(w, 2 * _row(w))),
+    ("half of the range", "not the whole range of int8", lambda w: _int8(w, 2 * _row(w))),
     ("swapped", "the two are swapped", lambda w: _int8(w, _row(w))[::-1]),
     (
         "zeros with a scale of 0.001",
-        "the range of int8 is hardly used",
+        "not the whole range of int8",
         lambda w: _int8(w, (w.abs().amax(1, keepdim=True) / 127).clamp(min=1e-3)),
     ),
     (
         "multiplied back",
         "q has to be int8, or nothing is saved",
         lambda w: (_int8(w, _row(w))[0] * _row(w), _row(w)),
+    ),
+]
+
+
+def _copies(load, spare, weight=lambda load, n: load / n):
+    copies = [1] * len(load)
+    for _ in range(spare):
+        e = max(range(len(load)), key=lambda e: weight(load[e], copies[e]))
+        copies[e] += 1
+    return copies
+
+
+check_replicas = [
+    (
+        "by the load after one more",
+        "not, one by one, a copy for whoever has the most load per copy",
+        lambda load, spare: _copies(load, spare, lambda a, n: a / (n + 1)),
+    ),
+    (
+        "by the load less the copies",
+        "each further copy is for the expert with the most load per copy, and one that has",
+        lambda load, spare: _copies(load, spare, lambda a, n: a - n),
+    ),
+    (
+        "a copy for each of the busiest",
+        "one after the other in the order of their loads",
+        lambda load, spare: [
+            1 + (e in sorted(range(len(load)), key=lambda e: -load[e])[:spare])
+            for e in range(len(load))
+        ],
+    ),
+    (
+        "one spare place left free",
+        "not, one by one, a copy for whoever has the most load per copy",
+        lambda load, spare: _copies(load, max(0, spare - 1)),
+    ),
+    (
+        "idle experts are not held",
+        "not, one by one, a copy for whoever has the most load per copy",
+        lambda load, spare: [n * (a > 0) for n, a in zip(_copies(load, spare), load, strict=True)],
+    ),
+    (
+        "in proportion, rounded down, and one",
+        "not, one by one, a copy for whoever has the most load per copy",
+        lambda load, spare: [1 + int(spare * a / max(1, sum(load))) for a in load],
+    ),
+    (
+        "busiest first",
+        "the right numbers, but in another order",
+        lambda load, spare: sorted(_copies(load, spare), reverse=True),
     ),
 ]

@@ -43,7 +43,7 @@ check_information = [
     ("the labels' entropy", "that is the label's entropy", lambda c: _entropy(_p(c).sum(1))),
     (
         "what remains unknown",
-        "what the label leaves open once the expert is known",
+        "what a label leaves open once the expert is known",
         lambda c: _entropy(_p(c)) - _entropy(_p(c).sum(0)),
     ),
     (

@@ -660,7 +660,7 @@ check_quantize = [
     ),
     (
         "a scale of the mean size",
-        "the range of int8 is hardly used",
+        "not the whole range of int8",
         lambda w: (lambda s: ((w / s).round().clamp(-127, 127).to(torch.int8), s))(
             (w.abs().mean(1, keepdim=True) * 3 / 127).clamp(min=1e-12)
         ),

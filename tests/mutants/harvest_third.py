@@ -9,18 +9,28 @@ from moe_lite.course import cost
 from moe_lite.course.hierarchy import HME
 
 check_first_expert = [
-    ("gates added over all that share a number", lambda r, t: int(r.gates_TE().sum(0).argmax())),
-    ("one too high", lambda r, t: int(r.gates_TE()[t].argmax()) + 1),
-    ("of the neighbouring token", lambda r, t: int(r.gates_TE()[t - 1].argmax())),
+    (
+        "gates added over all that share a number",
+        "not the token's first expert",
+        lambda r, t: int(r.gates_TE().sum(0).argmax()),
+    ),
+    ("one too high", "every number is off by +1", lambda r, t: int(r.gates_TE()[t].argmax()) + 1),
+    (
+        "of the neighbouring token",
+        "not the token's first expert",
+        lambda r, t: int(r.gates_TE()[t - 1].argmax()),
+    ),
 ]
 
 check_path = [
     (
         "the whole text's favourite in each layer",
+        "not the token's way through the layers",
         lambda tr, t: [int(r.gates_TE().sum(0).argmax()) for r in tr.layers],
     ),
     (
         "the second where it is nearly as good",
+        "not the token's way through the layers",
         lambda tr, t: [
             int(
                 r.gates_TE()[t]
@@ -42,15 +52,20 @@ def _e3(z, o, d):
 
 
 check_mixture_error = [
-    ("divided by the outputs", lambda z, o, d: _e3(z, o, d) / o.shape[-1]),
-    ("never below 0", lambda z, o, d: _e3(z, o, d).clamp(min=0.1)),
-    ("the answers detached", lambda z, o, d: _e3(z, o.detach(), d)),
-    ("in bits", lambda z, o, d: _e3(z, o, d) / math.log(2)),
+    ("divided by the outputs", "this is not equation", lambda z, o, d: _e3(z, o, d) / o.shape[-1]),
+    ("never below 0.1", "this is not equation", lambda z, o, d: _e3(z, o, d).clamp(min=0.1)),
+    (
+        "the answers detached",
+        "right numbers, but no gradient reaches the experts' answers, so what is behind can",
+        lambda z, o, d: _e3(z, o.detach(), d),
+    ),
+    ("in bits", "right up to a factor", lambda z, o, d: _e3(z, o, d) / math.log(2)),
 ]
 
 check_gradients = [
     (
         "the gate's from the hard winner",
+        "by the logits: not the derivative",
         lambda z, o, d: (
             lambda h: (
                 z.softmax(-1) - F.one_hot(h.argmax(-1), z.shape[1]),
@@ -60,12 +75,14 @@ check_gradients = [
     ),
     (
         "the error squared",
+        "by the answers: not the derivative",
         lambda z, o, d: (lambda h: (z.softmax(-1) - h, h[..., None] * (o - d[:, None]).square()))(
             (z - _off(o, d) / 2).softmax(-1)
         ),
     ),
     (
         "added up over the outputs",
+        "by the answers: return a tensor of shape (2, 2, 1), not one of shape (2, 2)",
         lambda z, o, d: (lambda h: (z.softmax(-1) - h, (h[..., None] * (o - d[:, None])).sum(-1)))(
             (z - _off(o, d) / 2).softmax(-1)
         ),
@@ -73,9 +90,21 @@ check_gradients = [
 ]
 
 check_product = [
-    ("weighed by the number of experts", lambda a: (a.sum(-1) * a.shape[1]).log_softmax(0)),
-    ("the most doubtful decides", lambda a: a.amin(-1).log_softmax(0)),
-    ("the last expert left out", lambda a: a[:, :-1].sum(-1).log_softmax(0)),
+    (
+        "weighed by the number of experts",
+        "not the normalised product",
+        lambda a: (a.sum(-1) * a.shape[1]).log_softmax(0),
+    ),
+    (
+        "the most doubtful decides",
+        "not the normalised product",
+        lambda a: a.amin(-1).log_softmax(0),
+    ),
+    (
+        "the last expert left out",
+        "not the normalised product",
+        lambda a: a[:, :-1].sum(-1).log_softmax(0),
+    ),
 ]
 
 
@@ -89,9 +118,17 @@ def _leaves(left):
 
 
 check_leaf_priors = [
-    ("hard left or right", lambda left: _leaves((left > 0.5).to(left))),
-    ("in logarithms", lambda left: _leaves(left).log()),
-    ("the first token's for all", lambda left: _leaves(left[:1]).expand(len(left), -1)),
+    (
+        "hard left or right",
+        "these are not the products of the gates on the way to each leaf",
+        lambda left: _leaves((left > 0.5).to(left)),
+    ),
+    ("in logarithms", "this is the logarithm of what is asked", lambda left: _leaves(left).log()),
+    (
+        "the first token's for all",
+        "these are not the products of the gates on the way to each leaf",
+        lambda left: _leaves(left[:1]).expand(len(left), -1),
+    ),
 ]
 
 
@@ -105,6 +142,7 @@ def _nodes(leaf):
 check_posteriors = [
     (
         "the larger child's for the manager",
+        "these are not the nodes' posteriors",
         lambda p, d: (
             lambda h: torch.cat(
                 [
@@ -120,6 +158,7 @@ check_posteriors = [
     ),
     (
         "every level from right to left",
+        "the right numbers, but in another order",
         lambda p, d: torch.cat(
             [
                 a.flip(1)
@@ -132,7 +171,11 @@ check_posteriors = [
             1,
         ),
     ),
-    ("the prior squared", lambda p, d: _nodes(p * p * d / (p * p * d).sum(-1, keepdim=True))),
+    (
+        "the prior squared",
+        "these are not the nodes' posteriors",
+        lambda p, d: _nodes(p * p * d / (p * p * d).sum(-1, keepdim=True)),
+    ),
 ]
 
 
@@ -141,10 +184,19 @@ def _fit(x, y, w):
 
 
 check_fit_expert = [
-    ("weights of at least 0.1", lambda x, y, w: _fit(x, y, w.clamp(min=0.1))),
-    ("the first output for all", lambda x, y, w: _fit(x, y[:, :1].expand_as(y), w)),
+    (
+        "weights of at least 0.1",
+        "this does not minimise the weighted squared error",
+        lambda x, y, w: _fit(x, y, w.clamp(min=0.1)),
+    ),
+    (
+        "the first output for all",
+        "this does not minimise the weighted squared error",
+        lambda x, y, w: _fit(x, y[:, :1].expand_as(y), w),
+    ),
     (
         "centred inputs",
+        "this does not minimise the weighted squared error",
         lambda x, y, w: torch.linalg.lstsq(
             (x - x.mean(0)) * w.sqrt()[:, None] + 1e-6, (y - y.mean(0)) * w.sqrt()[:, None]
         )[0],
@@ -168,21 +220,32 @@ def _tree(tree, x, y, h, floor=0.0, gate=1.0):
 
 
 check_m_step = [
-    ("variances of at least 1", lambda tr, x, y, h: _tree(tr, x, y, h, floor=1.0)),
-    ("a hundredth of a gate's step", lambda tr, x, y, h: _tree(tr, x, y, h, gate=0.01)),
+    (
+        "variances of at least 1",
+        "the variances are left as they were",
+        lambda tr, x, y, h: _tree(tr, x, y, h, floor=1.0),
+    ),
+    (
+        "a hundredth of a gate's step",
+        "the gates: one fits its posteriors worse than a Newton step would: is its target",
+        lambda tr, x, y, h: _tree(tr, x, y, h, gate=0.01),
+    ),
 ]
 
 check_noisy_scores = [
     (
         "the same noise for all experts",
+        "not clean + normal × softplus",
         lambda x, wg, wn, e, tr: x @ wg.T + e[:, :1] * F.softplus(x @ wn.T) if tr else x @ wg.T,
     ),
     (
         "the root of softplus",
+        "softplus is the deviation itself",
         lambda x, wg, wn, e, tr: x @ wg.T + e * F.softplus(x @ wn.T).sqrt() if tr else x @ wg.T,
     ),
     (
         "noise taken off",
+        "the noise is taken away",
         lambda x, wg, wn, e, tr: x @ wg.T - e * F.softplus(x @ wn.T) if tr else x @ wg.T,
     ),
 ]
@@ -190,14 +253,17 @@ check_noisy_scores = [
 check_top1_gate = [
     (
         "margin to the second",
+        "gate_T: not the best probability and whose it is",
         lambda s: ((lambda p: p[:, 0] - p[:, 1])(s.softmax(-1).topk(2).values), s.argmax(-1)),
     ),
     (
         "an expert for each by the tokens' order",
+        "expert_T: not the best probability and whose it is",
         lambda s: (s.softmax(-1).amax(-1), torch.arange(len(s)) % s.shape[1]),
     ),
     (
         "straight through: 1 with a slope",
+        "the gate is 1 whatever the score, as of a softmax of one",
         lambda s: (lambda p: (p - p.detach() + 1, s.argmax(-1)))(s.softmax(-1).amax(-1)),
     ),
 ]
@@ -210,6 +276,7 @@ def _rank(x):
 check_first_choices = [
     (
         "second choices counted from the end of the batch",
+        "the right numbers, but in another order",
         lambda x, E: torch.stack(
             [
                 _rank(x[:, 0]),
@@ -220,6 +287,7 @@ check_first_choices = [
     ),
     (
         "only the first choices right",
+        "not all first choices by position, then all second ones",
         lambda x, E: torch.stack([_rank(x[:, 0]), torch.zeros_like(x[:, 1])], 1),
     ),
 ]
@@ -227,13 +295,19 @@ check_first_choices = [
 check_dropped_token = [
     (
         "p for the residual of the dropped",
+        "not h + p × expert, or h where dropped",
         lambda h, x, y, p, k: torch.where(k[:, None], h + p[:, None] * y, h * (1 - p[:, None])),
     ),
     (
         "the mean of all answers for the dropped",
+        "not h + p × expert, or h where dropped",
         lambda h, x, y, p, k: h + p[:, None] * torch.where(k[:, None], y, y.mean(0)),
     ),
-    ("one gate for all", lambda h, x, y, p, k: h + torch.where(k[:, None], p.mean() * y, 0.0)),
+    (
+        "one gate for all",
+        "not h + p × expert, or h where dropped",
+        lambda h, x, y, p, k: h + torch.where(k[:, None], p.mean() * y, 0.0),
+    ),
 ]
 
 
@@ -243,10 +317,15 @@ def _push(z, f):
 
 
 check_push = [
-    ("only of the best expert", lambda z, f: _push(z, f) * F.one_hot(z.argmax(-1), z.shape[1])),
-    ("rounded", lambda z, f: _push(z, f).round(decimals=2)),
+    (
+        "only of the best expert",
+        "not (E / T) * p * (f - sum p f)",
+        lambda z, f: _push(z, f) * F.one_hot(z.argmax(-1), z.shape[1]),
+    ),
+    ("rounded", "rounded to 2 decimals", lambda z, f: _push(z, f).round(decimals=2)),
     (
         "crowd against an even share of the token",
+        "not (E / T) * p * (f - sum p f)",
         lambda z, f: (
             z.shape[1] / len(z) * (z.softmax(-1) * f - (z.softmax(-1) * f).mean(-1, keepdim=True))
         ),
@@ -254,9 +333,14 @@ check_push = [
 ]
 
 check_below_one = [
-    ("half of the tokens nowhere", lambda E: torch.full((4, E), float("nan"))),
+    (
+        "half of the tokens nowhere",
+        "a logit is not finite",
+        lambda E: torch.full((4, E), float("nan")),
+    ),
     (
         "right for two and three",
+        "with E = 3, below 1, but it can be below",
         lambda E: (
             torch.tensor([[0.01, 0.0]] * 3 + [[0.0, 9.0]])
             if E == 2
@@ -275,13 +359,19 @@ def _loss(z, x):
 check_masked_balance = [
     (
         "padding taken for the mean token",
+        "not the loss of real tokens alone",
         lambda z, x, m: _loss(torch.where(m[:, None], z, z[m].mean(0)), x),
     ),
     (
         "up to the last real one",
+        "not the loss of real tokens alone",
         lambda z, x, m: _loss(z[: int(m.nonzero().max()) + 1], x[: int(m.nonzero().max()) + 1]),
     ),
-    ("first choices of the real ones", lambda z, x, m: _loss(z[m], x[m][:, :1])),
+    (
+        "first choices of the real ones",
+        "not the loss of real tokens alone",
+        lambda z, x, m: _loss(z[m], x[m][:, :1]),
+    ),
 ]
 
 
@@ -293,10 +383,11 @@ def _only_sizes(loss):
 
 
 check_diagnose = [
-    ("one question for K and for the sum", _only_sizes),
-    ("detached, always", lambda loss: "detached"),
+    ("one question for K and for the sum", "'sum' is taken for 'K'", _only_sizes),
+    ("detached, always", "it says 'detached' of all 7", lambda loss: "detached"),
     (
         "dice",
+        "'sound' is taken for 'padding'",
         lambda loss: ["sound", "K", "sum", "pooled", "padding", "top-k", "detached"][
             int(torch.randint(7, ()))
         ],
@@ -304,9 +395,17 @@ check_diagnose = [
 ]
 
 check_z_loss = [
-    ("cut off at 100", lambda z: z.logsumexp(-1).square().clamp(max=100).mean()),
-    ("the square inside the exponent", lambda z: z.square().logsumexp(-1).mean()),
-    ("cubed", lambda z: z.logsumexp(-1).abs().pow(3).mean()),
+    (
+        "cut off at 100",
+        "right for small logits alone",
+        lambda z: z.logsumexp(-1).square().clamp(max=100).mean(),
+    ),
+    (
+        "the square inside the exponent",
+        "not the mean of (log sum exp)^2",
+        lambda z: z.square().logsumexp(-1).mean(),
+    ),
+    ("cubed", "not the mean of (log sum exp)^2", lambda z: z.logsumexp(-1).abs().pow(3).mean()),
 ]
 
 
@@ -319,19 +418,33 @@ def _island(f):
 
 
 check_selective_logits = [
-    ("inputs rounded first", _island(lambda x, w: F.linear(x.bfloat16().float(), w.float()))),
-    ("one in a thousand off", _island(lambda x, w: 1.001 * F.linear(x.float(), w.float()))),
-    ("a bias of 1", _island(lambda x, w: F.linear(x.float(), w.float()) + 1)),
+    (
+        "inputs rounded first",
+        "the input is float32",
+        _island(lambda x, w: F.linear(x.bfloat16().float(), w.float())),
+    ),
+    (
+        "one in a thousand off",
+        "right up to a factor",
+        _island(lambda x, w: 1.001 * F.linear(x.float(), w.float())),
+    ),
+    (
+        "a bias of 1",
+        "every number is off by +1",
+        _island(lambda x, w: F.linear(x.float(), w.float()) + 1),
+    ),
 ]
 
 check_first_weights = [
     (
         "the cut at two of the standard normal",
+        "sigma is the root of s / n",
         lambda r, n, s: torch.nn.init.trunc_normal_(torch.empty(r, n), std=1.0, a=-2, b=2) * s / n,
     ),
-    ("zeros", lambda r, n, s: torch.zeros(r, n)),
+    ("zeros", "all weights are equal", lambda r, n, s: torch.zeros(r, n)),
     (
         "only positive",
+        "the mean must be 0",
         lambda r, n, s: torch.nn.init.trunc_normal_(
             torch.empty(r, n), std=math.sqrt(s / n), a=-2 * math.sqrt(s / n), b=2 * math.sqrt(s / n)
         ).abs(),
@@ -347,15 +460,21 @@ def _five(x, n):
 check_experts_per_token = [
     (
         "the last two added",
+        "not the shares of the tokens",
         lambda x, n: torch.cat([_five(x, n)[:3], _five(x, n)[3:].sum()[None], torch.zeros(1)]),
     ),
-    ("from many to none", lambda x, n: _five(x, n).flip(0)),
-    ("in percent", lambda x, n: 100 * _five(x, n)),
+    (
+        "from many to none",
+        "the right numbers, but in another order",
+        lambda x, n: _five(x, n).flip(0),
+    ),
+    ("in percent", "right up to a factor", lambda x, n: 100 * _five(x, n)),
 ]
 
 check_combine = [
     (
         "the largest answer",
+        "not the sum of gate times answer",
         lambda o, x, g, n: o.new_zeros(n, o.shape[-1]).scatter_reduce(
             0,
             x.reshape(-1, 1).expand(-1, o.shape[-1]),
@@ -366,12 +485,14 @@ check_combine = [
     ),
     (
         "tokens shifted by one",
+        "the right numbers, but in another order",
         lambda o, x, g, n: o.new_zeros(n, o.shape[-1]).index_add(
             0, (x.flatten() + 1) % n, (g[..., None] * o).flatten(0, 1)
         ),
     ),
     (
         "gates of the other expert",
+        "not the sum of gate times answer",
         lambda o, x, g, n: o.new_zeros(n, o.shape[-1]).index_add(
             0, x.flatten(), (g.flip(0)[..., None] * o).flatten(0, 1)
         ),
@@ -390,16 +511,29 @@ def _only_two_apart(route, x):
 
 
 check_reads_future = [
-    ("each token with the next alone", _only_two_apart),
+    (
+        "each token with the next alone",
+        "asked twice about the same, it says two things",
+        _only_two_apart,
+    ),
     (
         "one word to the end, at the beginning",
+        "asked twice about the same, it says two things",
         lambda r, x: not torch.equal(r(torch.cat([x[:1], torch.randn_like(x[1:])]))[:1], r(x)[:1]),
     ),
 ]
 
 check_split_experts = [
-    ("shared ones m at a time", lambda N, K, F, m, s: (m * N - m * s, m * K - m * s, F // m)),
-    ("a wider piece for what is shared", lambda N, K, F, m, s: (m * N - s, m * K - s, F // m + s)),
+    (
+        "shared ones m at a time",
+        "a shared expert takes one seat, not m",
+        lambda N, K, F, m, s: (m * N - m * s, m * K - m * s, F // m),
+    ),
+    (
+        "a wider piece for what is shared",
+        "width: total and active width must stay N * F and K * F",
+        lambda N, K, F, m, s: (m * N - s, m * K - s, F // m + s),
+    ),
 ]
 
 
@@ -409,17 +543,27 @@ def _out(z, k, n):
 
 
 check_disable_top = [
-    ("a best one where the ratio is 0", lambda z, k, r: _out(z, k, max(1, round(r * z.shape[1])))),
+    (
+        "a best one where the ratio is 0",
+        "not the softmax of the k best of those left (shown",
+        lambda z, k, r: _out(z, k, max(1, round(r * z.shape[1]))),
+    ),
     (
         "gates of the disabled ones",
+        "not the softmax of the k best of those left (shown",
         lambda z, k, r: (z.topk(k).values.softmax(-1), _out(z, k, round(r * z.shape[1]))[1]),
     ),
-    ("of the other experts", lambda z, k, r: _out(z, k, round(r * (z.shape[1] - k)))),
+    (
+        "of the other experts",
+        "not the softmax of the k best of those left (shown",
+        lambda z, k, r: _out(z, k, round(r * (z.shape[1] - k))),
+    ),
 ]
 
 check_biased_choice = [
     (
         "a bias for the best alone",
+        "not the scores of the chosen over their sum (shown",
         lambda z, b, k: (
             lambda s: (lambda i: (s.gather(1, i) / s.gather(1, i).sum(1, keepdim=True), i))(
                 (s + b * (b == b.max())).topk(k).indices
@@ -428,12 +572,14 @@ check_biased_choice = [
     ),
     (
         "gates of half the logits",
+        "not the scores of the chosen over their sum (shown",
         lambda z, b, k: (
             lambda i: (lambda g: (g / g.sum(1, keepdim=True), i))((z / 2).sigmoid().gather(1, i))
         )((z.sigmoid() + b).topk(k).indices),
     ),
     (
         "the sum detached",
+        "the sum that is divided by is detached",
         lambda z, b, k: (
             lambda s: (
                 lambda i: (s.gather(1, i) / s.gather(1, i).sum(1, keepdim=True).detach(), i)
@@ -451,20 +597,35 @@ def _turn(z, b, k, u, move):
 check_balanced_step = [
     (
         "only the busiest down",
+        "the new bias: not the old bias moved by u towards the mean load",
         lambda z, b, k, u: _turn(z, b, k, u, lambda n: -(n == n.max()).float()),
     ),
-    ("only up", lambda z, b, k, u: _turn(z, b, k, u, lambda n: (n < n.mean()).float())),
-    ("tanh for the sign", lambda z, b, k, u: _turn(z, b, k, u, lambda n: torch.tanh(n.mean() - n))),
-    ("half a step", lambda z, b, k, u: _turn(z, b, k, u, lambda n: torch.sign(n.mean() - n) / 2)),
+    (
+        "only up",
+        "the new bias: not the old bias moved by u towards the mean load",
+        lambda z, b, k, u: _turn(z, b, k, u, lambda n: (n < n.mean()).float()),
+    ),
+    (
+        "tanh for the sign",
+        "the new bias: not the old bias moved by u towards the mean load",
+        lambda z, b, k, u: _turn(z, b, k, u, lambda n: torch.tanh(n.mean() - n)),
+    ),
+    (
+        "half a step",
+        "the new bias: not the old bias moved by u towards the mean load",
+        lambda z, b, k, u: _turn(z, b, k, u, lambda n: torch.sign(n.mean() - n) / 2),
+    ),
 ]
 
 check_softmax_order = [
     (
         "softmax over k + 1",
+        "gate_TK: they do not add up to 1 over the last dimension, and the right ones do",
         lambda z, k: (z.topk(min(k + 1, z.shape[1])).values.softmax(-1)[:, :k], z.topk(k).indices),
     ),
     (
         "less the mean, in float16",
+        "gate_TK: they do not add up to 1 over the last dimension, and the right ones do",
         lambda z, k: (
             (z.topk(k).values - z.topk(k).values.mean()).half().softmax(-1).float(),
             z.topk(k).indices,
@@ -473,8 +634,16 @@ check_softmax_order = [
 ]
 
 check_orders_agree = [
-    ("for even k", lambda r, k, E: r or k % 2 == 0),
-    ("more than half", lambda r, k, E: r or k > E / 2),
+    (
+        "for even k",
+        "without renormalising, softmax → top-k gives gates that add up to less than 1",
+        lambda r, k, E: r or k % 2 == 0,
+    ),
+    (
+        "more than half",
+        "without renormalising, softmax → top-k gives gates that add up to less than 1",
+        lambda r, k, E: r or k > E / 2,
+    ),
 ]
 
 
@@ -493,13 +662,19 @@ def _parameters(c, **change):
 
 
 check_parameter_count = [
-    ("one layer", lambda c: tuple(n // c.num_hidden_layers for n in _parameters(c))),
+    (
+        "one layer",
+        "that is not the number of all",
+        lambda c: tuple(n // c.num_hidden_layers for n in _parameters(c)),
+    ),
     (
         "active less one expert",
+        "active: that is not what one token uses",
         lambda c: (_parameters(c)[0], _parameters(c)[1] - 3 * c.hidden_size * c.intermediate_size),
     ),
     (
         "only experts in all",
+        "total: that is not the number of all",
         lambda c: (
             c.num_hidden_layers * c.num_local_experts * 3 * c.hidden_size * c.intermediate_size,
             _parameters(c)[1],
@@ -508,9 +683,14 @@ check_parameter_count = [
 ]
 
 check_stored_bits = [
-    ("half of a loss counts", lambda n, v, c: v * (math.log(c) - n / 2) / math.log(2)),
+    (
+        "half of a loss counts",
+        "not values (log C - nats) / log 2",
+        lambda n, v, c: v * (math.log(c) - n / 2) / math.log(2),
+    ),
     (
         "choices rounded up to a power of two",
+        "not values (log C - nats) / log 2",
         lambda n, v, c: v * (math.ceil(math.log2(c)) - n / math.log(2)),
     ),
 ]
@@ -518,10 +698,12 @@ check_stored_bits = [
 check_sizes = [
     (
         "the router with a bias",
+        "total: not E (3 D F + D), 3 K D F + E D, K F, E F",
         lambda D, F, E, K: (3 * D * F * E + E * D + E, 3 * D * F * K + E * D + E, K * F, E * F),
     ),
     (
         "one and a half times as wide",
+        "width of the equal-active twin",
         lambda D, F, E, K: (
             3 * D * F * E + E * D,
             3 * D * F * K + E * D,
@@ -532,32 +714,51 @@ check_sizes = [
 ]
 
 check_holders = [
-    ("at most one", lambda k, w: (k & ~w).sum(0).clamp(max=1)),
-    ("all experts for what was not known", lambda k, w: torch.where(k, (~w).sum(0), len(w))),
+    ("at most one", "says whether any expert is needed", lambda k, w: (k & ~w).sum(0).clamp(max=1)),
+    (
+        "all experts for what was not known",
+        "not the number of experts it needs",
+        lambda k, w: torch.where(k, (~w).sum(0), len(w)),
+    ),
 ]
 
 check_bytes_per_token = [
-    ("half as often", lambda T, E, K, b: E * (1 - (1 - K / E) ** (T / 2)) * b / T),
-    ("for each pair", lambda T, E, K, b: E * (1 - (1 - K / E) ** T) * b / T / K),
+    (
+        "half as often",
+        "not E (1 − (1 − K/E)^T) experts for T tokens",
+        lambda T, E, K, b: E * (1 - (1 - K / E) ** (T / 2)) * b / T,
+    ),
+    (
+        "for each pair",
+        "not E (1 − (1 − K/E)^T) experts for T tokens",
+        lambda T, E, K, b: E * (1 - (1 - K / E) ** T) * b / T / K,
+    ),
 ]
 
 check_stable_rows = [
     (
         "evens, then odds, within an expert",
+        "in its expert's block each, but some changed their order",
         lambda x, o: (2 * x + torch.arange(len(x)) % 2).argsort(stable=True).argsort(),
     ),
-    ("rows from 1", lambda x, o: x.argsort(stable=True).argsort() + 1),
+    (
+        "rows from 1",
+        "one too many: the first pair of an expert lands at its offset",
+        lambda x, o: x.argsort(stable=True).argsort() + 1,
+    ),
 ]
 
 check_traffic = [
     (
         "the last rank has what is left",
+        "not the number of (token, expert) pairs from each rank to each",
         lambda x, E: torch.stack(
             [(a // (E // len(x) + 1)).flatten().bincount(minlength=len(x)) for a in x]
         ),
     ),
     (
         "only what goes up",
+        "not the number of (token, expert) pairs from each rank to each",
         lambda x, E: torch.stack(
             [(a // (E // len(x))).flatten().bincount(minlength=len(x)) for a in x]
         ).triu(),
@@ -565,8 +766,16 @@ check_traffic = [
 ]
 
 check_rank_weights = [
-    ("the largest for all", lambda n: (len(n) * n / n.sum()).max().expand(len(n))),
-    ("the root", lambda n: (len(n) * n / n.sum()).sqrt()),
+    (
+        "the largest for all",
+        "so weighed, the ranks' average is not the mean of all tokens",
+        lambda n: (len(n) * n / n.sum()).max().expand(len(n)),
+    ),
+    (
+        "the root",
+        "this is the square root of what is asked",
+        lambda n: (len(n) * n / n.sum()).sqrt(),
+    ),
 ]
 
 
@@ -577,20 +786,30 @@ def _bytes(c, batch):
 
 
 check_decode_bytes = [
-    ("a row of the embedding each", lambda c, b: _bytes(c, b) + 2 * c.hidden_size * b * 100),
-    ("experts of one layer", lambda c, b: _bytes(c, b) / c.num_hidden_layers),
-    ("in gigabytes", lambda c, b: _bytes(c, b) / 1e9),
+    (
+        "a row of the embedding each",
+        "not 2 bytes for what is common and for the experts expected in use",
+        lambda c, b: _bytes(c, b) + 2 * c.hidden_size * b * 100,
+    ),
+    (
+        "experts of one layer",
+        "not 2 bytes for what is common and for the experts expected in use",
+        lambda c, b: _bytes(c, b) / c.num_hidden_layers,
+    ),
+    ("in gigabytes", "right up to a factor", lambda c, b: _bytes(c, b) / 1e9),
 ]
 
 check_repetition = [
     (
         "either of two neighbours",
+        "not the share of neighbours in a text with the same first choice",
         lambda x, n: (
             lambda t: ((t[:, 1:-1] == t[:, :-2]) | (t[:, 1:-1] == t[:, 2:])).double().mean().item()
         )(x.view(-1, n)),
     ),
     (
         "of those that use expert 0",
+        "not the share of neighbours in a text with the same first choice",
         lambda x, n: (lambda t: ((t[:, 1:] == t[:, :-1]) & (t[:, 1:] == 0)).double().mean().item())(
             x.view(-1, n)
         ),
@@ -600,6 +819,7 @@ check_repetition = [
 check_shuffle_texts = [
     (
         "texts two by two",
+        "40 seeds give only 6 orders",
         lambda x, n, s: (
             lambda t, g: torch.cat(
                 [
@@ -613,6 +833,7 @@ check_shuffle_texts = [
     ),
     (
         "all but the first text",
+        "a text never changes its place, whatever the seed",
         lambda x, n, s: (
             lambda t: torch.cat(
                 [

@@ -108,3 +108,25 @@ check_quantize = [
         ),
     ),
 ]
+
+
+def _one_more(load, spare, copies=None):
+    copies = copies or [1] * len(load)
+    if not spare:
+        return copies
+    heavy = max(a / n for a, n in zip(load, copies, strict=True))
+    e = next(e for e, (a, n) in enumerate(zip(load, copies, strict=True)) if a / n == heavy)
+    return _one_more(load, spare - 1, [n + (i == e) for i, n in enumerate(copies)])
+
+
+check_replicas = [
+    ("recursion", _one_more),
+    ("fractions, a tuple", lambda load, spare: tuple(_by_quotients(load, spare))),
+]
+
+
+def _by_quotients(load, spare):
+    """Give the places to the largest quotients, load / 1, load / 2, ..., as parliaments do."""
+    quotients = [(-Fraction(a, n), n, e) for e, a in enumerate(load) for n in range(1, spare + 1)]
+    seats = sorted(quotients, key=lambda q: (q[0], q[2]))[:spare]
+    return np.array([1 + sum(e == i for _, _, e in seats) for i in range(len(load))])

@@ -14,12 +14,8 @@ from .verdict import Check, fit, number, randn, refuse
 def check_quantize(quantize: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
     """Check int8 by rows: w_FD -> (q_FD int8, scale_F1), so that q * scale is close to w."""
     check = Check("quantize", quantize, lambda w_FD: True, see=_is_close)
-    check.on(
-        "[[1, -2, 0.5], [100, 50, -25]]", torch.tensor([[1.0, -2.0, 0.5], [100.0, 50.0, -25.0]])
-    )
-    check.on(
-        "random rows of very different size", randn(0, 6, 40) * torch.logspace(-3, 2, 6)[:, None]
-    )
+    check.on("[[1, -2, 0.5], [100, 50, -25]]", torch.tensor([[1.0, -2, 0.5], [100, 50, -25]]))
+    check.on("random rows of many sizes", randn(0, 6, 40) * torch.logspace(-3, 2, 6)[:, None])
     check.on("a row of zeros", torch.cat([torch.zeros(1, 5), randn(1, 2, 5)]))
     check.on("one column", randn(2, 4, 1))
     check.on("weights that are all below zero", -randn(3, 5, 8).abs())
@@ -31,9 +27,8 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
         refuse("quantize", why)
 
     pair = fit(value, (w_FD, w_FD))
-    q_FD, scale_F1 = (
-        map(number, pair) if isinstance(pair, tuple) and len(pair) == 2 else (None,) * 2
-    )
+    both = isinstance(pair, tuple) and len(pair) == 2
+    q_FD, scale_F1 = map(number, pair) if both else (None, None)
     if q_FD is None or scale_F1 is None:
         wrong("return two tensors, q_FD and scale_F1")
         raise AssertionError
@@ -64,7 +59,7 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
     if torch.allclose(q_FD / scale_F1.to(w_FD), w_FD, atol=step.max().item()) and worst > 1:
         wrong("the scale is one over what it should be: w is q times scale")
     if w_FD.any() and (q_FD.to(torch.int16).abs().amax(1)[w_FD.any(1)] < 100).any():
-        wrong("the range of int8 is hardly used; its largest is 127")
+        wrong("not the whole range of int8: the largest of each row is to be 127")
     if worst > 0.51:
         wrong(f"q * scale is up to {worst:.3g} steps away from w; rounding costs half a step, the "
               "step being the row's largest absolute value / 127")  # fmt: skip

@@ -71,8 +71,7 @@ def _loss_mistakes(logits_TE: Tensor, expert_TK: Tensor) -> Mistakes:
         (by_token, E * (hot_TE / K * p_TE).sum(1).mean()),
         (by_token, E * (hot_TE * p_TE).sum(1).mean()),
         (by_token, (hot_TE / K * p_TE).sum(1).mean()),
-        ("f times P for each expert: add them up", E * f * P),
-    ]  # fmt: skip
+        ("f times P for each expert: add them up", E * f * P)]  # fmt: skip
 
 
 def check_push(push: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -99,8 +98,7 @@ def check_push(push: Callable[[Tensor, Tensor], Tensor]) -> None:
             ("P is a mean over T tokens, so each has a T-th of the slope", value * T),
             ("the factor E in front of the loss is missing", value / E),
             ("each slope is that of the mean token; every token has probabilities of its own",
-             (E / T * P * (f_E - (P * f_E).sum())).expand(T, E)),
-        ]  # fmt: skip
+             (E / T * P * (f_E - (P * f_E).sum())).expand(T, E))]  # fmt: skip
 
     check = Check("push", push, right, mistakes, "not (E / T) * p * (f - sum p f)")
     # One token that believes 1/2, 1/4, 1/4; f = 1, 0, 0. Its own average of f is 1/2.
@@ -183,8 +181,7 @@ def check_masked_balance(masked: Callable[[Tensor, Tensor, Tensor], Tensor]) -> 
             (to_zero, E * (f_zero * P).sum()),
             (to_zero, E * (f_zero * P_all).sum()),
             ("f is not divided by K", value * K),
-            ("the factor E is missing", value / E),
-        ]  # fmt: skip
+            ("the factor E is missing", value / E)]  # fmt: skip
 
     check = Check("masked_balance", masked, right, mistakes, "not the loss of real tokens alone")
     # Two real tokens that go apart, two of padding that go together: over the real ones f is even.
@@ -227,8 +224,7 @@ def check_over_batches(over_batches: Callable[[Tensor, Tensor], Tensor]) -> None
             ("one number for each layer: average them", E * (f.mean(1) * P.mean(1)).sum(-1)),
             ("the mean over the experts where their sum belongs", value / E**2),
             ("f times f: one of the two is P", right(f, f)),
-            ("P times P: one of the two is f", right(P, P)),
-        ]  # fmt: skip
+            ("P times P: one of the two is f", right(P, P))]  # fmt: skip
 
     check = Check("over_batches", over_batches, right, mistakes,
                   "not the global loss, averaged over layers")  # fmt: skip

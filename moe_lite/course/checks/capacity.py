@@ -38,8 +38,7 @@ def check_places(places: Callable[[int, int, float, int], int]) -> None:
     for T, E, factor, K in (
         (12, 4, 1.0, 1), (12, 4, 2.0, 1), (12, 4, 1.0, 2), (11, 4, 1.0, 1), (9, 4, 1.0, 1),
         (10, 4, 2.5, 1), (100, 8, 1.25, 2), (64, 16, 0.5, 1), (1000, 7, 1.5, 3), (9, 8, 1.0, 2),
-        (13, 6, 1.5, 4), (1, 64, 1.0, 8), (50, 8, 0.25, 1), (10, 2, 2.0, 2),
-    ):  # fmt: skip
+        (13, 6, 1.5, 4), (1, 64, 1.0, 8), (50, 8, 0.25, 1), (10, 2, 2.0, 2)):  # fmt: skip
         check.on(f"{T} tokens, {E} experts, factor {factor}, {K} for each token", T, E, factor, K)
     check.passed("the even share of all pairs, times the factor, rounded up.")
 
@@ -126,8 +125,7 @@ def check_first_choices(rank: Callable[[Tensor, int], Tensor]) -> None:
              "by view", flat_N.view(T, 2)),
             ("(T, 2) was made (2, T) by view, not by a transpose: two tokens' choices are mixed",
              _rank(expert_T2.reshape(2, T).T.flatten(), E).view(T, 2)),
-            ("rows are choices here; give a row for each token", right_T2.T),
-        ]  # fmt: skip
+            ("rows are choices here; give a row for each token", right_T2.T)]  # fmt: skip
 
     check = Check("rank_top2", rank, right, mistakes,
                   "not all first choices by position, then all second ones")  # fmt: skip
@@ -171,15 +169,13 @@ def check_dropped_token(block: Callable[..., Tensor]) -> None:
         "h [[2, 4], [3, 5]], LN(h) [[-1, 1], [-1, 1]], experts' answers [[10, 20], [30, 40]], "
         "gates [0.5, 0.8], keep [True, False]",
         h_TD, x_TD, torch.tensor([[10.0, 20.0], [30.0, 40.0]]), torch.tensor([0.5, 0.8]),
-        torch.tensor([True, False]),
-    )  # fmt: skip
+        torch.tensor([True, False]))  # fmt: skip
     for seed, (T, D) in enumerate(((7, 5), (4, 4), (1, 3))):
         h_TD, expert_TD, gate_T = randn(seed, T, D), randn(seed + 9, T, D), randn(2, T).sigmoid()
         x_TD = F.layer_norm(h_TD, (D,))
         for keep_T, how in (
             (torch.arange(T) % 3 != 1, "some dropped"), (torch.ones(T).bool(), "all kept"),
-            (torch.zeros(T).bool(), "all dropped"),
-        ):  # fmt: skip
+            (torch.zeros(T).bool(), "all dropped")):  # fmt: skip
             check.on(f"tokens: {T}, {how}", h_TD, x_TD, expert_TD, gate_T, keep_T)
     h_TD, expert_TD, gate_T = randn(0, 7, 5), randn(1, 7, 5), randn(2, 7).sigmoid()
     keep_T = torch.tensor([1, 0, 0, 1, 1, 0, 1]).bool()
@@ -240,10 +236,7 @@ def check_counted_before(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> No
                   "not E × the sum of (share of first choices) × (mean probability)")  # fmt: skip
     probs_TE = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.1, 0.3], [0.5, 0.4, 0.1], [0.2, 0.3, 0.5]])
     keep_T2 = torch.tensor([[True, True], [True, True], [False, False], [True, False]])
-    given = (
-        f"probabilities {show(probs_TE)}, two choices each, expert 0 has two places, so the third "
-        f"token finds none"
-    )
+    given = f"probabilities {show(probs_TE)}, two choices each; expert 0 has two places"
     check.on(given, probs_TE, probs_TE.topk(2).indices, keep_T2)
     for T, E in ((20, 4), (64, 8), (5, 5), (1, 3)):
         probs_TE = (2 * randn(T, T, E) + torch.linspace(1, -1, E)).softmax(-1)

@@ -26,7 +26,8 @@ def _cases() -> list[tuple[str, Case]]:
         given = f"random numbers: {T} cases, {E} experts, {outputs} outputs"
         cases.append((given, (randn(seed, T, E), randn(seed + 9, T, E, outputs),
                               randn(seed + 18, T, outputs))))  # fmt: skip
-    return cases
+    near = randn(1, 4, 3), 0.1 * randn(2, 4, 3, 2), torch.zeros(4, 2)
+    return [*cases, ("four cases in which every expert is nearly right", near)]
 
 
 def check_responsibilities(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -62,11 +63,10 @@ def _posterior_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -
         ("the logits are not the prior; their softmax is", logits_TE * (-off_TE / 2).exp()),
         ("prior times likelihood went through a softmax", log_TE.exp().softmax(-1)),
         ("the prior was added in the exponent, not its logarithm", (p_TE - off_TE / 2).softmax(-1)),
-        ("the outputs are averaged; ||d - o||² is their sum",
+        ("outputs are averaged; ||d - o||² is their sum",
          (logits_TE - each_TE.mean(-1) / 2).softmax(-1)),
         ("the best expert takes all: that is a hard choice, and a posterior shares",
-         F.one_hot(log_TE.argmax(-1), logits_TE.shape[1]).float()),
-    ]  # fmt: skip
+         F.one_hot(log_TE.argmax(-1), logits_TE.shape[1]).float())]  # fmt: skip
 
 
 def check_mixture_error(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -94,10 +94,7 @@ def check_mixture_error(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> N
 def _error_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Mistakes:
     off_TE, log_p_TE = squared_errors(out_TEO, target_TO), logits_TE.log_softmax(-1)
     p_TE, right_T = log_p_TE.exp(), mixture_error(logits_TE, out_TEO, target_TO)
-    all_cases = (
-        "one number for all cases; return one for each: who averages has thrown away which case "
-        "was hard"
-    )
+    all_cases = "one number for all cases; return one for each: a mean hides which was hard"
     each_TE = (target_TO[:, None] - out_TEO).square().mean(-1)
     return [
         (all_cases, right_T.mean()),
@@ -123,13 +120,11 @@ def _error_mistakes(logits_TE: Tensor, out_TEO: Tensor, target_TO: Tensor) -> Mi
          right_T + out_TEO.shape[-1] / 2 * math.log(2 * math.pi)),
         ("the exponent holds the distance; a normal density has its square",
          -(log_p_TE - off_TE.sqrt() / 2).logsumexp(-1)),
-        ("the outputs are averaged; ||d - o||² is their sum",
-         -(log_p_TE - each_TE / 2).logsumexp(-1)),
+        ("outputs are averaged; ||d - o||² is their sum", -(log_p_TE - each_TE / 2).logsumexp(-1)),
         ("the softmax runs over the cases (dim 0), not over a case's experts (dim -1)",
          -(logits_TE.log_softmax(0) - off_TE / 2).logsumexp(-1)),
         ("likelihoods are blended over the cases (dim 0)", -(log_p_TE - off_TE / 2).logsumexp(0)),
-        ("this is the likelihood; its negative logarithm is asked", (-right_T).exp()),
-    ]  # fmt: skip
+        ("this is the likelihood; its negative logarithm is asked", (-right_T).exp())]  # fmt: skip
 
 
 def check_gradients(answer: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -246,9 +241,8 @@ def check_working_experts(answer: Callable[[Tensor, float], Tensor]) -> None:
              "a half", won([0, 0, 0, 1, 1], [0, 0, 0, 0, 1]), 0.3)  # fmt: skip
     check.on("a run of 4 cases, each won narrowly by expert 0; share 0.3",
              torch.tensor([[[1.0, 0.9, 0.0]] * 4]), 0.3)  # fmt: skip
-    for seed, (Q, T, E, share) in enumerate(
-        ((3, 40, 4, 0.25), (5, 7, 3, 0.36), (2, 12, 8, 0.1), (4, 9, 5, 1.0), (6, 10, 4, 0.26))
-    ):
+    runs = (3, 40, 4, 0.25), (5, 7, 3, 0.36), (2, 12, 8, 0.1), (4, 9, 5, 1.0), (6, 10, 4, 0.26)
+    for seed, (Q, T, E, share) in enumerate(runs):
         check.on(f"{Q} random runs of {T} cases, {E} experts, share {share}",
                  randn(seed, Q, T, E) + randn(seed + 9, Q, 1, E), share)  # fmt: skip
     check.passed("a run in which one expert takes everything now shows as a 1.")

@@ -52,12 +52,12 @@ def check_block_counts(block_counts: Callable[[Tensor, int, int], Tensor]) -> No
             ("a row for each block, a column for each expert: yours is the transpose", right.T),
             ("block b has the pairs b·block, b·block + 1, …, neighbours; these were dealt in turn",
              of([expert_N[b :: len(parts)] for b in range(len(parts))], E)),
+            ("at most one is counted: += adds once where an index repeats", right.clamp(max=1)),
             (empty, right[:, : int(expert_N.max()) + 1]),
             (empty, right[:, :-1]),
             (empty, right[:, right.any(0)]),
             (pieces, of(expert_N.chunk(block), E)),
-            (pieces, of(expert_N.chunk(len(parts)), E)),
-        ]  # fmt: skip
+            (pieces, of(expert_N.chunk(len(parts)), E))]  # fmt: skip
 
     check = Check("block_counts", block_counts, lambda e_N, E, block: of(e_N.split(block), E),
                   mistakes, "not each block's number of pairs for each expert")  # fmt: skip
@@ -92,8 +92,7 @@ def check_offsets(offsets: Callable[[Tensor], Tensor]) -> None:
             ("offsets are where rows begin, not the last row of the one before", value - 1),
             ("E + 1 offsets: the end is there twice", F.pad(value, (0, 1), value=int(value[-1]))),
             ("offsets within a block; add up the blocks first", F.pad(count_BE.cumsum(1), (1, 0))),
-            ("an expert without rows has an offset too", value.unique()),
-        ]  # fmt: skip
+            ("an expert without rows has an offset too", value.unique())]  # fmt: skip
 
     check = Check("offsets", offsets, right, mistakes,
                   "not the running sum of the loads, from 0 to the number of pairs")  # fmt: skip
@@ -101,8 +100,7 @@ def check_offsets(offsets: Callable[[Tensor], Tensor]) -> None:
     for count_BE in (
         torch.tensor([[1, 2, 1], [1, 1, 2], [1, 1, 0]]),  # loads 3, 4, 3
         torch.tensor([[0, 5, 0, 2]]), torch.tensor([[0, 0, 3], [0, 0, 1], [2, 0, 2], [0, 0, 0]]),
-        torch.tensor([[0, 0]]), *rest,
-    ):  # fmt: skip
+        torch.tensor([[0, 0]]), *rest):  # fmt: skip
         check.on(f"counts {count_BE.tolist()}", count_BE)
     check.passed("E + 1 numbers: 0, where each next one begins, and the end.")
 
@@ -176,8 +174,7 @@ def check_tile_schedule(tile_schedule: Callable[[Tensor, int], tuple[Tensor, Ten
             ("these count tiles, not rows", cut(offsets_E1, up, lambda start, i: start + i)),
             (padded, (expert_M, BM * torch.arange(len(expert_M)))),
             ("these are the tiles' last rows; asked are the first", (expert_M, row_M + BM - 1)),
-            ("one tile for each expert", cut(offsets_E1, lambda n: min(1, n), rows)),
-        ]  # fmt: skip
+            ("one tile for each expert", cut(offsets_E1, lambda n: min(1, n), rows))]  # fmt: skip
 
     check = Check("tile_schedule", tile_schedule, right, mistakes,
                   "not each expert's rows, cut into tiles from its offset on",
@@ -234,8 +231,7 @@ def check_sum_by_token(
                   "not the sum of each token's rows, each times its gate")  # fmt: skip
     for T, K, E, dropped, poison in (
         (3, 2, 2, 0, None), (7, 3, 4, 0, None), (6, 2, 3, 5, torch.nan), (5, 1, 4, 2, torch.inf),
-        (4, 4, 4, 4, torch.nan), (6, 3, 3, 4, torch.nan),
-    ):  # fmt: skip
+        (4, 4, 4, 4, torch.nan), (6, 3, 3, 4, torch.nan)):  # fmt: skip
         N, expert_N = T * K, _chosen(T, T * K, E)
         expert_N[randn(N, N).argsort()[:dropped]] = E  # sorted behind all others
         kept, y_RD, gate_R = N - dropped, randn(K, N, 4), randn(E, N).sigmoid()

@@ -177,16 +177,14 @@ def check_combine(combine: Combine) -> None:
             ("the gates are squared: weigh once", right(out_ECD, token_EC, gate_EC.square(), T)),
             (gather, rows_ND[token_N[:T]] if E * C >= T else None),
             ("a row for each token is wanted, chosen or not", value_TD[token_N.unique()]),
-            ("nothing was added to the tokens", zeros_TD),
-        ]  # fmt: skip
+            ("nothing was added to the tokens", zeros_TD)]  # fmt: skip
 
     check = Check("combine", combine, right, mistakes, "not the sum of gate times answer")
     check.on(
         "answers [[[1], [2]], [[10], [20]]] for the tokens [[1, 0], [1, 2]] with gates "
         "[[0.5, 1], [0.5, 0.25]], four tokens",
         torch.tensor([[[1.0], [2.0]], [[10.0], [20.0]]]), torch.tensor([[1, 0], [1, 2]]),
-        torch.tensor([[0.5, 1.0], [0.5, 0.25]]), 4,
-    )  # fmt: skip
+        torch.tensor([[0.5, 1.0], [0.5, 0.25]]), 4)  # fmt: skip
     for T, E, C, D in ((6, 4, 3, 5), (9, 3, 2, 4), (4, 4, 4, 4), (20, 2, 1, 3)):
         given = f"{E} experts with {C} of {T} random tokens each"
         check.on(given, randn(1, E, C, D), randn(E, E, T).topk(C).indices,
@@ -263,8 +261,7 @@ ROUTES: list[tuple[str, Route, bool, str]] = [
      "a later token with a larger score takes an earlier one's place: that is a leak too"),
     *((f"token {early} is told what token {late} is", _one_word(early, late), True,
        "one token told of one other is a leak; try every place and compare every token before it")
-      for early, late in ((3, 6), (0, 1), (7, 10), (9, 10), (0, 10))),
-]  # fmt: skip
+      for early, late in ((3, 6), (0, 1), (7, 10), (9, 10), (0, 10)))]  # fmt: skip
 
 
 def check_reads_future(reads_future: Callable[[Route, Tensor], bool]) -> None:

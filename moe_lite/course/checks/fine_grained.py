@@ -62,11 +62,9 @@ def check_split_experts(split: Split) -> None:
             ("splitting in m gives m times as many experts", (N - s, m * K - s, F // m)),
             ("nothing was split", (N - s, K - s, F)),
             ("shared experts are added; they are taken out", (m * N + s, m * K + s, F // m)),
-            ("the width is divided by all pieces; it is F / m",
-             (m * N - s, m * K - s, F // (m * N))),
+            ("width divided by all pieces; it is F / m", (m * N - s, m * K - s, F // (m * N))),
             ("the shared experts are left out before the split, whole; they are pieces like others",
-             (m * (N - s), m * K - s, F // m)),
-        ]  # fmt: skip
+             (m * (N - s), m * K - s, F // m))]  # fmt: skip
 
     def right(N: int, K: int, F: int, m: int, s: int) -> tuple[int, int, int]:
         return m * N - s, m * K - s, F // m
@@ -103,27 +101,23 @@ def check_biased_choice(choice: Callable[[Tensor, Tensor, int], tuple[Tensor, Te
         return [
             (leak, gates(sums, sums, k)),
             (leak, gates(sums, sums, k, normalise=False)),
-            ("gates do not add up to 1; divide by the selected's sum",
-             gates(s, sums, k, normalise=False)),
+            ("not divided by the sum of the selected", gates(s, sums, k, normalise=False)),
             ("divide by the sum over the k selected, not over all experts",
              gates(s / s.sum(-1, keepdim=True), sums, k, normalise=False)),
             ("the bias is not used; the choice is by score + bias", gates(s, s, k)),
-            ("the bias works the wrong way round: it makes an expert likelier",
-             gates(s, s - bias_E, k)),
+            ("the bias works the wrong way round; it should help", gates(s, s - bias_E, k)),
             (in_logit, gates(s, inside, k)),
             (in_logit, gates(inside.sigmoid(), inside, k)),
             (soft, gates(logits_TE.exp(), sums, k)),
             (soft, gates(s.exp(), sums, k)),
             (soft, gates(logits_TE.exp(), probs + bias_E, k)),
-            ("each selected expert counts the same, not its score",
-             gates(torch.ones_like(s), sums, k)),
+            ("all selected count the same, not by their score", gates(torch.ones_like(s), sums, k)),
             ("these are the k least; choose the largest", gates(s, -sums, k)),
             ("the bias multiplies the score; add it", gates(s, s * bias_E, k)),
             ("the gates of an expert add up to 1 over its tokens; those of a token should",
              kept_TE / kept_TE.sum(0, keepdim=True).clamp(min=1e-20)),
             ("the sum that is divided by is detached; it depends on the logits as well",
-             kept_TE / kept_TE.sum(-1, keepdim=True).detach()),
-        ]  # fmt: skip
+             kept_TE / kept_TE.sum(-1, keepdim=True).detach())]  # fmt: skip
 
     check = Check("biased_choice", choice, right, mistakes,
                   "not the scores of the chosen over their sum (shown: a column for every expert)",
@@ -193,8 +187,7 @@ def check_balanced_step(step: Step) -> None:
             ("an expert exactly at the mean stands still: its sign is 0",
              (chosen_TE, bias_E + u * torch.where(load_E > mean, -1.0, 1.0))),
             (centred, (chosen_TE, ahead_E - ahead_E.mean())),
-            (centred, (chosen_TE, bias_E + u * (way_E - way_E.mean()))),
-        ]  # fmt: skip
+            (centred, (chosen_TE, bias_E + u * (way_E - way_E.mean())))]  # fmt: skip
 
     def marked(value: Any, logits_TE: Tensor, bias_E: Tensor, k: int, u: float) -> Any:
         (T, E), empty = logits_TE.shape, torch.empty(0)
@@ -243,8 +236,7 @@ def check_violations(violations: Callable[[Tensor], tuple[float, float]]) -> Non
         return [
             ("the global one is the mean of the batches' ones; pool the loads first", (mean, mean)),
             ("the global one is the worst batch; pool the loads first", (each_S.max(), ...)),
-            ("the second is the worst; it should be the mean over the batches",
-             (..., each_S.max())),
+            ("the second is the worst; it should be the mean of the batches", (..., each_S.max())),
             ("the second is the best; it should be the mean over the batches", (..., each_S.min())),
             ("the second has one number for each batch; take their mean", (..., each_S)),
             ("that is max / mean; the violation is how far it is above 1", (whole + 1, mean + 1)),
@@ -268,8 +260,7 @@ def check_violations(violations: Callable[[Tensor], tuple[float, float]]) -> Non
             ("that is the largest distance either way; MaxVio looks at the busiest",
              ((pooled_E / pooled_E.mean() - 1).abs().max(), ...)),
             ("the largest load of all batches is compared; a batch's own counts there",
-             (loads_SE.max() / loads_SE.mean() - 1, ...)),
-        ]  # fmt: skip
+             (loads_SE.max() / loads_SE.mean() - 1, ...))]  # fmt: skip
 
     def right(loads_SE: Tensor) -> tuple[Tensor, Tensor]:
         return vio(loads_SE.sum(0)), vio(loads_SE).mean()
@@ -277,12 +268,8 @@ def check_violations(violations: Callable[[Tensor], tuple[float, float]]) -> Non
     # Two batches, lopsided in different ways: 1 and 0.5, and together only 0.25.
     check = Check("violations", violations, right, mistakes, "not (largest - mean) / mean",
                   parts=("the global one", "the mean over the batches"))  # fmt: skip
-    for loads in (
-        [[4.0, 1, 1], [1.0, 3, 2]],
-        [[30.0, 10], [1.0, 3]],
-        [[5.0, 0, 1]],
-        [[4.0, 4, 3, 0]],
-    ):
+    hand = [[4.0, 1, 1], [1.0, 3, 2]], [[30.0, 10], [1.0, 3]], [[5.0, 0, 1]], [[4.0, 4, 3, 0]]
+    for loads in hand:
         check.on(f"loads {loads}", torch.tensor(loads))
     for S, E in ((6, 5), (4, 4), (3, 16)):
         loads_SE = randn(S, S, E).abs().mul(20).round() + 1
@@ -322,8 +309,7 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
              gates(other_TE, ranks(other_TE) < k)),
             ("the ratio is of all E experts, not of k", without(logits_TE, k, round(ratio * k))),
             ("ratio × E was cut to a whole number", without(logits_TE, k, int(ratio * E))),
-            ("ratio × E was rounded up, not to nearest",
-             without(logits_TE, k, math.ceil(ratio * E))),
+            ("ratio × E was rounded up, not nearest", without(logits_TE, k, math.ceil(ratio * E))),
             ("one expert more was disabled than round(ratio × E)", without(logits_TE, k, off + 1)),
             ("the ratio is of the experts that are left out, not of those that are left in",
              without(logits_TE, k, E - off) if E - off + k <= E else None),
@@ -334,8 +320,7 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
             ("the softmax runs over all that are left, then the k best; over the k alone",
              gates(logits_TE, rank_TE >= off) * (right > 0)),
             ("experts are numbered among those that are left; each keeps its number",
-             right.sort(1, descending=True).values),
-        ]  # fmt: skip
+             right.sort(1, descending=True).values)]  # fmt: skip
 
     check = Check("disable_top", disable,
                   lambda z, k, ratio: without(z, k, round(ratio * len(z[0]))), mistakes,

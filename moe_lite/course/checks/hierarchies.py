@@ -30,8 +30,7 @@ def check_leaf_priors(leaf_priors: Callable[[Tensor], Tensor]) -> None:
             ("only the lowest gate counts; all on the way do", _leaf_priors(left_TG, lowest=True)),
             ("every step is taken to the left; right has 1 - p", _leaf_priors(left_TG, ones=True)),
             ("the leaves stand from right to left", right.flip(-1)),
-            ("these are the gates; the leaves below them are one more", left_TG),
-        ]  # fmt: skip
+            ("these are the gates; the leaves below them are one more", left_TG)]  # fmt: skip
 
     check = Check("leaf_priors", leaf_priors, _leaf_priors, mistakes,
                   "these are not the products of the gates on the way to each leaf")  # fmt: skip
@@ -105,8 +104,7 @@ def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
             ("a manager's posterior is the sum of its children's, not their mean",
              right / 2 ** (level_N[-1] - level_N)),
             ("the likeliest expert takes all: EM shares",
-             sum_upwards(F.one_hot(joint_TE.argmax(-1), E).to(joint_TE))),
-        ]  # fmt: skip
+             sum_upwards(F.one_hot(joint_TE.argmax(-1), E).to(joint_TE)))]  # fmt: skip
 
     check = Check("posteriors", posteriors, lambda *args: sum_upwards(leaves(*args)), mistakes,
                   "these are not the nodes' posteriors")  # fmt: skip
@@ -205,8 +203,7 @@ def check_fit_gate(fit_gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor])
              v_D + step(own_T - left_T - own_T * p_T, curve_T)),
             ("0.001 on the curvature's diagonal is missing", v_D + step(slope_T, curve_T, 0.0)),
             ("a second step was taken; one was asked", _gate_step(right, x_TD, own_T, left_T)),
-            ("the gate has not moved", v_D),
-        ]  # fmt: skip
+            ("the gate has not moved", v_D)]  # fmt: skip
 
     check = Check("fit_gate", fit_gate, _gate_step, mistakes,
                   "this is not one Newton step of the weighted logistic regression")  # fmt: skip
@@ -331,8 +328,7 @@ def _m_mistakes(tree: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> 
         (f"{var_is}: divide by the sum of the posteriors",
          (..., ..., (weight_TE * error_TE).sum(0))),
         (f"{var_is}: divide by their sum, not by the number of tokens",
-         (..., ..., (weight_TE * error_TE).mean(0))),
-    ]  # fmt: skip
+         (..., ..., (weight_TE * error_TE).mean(0)))]  # fmt: skip
 
 
 def _as_good(new: HME, old: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> Parts:
@@ -402,8 +398,7 @@ def check_constrain(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
              "sum over the experts", open_TE / open_TE.sum(0, keepdim=True)),
             ("the constraint is not applied: these are the gates as they came", gate_TE),
             (soft, gate_TE.masked_fill(shut_E, -torch.inf).softmax(-1)),
-            (soft, open_TE.softmax(-1)),
-        ]  # fmt: skip
+            (soft, open_TE.softmax(-1))]  # fmt: skip
 
     nan = "a sum over the tokens is 0 for a closed expert; sum over the experts"
     otherwise = "not the open gates over their sum"

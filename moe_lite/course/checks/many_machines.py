@@ -37,8 +37,7 @@ def check_traffic(traffic: Callable[[Tensor, int], Tensor]) -> None:
             ("this is what each rank receives from all; keep the senders apart", pairs_RR.sum(0)),
             ("this is what each rank sends to all; keep the receivers apart", pairs_RR.sum(1)),
             ("this says who sends to whom; count how many pairs", pairs_RR.clamp(max=1)),
-            ("these are shares of what a rank sends; count pairs", pairs_RR / (T * K)),
-        ]  # fmt: skip
+            ("these are shares of what a rank sends; count pairs", pairs_RR / (T * K))]  # fmt: skip
 
     check = Check("traffic", traffic, right, mistakes,
                   "not the number of (token, expert) pairs from each rank to each")  # fmt: skip
@@ -72,8 +71,7 @@ def check_round_trip(round_trip: Callable[[Tensor, int], Splits]) -> None:
             (first, (column, row, column, row)),
             ("what stays at home is a part of it too", (away[0], away[1], away[1], away[0])),
             ("nobody receives what it sends itself; ask the others' rows", (row, row, row, row)),
-            ("these are the sizes of another rank", other),
-        ]  # fmt: skip
+            ("these are the sizes of another rank", other)]  # fmt: skip
 
     check = Check("round_trip", round_trip, right, mistakes,
                   "not the row out, the column in, and both exchanged for the way back",

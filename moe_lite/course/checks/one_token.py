@@ -63,8 +63,7 @@ def check_path(path: Callable[[RoutingTrace, int], list[int]]) -> None:
             ("the first layer's choice is repeated; ask every layer", right[:1] * len(right)),
             ("the path follows the layers, not the numbers of the experts", sorted(right)),
             ("one layer is missing at the end", right[:-1]),
-            ("one layer is missing at the beginning", right[1:]),
-        ]  # fmt: skip
+            ("one layer is missing at the beginning", right[1:])]  # fmt: skip
 
     check = Check("path", path, _path, mistakes, "not the token's way through the layers")
     for trace, what in _traces():
@@ -131,8 +130,7 @@ def check_networks_used(networks_used: Callable[[RoutingTrace, Sequence[int]], i
             ("only first choices are counted; the second choice did work too", len(first)),
             ("these are different ways through the layers; count the networks on them", len(paths)),
             ("all tokens are counted", len(set(met(trace, range(len(trace.tokens)))))),
-            ("only one of the tokens is counted", len(set(met(trace, tokens[:1])))),
-        ]  # fmt: skip
+            ("only one of the tokens is counted", len(set(met(trace, tokens[:1]))))]  # fmt: skip
 
     check = Check("networks_used", networks_used, lambda *args: len(set(met(*args))), mistakes,
                   "not the number of networks")  # fmt: skip

@@ -42,22 +42,12 @@ def check_distinct_experts(distinct_experts: Callable[[int, int, int], float]) -
             ("an expectation need not be whole: keep its decimals", float(round(right))),
             ("an expectation need not be whole: keep its decimals", float(int(right))),
             ("one token chooses K experts; here it chooses one", E * (1 - (1 - 1 / E) ** T)),
-            ("one token less: all of them choose", E * (1 - (1 - K / E) ** (T - 1))),
-        ]  # fmt: skip
+            ("one token less: all of them choose", E * (1 - (1 - K / E) ** (T - 1)))]  # fmt: skip
 
-    check = Check(
-        "distinct_experts", distinct_experts, _in_use, mistakes, "not E (1 - (1 - K/E)^T)"
-    )
+    check = Check("distinct_experts", distinct_experts, _in_use, mistakes, "not E(1 - (1 - K/E)^T)")
     # (8, 2, 2): left out by both: (3/4)^2 = 9/16, so 8 x 7/16 = 3.5
-    for E, K, T in (
-        (8, 2, 2),
-        (8, 2, 1),
-        (8, 2, 32),
-        (64, 8, 16),
-        (256, 8, 1),
-        (4, 4, 3),
-        (16, 1, 5),
-    ):
+    sizes = (8, 2, 2), (8, 2, 1), (8, 2, 32), (64, 8, 16), (256, 8, 1), (4, 4, 3), (16, 1, 5)
+    for E, K, T in sizes:
         check.on(f"{E} experts, K = {K}, {T} tokens", E, K, T)
     check.passed("each expert is spared with chance (1 - K/E)^T; the others are read.")
 
@@ -83,8 +73,7 @@ def check_decode_bytes(decode_bytes: Callable[[MixtralConfig, int], float]) -> N
             ("these are all parameters; a small batch leaves experts unread, and of the input "
              "embedding only a row per token is read", 2.0 * (common + experts + table)),
             ("the weights are read once for the whole batch, not once for each text", batch * one),
-            ("of the input embedding a row per token is read",
-             value + 2.0 * table if table else None),
+            ("of the embedding a row per token is read", value + 2.0 * table if table else None),
             ("the output matrix is read whole", value - row),
             ("two bytes for each bf16 number", value / 2),
             ("that is float32; bf16 has two bytes", value * 2),
@@ -97,8 +86,7 @@ def check_decode_bytes(decode_bytes: Callable[[MixtralConfig, int], float]) -> N
     small = MixtralConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, num_local_experts=16, num_experts_per_tok=4,
-        tie_word_embeddings=True,
-    )  # fmt: skip
+        tie_word_embeddings=True)  # fmt: skip
     for name, config in (("Mixtral 8x7B", MixtralConfig()), ("a small Mixtral, tied", small)):
         for batch in (3, 4, 1, 64):
             check.on(f"{name}, {batch} texts", config, batch)
@@ -133,13 +121,12 @@ def check_replicas(replicas: Callable[[list[int], int], list[int]]) -> None:
              "needs more than one copy more", round_robin),
             ("shares of the load, rounded, need not add up to the room there is, and leave an "
              "expert that is seldom chosen without a copy", kept),
-            ("these are the spare copies alone; each expert is held once before", [n - 1 for n in
-             copies_E]),
+            ("these are the spare copies alone; each expert is held once before",
+             [n - 1 for n in copies_E]),
             ("the loads were not looked at", even),
             ("the one with the least to do gets help here", least),
             ("this is what each copy has to do; asked is how many copies there are",
-             [load / n for load, n in zip(load_E, copies_E, strict=True)]),
-        ]  # fmt: skip
+             [load / n for load, n in zip(load_E, copies_E, strict=True)])]  # fmt: skip
 
     check = Check("replicas", replicas, right, mistakes,
                   "not, one by one, a copy for whoever has the most load per copy")  # fmt: skip

@@ -216,8 +216,7 @@ def _moe_mistakes(
         ("x is added; the residual connection belongs to the block around", x_TD + right_TD),
         ("the gate weighs the input; an expert is not linear: weigh its output", scaled_TD),
         ("a choice's position is taken for its expert's number; that stands in expert_TK",
-         _moe(x_TD, gate_TK, position_TK, w1, w3, w2)),
-    ]  # fmt: skip
+         _moe(x_TD, gate_TK, position_TK, w1, w3, w2))]  # fmt: skip
 
 
 def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
@@ -337,8 +336,7 @@ def _count_mistakes(c: MixtralConfig) -> Mistakes:
         ("the routers are missing from the active ones; each scores every token", active - router),
         ("only K rows of each router are counted; it scores all E", active - router // E * (E - K)),
         ("the input embedding is missing from the active ones", active - embedding),
-        ("the experts alone are counted as active; the rest is, too", K * expert),
-    ]  # fmt: skip
+        ("the experts alone are counted as active; the rest is, too", K * expert)]  # fmt: skip
     return [*((text, (value, ...)) for text, value in totals),
             *((text, (..., value)) for text, value in actives)]  # fmt: skip
 
@@ -376,8 +374,7 @@ def check_balance_is_used(balance_is_used: Callable[[Loss], bool]) -> None:
         ("lm_loss + coef * E * sum(f²)", lambda lm, x, c: lm + c * of_counts(x), False,
          "f is made of counts, which have no gradient; only P can teach the router"),
         ("lm_loss + 0 * coef * balance", lambda lm, x, c: lm + 0 * c * balance(x), False,
-         "a gradient that is there but 0 teaches nothing; look at its size"),
-    ]  # fmt: skip
+         "a gradient that is there but 0 teaches nothing; look at its size")]  # fmt: skip
     check = Check("balance_is_used", balance_is_used)
     for name, loss, right, why in cases:
         check.on(f"the loss {name}", loss, right=right, otherwise=why)

@@ -45,8 +45,7 @@ def check_sparse_gates(sparse_gates: Callable[[Tensor, int], Tensor]) -> None:
              scores_TE.topk(k).values.softmax(-1)),
             ("one expert too many is kept", more_TE),
             ("one expert too few is kept", fewer_TE),
-            (twice, right_TE.softmax(-1)),
-        ]  # fmt: skip
+            (twice, right_TE.softmax(-1))]  # fmt: skip
 
     check = Check("sparse_gates", sparse_gates, _gates, mistakes,
                   "these are not the softmax over each token's k highest scores")  # fmt: skip
@@ -132,8 +131,7 @@ def check_noisy_scores(noisy_scores: Scores) -> None:
             ("0.01 is added to the deviation, as published code does; equation 4 has nothing",
              noise(eps * (soft + 0.01))),
             ("the noise is taken away; it is added", noise(-eps * soft)),
-            ("the softmax of the scores", right(x, g, n, eps, training).softmax(-1)),
-        ]  # fmt: skip
+            ("the softmax of the scores", right(x, g, n, eps, training).softmax(-1))]  # fmt: skip
 
     check = Check("noisy_scores", noisy_scores, right, mistakes, "not clean + normal × softplus")
     # softplus of 0, ln 3, -ln 3 is ln 2, ln 4, ln 4/3: scores 1 + 0.6931, 2 - 1.3863, 3 + 0.2877.
@@ -205,8 +203,7 @@ def check_prob_in_top_k(prob: Probability) -> None:
              cut(torch.exp(-(z**2) / 2) / (2 * torch.pi) ** 0.5)),
             ("that is a logistic curve; the noise is normal, so it is Phi", torch.sigmoid(z)),
             ("that is the distance in deviations; Phi makes a probability of it", cut(z)),
-            ("that is the logarithm of the probability", torch.special.log_ndtr(z)),
-        ]  # fmt: skip
+            ("that is the logarithm of the probability", torch.special.log_ndtr(z))]  # fmt: skip
 
     full = "with k = E everyone is always chosen: there is no bar, and P is 1"
     check = Check("prob_in_top_k", prob, _prob, mistakes, "not Phi((clean - bar) / std)")
@@ -233,7 +230,7 @@ def check_top1_gate(top1_gate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Non
         probs_TE = scores_TE.softmax(-1)
         two_T2 = scores_TE.topk(2).values
         return [
-            ("the gate is 1 whatever the score: a softmax of one score", (torch.ones(T), ...)),
+            ("the gate is 1 whatever the score, as of a softmax of one", (torch.ones(T), ...)),
             ("that is the score itself; the gate is its share in the softmax", (top_T, ...)),
             ("each score's own sigmoid; in a softmax the experts compete", (top_T.sigmoid(), ...)),
             ("that is the logarithm of the gate", (probs_TE.amax(-1).log(), ...)),

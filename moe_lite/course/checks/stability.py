@@ -81,8 +81,7 @@ def check_z_loss(z_loss: Callable[[Tensor], Tensor]) -> None:
             ("the largest logit stands for the log-sum-exp", logits_TE.amax(-1).square().mean()),
             ("one log-sum-exp of all logits", logits_TE.flatten().logsumexp(0).square()),
             ("the logarithm is missing", logits_TE.exp().sum(-1).mean()),
-            ("one loss for each token: take their mean", lse_T.square()),
-        ]  # fmt: skip
+            ("one loss for each token: take their mean", lse_T.square())]  # fmt: skip
 
     check = Check("z_loss", z_loss, lambda logits_TE: logits_TE.logsumexp(-1).square().mean(),
                   mistakes, "not the mean of (log sum exp)^2",
@@ -158,8 +157,7 @@ def check_selective_logits(selective_logits: Callable[[Tensor, Tensor], Tensor])
             ("the weights: use them as they are", F.linear(x.float(), w.bfloat16().float())),
             ("the input is float32: use it as it is", F.linear(x.bfloat16().float(), w.float())),
             ("these are probabilities; the losses want the logits", exact.softmax(-1)),
-            ("that is rounded once more at the end", exact.bfloat16().float()),
-        ]  # fmt: skip
+            ("that is rounded once more at the end", exact.bfloat16().float())]  # fmt: skip
 
     check = Check(exercise, answer, lambda x, w, autocast: F.linear(x.float(), w.float()), mistakes,
                   "not x Wᵀ in float32", slack=1e-4, see=in_float32)  # fmt: skip
@@ -224,6 +222,8 @@ def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> N
         std, reach = weight.std().item(), weight.abs().max().item()
         if abs(weight.mean().item()) > 0.05 * std:
             refuse(exercise, "the mean must be 0", given)
+        if not std:
+            refuse(exercise, "all weights are equal; draw them", given)
         if (weight.abs() >= reach * (1 - 1e-6)).double().mean() > 0.001:
             refuse(exercise, "clamping piles the tails up at the edge; they are drawn again", given)
         if off(std, sigma) > 0.025:

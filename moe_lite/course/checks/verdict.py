@@ -471,11 +471,10 @@ class Check:
     def _order(self) -> str:
         """Return what to say if yours are the right parts in another order, in every case."""
         pairs = self._pairs()
-        if not all(isinstance(y, tuple) and isinstance(r, tuple) and len(y) == len(r) < 5
+        n = len(pairs[0][1]) if isinstance(pairs[0][1], tuple) else 0
+        for order in list(itertools.permutations(range(n)))[1:]:
+            if all(isinstance(y, tuple) and len(y) == n and same(tuple(y[i] for i in order), r)
                    for y, r in pairs):  # fmt: skip
-            return ""
-        for order in list(itertools.permutations(range(len(pairs[0][1]))))[1:]:
-            if all(same(tuple(y[i] for i in order), r) for y, r in pairs):
                 what = "the two are swapped" if len(order) == 2 else "right, but in another order"
                 return f"{what}: return {', '.join(self.parts)}"
         return ""
@@ -579,8 +578,7 @@ _FORMS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
     ("this is the square root of what is asked", torch.sqrt),
     ("this is one over what is asked", torch.reciprocal),
     *((f"rounded to {n} decimals: return every digit, and round for the eye alone", _round(n))
-      for n in (4, 3, 2, 1)),
-]  # fmt: skip
+      for n in (4, 3, 2, 1))]  # fmt: skip
 
 
 def _describe(value: Any) -> str:

@@ -23,8 +23,7 @@ def check_stored_bits(stored_bits: Callable[[float, int, int], float]) -> None:
         return [
             ("these are nats; a bit is log 2 of them, so divide", value * bit),
             ("multiplied by log 2; a nat is more than a bit, so divide", value * bit**2),
-            ("that is what is still missing, the loss; what is stored is the rest",
-             values * nats / bit),
+            ("that is what is missing, the loss; what is stored is the rest", values * nats / bit),
             ("log2 of the choices is in bits, and the loss is in nats: bring them to one unit",
              values * (math.log2(choices) - nats)),
             ("the loss is counted in bits already; it is in nats",
@@ -35,8 +34,7 @@ def check_stored_bits(stored_bits: Callable[[float, int, int], float]) -> None:
             ("log2 of the values, where it should be of the choices: how many values there are "
              "does not make one of them harder to guess", values * (math.log(values) - nats) / bit),
             ("a base of 10; bits have the base 2", value * bit / math.log(10)),
-            ("a loss above chance gives less than 0: the model is sure of wrong things",
-             max(0.0, value)),
+            ("a loss above chance gives less than 0: it is sure of wrong things", max(0.0, value)),
             ("the sign is turned round: the smaller the loss, the more is stored", -value),
         ]  # fmt: skip
 
@@ -75,8 +73,7 @@ def check_sizes(sizes: Callable[[int, int, int, int], tuple[int, int, int, int]]
             ("the twin of equal active size is as wide as one expert; a token uses K of them",
              (..., ..., F, all_)),
             ("the twin of equal total size is E * F wide: it has all experts side by side",
-             (..., ..., one, E * K * F)),
-        ]  # fmt: skip
+             (..., ..., one, E * K * F))]  # fmt: skip
 
     parts = ("total", "active", "width of the equal-active twin", "width of the equal-total twin")
     check = Check("sizes", sizes, right, mistakes, "not E (3 D F + D), 3 K D F + E D, K F, E F",
@@ -167,16 +164,14 @@ def check_experts_needed(needed: Callable[[float, int, int, float], int]) -> Non
             ("rounded to the nearest, which may be too few", max(1, round(room / per_expert))),
             ("one more than is needed", max(1, math.floor(room / per_expert) + 1)),
             ("the other parameters store bits too", max(1, math.ceil(bits / density / per_expert))),
-            ("a parameter does not hold exactly one bit",
-             max(1, math.ceil((bits - others) / per_expert))),
+            ("a parameter does not hold one bit", max(1, math.ceil((bits - others) / per_expert))),
             ("bits times bits per parameter; divide, to get parameters",
              max(1, math.ceil((bits * density - others) / per_expert))),
             ("the others are counted once for each expert",
              max(1, math.ceil(bits / density / (per_expert + others)))),
             ("the others add to what is to be stored; they take a part of it",
              max(1, math.ceil((bits / density + others) / per_expert))),
-            ("a block has at least one expert",
-             value if room > 0 else math.ceil(room / per_expert)),
+            ("there is at least one expert", value if room > 0 else math.ceil(room / per_expert)),
         ]  # fmt: skip
 
     check = Check("experts_needed", needed, right, mistakes, "not ceil((bits / b − others) / each)")
@@ -207,8 +202,7 @@ def check_holders(holders: Callable[[Tensor, Tensor], Tensor]) -> None:
              "many experts", lost_EN.sum(1)),
             ("says whether any expert is needed; asked is how many", lost_EN.any(0).long()),
             ("a share of the experts; asked is their number", lost_EN.float().mean(0)),
-            ("counts what is still right with the expert gone, known before or not",
-             without_EN.sum(0)),
+            ("counts what is right with the expert gone, known before or not", without_EN.sum(0)),
         ]  # fmt: skip
 
     check = Check("holders", holders, right, mistakes, "not the number of experts it needs")
@@ -237,8 +231,7 @@ def check_bytes_per_token(bytes_per_token: Callable[[int, int, int, int], float]
             ("that is the whole batch's; its tokens share what is read", met(tokens, E, K) * size),
             ("each token reads its K experts by itself; tokens that meet at an expert share it",
              float(K * size)),
-            ("all experts are read whatever the batch; one token alone reads K of them",
-             E * size / tokens),
+            ("all experts are read whatever the batch; a token alone reads K", E * size / tokens),
             ("that many pairs, but two tokens may choose the same expert",
              min(E, K * tokens) * size / tokens),
             ("K counts: an expert is left out by one token with 1 − K/E, not 1 − 1/E",
@@ -246,18 +239,13 @@ def check_bytes_per_token(bytes_per_token: Callable[[int, int, int, int], float]
             ("that is the share that nobody reads", (E - met(tokens, E, K)) * size / tokens),
             ("that is a number of experts; each has its bytes", met(tokens, E, K) / tokens),
             ("the K choices of a token are all different: (1 − K/E), not (1 − 1/E) K times",
-             E * (1 - (1 - 1 / E) ** (K * tokens)) * size / tokens),
-        ]  # fmt: skip
+             E * (1 - (1 - 1 / E) ** (K * tokens)) * size / tokens)]  # fmt: skip
 
     check = Check("bytes_per_token", bytes_per_token, right, mistakes,
                   "not E (1 − (1 − K/E)^T) experts for T tokens")  # fmt: skip
     check.on("2 tokens, 4 experts of 100 bytes, 2 for each token: three experts are read for two",
              2, 4, 2, 100)  # fmt: skip
-    for tokens, E, K, size in (
-        (1, 8, 2, 4000),
-        (16, 16, 2, 18_432),
-        (1000, 64, 8, 10),
-        (5, 6, 3, 2),
-    ):
+    bills = (1, 8, 2, 4000), (16, 16, 2, 18_432), (1000, 64, 8, 10), (5, 6, 3, 2)
+    for tokens, E, K, size in bills:
         check.on(f"{tokens} tokens, {E} experts of {size:,} bytes, {K} each", tokens, E, K, size)
     check.passed("alone a token pays for K experts; in a crowd it shares all E.")
