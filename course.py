@@ -9,6 +9,7 @@
     python course.py build           rebuild notebooks and exercises from their sources
     python course.py reproduce NAME  run a paper's experiment again and judge it
     python course.py read            see which files to read, and one token's trip through them
+    python course.py teach           make a lab out of exercises, and grade it
 
 The first run makes .venv and installs into it; inside an active environment (venv or
 conda) that one is used instead. Everything goes on to `python -m moe_lite`, so

@@ -105,6 +105,10 @@ EXPERIMENT = Experiment(
               "sparse − dense, each with its recipe", 100.0 - 79.57, void=0,
               note="theirs: dense is five times as wide as an expert"),
     ),
+    finding=(
+        "where data are clusters, experts are right on {0}% of new data, and {2} points ahead "
+        "of a dense network of the same active size"
+    ),
     run=run,
     spot=spot,
     caveat=(

@@ -98,6 +98,7 @@ def limit(
     Source:  Lepikhin et al. 2020 (arXiv:2006.16668), section 2.2; Fedus, Zoph, Shazeer 2021
              (arXiv:2101.03961), section 2.2.
     """
+    # each group has its own queues, as long as its own share
     groups = count_groups(routing.num_tokens, group_size)
     pairs = len(routing.token_N) // max(groups, 1)
     C = capacity(pairs, routing.num_experts, factor)

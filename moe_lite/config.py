@@ -88,6 +88,7 @@ class MixtralConfig:
         """
         if match not in ("active", "total"):
             raise ValueError(f'match must be "active" or "total", not {match!r}')
+        # width times K has the same arithmetic, width times E the same parameters
         times = self.num_experts_per_tok if match == "active" else self.num_local_experts
         return replace(
             self,
@@ -102,8 +103,7 @@ class TrainConfig:
     """Describe a training run.
 
     Args:
-        steps:            optimizer steps.
-        batch_size:       windows per step; seq_len: tokens per window.
+        steps:            optimizer steps. batch_size: windows per step; seq_len: their tokens.
         lr:               peak learning rate, reached after ``warmup`` steps, from which a cosine
                           falls to ``lr * min_lr_ratio`` at the last step.
         weight_decay:     AdamW's, on matrices only; betas: AdamW's.
@@ -112,8 +112,7 @@ class TrainConfig:
                           mean over the layers.
         seed:             of the batches and of whatever a router draws.
         autocast:         compute in bfloat16: "auto" where that pays, "on" or "off" anywhere.
-        eval_every:       steps between evaluations (0: none), each on ``eval_windows`` windows
-                          of every domain.
+        eval_every:       steps between evaluations (0: none), on ``eval_windows`` per domain.
         checkpoint_every: steps between checkpoints (0: only at the end), of which the last
                           ``keep`` stay.
     Raises:  ValueError naming the field and the value that cannot be.
@@ -156,6 +155,7 @@ class TrainConfig:
         """
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
+        # the cosine begins at the peak, which the last step of the warmup has reached
         begin = max(self.warmup - 1, 0)
         done = (step - begin) / max(self.steps - 1 - begin, 1)
         cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1)))

@@ -45,17 +45,14 @@ class Experts(nn.Module):
         return F.silu(up1) * up3
 
     def each(self) -> list[Callable[[Tensor], Tensor]]:
-        """Return one function (R, D) -> (R, D) per expert.
-
-        The stack is unbound once: a slice ``w1[e]`` per expert would make the backward pass
-        fill E gradients of the whole stack's size, E times too much work.
-        """
+        """Return one function (R, D) -> (R, D) per expert."""
 
         def run(w1_FD: Tensor, w3_FD: Tensor, w2_DF: Tensor) -> Callable[[Tensor], Tensor]:
             return lambda x_RD: F.linear(
                 self.activate(F.linear(x_RD, w1_FD), F.linear(x_RD, w3_FD)), w2_DF
             )
 
+        # Unbound once: each slice w1[e] would fill a gradient of the whole stack's size.
         stacks = self.w1.unbind(), self.w3.unbind(), self.w2.unbind()
         return [run(*weights) for weights in zip(*stacks, strict=True)]
 

@@ -19,8 +19,6 @@ class MoELayer(nn.Module):
         out_BSD, routing = layer(x_BSD)
         layer.backend = "loop"
 
-    The layer returns its routing; nothing is collected behind the caller's back.
-
     Args:    gate: a :class:`~moe_lite.routers.Router`, or what else maps x_TD (with mask_T and
              ids_T) to a :class:`Routing` over as many experts as there are.
              backend: a key of ``moe_lite.fast.BACKENDS``.
@@ -63,6 +61,7 @@ class MoELayer(nn.Module):
             routing.check_finite(self.name)  # on a GPU, looking would mean waiting
         # 2. to the experts and back
         out_TD = self.dispatch(x_TD, routing)
+        # 3. and those that see every token
         for expert in self.shared.each() if self.shared is not None else ():
             out_TD = out_TD + expert(x_TD)
         return out_TD.view_as(x_BSD), routing

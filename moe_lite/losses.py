@@ -56,13 +56,16 @@ def sums(
     routing: Routing, mask_T: Tensor | None, all_reduce: AllReduce, choices: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return, of the real tokens, each expert's pairs (E,) and probabilities (E,), and count ()."""
+    # 1. whose pairs count
     weight_T = token_weights(routing, mask_T)
     token_N, expert_N = routing.token_N, routing.expert_N
-    if choices is not None:  # each token's best few, of which pairs n*K .. are the best first
+    # 2. of these, each token's best few: pairs n*K .. are the best first
+    if choices is not None:
         K = routing.per_token
         if K is None or not 1 <= choices <= K:
             raise ValueError(f"choices must be between 1 and the {K} of a token, not {choices}")
         token_N, expert_N = (x.view(-1, K)[:, :choices].reshape(-1) for x in (token_N, expert_N))
+    # 3. sums over tokens, which ranks can add up
     weight_N = weight_T.index_select(0, token_N)
     pairs_E = weight_T.new_zeros(routing.num_experts).index_add(0, expert_N, weight_N)
     probs_E = weight_T @ routing.probs_TE
@@ -79,10 +82,8 @@ def load_balancing_loss(
 ) -> Tensor:
     """Return the load-balancing loss without its weight: E * sum(f * P).
 
-    It is large where many tokens go where the router already believes strongly.
-    f_e is the share of all pairs that go to expert e, P_e its mean probability. With K = 1
-    this is the Switch loss; dividing f by K keeps its value at balance at 1 for any K.
-    Pairs are counted before any are dropped.
+    f_e is the share of all pairs, before any are dropped, that go to expert e; P_e is its mean
+    probability. With K = 1 this is the Switch loss; at balance it is 1 for any K.
 
     >>> uniform = Routing.from_choices(
     ...     torch.zeros(8, 4), torch.full((8, 4), 0.25),
@@ -91,14 +92,14 @@ def load_balancing_loss(
     1.0
 
     Args:    mask_T: True (or 1) for real tokens; padding then counts neither in f nor in P.
-             choices: count in f only each token's first so many choices. GShard's loss counts
-             the first.
+             choices: count in f only each token's first few; GShard's loss counts one.
     Returns: scalar, dimensionless; carries the router's gradient through P only.
     Raises:  ValueError if the mask's length differs from the number of tokens, or a token does
              not have so many choices.
     Source:  Fedus, Zoph, Shazeer 2021 (arXiv:2101.03961), eqs. 4-6, without the factor alpha;
              choices=1: Lepikhin et al. 2020 (arXiv:2006.16668), algorithm 1, times E squared.
     """
+    # counts have no gradient; the router hears of them through its probabilities
     pairs_E, probs_E, tokens = sums(routing, mask_T, all_reduce, choices)
     f_E = pairs_E / pairs_E.sum().clamp(min=1)
     return routing.num_experts * (f_E * probs_E / tokens.clamp(min=1)).sum()
@@ -109,9 +110,8 @@ def mixtral_aux_loss(
 ) -> Tensor:
     """Return the load-balancing loss as the published Mixtral code computes it.
 
-    It differs from :func:`load_balancing_loss` twice: the layers' tokens are pooled *before* f and
-    P are multiplied, so one layer's imbalance can hide another's, and f is not divided by
-    K, so its value at balance is K.
+    The layers' tokens are pooled *before* f and P are multiplied, so one layer's imbalance can
+    hide another's; and f is not divided by K, so its value at balance is K.
 
     Returns: scalar, dimensionless, without ``router_aux_loss_coef``.
     Raises:  ValueError if there is no layer, or the mask's length differs.
@@ -119,6 +119,7 @@ def mixtral_aux_loss(
     """
     if not routings:
         raise ValueError("there are no routings to balance")
+    # first over all layers, then the product
     layers = zip(*(sums(r, mask_T, all_reduce) for r in routings), strict=True)
     pairs_E, probs_E, tokens = (torch.stack(part).sum(0) for part in layers)
     tokens = tokens.clamp(min=1)
@@ -150,8 +151,7 @@ def router_z_loss(
 def max_violation(routing: Routing, *, all_reduce: AllReduce = here) -> Tensor:
     """Return the imbalance, (largest load - mean load) / mean load: 0 is perfect balance.
 
-    Pairs are counted before any are dropped, as in :func:`load_balancing_loss`: it is what the
-    router asks for. :func:`drop_rate` says how much of it was not done.
+    Pairs are counted before any are dropped: it is what the router asks for.
 
     Returns: scalar, dimensionless, without gradient.
     Source:  Wang et al. 2024 (arXiv:2408.15664), eq. 4 (MaxVio of one batch).
@@ -166,6 +166,7 @@ def drop_rate(routing: Routing, *, all_reduce: AllReduce = here) -> Tensor:
 
     Returns: scalar from 0 to 1, without gradient.
     """
+    # a pair counts if its token does
     weight_N = token_weights(routing, None).index_select(0, routing.token_N)
     dropped_N = weight_N * (0.0 if routing.keep_N is None else ~routing.keep_N)
     return all_reduce(dropped_N.sum()) / all_reduce(weight_N.sum()).clamp(min=1)

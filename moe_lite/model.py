@@ -20,13 +20,11 @@ from .routing import ModelOutput, Routing
 def rotary(position_S: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Tabulate cos and sin of every position's angles, float32 (S, A), for :func:`rotate`.
 
-    The first half of the sines is negated: what turns (a, b) into (-b, a) is then a roll.
-
-    Source: Su et al. 2021 (arXiv:2104.09864), eq. 34; pairs are (a, a + A/2), as in the
-            published checkpoints.
+    Source: Su et al. 2021 (arXiv:2104.09864), eq. 34; pairs are (a, a + A/2), as published.
     """
     exponent = torch.arange(0, head_dim, 2, device=position_S.device).float() / head_dim
     angle = position_S[:, None].float() / theta**exponent
+    # the first sines negated, so that what turns (a, b) into (-b, a) is a roll
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
@@ -57,6 +55,7 @@ class Attention(nn.Module):
         self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None,
         cache: KVCache | None, layer: int,
     ) -> Tensor:  # fmt: skip
+        # 1. queries, keys and values, turned by position
         B, S, _ = x_BSD.shape
         q, k, v = (
             proj(x_BSD).view(B, S, -1, self.head_dim).transpose(1, 2)
@@ -64,6 +63,7 @@ class Attention(nn.Module):
         )
         cos_SA, sin_SA = (table.to(q.dtype) for table in rope)
         q, k = rotate(q, cos_SA, sin_SA), rotate(k, cos_SA, sin_SA)
+        # 2. the keys and values of before come along
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         causal = mask is None and S > 1
@@ -97,8 +97,10 @@ class Block(nn.Module):
         real_BS: Tensor | None,
         ids_BS: Tensor,
     ) -> tuple[Tensor, Routing]:
+        # 1. tokens look at each other
         normed = self.input_layernorm(x_BSD)
         x_BSD = x_BSD + self.self_attn(normed, rope, mask, cache, self.layer)
+        # 2. each goes to its experts; what is dropped there still has its x
         out_BSD, routing = self.block_sparse_moe(
             self.post_attention_layernorm(x_BSD), real_BS, ids_BS
         )
@@ -114,8 +116,7 @@ class Mixtral(Generator):
     >>> out.logits_BSV.shape, len(out.routings), out.routings[0].num_experts
     (torch.Size([1, 10, 64]), 2, 8)
 
-    The same numbers as Hugging Face's ``MixtralForCausalLM`` from the same weights
-    (``moe_lite.hf`` reads and writes them).
+    From the same weights (``moe_lite.hf``) the same numbers as transformers' Mixtral.
 
     Args:   router: makes each layer's router, which keeps the weights that it comes with; None:
             a :class:`TopKRouter` of the config's sizes, its weights drawn like all others.
@@ -142,6 +143,7 @@ class Mixtral(Generator):
         self.lm_head = linear(D, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+        # a router that was given keeps its own first weights
         gates = () if router is None else (layer.gate for layer in self.moe_layers)
         as_made = {parameter for gate in gates for parameter in gate.parameters()}
         for parameter in self.parameters():
@@ -155,10 +157,7 @@ class Mixtral(Generator):
     def forward(
         self, ids_BS: Tensor, mask_BS: Tensor | None = None, cache: KVCache | None = None
     ) -> ModelOutput:
-        """Score every next token.
-
-        The arguments, and what is raised, are those of :meth:`hidden`.
-        """
+        """Score every next token; takes and raises what :meth:`hidden` does."""
         hidden_BSD, routings = self.hidden(ids_BS, mask_BS, cache)
         return ModelOutput(self.lm_head(hidden_BSD), routings)
 
@@ -167,15 +166,13 @@ class Mixtral(Generator):
     ) -> tuple[Tensor, tuple[Routing, ...]]:
         """Return what the output matrix is multiplied with, (B, S, D), and the routings.
 
-        A training loss that takes the logits in pieces never holds all (B, S, V) of them.
-
-        Args:   ids_BS: int64 token ids. mask_BS: True (or 1) for real tokens, False for
-                padding, over all tokens so far (cached ones included); it reaches attention,
-                routers (capacity) and, by the routings, losses. cache: filled in
-                place; ids_BS then continue where it ends.
+        Args:   ids_BS: int64 token ids. mask_BS: True (or 1) for real tokens, over all so far
+                (cached ones included); it reaches attention, routers and, by the routings,
+                losses. cache: filled in place; ids_BS then continue where it ends.
         Raises: ValueError if ids are out of range (looked at on the CPU), the mask's shape
                 differs, or the text is longer than the model's context.
         """
+        # 1. where these tokens stand, and what each may look at
         start = cache.length if cache is not None else 0
         self._check(ids_BS, mask_BS, start)
         end = start + ids_BS.shape[1]
@@ -184,6 +181,7 @@ class Mixtral(Generator):
         rope = rotary(position_S, self.config.head_dim, self.config.rope_theta)
         mask = self._attention_mask(start, end, mask_BS)
         real_BS = None if mask_BS is None else mask_BS[:, start:]
+        # 2. block by block, keeping what each router said
         x_BSD = self.embed_tokens(ids_BS)
         routings = []
         for block in self.layers:

@@ -77,12 +77,9 @@ class Router(nn.Module):
             def score(self, x_TD, ids_T=None):
                 return Scores.softmax(F.normalize(x_TD) @ F.normalize(self.weight).T)
 
-    Every backend, loss, trace, intervention, film and widget then takes it; its ``name`` puts it
-    into :data:`ROUTERS`, and its ``era`` into the table of chapter 00.
-
-    A plain ``nn.Module`` with ``forward(x_TD, *, mask_T=None, ids_T=None) -> Routing`` runs in a
-    layer too, is traced and filmed, and its pairs can be swapped and ablated. But nothing can ask
-    it to choose again: force, ban and top_k refuse it.
+    All that knows routers then takes it. Its ``name`` puts it into :data:`ROUTERS`, its ``era``
+    into chapter 00's table. A plain ``nn.Module`` with ``forward(x_TD, *, mask_T=None,
+    ids_T=None) -> Routing`` runs in a layer too, but force, ban and top_k refuse it.
 
     Args:    top_k: K. renormalize: divide a token's weights by their sum. gate_scale: a factor on
              them after that (DeepSeek's routed scaling factor). capacity_factor, priority,
@@ -133,6 +130,7 @@ class Router(nn.Module):
 
     def choose(self, scores: Scores, k: int | None = None) -> Routing:
         """Return each token's K best experts (or k), best first, with their weights."""
+        # only the indices: the weights come from other numbers, and carry the gradient
         expert_TK = scores.choose_TE.topk(k or self.top_k, dim=-1).indices
         return scores.routing(expert_TK, self.weigh(scores, expert_TK))
 
@@ -156,9 +154,12 @@ class Router(nn.Module):
 
         Args: mask_T: False for padding, which takes no one's place. ids_T: the tokens' ids.
         """
+        # 1. what each expert is worth to each token
         scores = self.score(x_TD, ids_T)
+        # 2. who is chosen, with what weight, and who still finds a place
         if mask_T is None:
             return self.limit(self.choose(scores))
+        # 3. the same with padding, which is dropped before the queues form
         routing = self.choose(replace(scores, mask_T=mask_T))
         return self.limit(routing.masked(mask_T))
 
@@ -185,6 +186,7 @@ def linear_scores(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
         raise ValueError(
             f"the router scores vectors of width {weight_ED.shape[1]}, not {x_TD.shape[-1]}"
         )
+    # float32 at least, and outside autocast, so that rounding does not choose
     dtype, kind = torch.promote_types(x_TD.dtype, torch.float32), x_TD.device.type
     x_TD, weight_ED = x_TD.to(dtype), weight_ED.to(dtype)
     if not torch.is_autocast_enabled(kind):
@@ -196,10 +198,9 @@ def linear_scores(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
 class TopKRouter(Router, name="top-k", era="Mixtral 2024, OLMoE 2024"):
     """Score by a matrix, take the K best, and weigh them by a softmax.
 
-    The softmax is over all E experts and, with ``renormalize``, divided by the sum of the K
-    that are kept (Hugging Face's Mixtral code; OLMoE leaves them undivided). The Mixtral paper
-    takes the softmax over the K kept logits, as :class:`NoisyTopKRouter` does. With renormalising
-    the two are equal up to rounding, because exp(l_i)/sum_all cancels its denominator.
+    The softmax is over all E experts and, with ``renormalize``, divided by the sum of the K that
+    are kept (as in transformers; OLMoE leaves them undivided). That equals the Mixtral paper's
+    softmax over the K kept logits up to rounding: exp(l_i)/sum_all cancels its denominator.
 
     >>> router = TopKRouter(4, num_experts=8, top_k=2)
     >>> routing = router(torch.randn(3, 4))
@@ -236,12 +237,9 @@ class TopKRouter(Router, name="top-k", era="Mixtral 2024, OLMoE 2024"):
 class NoisyTopKRouter(TopKRouter, name="noisy top-k", era="Shazeer et al. 2017"):
     """Add noise of a learned size to each score, then take the K best.
 
-    The noise makes the choice random while training, so that no expert is shut out for good and
-    the probability of being chosen has a gradient (:func:`prob_in_top_k`), which the routing
-    carries as ``smooth_load_TE``. In evaluation there is no noise and no such probability.
-
-    Both weights start at zero: all experts then tie, and the noise alone, of size log 2,
-    spreads the tokens evenly.
+    While training, the choice is random: no expert is shut out for good, and the probability of
+    being chosen has a gradient (:func:`prob_in_top_k`), carried as ``smooth_load_TE``. Both
+    weights start at zero: all tie, and the noise, of size log 2, spreads the tokens evenly.
 
     >>> router = NoisyTopKRouter(4, num_experts=8, top_k=2)
     >>> router(torch.randn(3, 4)).smooth_load_TE.shape
@@ -263,14 +261,17 @@ class NoisyTopKRouter(TopKRouter, name="noisy top-k", era="Shazeer et al. 2017")
         nn.init.zeros_(self.weight)
 
     def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
+        # 1. clean scores
         logits_TE = clean_TE = linear_scores(x_TD, self.weight)
         more = {}
+        # 2. noise of a learned size, and the chance to be chosen if it were drawn again
         if self.training:
             std_TE = F.softplus(linear_scores(x_TD, self.w_noise))
             noise_TE = torch.randn_like(clean_TE) * std_TE
             logits_TE = clean_TE + noise_TE
             load_TE = prob_in_top_k(clean_TE, logits_TE, std_TE, self.top_k)
             more = {"noise_TE": noise_TE, "smooth_load_TE": load_TE}
+        # 3. choice and weights follow the noisy logits
         probs_TE = logits_TE.softmax(dim=-1)
         return Scores(logits_TE, probs_TE, logits_TE, logits_TE, more=more)
 
@@ -281,8 +282,7 @@ class NoisyTopKRouter(TopKRouter, name="noisy top-k", era="Shazeer et al. 2017")
 def kth_excluding(scores_TE: Tensor, k: int) -> Tensor:
     """Return for each expert the k-th highest score among the *other* experts: (T, E).
 
-    It is the bar that the expert has to clear to be among the k best. For one that is among
-    them, the others' k-th is the k+1-th of all; for one that is not, the k-th of all.
+    It is the bar that the expert has to clear to be among the k best.
 
     >>> kth_excluding(torch.tensor([[5.0, 1.0, 3.0, 2.0]]), 2)
     tensor([[2., 3., 2., 3.]])
@@ -292,6 +292,7 @@ def kth_excluding(scores_TE: Tensor, k: int) -> Tensor:
     """
     if not 1 <= k < scores_TE.shape[-1]:
         raise ValueError(f"k must be between 1 and {scores_TE.shape[-1] - 1}, not {k}")
+    # without one of the k best, the others' k-th is the k+1-th of all
     top_TK = scores_TE.topk(k + 1, dim=-1).values
     kth_T1, next_T1 = top_TK[:, k - 1 : k], top_TK[:, k:]
     return torch.where(scores_TE > next_T1, next_T1, kth_T1)
@@ -300,9 +301,8 @@ def kth_excluding(scores_TE: Tensor, k: int) -> Tensor:
 def prob_in_top_k(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int) -> Tensor:
     """Return the probability that each expert is chosen if its own noise is drawn again: (T, E).
 
-    The other experts keep the noise they have, so the bar stands still, and a normal variable
-    of mean clean and deviation std clears it with probability Phi((clean - bar) / std). Unlike
-    the count of the tokens that came, this has a gradient.
+    The others keep their noise, so the bar stands still, and a normal variable of mean clean and
+    deviation std clears it with probability Phi((clean - bar) / std), which has a gradient.
 
     >>> clean_TE, std_TE = torch.tensor([[0.0, 1.0, -1.0]]), torch.ones(1, 3)
     >>> prob_in_top_k(clean_TE, clean_TE, std_TE, 1)  # bars 1, 0, 1: Phi(-1), Phi(1), Phi(-2)
@@ -320,9 +320,9 @@ def prob_in_top_k(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int) ->
 class GShardRouter(TopKRouter, name="gshard", era="GShard 2020"):
     """Send each token to its best expert and, by chance, to its second; both need a place.
 
-    While training, the second is asked with a probability of twice its gate (of the two that
-    sum to 1), at most 1: what would hardly count takes nobody's place. All first choices are
-    seated before any second one. In evaluation nothing is left to chance, every second is asked.
+    While training, the second is asked with a probability of twice its gate, at most 1: what
+    would hardly count takes nobody's place. In evaluation every second is asked. All first
+    choices are seated before any second one.
 
     >>> routing = GShardRouter(4, num_experts=8)(torch.randn(16, 4))
     >>> routing.per_token, routing.keep_N.shape
@@ -348,6 +348,7 @@ class GShardRouter(TopKRouter, name="gshard", era="GShard 2020"):
         routing = super().choose(scores, k)
         if not self.training:
             return routing
+        # a second choice with half the weight or more is always asked
         gate_TK = routing.gate_N.detach().view(-1, k or self.top_k)
         asked_TK = torch.rand_like(gate_TK) < 2 * gate_TK
         asked_TK[:, 0] = True
@@ -362,8 +363,7 @@ class GShardRouter(TopKRouter, name="gshard", era="GShard 2020"):
 class SwitchRouter(TopKRouter, name="switch", era="Switch 2021"):
     """Send each token to its one best expert, if that has a place left.
 
-    The gate is the expert's probability, not divided by itself: it would be a constant 1, and
-    the router would learn nothing from the language model's loss.
+    The gate is the expert's probability; divided by itself, it would teach the router nothing.
 
     >>> router = SwitchRouter(4, num_experts=8, capacity_factor=1.0)
     >>> router(torch.randn(16, 4)).load_E().max() <= 2
@@ -386,8 +386,7 @@ class SigmoidBiasRouter(TopKRouter, name="sigmoid + bias", era="DeepSeek-V3 2024
     """Choose by a sigmoid score plus a bias, weigh by the score alone.
 
     The bias is no parameter: after each batch :meth:`update` raises it by ``update_rate`` for the
-    experts with less than the mean load and lowers it for the others. It balances without a
-    loss, so nothing pulls at the gradient of what is learned.
+    experts with less than the mean load and lowers it for the others. No loss is needed.
 
     >>> router = SigmoidBiasRouter(4, num_experts=8, top_k=2, update_rate=0.1)
     >>> routing = router(torch.randn(16, 4))
@@ -418,9 +417,11 @@ class SigmoidBiasRouter(TopKRouter, name="sigmoid + bias", era="DeepSeek-V3 2024
 
     def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
         logits_TE = linear_scores(x_TD, self.weight)
-        score_TE = logits_TE.sigmoid().clamp(min=1e-20)  # or a sum of them might be 0
+        # 1. each expert for itself; a sum of zeros could not be divided by
+        score_TE = logits_TE.sigmoid().clamp(min=1e-20)
         probs_TE = score_TE / score_TE.sum(dim=-1, keepdim=True)
-        bias_E = self.bias_E.clone()  # as it stood: update() moves it in place
+        # 2. the bias takes part in the choice alone; a copy, because update() moves it in place
+        bias_E = self.bias_E.clone()
         return Scores(
             logits_TE, probs_TE, score_TE.detach() + bias_E, score_TE, more={"bias_E": bias_E}
         )
@@ -458,9 +459,11 @@ class HashRouter(Router, name="hash", era="Hash layers 2021"):
         super().__init__()
         if vocab_size < 1 or num_experts < 1:
             raise ValueError(f"cannot deal {vocab_size} ids to {num_experts} experts")
+        # 1. dealt like cards
         deal_V = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(seed))
         expert_V = torch.empty_like(deal_V)
         expert_V[deal_V] = torch.arange(vocab_size) % num_experts
+        # 2. or, with counts, the most frequent first to whoever has least
         if counts_V is not None:
             counts_V = torch.as_tensor(counts_V)
             if counts_V.shape != (vocab_size,):
@@ -484,9 +487,8 @@ class HashRouter(Router, name="hash", era="Hash layers 2021"):
 class ExpertChoiceRouter(TopKRouter, name="expert choice", era="Expert choice 2022"):
     """Let each expert take the tokens that want it most: top-k over the other axis.
 
-    Every expert is exactly full, so there is nothing to balance and nothing to drop; a token may
-    have many experts, or none. But whether a token is taken depends on the others, the later
-    ones included: a language model that trains like this looks into the future.
+    Every expert is exactly full, so nothing is balanced or dropped; a token may have many experts,
+    or none. But whether it is taken depends on later tokens too: the model sees the future.
 
     >>> routing = ExpertChoiceRouter(4, num_experts=8, capacity_factor=2.0)(torch.randn(16, 4))
     >>> routing.load_E().tolist()

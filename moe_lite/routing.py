@@ -42,9 +42,8 @@ class Routing:
         keep_N:    bool, False for a pair dropped at capacity; None means dropless.
         per_token: K if pairs n*K .. n*K+K-1 are token n's choices, best first; None if
                    tokens may have differing numbers of pairs (experts choose).
-        smooth_load_TE: a stand-in for the counts that has a gradient: summed over the tokens,
-                   the load to be expected of each expert. Only a router whose choice is random
-                   has one; None means that counting is all there is.
+        smooth_load_TE: summed over the tokens, the load to be expected of each expert, with a
+                   gradient. None: the choice is not random, so counting is all there is.
         mask_T:    bool, False for padding, whose pairs are then dropped, and which no loss and
                    no measure counts; None means that every token is real.
         noise_TE:  what chance added to the scores; logits_TE has it in it. None: nothing.
@@ -80,6 +79,7 @@ class Routing:
         >>> r.token_N.tolist(), r.expert_N.tolist()
         ([0, 0, 1, 1], [0, 2, 1, 0])
         """
+        # pairs n*K .. n*K+K-1 are token n's
         T, K = expert_TK.shape
         token_N = torch.arange(T, device=expert_TK.device).repeat_interleave(K, output_size=T * K)
         expert_N, gate_N = expert_TK.reshape(-1), gate_TK.reshape(-1)
@@ -104,6 +104,7 @@ class Routing:
         """Spread the gates of the kept pairs into a (T, E) matrix, zero where unused."""
         gate_N = self.gate_N if self.keep_N is None else self.gate_N * self.keep_N
         flat = gate_N.new_zeros(self.num_tokens * self.num_experts)
+        # token t and expert e meet at t*E + e
         index_N = self.token_N * self.num_experts + self.expert_N
         return flat.index_add(0, index_N, gate_N).view(self.num_tokens, self.num_experts)
 
@@ -119,6 +120,7 @@ class Routing:
             raise ValueError(
                 f"the mask covers {mask_T.numel()} tokens, but {self.num_tokens} were routed"
             )
+        # whatever the router chose for padding is dropped
         mask_T = mask_T.reshape(-1).bool()
         return replace(self, mask_T=mask_T).kept(mask_T.index_select(0, self.token_N))
 
@@ -138,6 +140,7 @@ class Routing:
         """
         if math.isfinite(float(self.logits_TE.detach().sum())):
             return  # as it nearly always is; a sum may overflow, so it only acquits
+        # the slow way, to name the token
         bad_T = ~self.logits_TE.isfinite().all(dim=-1)
         if bad_T.any():
             first = int(bad_T.nonzero()[0])
@@ -151,9 +154,8 @@ class Routing:
 class DispatchPlan:
     """Lay the pairs out in expert order, so that each expert's rows lie side by side.
 
-    Made by :func:`moe_lite.dispatch.plan` without waiting for the device: nothing here
-    depends on the *values* of the routing for its shape. Dropped pairs stay in the list,
-    behind the last offset, with a gate of zero; so R = N.
+    No shape depends on the routing's *values*, so nothing waits for the device. Dropped pairs
+    stay in the list, behind the last offset, with a gate of zero; so R = N.
 
     Shapes:
         token_R:    int64, the token of each row.
@@ -162,8 +164,7 @@ class DispatchPlan:
         num_tokens: T.
         order_R:    int64, the pair that each row came from (row r is pair order_R[r]).
         row_N:      int64, its inverse: the row that each pair went to.
-        per_token:  K as in :class:`Routing`; lets the combine be a gather and a sum over K,
-                    which is deterministic, instead of a scatter.
+        per_token:  K as in :class:`Routing`: the combine is then a gather, not a scatter.
         dropless:   True if no pair can lie behind the last offset.
     """
 

@@ -34,10 +34,7 @@ Probe = Callable[[Sequence[Routing]], dict[str, float]]
 
 
 class Trainer:
-    """Take the steps of a run: here those of one process, each a screen long.
-
-    Args: balance: from the layers' routings to the loss that ``aux_coef`` weighs.
-    """
+    """Take the steps of a run: here those of one process, each a screen long."""
 
     def __init__(self, model: Mixtral, config: TrainConfig, balance: Balance = load_balancing_loss):
         self.model, self.config, self.balance = model, config, balance
@@ -110,9 +107,6 @@ def train(
 ) -> History:
     """Train a model in place, on its device; return the history.
 
-    A gate with an ``update`` (:class:`~moe_lite.routers.SigmoidBiasRouter`) is told its loads
-    after each step.
-
     Args:    out: folder for the checkpoints (none are written without it). resume: go on from
              the last checkpoint there, or start if there is none. balance: from the layers'
              routings to the loss that ``aux_coef`` weighs. probe: from them to more columns of
@@ -124,6 +118,7 @@ def train(
              resumed differs in model, text or training config; OSError if out cannot be written;
              KeyboardInterrupt on Ctrl-C, after the step is finished and its checkpoint written.
     """
+    # 1. a folder that is ours alone, and the last checkpoint in it
     run, history = trainer(model, config, balance), History()
     with held(out, resume) as last:
         if last is not None:
@@ -141,6 +136,7 @@ def train(
                     f"loss {row['loss']:.3f}, {speed}, load {row['load']:.2f}", False
                 )
                 bar.update()
+                # 2. whoever looks at a row finds its checkpoint written
                 stop, every = run.stops(pressed()), config.checkpoint_every or config.steps
                 if out is not None and (stop or _due(every, row["step"], config)):
                     run.save(out, corpus, history)
@@ -156,11 +152,13 @@ def _rows(run: Trainer, corpus: Corpus, history: History, probe: Probe | None) -
     config = run.config
     before: Row = history.rows[-1] if history.rows else {"step": 0, "tokens": 0, "seconds": 0.0}
     for step in range(before["step"], config.steps):
+        # 1. the step
         begin = time.perf_counter()
         try:
             measured, routings = run.step(step, corpus)
         except NotFinite as error:
             raise NotFinite(f"step {step + 1}: {error}") from error
+        # 2. what is told of it
         row: Row = {
             "step": step + 1,
             "tokens": before["tokens"] + config.batch_size * config.seq_len,
@@ -184,9 +182,8 @@ def _due(every: int, step: int, config: TrainConfig) -> bool:
 def head_loss(lm_head: nn.Linear, hidden_BSD: Tensor, targets_BS: Tensor) -> Tensor:
     """Return the mean cross entropy of the next token, straight from the hidden states.
 
-    With a vocabulary far wider than the model, most of a small model's memory traffic is its
-    logits. PyTorch 2.13 can take them in pieces (half the time of the head on two CPU cores);
-    older ones, and GPUs, where this was not measured, get them whole. The same number.
+    PyTorch 2.13 can take the logits in pieces (half the head's time on two CPU cores); older
+    ones, and GPUs, where this was not measured, get them whole. The same number.
     """
     V, D = lm_head.weight.shape
     options = getattr(nn, "LinearCrossEntropyOptions", None)
@@ -198,10 +195,7 @@ def head_loss(lm_head: nn.Linear, hidden_BSD: Tensor, targets_BS: Tensor) -> Ten
 
 
 def router_terms(routings: Sequence[Routing], balance: Balance, **over: Any) -> dict[str, Tensor]:
-    """Return what a row says of the routing, over the layers that have a choice.
-
-    Args: over: what the losses and measures are to be given besides.
-    """
+    """Return what a row says of the routing, over layers with a choice; losses get ``over``."""
     routed = [routing for routing in routings if routing.num_experts > 1]
     if not routed:  # a dense twin
         zero = torch.zeros((), device=routings[0].logits_TE.device)

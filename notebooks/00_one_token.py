@@ -117,8 +117,8 @@ explorer
 # <details>
 # <summary>What we saw</summary>
 #
-# In layer 5, the `return` line and the digits of the sums share expert 0, Shakespeare and the Bible
-# share expert 2, and nearly all of the Japanese line is with expert 6. In layer 0 a full stop is a
+# In layer 5, the `return` line and the digits of the sums share expert 0. Shakespeare and the Bible
+# share expert 2. And nearly all of the Japanese line is with expert 6. In layer 0 a full stop is a
 # full stop wherever it stands: all three go to the same expert. By layer 5 the one in `3.14` has
 # parted from the others: it goes with the code, they go with the commas of prose. So is expert 6
 # "the Japanese expert"? Careful. It also gets the `+` and the `=` of the sums, and an `And`. It is
@@ -174,7 +174,7 @@ except checks.CheckFailed as verdict:
     print("✗", verdict)
 
 # %% [markdown]
-# It looked right, and it *is* right as long as the last expert gets something. Mend it (`bincount`
+# It looked right, and it *is* right as long as the last expert gets something. Fix it (`bincount`
 # takes a `minlength`), and:
 
 

@@ -133,8 +133,8 @@ torch.testing.assert_close(mixtures.mixture_error(logits, out, target), by_hand)
 #
 # Under $E_1$ every expert is told the error *of the blend*. Expert 0 was nearly right, and yet it
 # is pushed past the right answer, to make up for expert 1. That is cooperation: each expert's task
-# is to mend what the others leave over, and when one changes, the task of all others changes.
-# Under $E_2$ and $E_3$ an expert is told *its own* error, weighted. Then nobody needs to mend
+# is to fix what the others leave over, and when one changes, the task of all others changes.
+# Under $E_2$ and $E_3$ an expert is told *its own* error, weighted. Then nobody needs to fix
 # anything; an expert that is bad at a case had better leave it to somebody else.
 
 # %%
@@ -287,7 +287,7 @@ _ = ax.legend()
 # %% [markdown]
 # Each dot is a run. The mixtures arrive earlier, as in the paper. And the four experts' runs lie
 # *close together*, while the small network depends on where it happened to begin; that too is in
-# the paper. Not so the stragglers among the eight: there the paper's runs lie closest of all. The
+# the paper. Not so the slowest of the eight: there the paper's runs lie closest of all. The
 # crosses show the paper's means: its epochs are not ours, because they count steps
 # of a size we do not know. What can be compared is the quotient.
 #
@@ -409,7 +409,7 @@ for name in ("4-way, smooth step", "4-way"):
 
 # %% [markdown]
 # With the rough step two experts share the work in most runs, and the answers are *worse*: not a
-# division of labour but the wreckage of one.
+# division of labour but what is left of one.
 #
 # Look at what the smooth runs mean. The gate did what it was built for. The experts were too able
 # for the problem. In 1991 the remedy was to make experts small. In every later chapter experts are
@@ -434,7 +434,8 @@ explorer
 # **Try this.** Around epoch 40, where the picture starts, the gate has not made up its mind. Take
 # the line of expert 2, which will go under in the end, put it between [ʌ] and [ɑ], turn it until
 # its 1 lies on the side of [ɑ], and make it steeper: it takes over hundreds of vowels, only by
-# being righter than the others. Now go to the last epoch and do it again. Nothing happens: expert
+# being more right than the others. Now go to the last epoch and do it again. Nothing happens:
+# expert
 # 2's $p$ is so close to zero that no answer, however good, earns it a case. That is why an expert
 # that has once lost does not come back; today one calls it *dead*.
 #
@@ -554,7 +555,7 @@ for ax in panels.flat:
 # 3. On the vowels, one-line experts arrive in fewer epochs than backpropagation, and more
 #    evenly, when each has its own step size; the factor is not the paper's.
 # 4. If one expert can do everything, one will.
-# 5. A mixture says "or" and may leave experts unasked; a product says "and" and may not.
+# 5. A mixture says "or" and may leave experts out; a product says "and" and may not.
 #
 # | in the paper | in the code | |
 # |---|---|---|

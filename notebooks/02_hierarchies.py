@@ -97,7 +97,7 @@ torch.testing.assert_close(tree.log_prior(x_TD).exp()[0, 0, 3:], prior_E.double(
 #
 # Expert $e$ says that $y$ is normal around its prediction $\mu_e$ with variance $\sigma_e^2$. Our
 # four always answer 1, 2, 3 and 4. Now the answer turns out to be $y = 2.9$. Before we knew it,
-# expert 1 was the likeliest with 0.45. After, Bayes' rule multiplies each prior with how well the
+# expert 1 was the most likely with 0.45. After, Bayes' rule multiplies each prior with how well the
 # expert called it, and divides by the sum:
 #
 # $$h_e = \frac{\pi_e \, \mathcal N(y \mid \mu_e, \sigma_e^2)}
@@ -556,8 +556,8 @@ print(ledger.verdicts("eigen2013"))
 # ## 8. What goes wrong
 #
 # You have met the two bugs of this chapter: a weight that is the prior where it should be the
-# posterior, which the likelihood betrays; and an expert that takes everything, which *nothing*
-# betrays but a look at the load. A third kind hides in every implementation of mixtures, because
+# posterior, which the likelihood shows; and an expert that takes everything, which *nothing*
+# shows but a look at the load. A third kind hides in every implementation of mixtures, because
 # the formula invites it. Here is the E step, typed as it is printed, for a case that lies 40
 # standard deviations from every expert:
 

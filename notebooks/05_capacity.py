@@ -119,8 +119,8 @@ def my_rank(expert_N, num_experts):
 assert my_rank(expert_T, 4).tolist() == rank
 
 # %% [markdown]
-# Two characters make two of the commonest bugs of this field: `dim=1` for `dim=0`, and no `- 1`.
-# You will mend both in the exercises.
+# Two characters make two of the most common bugs of this field: `dim=1` for `dim=0`, and no `- 1`.
+# You will fix both in the exercises.
 #
 # The library's `queue_rank` gives the same ranks in another way. It sorts the pairs by expert,
 # keeping their order otherwise; then the queues lie one behind the other, and a rank is the
@@ -418,7 +418,7 @@ for name, order in orders.items():
 # reading: the experts that it now reaches have seen little prose, because in training it mostly
 # came too late. So a drop does not only cost the token that is dropped; drops decide what the
 # experts learn. (Serious training runs shuffle their batches, so that nobody is always last. Then
-# it is noise rather than injustice.)
+# it is noise rather than unfairness.)
 #
 # Let us look closer, at *one* text in different rows, among the same fifteen others.
 
@@ -633,7 +633,7 @@ for other in ("top-1, 2.0", "dense"):
 # Each is in published code or is what people write first, and none raises an error. Look at the
 # symptom, find the cause, then open the fold.
 #
-# **Tokens that swell.** From an annotated Switch Transformer that many have learned from. Its layer
+# **Tokens that grow.** From an annotated Switch Transformer that many have learned from. Its layer
 # puts the input of the dropped tokens back in their places, "passed through", and weighs the
 # result. We watch how long the vectors are.
 
@@ -651,7 +651,7 @@ for t in range(4):
 # <details>
 # <summary>What is it?</summary>
 #
-# The dropped tokens ought to come out exactly as they went in. The layer's input is
+# The dropped tokens should come out exactly as they went in. The layer's input is
 # $\mathrm{LN}(h)$, not $h$; it was put where an expert's answer would be; then *everything* was
 # multiplied by $p$, and the block added it to $h$. So a dropped token leaves as $h + p \cdot
 # \mathrm{LN}(h)$: nearly the same direction, and longer every time it is dropped. The pass-through

@@ -99,9 +99,9 @@ print(f"{losses.load_balancing_loss(route(p_TE.log())):.4f}")
 #
 # ## 2. Only one of the two can be pushed
 #
-# A count has no slope: nudge a score and the count stays as it is, until it jumps. So no gradient
-# comes through $f$, whether you write `.detach()` or not. Everything the router learns, it learns
-# through $P$:
+# A count has no slope: change a score a little and the count stays as it is, until it jumps. So no
+# gradient comes through $f$, whether you write `.detach()` or not. Everything the router learns, it
+# learns through $P$:
 
 # %%
 logits_TE = p_TE.log().requires_grad_()
@@ -119,8 +119,8 @@ print("slope of the loss, by autograd\n", slope_TE)
 # $$\frac{\partial L}{\partial z_{t,e}}
 # = \frac{N}{T}\; p_{t,e} \Big( f_e - \sum_i p_{t,i}\, f_i \Big)$$
 #
-# In words: *an expert's score goes down if the expert is dearer than what this token pays on
-# average, and up if it is cheaper; and whatever the token hardly believes in hardly moves.*
+# In words: *an expert's score goes down if the expert is more expensive than what this token pays
+# on average, and up if it is cheaper; and whatever the token hardly believes in hardly moves.*
 
 # %%
 pays_T1 = (p_TE * f_E).sum(dim=-1, keepdim=True)
@@ -143,7 +143,7 @@ print("what each token pays on average:", pays_T1.flatten())
 #   hardly be pushed back. So balance from the first step on.
 # - **It is a market, not a hill.** After each step the counts are made anew and the prices with
 #   them. The loss is not a function that descends to its minimum; it is a rule that makes crowded
-#   things dear.
+#   things expensive.
 
 # %%
 for lead in (0.0, 2.0, 4.0, 8.0):
@@ -287,7 +287,7 @@ legend = ax.legend(loc="upper left", frameon=False)
 # ## 5. Then why does it balance?
 #
 # Because nobody walks down this landscape. It was drawn with the counts held fixed, and the push
-# does not hold them. Take a case that the loss finds splendid, eight experts of which four
+# does not hold them. Take a case that the loss finds very good, eight experts of which four
 # are as good as dead, and follow its gradient. The tokens differ a little, as tokens do.
 
 # %%

@@ -116,7 +116,7 @@ for name, loss in {
 # and the momentum of other changes carry it. And in exact arithmetic it may: only a rounded number
 # has to care how far it is from zero.
 #
-# Hence two ways for logits to *grow*:
+# So there are two ways for logits to *grow*:
 #
 # - **spread**: all are multiplied by a factor. The softmax becomes sharper;
 # - **level**: to all the same is added. The softmax stays as it is.
@@ -398,16 +398,16 @@ for name, history in runs.items():
 # On the left the logits run away. It is mostly the *spread* that grows, and the level goes along:
 # the direction without a guard is not the one that leads here. With experts thirty apart a
 # softmax is a switch: the gate of the best is 1, and the gradient through it is 0. On the right
-# the z-loss holds both. It can, because its push, $2 \log Z\, p_i / B$, goes almost wholly to the
+# the z-loss holds both. It can, because its push, $2 \log Z\, p_i / B$, goes almost entirely to the
 # one expert that is far ahead. (That the level on the right is not zero is no failure: $\log Z$
 # sits near the *largest* logit, and the others hang below it.)
 #
 # And the loss? In both runs it falls to the same poor place. Nothing has exploded, and what the
-# z-loss has mended does not show. One seed and 50 steps are an illustration.
+# z-loss has fixed does not show. One seed and 50 steps are an illustration.
 #
 # Now the ledger's runs: three seeds of each setting, 100 steps, on a ladder of rates. Before they
-# were started, it was written down when a run is **stable**: all numbers stay finite, the last ten
-# losses are on average at most 0.5 above the lowest ten that it ever had, and on held-out text it
+# were started, it was written down when a run is **stable**. All numbers stay finite. The last ten
+# losses are on average at most 0.5 above the lowest ten that it ever had. And on held-out text it
 # ends below a model that knows only how *often* each token occurs.
 # `python -m moe_lite reproduce stmoe2022 --seeds 3` made them.
 

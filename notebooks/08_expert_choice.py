@@ -54,7 +54,7 @@ torch.set_printoptions(precision=2, sci_mode=False)
 # Every router of this course begins with a table of scores: a row for each token, a column for each
 # expert. So far **tokens chose**: top-k along each row. That leaves the columns to chance. One
 # expert is asked by half the batch, another by nobody, and a whole literature of losses, capacities
-# and dropped tokens (chapters 04 to 07) is about mending that.
+# and dropped tokens (chapters 04 to 07) is about fixing that.
 #
 # The paper turns the question on its side. Let each *expert* choose its best $k$ *tokens*: top-k
 # down each column. With $n$ tokens, $e$ experts and a capacity factor $c$ (equations 1 and 2):
@@ -113,7 +113,7 @@ for name, gate in (("tokens choose", by_row), ("experts choose", router)):
 # By row, every token has one expert and the experts have what they get. By column, every expert
 # has exactly 4 tokens: **no loss, no capacity, no dropping, from the first step on**. What varies
 # now is the other count. Some tokens have two experts, and some have none: they pass the layer
-# unchanged, by the residual. The paper sees a virtue in it, that a model may spend more on
+# unchanged, by the residual. The paper sees an advantage in it, that a model may spend more on
 # the tokens that need more.
 #
 # ## 2. Rows or columns
@@ -217,8 +217,8 @@ print("ids of each expert", hashed.expert_V.bincount().tolist())
 #
 # That is the *assignment problem*, and they solve it by **auction**. Every place with an expert has
 # a price, at first 0. A token without a place bids for the one that is worth most to it after the
-# price, and raises it by what that place is better than its second best, and a little more. Whoever
-# held the place has to look again.
+# price. It raises that price by what the place is better than its second best, and a little more.
+# Whoever held the place has to look again.
 
 
 # %%
@@ -334,7 +334,7 @@ for name, layer in layers.items():
     print(f"{name:22} earlier answers move by {moved:5.2f}: {verdict}")
 
 # %% [markdown]
-# Three of six. Nothing in their code says "future". They merely compare tokens with each other, and
+# Three of six. Nothing in their code says "future". They only compare tokens with each other, and
 # a later token is one of them. None of the papers hides it: Lewis et al. write that balancing leaks
 # the future context, and use plain *argmax* when testing; Puigcerver et al. call decoders an open
 # problem for Soft MoE; and Zhou et al. name it first among their limitations, section 6.
@@ -379,9 +379,9 @@ for c in (TopKRouter, ExpertChoiceRouter):
 # $$\frac{e}{T} \log_2 \binom{T}{k} \;\text{ bits per token}.$$
 #
 # Wang et al. 2024 ([arXiv:2408.15664](https://arxiv.org/abs/2408.15664), section 5.2, appendix D)
-# bound this from below by $K \log_2 \frac{1-R}{R}$ with $R = K/e$, and conclude that 9 layers of 16
-# experts, two for each token, can leak more than 50 bits per token, "sufficient for each token to
-# determine its successor's identity". By hand: $2 \log_2 7 = 5.6$ bits, times 9.
+# bound this from below by $K \log_2 \frac{1-R}{R}$ with $R = K/e$. They conclude that 9 layers of
+# 16 experts, two for each token, can leak more than 50 bits per token, "sufficient for each token
+# to determine its successor's identity". By hand: $2 \log_2 7 = 5.6$ bits, times 9.
 
 
 # %%
@@ -464,7 +464,7 @@ for name in ("top-2", "by position"):
 # intervals over three seeds; four and eight cannot be told apart.) Two forces
 # pull. In a small group the next token is one of few, so being taken or left says much about it; in
 # a group of 1,024 it is one voice in a thousand. But in a group of two, every second token is the
-# last of its group and hears nothing, and with $k = \lceil 2 \cdot 2 / 8 \rceil = 1$ each expert's
+# last of its group and hears nothing. And with $k = \lceil 2 \cdot 2 / 8 \rceil = 1$ each expert's
 # choice between the two is all the message there is. Compare the height with what section 6 says
 # *could* be told. The model has found a fraction of it in 400 steps, and the 4 bits that it
 # would take to know the next token are far away. The author and the comment are both right: it does
@@ -479,7 +479,7 @@ for name in ("top-2", "by position"):
 # ## 8. In a language model
 #
 # Text is not a die, and there the leak has to compete with honest ways to predict. How do you tell
-# what a model owes to the future? Not by comparing it with another model: that mixes everything
+# what a model gains from the future? Not by comparing it with another model: that mixes everything
 # that differs. Ask the *same* model twice:
 #
 # - **as trained**: the whole text at once, so experts choose among later tokens too;

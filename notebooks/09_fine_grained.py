@@ -293,9 +293,10 @@ print(ledger.verdicts("deepseekmoe2024"))
 
 # %% [markdown]
 # **Finer is not better yet.** In the paper $1 + 7$ of 63 ends 0.06 below 2 of 16. After 200 steps
-# of ours even half of that is excluded, and the interval holds 0. The single steps of Figure 3 are
-# open: a difference of some hundredths either way would not show. (With three seeds this row was
-# undecided too, and one stopped run had $1 + 3$ of 31 *ahead*. You see on the left how little a
+# of ours half of that is excluded, if only just, and the interval holds 0. The single steps of
+# Figure
+# 3 are open: a difference of some hundredths either way would not show. (With three seeds this row
+# was undecided too, and one stopped run had $1 + 3$ of 31 *ahead*. You see on the left how little a
 # seed says.)
 #
 # Why not? The column on the right has a suspect. With the same weight of the balancing loss, MaxVio
@@ -306,14 +307,14 @@ print(ledger.verdicts("deepseekmoe2024"))
 # models have read 0.2 million tokens, the paper's 100 billion. After so little, there may be
 # nothing yet for a specialist to know.
 #
-# **Fine experts are not missed more here.** At 2/16, the point at which to compare, ours are missed
-# *less*, clear of 0: the paper's difference has the other sign. At 1/16 half of the paper's is
-# excluded, and far from it. Look at who is not touched, though. Only routed experts are disabled;
-# the shared one stays at work. It does half of the work in $1 + 1$ of 15, where the loss rises by
-# 0.2, and an eighth in $1 + 7$ of 63, where it rises by 0.5; in 8 of 64, with nobody to lean on, it
-# rises by 0.7. So a shared expert may well *cushion* the blow, and the paper's curve is the more
-# remarkable for being steeper in spite of it. (Our models can fall back on embeddings and
-# attention, too: they get from 5.1 to 5.6, the paper's from 1.8 to 8, to ruins.)
+# **Fine experts are not missed more here.** At 2/16, the point at which to compare, and at 1/16
+# ours are missed *less*, with both intervals clear of 0: the paper's difference has the other sign.
+# Look at who is not touched, though. Only routed experts are disabled; the shared one stays at
+# work. It does half of the work in $1 + 1$ of 15, where the loss rises by 0.15, and an eighth
+# in $1 + 7$ of 63, where it rises by 0.5; in 8 of 64, with nobody to lean on, it rises by 0.6. So a
+# shared expert may well *cushion* the blow, and the paper's curve is the more remarkable for being
+# steeper in spite of it. (Our models can fall back on embeddings and attention, too: they get from
+# 5.1 to 5.6, the paper's from 1.8 to 8, to ruins.)
 #
 # **The shared expert is not one of many.** Take it away, let every token have an eighth routed one
 # instead, and the loss rises in $1 + 7$ of 63 by a fraction of the paper's 0.61, and clear of 0.

@@ -574,8 +574,8 @@ for domain, share in shares.items():
 # text have something to do with each other. They do *not* say that there is a "Japanese
 # expert": Japanese is written with tokens that occur nowhere else, and a router that looked only
 # at the token in hand would give such a table too. So separate the two causes. Take the same
-# Japanese sentence once alone and once amid the code and the English above, and count the tokens
-# whose first expert changes. Where it does, the router heeds the neighbours; where it does not,
+# Japanese sentence once alone and once among the code and the English above, and count the tokens
+# whose first expert changes. Where it does, the router looks at the neighbours; where it does not,
 # the token.
 
 # %%
@@ -586,8 +586,8 @@ assert tokenizer.encode(text).ids[skip : skip + len(alone)] == alone
 with torch.no_grad():
     out = model(torch.tensor([alone]))
 for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, strict=True)):
-    amid = there.expert_N.view(-1, 2)[skip : skip + len(alone), 0]
-    changed = (amid != here.expert_N.view(-1, 2)[:, 0]).float().mean()
+    among = there.expert_N.view(-1, 2)[skip : skip + len(alone), 0]
+    changed = (among != here.expert_N.view(-1, 2)[:, 0]).float().mean()
     print(f"layer {number}: {changed:4.0%} of {len(alone)} tokens change their first expert")
 
 # %% [markdown]
@@ -607,7 +607,7 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
 # gates, sits in a model whose loss falls, and *never looks at its input*. The slip is one letter
 # long. Exercise 4 hands you such a router and lets you find it, so here is only the lesson:
 # nothing failed. Wrong routing is not an error message; the experts make do, and the loss comes
-# out somewhat worse than it would have, which nobody sees because nobody has the other run.
+# out a little worse than it would have, which nobody sees because nobody has the other run.
 #
 # So ask a router three questions before you believe it. They take a dozen lines and know nothing
 # of how it works inside.
@@ -644,7 +644,7 @@ for kind in (TopKRouter, DeafRouter):
     interrogate(kind(16, 8))
 
 # %% [markdown]
-# Look at what the deaf one gets away with: a token's answer is its own affair (nobody's, rather),
+# Look at what the deaf one gets away with: a token's answer is its own business (nobody's, rather),
 # and even its gradient flows. Only the first question catches it. Try a router that takes its
 # top-k over tokens instead of experts on the second, and one that keeps a single expert and
 # renormalises its gate, which is then always 1, on the third.

@@ -397,8 +397,8 @@ print(f"dense, equal active − equal total: {wide} points")
 # suits it. That can be fair; but it has to be said.
 #
 # (The paper's own dense network has 80 filters and gets 79.57% in the authors' released run; ours
-# gets less, from a quarter of the points. The ledger says "not reproduced" there, and reproduces
-# the sparse 100%.)
+# gets less, from a quarter of the points. The ledger says "other size" there, and reproduces the
+# sparse 100%.)
 #
 # ## 6. The other side: width
 #
@@ -477,7 +477,7 @@ for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
 # and each sees a sixteenth of the tokens: smaller products, which take a little longer for the same
 # arithmetic, and in training fewer examples for each expert. Against the last line, which holds as
 # much: the dense network pays with arithmetic, for every token. So **experts are cheap where memory
-# is, and dear where it is not**: on a phone, or on a GPU that is full. (Exercise 6 has the formula;
+# is, and costly where it is not**: on a phone, or on a full GPU. (Exercise 6 has the formula;
 # chapters 12 to 15 pay this bill in detail.)
 #
 # ## 8. One picture
@@ -503,6 +503,7 @@ for ax, what, experts, width in (
     lines = {name: (list(line), list(line.values())) for name, line in lines.items()}
     viz.curves(lines, "times the experts, or the width", what, ax=ax)
     ax.set_xscale("log", base=2)
+plt.close(fig)  # shown below, with the ledger's bars
 
 # %%
 stored = [(left, E, capacity[f"remembered at E = {E}"]) for E in filled]

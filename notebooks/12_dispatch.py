@@ -444,7 +444,7 @@ if triton is not None:
 #   number $t$. No bounds are checked; that is what masks are for.
 # - `tl.arange(0, BM)`: BM numbers at once. A program thinks in blocks, and the compiler deals them
 #   out to threads. `BM` is a `constexpr`, known when the kernel is compiled, because registers
-#   are allotted then.
+#   are allocated then.
 # - `mine`: rows past my expert's last are not mine. Without it I would write over the next
 #   expert's.
 # - `x + r * D + i`: the addresses of a whole block; `r` is a column of numbers, `i` a row, and they
@@ -650,8 +650,8 @@ for name, routing in cases.items():
 # padding both pay for $E C$ rows, and the largest load $C$ explodes under Zipf. The other three do
 # not care how uneven the load is, because they count *pairs*. What they take above the bound is
 # what the count left out: products too small to run at peak, and copies. (Loop and padding are
-# written with PyTorch's own products; where the two libraries differ, as they do on the machine
-# that printed this, a part of their distance is that and not the idea's fault.)
+# written with PyTorch's own products. The two libraries differ on the machine that printed this;
+# there a part of the distance is that, and not the idea's fault.)
 #
 # Apart from that, there is little between loop and grouped on a CPU: one core has no idle
 # processors to fill, and its loop has no device to wait for. (A GPU has both: see section 2 and
@@ -755,7 +755,7 @@ for m in heights:
 # Two different things are slow here. With one row most of the time goes into *fetching* three
 # matrices: the same arithmetic on cached weights takes a fraction. From about eight rows on the
 # larger part stays even when nothing is fetched: a product of so few rows is a bad product, far
-# from the peak. That is the tile of section 5 in another guise.
+# from the peak. That is the tile of section 5 in another form.
 #
 # So a layer's time should be the sum over its experts of the first column, each at its own load;
 # what is left then belongs to sorting, gathering and adding up. Predicted twice, by the roofline
@@ -840,7 +840,7 @@ print(
 # ## 10. A backward pass that does E times too much
 #
 # All of that was forward. Here is a loop as most people write it first, and as transformers'
-# *eager* experts have it. Forward, it is as good as ours. One line is dear:
+# *eager* experts have it. Forward, it is as good as ours. One line is expensive:
 
 
 # %%
@@ -1121,7 +1121,7 @@ _ = panels[1].legend(frameon=False)
 # products, owe as much of their distance to it. What dispatch costs is the bar of *auto*: next to
 # nothing at 8 experts, and a third of the dense network's time ("stored") at 64, where each has 128
 # rows. The eager loop (stored: transformers'; yours: `by_slices`) shows section 10: harmless at 8
-# experts, ruinous at 64.
+# experts, far too slow at 64.
 #
 # The rows that were not timed say why: mostly something that was not installed there. On the H100
 # (one run) the kernels of section 6, at OLMoE's shape, take 1.2 times as long as the dense
@@ -1189,7 +1189,7 @@ print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
 #
 # [`exercises/12_dispatch.ipynb`](../exercises/12_dispatch.ipynb): five puzzles with pictures,
 # histogram, offsets, stable permutation, tile schedule and combine, and a backward pass to be
-# mended. The first five make a whole dispatcher. Each check tells you *what* you misunderstood.
+# fixed. The first five make a whole dispatcher. Each check tells you *what* you misunderstood.
 # Solutions are in [`solutions/`](../solutions/12_dispatch.ipynb).
 #
 # ## In six lines

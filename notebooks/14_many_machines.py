@@ -13,12 +13,14 @@
 # %% [markdown]
 # # How does it get bigger than a machine?
 #
+# Put some experts on each machine, everything else on all of them, and let the tokens travel: out
+# and back, in each layer. The result is the same to the last digits. What it costs is decided by
+# the busiest machine and by the slower of two networks, the one between nodes.
+#
 # **The papers:** Lepikhin et al. 2020, *GShard*
 # ([arXiv:2006.16668](https://arxiv.org/abs/2006.16668)), which put 2,048 experts on 2,048 devices;
 # DeepSeek-AI 2024, *DeepSeek-V3* ([arXiv:2412.19437](https://arxiv.org/abs/2412.19437)), for
-# limited nodes; Zoph et al. 2022, *ST-MoE* ([arXiv:2202.08906](https://arxiv.org/abs/2202.08906)),
-# for fine-tuning; Komatsuzaki et al. 2022 ([arXiv:2212.05055](https://arxiv.org/abs/2212.05055))
-# and OLMoE 2024 ([arXiv:2409.02060](https://arxiv.org/abs/2409.02060)), for upcycling.
+# limited nodes and for what is published of its deployment.
 #
 # In this chapter you
 #
@@ -26,12 +28,11 @@
 # - send tokens to another machine's experts by hand, then with two real processes, and see that two
 #   ranks equal one;
 # - read a traffic matrix, and find out whom everybody waits for;
-# - see why writing a text is about bytes and reading it about arithmetic;
-# - keep experts on the disk, and guess which ones come next;
-# - find out what an old dense model is worth when you want a sparse one.
+# - write down what an exchange over two levels of network takes, and hold it against what was
+#   published for 8 to 256 GPUs.
 #
 # **You need:** PyTorch and chapter 00 or 10. No GPU, no network: the "machines" are processes here.
-# **Time:** an hour and a half to read and try; the cells run in about a minute on two CPU cores.
+# **Time:** an hour to read and try; the cells run in half a minute on two CPU cores.
 
 # %%
 import json
@@ -39,19 +40,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors import safe_open
 
 from moe_lite import Experts, Mixtral, MixtralConfig, MoELayer, TopKRouter, hf, train
-from moe_lite.course import cost, data, ledger, presets, sweep, viz
-from moe_lite.course.widgets import CostCalculator, TrafficMatrix
+from moe_lite.course import cost, data, ledger, presets, viz
+from moe_lite.course.widgets import TrafficMatrix
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -60,9 +57,9 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # %% [markdown]
 # ## 1. What does not fit
 #
-# A mixture of experts is cheap in *work* and dear in *memory*: a token visits $K$ experts of each
-# layer, and all $E$ have to be somewhere. How much is that? A config is enough to say. An expert of
-# three matrices has $3\,D\,F$ parameters, a layer $E$ of them, and the rest is attention,
+# A mixture of experts is cheap in *work* and expensive in *memory*: a token visits $K$ experts of
+# each layer, and all $E$ have to be somewhere. How much is that? A config is enough to say. An
+# expert of three matrices has $3\,D\,F$ parameters, a layer $E$ of them, and the rest is attention,
 # embeddings and small change. `cost.count_parameters` adds it up, exactly:
 
 # %%
@@ -208,7 +205,7 @@ def launch(program, ranks):
         meet = str(Path(folder, "meet"))
         jobs = [subprocess.Popen([*start, str(r), str(ranks), meet], **pipes) for r in range(ranks)]
         try:
-            outputs = [job.communicate(timeout=300) for job in jobs]
+            outputs = [job.communicate() for job in jobs]
         finally:
             for job in jobs:
                 job.kill()  # none goes on when you press stop
@@ -301,8 +298,8 @@ assert np.allclose(one, two["losses"], rtol=1e-5)
 # An all-to-all ends when the last parcel has arrived, and the layer ends when the **busiest** rank
 # has done its work. The others wait; nobody calls it idle, it looks like slow communication.
 # Averages do not help, maxima count. Here is the course's small trained model on held-out text,
-# with its eight experts spread over four imaginary ranks, and, as it happens with data that is not
-# shuffled well, a different domain on each rank:
+# with its eight experts spread over four imaginary ranks. Each rank has a different domain, as it
+# happens with data that is not shuffled well:
 
 # %%
 mini = hf.load_pretrained("mixtral-mini").eval()
@@ -514,367 +511,9 @@ for R in (8, 64, 512):
 
 # %% [markdown]
 # The same unevenness hurts more the bigger the machine is. Capacity puts a lid on it, by dropping;
-# a server's way is to hold a popular expert twice.
+# chapter 15's way is to hold a popular expert twice.
 #
-# ## 6. Writing is about bytes
-#
-# So far a batch was large. When a model *writes*, it adds one token per text and step: **decode**.
-# When it reads the prompt, it has all tokens at once: **prefill**. Same weights, same arithmetic
-# per token, and entirely different bottlenecks. To multiply a matrix with one vector, every weight
-# is fetched from memory for a single multiply-add. An H200 fetches $4.8 \cdot 10^{12}$ bytes a
-# second and computes $989 \cdot 10^{12}$ operations; it could do some 400 operations with each
-# weight that it fetches, and is asked for two.
-#
-# How many bytes does a step of a batch read? All common weights, and those experts that *somebody*
-# needs. An expert is spared by one token with probability $1 - K/E$, by $T$ independent ones with
-# $(1-K/E)^T$. So
-#
-# $$\mathbb{E}[\text{distinct experts}] = E\left(1 - (1 - K/E)^T\right).$$
-#
-# By hand: $E = 8$, $K = 2$, two tokens: $8\,(1 - 9/16) = 3.5$. Two tokens together need 3.5
-# experts, not 4 and not 2. Is it true of a real router? Take $T$ tokens from different texts, many
-# times:
-
-
-# %%
-def distinct(routings, T, draws=300):
-    """Count the experts that T random tokens use, as a mean over layers and draws."""
-    chosen = torch.stack([r.gates_TE() > 0 for r in routings])  # (layers, tokens, experts)
-    picks = torch.randint(chosen.shape[1], (draws, T))
-    return chosen[:, picks].any(2).sum(-1).float().mean().item()
-
-
-Ts = [1, 2, 4, 8, 16, 32]
-mixed = mini(torch.cat([text.windows(d, 64, 8).ids_BS for d in domains])).routings
-lines = {"derived": (Ts, [cost.distinct_experts(8, 2, T) for T in Ts]),
-         "mixed texts": (Ts, [distinct(mixed, T) for T in Ts]),
-         "arithmetic only": (Ts, [distinct(routed[3], T) for T in Ts])}  # fmt: skip
-fig = viz.curves(lines, "tokens in the batch", "distinct experts of 8, mean over layers")
-fig.axes[0].set_xscale("log", base=2)
-fig.axes[0].set_xticks(Ts, Ts)
-fig
-
-# %% [markdown]
-# The formula is for tokens that choose independently and evenly. Mixed texts come close. Tokens of
-# one kind agree with each other, so they need fewer experts: what chapter 17 will call
-# specialisation is, for a machine that serves one kind of text, a saving.
-#
-# Now the price of a token. Mixtral 8x7B on one H200, 2,048 tokens of context, as a roofline (the
-# longest of compute and memory at full speed, so a bound from below):
-
-# %%
-h200, mixtral = cost.DEVICES["H200 SXM"], presets.PRESETS["Mixtral 8x7B"]
-batches = [2**n for n in range(12)]
-steps = [cost.step(mixtral, h200, "decode", b, 2048) for b in batches]
-parts = {
-    "decode": [s.seconds for s in steps],
-    "of it weights": [s.weight_bytes / h200.bandwidth for s in steps],
-    "arithmetic alone": [s.parts["compute"] for s in steps],
-}
-per_token = {name: (batches, 1e3 * np.array(t) / batches) for name, t in parts.items()}
-fig = viz.curves(per_token, "texts in the batch", "ms per token, at least")
-fig.axes[0].set(xscale="log", yscale="log")
-fits = max(b for b, s in zip(batches, steps, strict=True) if s.fits)
-fig.axes[0].axvline(fits, color="#1b1f24", ls=":")
-fig.axes[0].text(1.1 * fits, 1, "full")
-fig
-
-# %%
-for b in (1, 2, 8, 64):
-    s = cost.step(mixtral, h200, "decode", b, 2048)
-    weights, cache = s.weight_bytes / 1e9, s.cache_bytes / 1e9
-    print(f"{b:3} texts: {weights:5.1f} GB of weights, {cache:4.1f} GB of cache, "
-          f"{s.seconds / b * 1e3:5.2f} ms per token, {s.bound}-bound")  # fmt: skip
-p = cost.step(mixtral, h200, "prefill", 1, 2048)
-print(f"prefill of 2,048 tokens: {p.seconds / 2048 * 1e3:5.3f} ms per token, {p.bound}-bound")
-
-# %% [markdown]
-# Look at the step from one text to eight. A dense model would read *the same* weights for both,
-# and batching would be nearly free. Mixtral reads three times as much for eight texts as for one,
-# because eight texts need nearly all experts. **A sparse model is at its best for a single text
-# and for very many; in between, its sparsity is of no use to the memory.** From some sixteen texts
-# on, all experts are read anyway, and each further text is cheap until the caches (the gap between
-# the two upper lines) or the arithmetic take over. The dotted line is where the device is full.
-#
-# The same on our own little model, timed: a prompt of 128 tokens read at once, and 128 tokens
-# written one by one. (A ratio, because seconds depend on your machine.)
-
-# %%
-prompt = text.windows("prose", 128, 1).ids_BS
-with torch.no_grad():
-    mini(prompt)
-    begin = time.perf_counter()
-    mini(prompt)
-    read = time.perf_counter() - begin
-    begin = time.perf_counter()
-    mini.generate(prompt[:, :1], 128, temperature=0)
-    written = time.perf_counter() - begin
-print(f"writing 128 tokens took {written / read:.0f} times as long as reading 128")
-
-# %% [markdown]
-# A token of our model reads 13 MB of weights (3.2 million, in float32). Many a CPU's cache holds
-# that, so much of the ratio is the overhead of 128 small steps rather than bytes. On a large model
-# on a GPU both push in the same direction.
-#
-# ### The calculator
-#
-# Change anything: the model's width, experts, layers; the device; the batch; how many devices
-# share it. **Questions to answer with it.** Which of the presets write for one text on one RTX
-# 4090 in fp4? How many H100s does Mixtral need before it fits, and is it then compute- or
-# memory-bound in decode? What binds DeepSeek-V3's prefill in fp8 on 32 of them, 128 texts of 4,096
-# tokens, and what if all 32 were one node (GB200 NVL72)?
-
-# %%
-CostCalculator("Mixtral 8x7B", device="H100 SXM", batch=8, ranks=2)
-
-# %% [markdown]
-# ## 7. Experts on the disk
-#
-# What if it does not fit and there is no second machine? Then most experts can wait on the disk: a
-# token needs $K$ of them per layer. A safetensors file is made for that. It says where each tensor
-# lies, and the operating system maps the file into memory and fetches only the pages that are
-# touched. A model that is cut into several files has an index beside them, a JSON file that says
-# which tensor is in which.
-
-# %%
-folder = hf.PRETRAINED / "mixtral-mini"
-index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
-file_of = index["weight_map"]
-mapped = {file: safe_open(folder / file, framework="pt") for file in set(file_of.values())}
-
-
-def fetch(layer, expert):
-    """Read the three matrices of one expert from the mapped files."""
-    name = f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{{}}.weight"
-    names = [name.format(w) for w in ("w1", "w3", "w2")]
-    return [mapped[file_of[name]].get_tensor(name) for name in names]
-
-
-w1, w3, w2 = (w.float() for w in fetch(layer=2, expert=5))
-x = torch.randn(192)
-ours = w2 @ (F.silu(w1 @ x) * (w3 @ x))
-torch.testing.assert_close(ours, mini.moe_layers[2].experts.each()[5](x), rtol=1e-4, atol=1e-5)
-size = sum(w.numel() for w in (w1, w3, w2)) * 2
-whole = sum((folder / file).stat().st_size for file in mapped)
-print(f"one expert: {size / 1e3:.0f} kB of {whole / 1e6:.1f} MB in {len(mapped)} files")
-
-# %% [markdown]
-# How long does a fetch take beside one token's work with the expert? The least of fifty, and the
-# file has long been in the system's own cache: from a real disk, multiply.
-
-
-# %%
-def least(f, repeats=50):
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        f()
-        times.append(time.perf_counter() - begin)
-    return min(times)
-
-
-get = least(lambda: [w.float().sum() for w in fetch(2, 5)])  # to touch each page
-use = least(lambda: w2 @ (F.silu(w1 @ x) * (w3 @ x)))
-print(f"fetching an expert takes {get / use:.0f} times as long as using it on one token")
-
-# %% [markdown]
-# And for a large model the gap is wider: 350 MB of a Mixtral expert come from a good SSD at some 7
-# GB a second, 50 milliseconds, for work that a GPU does in a tenth of one. So two things decide:
-# how often the expert is *still there*, and whether one can *guess* the next. First the cache.
-# Keep the last few experts of each layer (the least recently used one leaves), walk through real
-# text token by token, and count:
-
-
-# %%
-def hit_rate(expert_TK, room):
-    """Share of the needed experts that were still in a cache of so many."""
-    kept, hits = [], 0
-    for needed in expert_TK.tolist():
-        hits += sum(e in kept for e in needed)
-        kept = [e for e in kept if e not in needed] + needed
-        kept = kept[-room:]
-    return hits / expert_TK.numel()
-
-
-line = [r.expert_N.view(-1, 2) for r in mini(text.windows("prose", 512, 1).ids_BS).routings]
-for room in (2, 4, 6):
-    rate = np.mean([hit_rate(expert_TK, room) for expert_TK in line])
-    dealt = np.mean([hit_rate(expert_TK[torch.randperm(512)], room) for expert_TK in line])
-    print(f"room for {room} of 8: {rate:.0%} hits; the same tokens shuffled: {dealt:.0%}; "
-          f"experts drawn evenly: {room / 8:.0%}")  # fmt: skip
-
-# %% [markdown]
-# The cache hits far more often than with experts drawn evenly. Is that because neighbouring tokens
-# like the same experts? Hardly: in shuffled order the same tokens hit nearly as often. A text of
-# *one kind* uses some experts much more than others, and those stay in the cache. It is section 6's
-# saving once more: texts of one kind need fewer experts.
-#
-# Now the guess. A transformer's stream changes slowly: each layer *adds* to it. So the vector that
-# enters layer $\ell$'s router is already similar to the one that will enter the next. Ask the
-# next layer's router *now* and fetch what it names while this layer is still at work (Eliseev and
-# Mazur 2023, [arXiv:2312.17238](https://arxiv.org/abs/2312.17238)):
-
-# %%
-inputs = []
-hooks = [layer.gate.register_forward_hook(lambda gate, args, out: inputs.append(args[0]))
-         for layer in mini.moe_layers]  # fmt: skip
-with torch.no_grad():
-    routings = mini(text.windows("prose", 256, 2).ids_BS).routings
-for hook in hooks:
-    hook.remove()
-for ahead in (1, 2):
-    found = []
-    for now in range(6 - ahead):
-        guess = mini.moe_layers[now + ahead].gate(inputs[now]).gates_TE() > 0
-        right = guess & (routings[now + ahead].gates_TE() > 0)
-        found.append(f"{right.sum(1).float().mean() / 2:.0%}")
-    print(f"guessed {ahead} ahead, for layer {ahead} to 5:", ", ".join(found))
-busy = [(r.gates_TE() > 0).float().mean(0).topk(2).values.mean() for r in routings]
-print("always the two busiest, layer 1 to 5:", ", ".join(f"{share:.0%}" for share in busy[1:]))
-
-# %% [markdown]
-# Drawn by lot, a guess would be right in 25%; for somebody who always names the two experts that
-# this text uses most in a layer, in 40 to 64%. Against that: asked one layer early, the routers of
-# layers 2 to 5 are right four times in five or more, with no training at all. Asked two layers
-# early, those of layers 3 to 5 are right in two thirds to four fifths, and for layer 5 naming the
-# busiest does nearly as well. What enters layer 0 is worth nothing as a guess: there the stream is
-# hardly more than the token's embedding, and the layer changes it altogether. A wrong guess costs
-# only the bandwidth; the right expert is then fetched late. The other lever is to make experts
-# smaller: in int8 they take half the bytes, in int4 a quarter, and fetching *is* bytes. Exercise 6
-# has you quantise experts and measure what it does to the model's loss.
-#
-# ## 8. Fine-tuning: what to freeze
-#
-# Sparse models have many parameters for the work they do, and little text is enough to learn it by
-# heart with many parameters. ST-MoE's authors fine-tuned only a part of their model: everything;
-# only the experts; everything *but* the experts; only attention; only the dense FFNs. They found
-# all but the experts about as good as everything, the FFNs alone a bit better still, and *only the
-# experts* drastically worse, although that is where some 80% of the parameters are. Their guess at
-# a reason: experts are in one of four layers only, so updating them touches few layers.
-#
-# We did that in small: a model with experts in one of its four layers, trained on four of the
-# course's domains, then fine-tuned on 30 kB of the fifth, Shakespeare, and measured on Shakespeare
-# that it had not seen. From the ledger (`python -m moe_lite reproduce stmoe2022_finetune`):
-
-# %%
-tuned = ledger.stored("stmoe2022_finetune")
-print(f"stored result, {len(tuned.seeds)} seeds; held-out bits per byte (%: updated)")
-rows = {"one in four": ("all", "all but experts", "experts", "attention", "FFN"),
-        "every layer": ("all", "all but experts", "experts"), "dense twin": ("all",)}  # fmt: skip
-for shape, subsets in rows.items():
-    print(f"{shape:25}{'before':16}{'best':16}{'at the end':16}training loss")
-    for subset in subsets:
-        share = tuned[f"share updated: {subset}, {shape}"].mean
-        whats = "before", "best", "end", "training loss"
-        cells = (str(tuned[f"{what}: {subset}, {shape}"]) for what in whats)
-        print(f"  {subset:16}{share:5.0%}  " + "".join(f"{cell:16}" for cell in cells))
-
-# %%
-print(ledger.verdicts("stmoe2022_finetune"))
-
-# %% [markdown]
-# **What held: the experts alone are the worst choice.** Updating *only* the experts ends above each
-# of the other four, with intervals clear of 0, in held-out text and in training loss. **What we
-# cannot tell: that leaving them alone costs nothing.** With experts in one layer of four, updating
-# all *but* the experts ends where updating everything does, give or take 0.015 bits a byte: more
-# than the margin of 0.01 that the ledger asks for. And in Mixtral's shape, with experts in every
-# layer, **it does cost**: all but the experts keep about nine tenths of the gain, less in every
-# seed, with an interval beyond the margin. So how much can be left alone depends on how much of the
-# model the experts are.
-#
-# **What did not: the FFNs.** The paper found them a bit better than everything; ours keep two
-# thirds of the gain, and so does attention alone, and the experts are worst by little only. What
-# has "all but the experts" that those three have not? The *embedding*: our task brings a new
-# vocabulary (a model that had read no play has to learn how plays are spelled), where SuperGLUE
-# asks new questions in old words. So we asked again, after that first result, with two more
-# subsets:
-
-# %%
-for subset in ("attention", "FFN", "experts", "embedding", "experts and embedding"):
-    share, loss, rise = (tuned[f"{what}: {subset}, one in four"]
-                         for what in ("share of the gain", "training loss", "rise"))  # fmt: skip
-    print(f"{subset:22} keeps {share!s:13} of the gain; training loss {loss!s:14} rise {rise}")
-
-# %% [markdown]
-# The guess was wrong as it stood: the embedding alone does no better than the others. *Any* single
-# part keeps about two thirds, and two parts together nine tenths, also if one of them is the
-# experts. So at our size the experts are not special; a part alone cannot do it. The lesson to
-# carry off is smaller than the paper's, and still useful: **leaving the experts out costs a tenth
-# of the gain or less**, and they are where most of the memory for gradients and moments would go.
-#
-# **Does anything overfit?** Not measurably. *Rise* is how far the held-out loss climbs from its
-# best point to the end: every row's interval holds zero, sparse and dense alike, and a training
-# loss of 5 nats a token is far from knowing 30 kB by heart. One row hints at it: the embedding
-# alone reaches a training loss 1.2 nats below that of the experts and is no better on new text. The
-# paper's warning is about far larger models on a few hundred examples; ours is too small to test
-# it.
-#
-# ## 9. Upcycling: what is an old dense model worth?
-#
-# You have trained a dense model and want a sparse one. **Upcycling** makes one: copy the
-# feed-forward network $E$ times, put a fresh router before the copies, train on. At the moment of
-# copying nothing has changed, whatever the router says: the experts are equal and a token's gates
-# sum to 1, so
-#
-# $$\sum_{i \in \text{top-}K} g_i\,E_i(x) = \Big(\sum_i g_i\Big)\,E(x) = E(x).$$
-
-# %%
-torch.manual_seed(0)
-dense = Mixtral(replace(sweep.SMALL, num_local_experts=1, num_experts_per_tok=1))
-train.train(dense, text, replace(sweep.TRAINING, steps=60), progress=False)
-sparse = hf.upcycle(dense, num_experts=8, experts_per_tok=2)
-ids = text.windows("prose", 64, 4).ids_BS
-with torch.no_grad():
-    change = (sparse(ids).logits_BSV - dense(ids).logits_BSV).abs().max()
-counts = [sum(p.numel() for p in m.parameters()) for m in (dense, sparse)]
-print(f"{counts[0]:,} -> {counts[1]:,} parameters; largest change of a logit {change:.1e}")
-
-# %% [markdown]
-# Now let it go on beside a model of the same shape that starts from scratch, on the same batches
-# (one seed, 60 steps, an illustration):
-
-# %%
-torch.manual_seed(1)
-runs = {"upcycled": sparse, "from scratch": Mixtral(sweep.SMALL)}
-# The same learning rate throughout: a schedule must not decide the race.
-steady = replace(sweep.TRAINING, steps=60, min_lr_ratio=1.0, seed=1)
-runs = {name: train.train(model, text, steady, progress=False) for name, model in runs.items()}
-lines = {name: (range(1, 61), viz.smooth(history.column("loss"))) for name, history in runs.items()}
-viz.curves(lines, "further steps", "training loss, nats per token", title="one seed")
-
-# %% [markdown]
-# And the question is what that head start is worth. Komatsuzaki et al. found it worth more than
-# 100% of the dense model's own training: a model from scratch needed 120% of it to catch up.
-# OLMoE, with another kind of router and a dense model that had read 2 trillion tokens, found the
-# one from scratch level after 25% and ahead from about 30% on. In small, with the same batches and
-# the same number of steps for both (`python -m moe_lite reproduce upcycling`):
-
-# %%
-up = ledger.stored("upcycling")
-shares = [k * 20 / 400 for k in range(1, 25)]
-names = {"from scratch": "scratch", "upcycled": "upcycled", "dense goes on": "dense"}
-runs = {n: (shares, [up[f"{key} at {s:.0%}"].mean for s in shares]) for n, key in names.items()}
-x = "further training / the dense model's own"
-viz.curves(runs, x, "held-out bits per byte", title=f"stored, {len(up.seeds)} seeds")
-
-# %%
-print(ledger.verdicts("upcycling"))
-print("upcycled - dense at 120%:", up["upcycled - dense at 120%"])
-
-# %% [markdown]
-# **Here it went Komatsuzaki's way, and further.** At 30%, where OLMoE's model from scratch is
-# ahead, ours is 0.4 bits a byte behind, and at 120% still nearly a tenth, both clear of 0:
-# contradicted. When it *would* catch up we cannot say: three runs that never did are three bounds,
-# and a sign test wants six. OLMoE's authors give a reason why theirs came so early: their dense
-# model had been trained for very long, and sat where more training hardly helped. Ours is the
-# opposite case, stopped while it was still learning fast, and the third curve shows what that
-# means: the dense model that simply *goes on* is hardly behind its upcycled copy, by a hundredth of
-# a bit. So what the head start is worth here is the dense model's training, nearly nothing else;
-# eight experts had not yet had the text to become different. Read the two papers together like
-# this: *upcycling is worth what you did not pay for the dense model*. If the dense model is there
-# already, take it; if you would have to train it first, that time counts too.
-#
-# ## 10. What goes wrong: two bugs that run
+# ## 6. What goes wrong: two bugs that run
 #
 # Neither raises an error, and in both the loss falls. Look for the cause before you open the fold.
 #
@@ -926,42 +565,11 @@ print(
 #
 # </details>
 #
-# ## 11. Ten questions with numbers
+# ## 7. Three questions with numbers
 #
 # Paper and pencil first, then the fold. (A test works each number out with `cost`.)
 #
-# **1.** gpt-oss-120b has 116.8 billion parameters, 114.7 of them in experts, which come in MXFP4
-# (17 bytes for 32 weights), the rest in bf16. Does it fit one H100 of 80 GB?
-#
-# <details><summary>Answer</summary>
-#
-# $114.7 \cdot 17/32 + 2.17 \cdot 2 =$ 65.2 GB. It does, with some 15 GB for caches. In bf16 it
-# would take 234.
-#
-# </details>
-#
-# **2.** How many bytes does one text of 131,072 tokens keep in DeepSeek-V3 (61 layers, a latent of
-# 576 numbers), in Mixtral 8x7B (32 layers, 8 heads of 128, keys and values) and in gpt-oss-120b (36
-# layers, 8 heads of 64, every second one with a window of 128)? All in bf16.
-#
-# <details><summary>Answer</summary>
-#
-# 9.2 GB, 17.2 GB and 4.8 GB. For a token that is 70,272, 131,072 and, without the window, 73,728
-# bytes; the window spares gpt-oss half of it.
-#
-# </details>
-#
-# **3.** Sixteen texts are written at once. How many of DeepSeek-V3's 256 experts of a layer does a
-# step read, and how many of Mixtral's 8?
-#
-# <details><summary>Answer</summary>
-#
-# $256\,(1 - (1 - 8/256)^{16}) =$ 102 and $8\,(1 - (3/4)^{16}) =$ 7.9. Mixtral's step is that of a
-# dense model by then; DeepSeek-V3's is not half of one.
-#
-# </details>
-#
-# **4.** A token chooses 8 of 256 experts on 32 nodes of eight GPUs, one expert on each GPU. How
+# **1.** A token chooses 8 of 256 experts on 32 nodes of eight GPUs, one expert on each GPU. How
 # many copies of it leave its node: sent straight; once to each node; once to each node, at most
 # four nodes?
 #
@@ -973,55 +581,7 @@ print(
 #
 # </details>
 #
-# **5.** On how many rows must an H100 use an expert's weights before it is worth reading them, in
-# bf16 (989 TFLOP/s, 3.35 TB/s), and in fp8 at twice the speed?
-#
-# <details><summary>Answer</summary>
-#
-# $2m$ operations for each weight of 2 bytes: $m = 989/3.35 =$ 295. In fp8 half the bytes and twice
-# the operations: 295 again. DeepSeek's decode at 144 GPUs with 88 texts each gives an expert $88
-# \cdot 144 \cdot 8/256 =$ 396 rows. That is what 144 GPUs are *for*: on 8 of them, with the same
-# texts each, it would be 22.
-#
-# </details>
-#
-# **6.** Those 396 rows go through tiles of 128. What share of the arithmetic is useful? And for 16
-# rows?
-#
-# <details><summary>Answer</summary>
-#
-# Four tiles hold 512 rows: 77%. Sixteen rows fill an eighth of one tile: 12.5%.
-#
-# </details>
-#
-# **7.** A small model guesses three tokens ahead and the large one checks all four at once. It
-# guesses right four times in five. How many tokens does a check give on average, and how many more
-# bytes of weights does it read than a step for one token: in Mixtral 8x7B, in DeepSeek-V3? (One
-# text alone.)
-#
-# <details><summary>Answer</summary>
-#
-# $1 + 0.8 + 0.8^2 + 0.8^3 =$ 2.95 tokens. Four tokens need $8\,(1 - (3/4)^4) =$ 5.5 experts of
-# Mixtral, 2.7 times as many as one; of DeepSeek-V3 30.5, 3.8 times. With what all tokens share,
-# bytes grow 2.53 and 2.57 times. A dense model would read the same bytes for four as for one. So
-# speculation, nearly free there, gains about a sixth here, and more only in a batch that reads all
-# experts anyway.
-#
-# </details>
-#
-# **8.** At home: the active experts of gpt-oss-120b are 1.90 GB for a token in MXFP4. How long does
-# a token take if they are fetched over PCIe (32 GB/s), from an SSD (7 GB/s), or computed where they
-# lie, by a processor whose memory gives 80 GB/s?
-#
-# <details><summary>Answer</summary>
-#
-# 59 ms, 272 ms, and 24 ms. A vector of 2,880 numbers is lighter than the matrices it is multiplied
-# with: let the token travel, once more. That is what llama.cpp (`--n-cpu-moe`) and ktransformers
-# do, and why a slow processor beats a fast card that has to wait for its weights.
-#
-# </details>
-#
-# **9.** What does DeepSeek-V3 send for a token in a forward pass at 64 GPUs, out in fp8 with scales
+# **2.** What does DeepSeek-V3 send for a token in a forward pass at 64 GPUs, out in fp8 with scales
 # and back in bf16, by node with its limit, over the slow level? And in all if each expert got a
 # copy of its own, both ways in bf16?
 #
@@ -1032,7 +592,7 @@ print(
 #
 # </details>
 #
-# **10.** The same decode, 88 texts a GPU, on 144 H800s and on the 72 GPUs of a GB200 NVL72. What
+# **3.** The same decode, 88 texts a GPU, on 144 H800s and on the 72 GPUs of a GB200 NVL72. What
 # binds each?
 #
 # <details><summary>Answer</summary>
@@ -1045,20 +605,18 @@ print(
 #
 # ## Exercises
 #
-# [`exercises/14_many_machines.ipynb`](../exercises/14_many_machines.ipynb): the traffic
-# matrix, the way back, one loss for uneven shares, distinct experts, the bytes of a step, and
-# experts in int8. Each check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/14_many_machines.ipynb).
+# [`exercises/14_many_machines.ipynb`](../exercises/14_many_machines.ipynb): the traffic matrix, the
+# way back, and one loss for uneven shares. Each check tells you *what* you misunderstood. Solutions
+# are in [`solutions/`](../solutions/14_many_machines.ipynb).
 #
-# ## In six lines
+# ## In five lines
 #
 # 1. Experts stay, tokens travel: counts, rows out, work, rows back; gates never leave home.
-# 2. A layer takes as long as its busiest rank, and an exchange as long as its slower level: bytes
-#    inside a node, bytes between nodes. A limit on nodes cuts the second.
-# 3. Experts' gradients are not averaged over ranks, everything else's are, weighted by tokens.
-# 4. Decode is about bytes: common weights, plus $E(1-(1-K/E)^T)$ experts for $T$ tokens.
-# 5. A cache and a guess make experts on a disk bearable, because routing is predictable.
-# 6. An upcycled model starts where the dense one stopped, exactly.
+# 2. Two ranks are not an approximation of one: the losses are the same.
+# 3. A layer takes as long as its busiest rank, and an exchange as long as its slower level.
+# 4. Bytes inside a node, bytes between nodes: a limit on nodes cuts the second, and a small batch
+#    sends straight.
+# 5. Experts' gradients are not averaged over ranks, everything else's are, weighted by tokens.
 #
 # | in the field | in the code | |
 # |---|---|---|
@@ -1066,10 +624,7 @@ print(
 # | all-to-all | `dist.all_to_all_single(...)` | sizes are exchanged on the way back |
 # | traffic matrix | `TrafficMatrix(...).traffic.pairs_RR` | [from, to] |
 # | two levels | `cost.copies(model, ranks, node, by_node)` | inside a node, between |
-# | roofline | `cost.step(model, device, phase, batch, context)` | `.parts`, `.bound` |
-# | distinct experts | `cost.distinct_experts(E, K, T)` | expected, at random |
-# | upcycling | `hf.upcycle(dense, E, K)` | the same logits |
+# | a real step | `cost.step(...).in_turn` | `.work` and `.exchange` |
 #
-# **Read on:** GShard's section 3 and 5; DeepSeek-V3's section 3 on how to hide the traffic behind
-# work; Pope et al. 2022 ([arXiv:2211.05102](https://arxiv.org/abs/2211.05102)) for the arithmetic
-# of inference.
+# **Read on:** GShard's sections 3 and 5; DeepSeek-V3's section 3 on how to hide the traffic behind
+# work; DeepEP's page. Next, chapter 15: the same machines, when the model is asked.

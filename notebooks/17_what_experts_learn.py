@@ -563,10 +563,10 @@ RoutingExplorer(film=film, layer=0)
 # %% [markdown]
 # ## 6. Neighbours
 #
-# Mixtral's authors found something else. They looked for topics, saw "no obvious pattern", and then
-# counted how often *consecutive tokens* get the same expert (their Table 5), at the first, a middle
-# and the last layer, for the first choice and for either of the two. If experts were chosen at
-# random it would be 12.5%, and for either choice $1 - \frac{6}{8}\cdot\frac{5}{7} = 46.4\%$.
+# Mixtral's authors found something else. They looked for topics and saw "no obvious pattern". Then
+# they counted how often *consecutive tokens* get the same expert (their Table 5), at the first, a
+# middle and the last layer, for the first choice and for either of the two. If experts were chosen
+# at random it would be 12.5%, and for either choice $1 - \frac{6}{8}\cdot\frac{5}{7} = 46.4\%$.
 
 # %%
 print("chance:", f"{analysis.repetition_chance(8):.1%}, {analysis.repetition_chance(8, 2):.1%}")
@@ -613,7 +613,7 @@ for name, values in rows.items():
 # All that was correlation. An expert that arithmetic *goes to* need not be one that arithmetic
 # *needs*. So take it away: an **ablated** expert contributes nothing to its tokens, while their
 # other gate stays as it was. We do it to each of the 48 experts, one after the other, on texts that
-# none of the numbers above has seen, and note for each domain by how much the loss of the tokens
+# none of the numbers above has seen. For each domain we note by how much the loss of the tokens
 # rises.
 
 # %%

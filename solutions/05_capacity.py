@@ -385,7 +385,7 @@ for seat in (by_position, by_choice):
 # <summary>Hint 1</summary>
 #
 # Pick a cut t. Keep the tokens before it exactly as they are, replace all others by something
-# random, and compare the fates *before the cut*. Behind it, change is expected.
+# random, and compare what happens *before the cut*. Behind it, change is expected.
 #
 # </details>
 #

@@ -243,8 +243,8 @@ checks.check_selective_logits(selective_logits)
 #
 # *Difficulty ●●○○○ · importance ●●●○○ · 10 minutes*
 #
-# A team reads that Switch "reduces the initialisation scale by a factor of 10", multiplies the
-# usual deviation $1/\sqrt{n}$ by 0.1, and is disappointed: the model takes for ever to get going.
+# A team reads that Switch "reduces the initialisation scale by a factor of 10". It multiplies the
+# usual deviation $1/\sqrt{n}$ by 0.1 and is disappointed: the model takes for ever to get going.
 
 # %%
 n = 256

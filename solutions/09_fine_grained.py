@@ -170,8 +170,8 @@ checks.check_disable_top(disable_top)
 #
 # In October 2025 somebody noticed by chance that a much-used library had changed DeepSeek-V3's
 # gates ([transformers #41647](https://github.com/huggingface/transformers/pull/41647); vLLM had
-# had the same mistake, [#12002](https://github.com/vllm-project/vllm/pull/12002)). In its essence
-# the tidied-up code did this:
+# had the same mistake, [#12002](https://github.com/vllm-project/vllm/pull/12002)). In short,
+# the cleaned-up code did this:
 
 
 # %%

@@ -246,7 +246,7 @@ def moe_layer(
 checks.check_moe_layer(moe_layer)
 
 # %% [markdown]
-# What you have written is the library's `loop` backend in all but name, and the yardstick by
+# What you have written is the library's `loop` backend in all but name, and the measure by
 # which its faster ones are measured: same values, same gradients, fewer and larger products.
 #
 # ## 4. A real bug
@@ -469,7 +469,7 @@ for loss in (quiet_loss, logging_loss):
     print(f"{loss.__name__:13} teaches the router: {balance_is_used(loss)}")
 
 # %% [markdown]
-# Keep this test; it fits any auxiliary loss you will ever add. (`.item()` was the culprit: it
+# Keep this test; it fits any auxiliary loss you will ever add. (`.item()` was the cause: it
 # turns a tensor that remembers where it came from into a number that does not.)
 #
 # ## What you can now say

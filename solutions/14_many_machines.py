@@ -11,11 +11,11 @@
 # ---
 
 # %% [markdown]
-# # Exercises 11: How does it get bigger than a machine?
+# # Exercises 14: How does it get bigger than a machine?
 #
-# Six exercises for the chapter [How does it get bigger than a
-# machine?](../notebooks/14_many_machines.ipynb), about an hour and a half together, no GPU
-# and no second machine. The first three are about ranks, the others about bytes.
+# Three exercises for the chapter [How does it get bigger than a
+# machine?](../notebooks/14_many_machines.ipynb), three quarters of an hour together, no GPU and no
+# second machine.
 #
 # Each ends with a check. It runs your function, first on numbers you can do by hand, and if the
 # result is off, it says which idea would lead there. Any correct solution passes, however it is
@@ -26,16 +26,12 @@
 # | 1 | Who sends what to whom | ●●○○○ | ●●●●● | 15 |
 # | 2 | The way back | ●●○○○ | ●●●●○ | 15 |
 # | 3 | One loss for uneven shares | ●●●○○ | ●●●●● | 15 |
-# | 4 | How many experts does a batch need? | ●●○○○ | ●●●●● | 10 |
-# | 5 | The bytes of a step | ●●●○○ | ●●●●○ | 15 |
-# | 6 | Experts in a byte per weight | ●●●○○ | ●●●○○ | 20 |
 
 # %%
 import torch
 from torch import Tensor
 
-from moe_lite import MixtralConfig, evaluate, hf, train
-from moe_lite.course import checks, cost, data
+from moe_lite.course import checks
 
 torch.set_printoptions(precision=3, sci_mode=False)
 
@@ -158,7 +154,7 @@ checks.check_round_trip(round_trip)
 # Each rank takes the mean loss of its own tokens, and `DistributedDataParallel` averages the
 # ranks' gradients: sum over the ranks, divided by $R$. With uneven shares that is a mean of means
 # (a bug that transformers' trainer had until October 2024, with accumulation steps in the place of
-# ranks: pull request 34191). Mend it with one number per rank, by which it multiplies its mean
+# ranks: pull request 34191). Fix it with one number per rank, by which it multiplies its mean
 # loss before `backward()`, so that the average is the gradient of the mean over **all** tokens. A
 # rank without a token has a weight too.
 
@@ -205,175 +201,3 @@ weight_R = rank_weights(torch.tensor([3, 1]))
 print("weighed:", (weight_R * torch.stack([losses[:3].mean(), losses[3]])).mean().item())
 
 # %% [markdown]
-# ## 4. How many experts does a batch need?
-#
-# *Difficulty ●●○○○ · importance ●●●●● · 10 minutes*
-#
-# $T$ tokens each choose $K$ *different* experts of $E$, evenly and independently. How many experts
-# are chosen by at least one of them, on average?
-#
-# By hand: $E = 8$, $K = 2$, $T = 2$. Not 4, because they may agree.
-#
-# <details>
-# <summary>Hint 1</summary>
-#
-# Look at one expert. With what probability does the first token leave it out? And both tokens?
-#
-# </details>
-#
-# <details>
-# <summary>Hint 2</summary>
-#
-# The mean of a sum is the sum of the means, even if the parts depend on each other. There are $E$
-# experts, each in use with the same probability.
-#
-# </details>
-
-
-# %%
-def distinct_experts(experts: int, top_k: int, tokens: int) -> float:
-    """Expect the number of experts that at least one token uses."""
-    ### BEGIN SOLUTION
-    return experts * (1 - (1 - top_k / experts) ** tokens)
-    ### END SOLUTION
-
-
-# %%
-checks.check_distinct_experts(distinct_experts)
-
-# %% [markdown]
-# With how many tokens is half of the layer in use?
-
-# %%
-for name, E, K in (
-    ("Mixtral", 8, 2),
-    ("OLMoE", 64, 8),
-    ("DeepSeek-V3", 256, 8),
-    ("Switch-C", 2048, 1),
-):
-    T = next(T for T in range(1, 9999) if distinct_experts(E, K, T) >= E / 2)
-    print(f"{name:12} {E:4} experts, K = {K}: from {T} tokens on")
-
-# %% [markdown]
-# ## 5. The bytes of a step
-#
-# *Difficulty ●●●○○ · importance ●●●●○ · 15 minutes*
-#
-# In one step of decoding, each text of a batch gets one token. How many bytes of *weights* does
-# the device read from its memory, in bf16? Count what every token uses once for the whole batch;
-# of the experts those that you expect in use; of the input embedding nothing (a row per token does
-# not matter), unless it is the output matrix as well. Leave the cache aside.
-#
-# `cost.count_parameters(config)` gives the parameters by part: `total`, `embedding`, `experts` and
-# others.
-#
-# <details>
-# <summary>Hint 1</summary>
-#
-# Two parts: `total - experts - embedding` is read always. With a tied embedding
-# (`tie_word_embeddings`) there is one matrix for both purposes, and it is read whole.
-#
-# </details>
-#
-# <details>
-# <summary>Hint 2</summary>
-#
-# `experts` counts all of them, in all layers. Which share of that is in use you know from exercise
-# 4.
-#
-# </details>
-
-
-# %%
-def decode_bytes(config: MixtralConfig, batch: int) -> float:
-    """Expect the bytes of bf16 weights that one decoding step of a batch reads."""
-    ### BEGIN SOLUTION
-    count, E = cost.count_parameters(config), config.num_local_experts
-    common = count.total - count.experts
-    if not config.tie_word_embeddings:
-        common -= count.embedding
-    share = distinct_experts(E, config.num_experts_per_tok, batch) / E
-    return 2 * (common + share * count.experts)
-    ### END SOLUTION
-
-
-# %%
-checks.check_decode_bytes(decode_bytes)
-
-# %%
-device = cost.DEVICES["H200 SXM"]
-for batch in (1, 4, 16, 64):
-    size = decode_bytes(MixtralConfig(), batch)
-    speed = batch * device.bandwidth / size
-    print(f"{batch:3} texts: {size / 1e9:5.1f} GB, at best {speed:7,.0f} tokens/s")
-
-# %% [markdown]
-# From one text to four: a dense model would give four times the tokens per second. A sparse one
-# pays for most of them in bytes. From sixteen on it behaves like a dense one.
-#
-# ## 6. Experts in a byte per weight
-#
-# *Difficulty ●●●○○ · importance ●●●○○ · 20 minutes*
-#
-# If reading weights is what takes the time, make them smaller. In **int8** a weight is a whole
-# number from -127 to 127, and each row of a matrix has one scale: $w \approx q \cdot s$. Take for
-# $s$ the row's largest absolute value divided by 127, so that nothing overflows and the whole
-# range is used. A row of zeros should stay one.
-#
-# By hand: the row (1, -2, 0.5) has the scale 2/127, and becomes (64, -127, 32).
-#
-# <details>
-# <summary>Hint 1</summary>
-#
-# `w.abs().amax(dim=1, keepdim=True)` is each row's largest absolute value. `clamp(min=...)` keeps
-# you from dividing by zero.
-#
-# </details>
-#
-# <details>
-# <summary>Hint 2</summary>
-#
-# Converting to int8 cuts off towards zero. Round first. And $127.4$ would round to 127, but $128$
-# wraps around to -128: why can it not occur with your scale?
-#
-# </details>
-
-
-# %%
-def quantize(w_FD: Tensor) -> tuple[Tensor, Tensor]:
-    """Write a matrix in int8 with a scale per row.
-
-    Returns: q_FD, int8; scale_F1, float, so that q_FD * scale_F1 is within half a step of w_FD.
-    """
-    ### BEGIN SOLUTION
-    scale_F1 = (w_FD.abs().amax(dim=1, keepdim=True) / 127).clamp(min=1e-12)
-    return (w_FD / scale_F1).round().to(torch.int8), scale_F1
-    ### END SOLUTION
-
-
-# %%
-checks.check_quantize(quantize)
-
-# %% [markdown]
-# What does it do to a model? Every expert of the course's small Mixtral through your function and
-# back, then held-out bits per byte. (Here nothing gets faster: we multiply with what comes *back*.
-# A real kernel reads int8 and unpacks it on the way.)
-
-# %%
-model, text = hf.load_pretrained(), data.load_corpus(max_bytes=200_000)
-config = train.TrainConfig(seq_len=64, eval_windows=8, autocast="off")
-before = evaluate(model, text, config=config)
-with torch.no_grad():
-    for layer in model.moe_layers:
-        for weight_EFD in layer.experts.parameters():
-            for w_FD in weight_EFD:
-                q_FD, scale_F1 = quantize(w_FD)
-                w_FD.copy_(q_FD * scale_F1)
-after = evaluate(model, text, config=config)
-for domain in before:
-    print(f"{domain:10} {before[domain]:.4f} -> {after[domain]:.4f} bits per byte")
-
-# %% [markdown]
-# A byte in the place of two, and you have to look at the third or fourth digit. Routers, attention
-# and norms stay as they were: they are a few percent of the bytes, and a router that errs sends a
-# token somewhere else altogether.

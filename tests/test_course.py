@@ -1,6 +1,7 @@
 """course.py, the one file that meets a machine with nothing on it: here it meets many such."""
 
 import ast
+import contextlib
 import os
 import re
 import shutil
@@ -312,6 +313,58 @@ def test_two_machines_that_see_it_alike_share_it(bare, monkeypatch):
     assert bare.modules == ["moe_lite"]
 
 
+def test_a_second_install_waits_and_finds_all_done(bare, monkeypatch, capsys):
+    """The lock is the system's, so within this process too a second holder has to wait."""
+    first, waits = contextlib.ExitStack(), []
+
+    def finish_the_first(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            bare.starting.add(bare.root / ".venv")
+            (bare.root / ".venv" / course.STAMP).write_text("\n".join(course.stamp("course")))
+            first.close()
+
+    monkeypatch.setattr(course.time, "sleep", finish_the_first)
+    first.enter_context(course.alone(bare.root / ".venv"))
+    course.main(["lab"], "")
+    assert bare.modules == ["moe_lite"] and len(waits) == 3
+    assert capsys.readouterr().out.count("Something else is installing into") == 1
+    assert [path.name for path in (bare.root / ".venv").iterdir()] == [course.STAMP]
+
+
+def test_what_another_machine_made_its_own_meanwhile_is_left_alone(bare, monkeypatch):
+    first, here = contextlib.ExitStack(), bare.root / ".venv"
+
+    def finish_the_first(seconds):
+        digest = course.stamp("course")[0]
+        (here / "pyvenv.cfg").touch()
+        (here / course.STAMP).write_text("\n".join([digest, "course", "lab-7", "/mnt/course"]))
+        bare.starting.add(here)
+        first.close()
+
+    monkeypatch.setattr(course.time, "sleep", finish_the_first)
+    first.enter_context(course.alone(here))
+    course.main(["lab"], "")
+    (ours,) = bare.root.glob(".venv-*")
+    assert bare.commands[0].endswith(str(ours)) and course.read_stamp(here)[2] == "lab-7"
+
+
+def test_an_install_that_was_killed_keeps_nobody_waiting(bare, monkeypatch):
+    code = (
+        "import sys; from pathlib import Path; from moe_lite.course import environment as course\n"
+        "with course.alone(Path(sys.argv[1])): print(1, flush=True); sys.stdin.read()"
+    )
+    crashed = subprocess.Popen([sys.executable, "-c", code, str(bare.root / ".venv")], cwd=ROOT,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert crashed.stdout.read(1) == b"1"
+    crashed.kill()
+    crashed.communicate()
+    assert (bare.root / ".venv" / course.LOCK).exists() or os.name == "nt"
+    monkeypatch.setattr(course.time, "sleep", lambda s: pytest.fail("it waits for the dead"))
+    course.main(["lab"], "")
+    assert bare.modules == ["venv", "ensurepip", "pip", "moe_lite"]
+
+
 # --- course.py itself ----------------------------------------------------------------------------
 
 
@@ -354,7 +407,7 @@ def test_any_old_python_says_which_one_is_needed():
 def test_it_needs_no_package(file):
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level}
     imported -= {"moe_lite.course.environment"}
     assert {name.split(".")[0] for name in imported} <= set(sys.stdlib_module_names)
     code = "import sys, moe_lite.course.environment; print(*{n.split('.')[0] for n in sys.modules})"
@@ -414,7 +467,8 @@ def test_a_folder_of_any_name(tmp_path, name):
     """The real course.py in a real .venv; only pip is a stand-in, which writes down its words."""
     folder = tmp_path / name
     (folder / "moe_lite" / "course").mkdir(parents=True)
-    for part in ("course.py", "pyproject.toml", "moe_lite/course/environment.py"):
+    parts = "moe_lite/files.py", "moe_lite/course/environment.py"
+    for part in ("course.py", "pyproject.toml", *parts):
         shutil.copy(ROOT / part, folder / part)
     for package in ("moe_lite", "moe_lite/course"):
         (folder / package / "__init__.py").touch()

@@ -183,7 +183,7 @@ def test_reading_does_not_import_the_packages():
 def test_any_text_comes_back(text):
     ids = TOKENIZER.encode(text).ids
     assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
-    assert b"".join(data._token_bytes(TOKENIZER, i) for i in ids) == text.encode()
+    assert b"".join(data.token_bytes(TOKENIZER, i) for i in ids) == text.encode()
 
 
 @untimed
@@ -224,7 +224,7 @@ def test_pieces_of_a_sentencepiece_tokenizer():
 
 def test_vocabulary_is_what_the_course_says():
     assert TOKENIZER.get_vocab_size() == 4096 and TOKENIZER.token_to_id(END_OF_TEXT) == 0
-    spelled = {data._token_bytes(TOKENIZER, i) for i in range(4096)}
+    spelled = {data.token_bytes(TOKENIZER, i) for i in range(4096)}
     assert {bytes([byte]) for byte in range(256)} <= spelled
     with_digit = [token for token in spelled if re.search(rb"[0-9]", token)]
     assert all(len(token) == 1 for token in with_digit)
@@ -318,7 +318,7 @@ def test_windows_are_even_and_do_not_overlap(corpus):
 
 def test_bits_per_byte_needs_each_tokens_bytes(corpus):
     for token in (0, 1, 300, 4095):
-        size = 0 if token == 0 else len(data._token_bytes(TOKENIZER, token))
+        size = 0 if token == 0 else len(data.token_bytes(TOKENIZER, token))
         assert int(corpus.bytes_V[token]) == size
 
 

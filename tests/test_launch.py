@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from moe_lite.checkpoint import checkpoints
-from moe_lite.course import recipes
+from moe_lite.course import launch, recipes
 from moe_lite.history import History
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,6 +116,67 @@ def test_ctrl_c_reaches_each_rank_once_and_the_run_goes_on_as_one_process_does(t
     ours, theirs = (History.load(checkpoints(o)[-1] / "history.jsonl") for o in (out, whole))
     assert len(ours) == len(theirs) == done
     assert ours.column("loss") == pytest.approx(theirs.column("loss"), rel=1e-5)
+
+
+@gloo
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks in /proc")
+def test_a_stopped_rank_ends_the_job_with_our_sentence_last(tmp_path):
+    """It never ends by itself, nor by SIGTERM: without an end set for it the job waits for ever."""
+    config, out = tmp_path / "small.json", tmp_path / "two"
+    config.write_text(json.dumps(SMALL), encoding="utf-8")
+    train = ["-m", "moe_lite", "train", "--config", str(config), "--device", "cpu"]
+    train += ["--out", str(out), "--processes", "2", "--timeout", "30"]
+    job = begin(*train, stderr=subprocess.PIPE)
+    until(lambda: checkpoints(out) or job.poll() is not None)
+    ranks = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text("utf-8").split()
+    awake, asleep = map(int, ranks)
+    os.kill(asleep, signal.SIGSTOP)
+    _, said = job.communicate(timeout=LONG)
+    assert job.returncode == 1 and "Traceback" not in said
+    assert said.splitlines()[-1] == (
+        "moe_lite train: rank 0: another rank did not answer for 30 s; go on from the last "
+        "checkpoint with --resume"
+    )
+    assert not alive(awake) and not alive(asleep)
+
+
+class Rank:
+    """Stand in for a rank: its exit code from a second of the clock on."""
+
+    def __init__(self, clock: "Clock", end: float, code: int):
+        self.clock, self.end, self.code = clock, end, code
+
+    def poll(self) -> int | None:
+        return self.code if self.clock.now >= self.end else None
+
+
+class Clock:
+    """Stand in for time: it passes where something sleeps, and nowhere else."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        assert self.now < 10_000, "it waits for ever"
+
+
+@pytest.mark.parametrize(
+    ("ends", "codes", "seconds"),
+    [
+        ((60, 1e9), [1, None], 60 + launch.GRACE),  # the other is stopped
+        ((60, 63), [1, 1], 63),  # the other says it too
+        ((60, 5000), [0, 0], 5000),  # the other has more to write
+        ((60, 5000), [130, 130], 5000),  # Ctrl-C: each finishes its step
+    ],
+)
+def test_one_that_fails_gives_the_others_ten_seconds_at_most(monkeypatch, ends, codes, seconds):
+    monkeypatch.setattr(launch, "time", clock := Clock())
+    ranks = [Rank(clock, end, code or 0) for end, code in zip(ends, codes, strict=True)]
+    assert launch._wait(ranks) == codes
+    assert clock.now == pytest.approx(seconds, abs=0.2) and launch.GRACE < 10
 
 
 def stopping(train: Callable, last: int) -> Callable:

@@ -362,6 +362,15 @@ def test_more_seeds_are_added_to_those_that_are_kept(root, capsys):
     assert all(result.measures[key][:3] == values for key, values in first.measures.items())
 
 
+def test_a_measure_that_some_seeds_never_got_to_is_missing_there():
+    """As of a setting whose every run diverged in one of two sittings."""
+    old = ledger.Result("x", [0, 1], {}, {"a": [1.0, 2.0], "b": [3.0, 4.0]}, {}, {}, 1.0)
+    new = ledger.Result("x", [2], {}, {"a": [5.0], "c": [6.0]}, {}, {}, 2.0)
+    both = ledger.together(old, new)
+    assert both.seeds == [0, 1, 2] and both.seconds == 3.0
+    assert both.measures == {"a": [1, 2, 5], "b": [3, 4, None], "c": [None, None, 6]}
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [('"lr": 1', '"lr": 2'), ('"torch": "', '"torch": "0.'), ("[ 0, 1, 2 ]", "[ 0, 1, 5 ]")],

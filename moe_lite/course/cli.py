@@ -1,4 +1,4 @@
-"""The commands: ``python -m moe_lite {lab,test,build,train,explore,bench,reproduce,read}``.
+"""The commands: ``python -m moe_lite {lab,test,build,train,explore,bench,reproduce,read,teach}``.
 
 Each imports what it needs when it runs: all can be listed, and ``read`` run, without the course's
 packages.
@@ -87,13 +87,21 @@ def explore(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--film", action="store_true", help="the film of the model's training, instead of a text"
     )
-    parser.add_argument("--out", type=Path, default=Path("routing.html"), metavar="FILE")
+    parser.add_argument(
+        "--live", action="store_true", help="put the model into the page too: type any text there"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: routing.html, live.html")
     args = parser.parse_args(argv)
+    args.out = args.out or Path("live.html" if args.live else "routing.html")
     beside = args.compare is not None or args.compare_model is not None
     texts = [args.text, args.compare if args.compare is not None else args.text][: 1 + beside]
     if args.film and (beside or args.text):
         raise ValueError("a film has its own text, and stands alone: give --film and a --model")
-    if not args.film and not all(text.strip() for text in texts):
+    if args.live and (beside or args.film):
+        raise ValueError(
+            "a live page has its own film, and stands alone: give --live and a --model"
+        )
+    if not args.film and not args.live and not all(text.strip() for text in texts):
         raise ValueError("there is no text to explore: give at least one word")
     for text in texts:
         try:
@@ -108,6 +116,12 @@ def explore(argv: Sequence[str]) -> int:
 
     files.target(args.out)  # told before the work, not after
     folder = args.model or PRETRAINED / "mixtral-mini"
+    if args.live:
+        page = _live(args.text, folder)
+        page.to_html(args.out)
+        size = args.out.stat().st_size / 1e6
+        print(f"{args.out}: {size:.1f} MB; open it in any browser\n{page.about}")
+        return 0
     if args.film:
         widget = RoutingExplorer(film=Film.load(_folder(folder) / "film.safetensors"))
         shown = f"{len(widget.film['steps'])} steps of a training"
@@ -147,10 +161,40 @@ def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
     """Run a text through the model in a folder: the model, its tokenizer and the trace."""
     import torch
 
-    from .. import hf
     from ..checked import check_room
     from ..trace import record
-    from .data import encode, load_tokenizer, pieces
+    from .data import encode, pieces
+
+    model, tokenizer = _load(folder)
+    ids = encode(tokenizer, text)
+    S = len(ids) if model.config.sliding_window else 0  # a window needs a mask, S by S
+    check_room(8 * S * S, f"the attention over {len(ids):,} tokens")
+    ids_BS = torch.tensor([ids])
+    with torch.inference_mode(), record(model, partial(pieces, tokenizer)) as recorded:
+        model(ids_BS)
+    return model, tokenizer, replace(recorded.trace, source=folder.resolve().name)
+
+
+def _live(text: str, folder: Path) -> Any:
+    """Make the live page of the model in a folder, with the film that lies beside it."""
+    from ..hf import load_config
+    from .film import Film
+    from .widgets.live import LivePage, check_size, openings
+
+    check_size(load_config(_folder(folder)))  # told before it is loaded
+    model, tokenizer = _load(folder)
+    filmed = folder / "film.safetensors"
+    film = Film.load(filmed) if filmed.is_file() else None
+    return LivePage(
+        model, tokenizer, text, film=film, title=folder.resolve().name,
+        openings=openings(film, tokenizer),
+    )  # fmt: skip
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """Load the model in a folder and its tokenizer."""
+    from .. import hf
+    from .data import load_tokenizer
 
     own = _folder(folder) / "tokenizer.json"
     tokenizer = load_tokenizer(own if own.is_file() else None)
@@ -161,13 +205,7 @@ def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
             f"the model has {vocab} tokens and the tokenizer {known}: "
             f"put the tokenizer.json that the model was trained with into {folder}"
         )
-    ids = encode(tokenizer, text)
-    S = len(ids) if model.config.sliding_window else 0  # a window needs a mask, S by S
-    check_room(8 * S * S, f"the attention over {len(ids):,} tokens")
-    ids_BS = torch.tensor([ids])
-    with torch.inference_mode(), record(model, partial(pieces, tokenizer)) as recorded:
-        model(ids_BS)
-    return model, tokenizer, replace(recorded.trace, source=folder.resolve().name)
+    return model, tokenizer
 
 
 def bench(argv: Sequence[str]) -> int:
@@ -193,9 +231,16 @@ def read(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def teach(argv: Sequence[str]) -> int:
+    """Make a lab out of exercises, or grade what students hand in."""
+    from .teach import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command
-    for command in (lab, test, build, train, explore, bench, reproduce, read)
+    for command in (lab, test, build, train, explore, bench, reproduce, read, teach)
 }
 
 
@@ -203,7 +248,8 @@ def installs(command: str) -> str:
     """Return what to type to install what a command needs, with or without a clone."""
     if (ROOT / "course.py").is_file():
         return f"`python course.py {command}`"
-    extra = "test" if command in ("test", "build", "bench") else "course"
+    extras = {"test": "test", "build": "test", "bench": "test", "teach": "teach"}
+    extra = extras.get(command, "course")
     return f'`pip install "moe-lite[{extra}]"`'
 
 

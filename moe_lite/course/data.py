@@ -135,7 +135,7 @@ _UNSEEN = [byte for byte in range(256) if byte not in _SEEN]
 _BYTE_OF = {chr(b): b for b in _SEEN} | {chr(256 + i): b for i, b in enumerate(_UNSEEN)}
 
 
-def _token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
     token = tokenizer.id_to_token(token_id) if token_id >= 0 else None
     if token is None:
         size = tokenizer.get_vocab_size()
@@ -171,7 +171,7 @@ def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
 
     Raises: ValueError for an id outside the vocabulary.
     """
-    return [_token_bytes(tokenizer, int(i)).decode("utf-8", "moe_lite.show_bytes") for i in ids]
+    return [token_bytes(tokenizer, int(i)).decode("utf-8", "moe_lite.show_bytes") for i in ids]
 
 
 # The corpus
@@ -326,7 +326,7 @@ def load_corpus(
     kept = tuple(name for name in domains if ("train", name) in tokens)
     if not kept:
         raise ValueError(f"no text could be read for {', '.join(domains)}")
-    lengths = [len(_token_bytes(tokenizer, i)) for i in range(tokenizer.get_vocab_size())]
+    lengths = [len(token_bytes(tokenizer, i)) for i in range(tokenizer.get_vocab_size())]
     lengths[end] = 0
     return Corpus(
         domains=kept,

@@ -14,14 +14,21 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from ..files import lock
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = "Scripts/python.exe" if os.name == "nt" else "bin/python"
 STAMP = "moe-lite-installed.txt"  # in an environment: what was installed, by which machine, whence
-EXTRAS = dict.fromkeys(("test", "build", "bench"), "test")  # which builds on "course", the others'
+LOCK = "moe-lite-installing.lock"  # there, while a process installs; a leftover one locks nothing
+EXTRAS = {  # "test" builds on "course", which is the others', and holds what "teach" needs
+    "test": "test", "build": "test", "bench": "test", "teach": "teach",
+}  # fmt: skip
 CPU_WHEELS = "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 NEWEST = (3, 14)  # the last Python for which the versions of PyTorch that we ask for have wheels
 WHEELS = {"Linux": ("x86_64", "aarch64"), "Darwin": ("arm64",), "Windows": ("AMD64",)}
@@ -50,11 +57,15 @@ def main(argv: Sequence[str], usage: str) -> int:
         print(usage.strip())
         return 0 if argv else 2
     prefix, python = find()
-    if not is_installed(prefix, argv[0]):
+    while not is_installed(prefix, argv[0]):
         if problem := hopeless(prefix, python):
             sys.exit(problem)
-        make(prefix, python)
-        install(prefix, python, argv[0])
+        with alone(prefix):
+            # Who was here before may have installed it all, or made the folder another machine's.
+            if find()[0] == prefix and not is_installed(prefix, argv[0]):
+                make(prefix, python)
+                install(prefix, python, argv[0])
+        prefix, python = find()
     return run(python, "-m", "moe_lite", *argv, hold=True)
 
 
@@ -202,6 +213,27 @@ def long_paths() -> bool:
             return bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])  # type: ignore[attr-defined]
     except (ImportError, OSError):
         return False
+
+
+@contextmanager
+def alone(prefix: Path) -> Iterator[None]:
+    """Wait for whoever installs into this folder, here or on another machine; keep others waiting.
+
+    It may not be there yet. The lock ends with the process that holds it, however that ends.
+    """
+    prefix.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        told = False
+        while True:
+            try:
+                held.enter_context(lock(prefix / LOCK, "held"))
+                break
+            except BlockingIOError:
+                if not told:
+                    print(f"Something else is installing into {prefix}; waiting ...", flush=True)
+                told = True
+                time.sleep(1)
+        yield
 
 
 def make(prefix: Path, python: Path) -> None:

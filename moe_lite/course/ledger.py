@@ -475,16 +475,14 @@ def fits(old: Result, experiment: Experiment) -> bool:
 
 
 def together(old: Result, new: Result) -> Result:
-    """Join a result and one of further seeds.
-
-    Raises: ValueError if they do not measure the same.
-    """
-    if old.measures.keys() != new.measures.keys():
-        other = sorted(old.measures.keys() ^ new.measures.keys())
-        raise ValueError(f"{old.name}: the seeds kept and those added differ in {', '.join(other)}")
+    """Join a result and one of further seeds; what one of them never got to is None there."""
+    columns = []
+    for part in (old, new):
+        never: list[float | None] = [None] * len(part.seeds)
+        columns.append({key: part.measures.get(key, never) for key in old.measures | new.measures})
     return replace(
         new, seeds=old.seeds + new.seeds, seconds=round(old.seconds + new.seconds, 1),
-        measures={key: values + new.measures[key] for key, values in old.measures.items()},
+        measures={key: values + columns[1][key] for key, values in columns[0].items()},
     )  # fmt: skip
 
 
@@ -628,7 +626,7 @@ less too.
 
 **The bench.** Chapters 04 to 09 compare models of 0.7 million parameters and 4,096 kinds of token
 after 200 to 300 steps on a megabyte of text: all their results here are of this one bench. That is
-early: most of it is learning how frequent words are; effects of a few hundredths cannot be seen.
+early: most of it is learning how frequent words are, and a few hundredths are at the edge of sight.
 A null or a contradiction here says nothing of the paper's model at the end of its training.
 
 `python -m moe_lite reproduce NAME` runs one again, `--seeds N` with more seeds than are kept adds
@@ -810,7 +808,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
 
 
 def reproduce(name: str, seeds: int | None, out: Path | None, root: Path = ROOT) -> Result:
-    """Run an experiment, keep its result and print its table.
+    """Run an experiment, or its seeds that are not kept yet; keep the result and print its table.
 
     Raises: ValueError if there are fewer than two seeds, or fewer than the file to be replaced
             holds; OSError if the result could not be written. Both before the run.

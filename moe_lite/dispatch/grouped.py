@@ -21,9 +21,8 @@ from ..routing import DispatchPlan, Routing
 def grouped(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
     """Return each token's weighted sum of its experts' answers: sort, three products, combine.
 
-    Permuting in and combining out are one linear map and its transpose, so each is the
-    other's backward pass and both are plain gathers: no atomics, the same bits every run
-    (unless experts choose and a token's number of pairs is unknown).
+    Permuting in and combining out are each other's backward pass, and plain gathers: the same
+    bits every run (unless experts choose and a token's number of pairs is unknown).
     """
     # 1. who goes where
     p = plan(routing)
@@ -46,15 +45,17 @@ def plan(routing: Routing) -> DispatchPlan:
     >>> p.token_R.tolist(), p.offsets_E1.tolist(), p.row_N.tolist()
     ([1, 0, 2], [0, 1, 3], [1, 0, 2])
 
-    A dropped pair is sorted as if it went to an expert number E, so it lands behind the last
-    offset, with a gate of zero: the shapes stay known and nothing waits for the device.
+    A dropped pair goes to an expert number E, behind the last offset, with a gate of zero.
     """
+    # 1. dropped pairs to the end; their number stays on the device
     E, expert_N, gate_N = routing.num_experts, routing.expert_N, routing.gate_N
     if (keep_N := routing.keep_N) is not None:
         expert_N, gate_N = expert_N.where(keep_N, E), gate_N.where(keep_N, 0.0)
+    # 2. from pairs to rows, and back
     sorted_R, order_R = expert_N.sort(stable=True)
     row_N = torch.empty_like(order_R)
     row_N[order_R] = torch.arange(len(order_R), device=order_R.device)
+    # 3. where each expert's rows begin
     expert_E1 = torch.arange(E + 1, device=order_R.device)
     offsets_E1 = torch.searchsorted(sorted_R, expert_E1, out_int32=True)
     token_R, gate_R = (t.index_select(0, order_R) for t in (routing.token_N, gate_N))
@@ -72,6 +73,7 @@ def grouped_product(x_RI: Tensor, weight_EOI: Tensor, offsets_E1: Tensor) -> Ten
     weight_EOI = weight_EOI.to(x_RI.dtype)
     if grouped_mm_takes(x_RI, weight_EOI):
         return F.grouped_mm(x_RI, weight_EOI.transpose(1, 2), offs=offsets_E1[1:])
+    # one product after the other; on a GPU, reading the sizes would wait
     sizes = offsets_E1.diff().tolist()
     *blocks, rest = x_RI.split([*sizes, len(x_RI) - sum(sizes)])
     out = [F.linear(block, w) for block, w in zip(blocks, weight_EOI.unbind(), strict=True)]

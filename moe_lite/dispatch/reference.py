@@ -13,15 +13,16 @@ from .grouped import plan
 def loop(x_TD: Tensor, experts: Experts, routing: Routing) -> Tensor:
     """Visit the experts in turn: gather its tokens, run it, add its weighted answers back.
 
-    Takes every floating type, float64 included, so it is what gradcheck sees and what the
-    other paths are held against.
+    Takes float64 too, so it is what gradcheck sees and the other paths are held against.
     """
     expert_N, out_TD = routing.expert_N, torch.zeros_like(x_TD)
     if routing.keep_N is not None:
         expert_N = expert_N.where(routing.keep_N, -1)  # a dropped pair has no expert
     for e, expert in enumerate(experts.each()):
+        # 1. its pairs, and their tokens
         pair = (expert_N == e).nonzero()[:, 0]
         token = routing.token_N[pair]
+        # 2. its answers, weighed, to where the tokens stand
         answer = expert(x_TD[token]) * routing.gate_N[pair, None]
         out_TD = out_TD.index_add(0, token, answer.to(x_TD.dtype))
     return out_TD

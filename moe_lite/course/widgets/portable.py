@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anywidget
 import numpy as np
@@ -47,6 +47,9 @@ class PortableWidget(anywidget.AnyWidget):
                 setattr(cls, key, shared + text)
         super().__init_subclass__(**kwargs)
 
+    page: ClassVar[tuple[str, ...]] = ("page.js",)  # scripts that stand in for the kernel
+    worker: ClassVar[tuple[str, ...]] = ()  # and those of them that get a thread of their own
+
     @property
     def title(self) -> str:
         """Return in one line what is shown."""
@@ -68,13 +71,13 @@ class PortableWidget(anywidget.AnyWidget):
         The page forbids itself every fetch (``default-src 'none'``) and runs one script only,
         the one whose hash it carries. What a token says is data, never markup.
         """
-        module, page = str(self._esm), (HERE / "page.js").read_text(encoding="utf-8")
+        module, page, worker = str(self._esm), _read(*self.page), _read(*self.worker)
         assert module.count(EXPORT) == 1, f"the module must end with {EXPORT}"
         script = module.replace(EXPORT, "") + page
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         style = (HERE / "page.css").read_text(encoding="utf-8") + str(self._css)
         # Pure ASCII without "<": no token can end the element or the line it stands in.
-        state = json.dumps(self.state(), default=_binary).replace("<", "\\u003c")
+        state = json.dumps(self.state(), default=deflated).replace("<", "\\u003c")
         title = html.escape(self.title)
         return f"""<!doctype html>
 <html lang="en">
@@ -82,7 +85,7 @@ class PortableWidget(anywidget.AnyWidget):
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
-script-src 'sha256-{digest}'; style-src 'unsafe-inline'">
+script-src 'sha256-{digest}'; style-src 'unsafe-inline'{"; worker-src blob:" * bool(worker)}">
 <title>{title}</title>
 <style>{style}</style>
 </head>
@@ -91,6 +94,7 @@ script-src 'sha256-{digest}'; style-src 'unsafe-inline'">
 <main id="widget"><noscript>This page draws itself with JavaScript; please allow it.</noscript>\
 </main>
 <script type="application/json" id="state">{state}</script>
+<script type="text/plain" id="worker">{worker}</script>
 <script type="module">{script}</script>
 </body>
 </html>
@@ -171,5 +175,10 @@ def panels(width: float, height: float, columns: int = 1, **options: Any) -> tup
     return figure, axes
 
 
-def _binary(value: Any) -> dict[str, str]:
+def _read(*names: str) -> str:
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in names)
+
+
+def deflated(value: Any) -> dict[str, str]:
+    """Pack bytes for a page, which takes them as a DataView."""
     return {"deflated": base64.b64encode(zlib.compress(value, 9)).decode()}

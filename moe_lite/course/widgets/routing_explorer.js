@@ -201,7 +201,8 @@ function option(text, t) {
 // ------------------------------------------------------------------------------------ the widget
 
 function build(model, el, which = "") {
-  const data = unpack(model), { T, L, E } = data;
+  const data = unpack(model), { T, L, E } = data, other = model.other?.(); // the trace it is to be compared with
+  const moved = (row) => other && other.first[row] !== data.first[row];
   const tied = tie(model), { get, set, on, atEnd, soon, onTheme, live } = tied;
   const id = `moe-${Math.random().toString(36).slice(2)}`;
   let hover = -1, hits = null;
@@ -231,7 +232,7 @@ function build(model, el, which = "") {
   const text = h("section.panel.text", {},
     h("h2", { id: `${id}-text` }, "Text"),
     legend, listbox,
-    ...(get("live") ? [h("details.own", { open: Boolean(get("problem")) }, h("summary", {}, "Type your own text"), own, run, problem)] : []));
+    ...(get("live") && !get("typing") ? [h("details.own", { open: Boolean(get("problem")) }, h("summary", {}, "Type your own text"), own, run, problem)] : []));
 
   // --- one token
   const sentence = h("h2"), hint = h("p.quiet"), announced = h("div.unseen", { "aria-live": "polite" });
@@ -288,7 +289,7 @@ function build(model, el, which = "") {
   function paintText() {
     const filter = get("expert");
     say(legend, filter < 0
-      ? "Colour and number: the first expert that the token reached in this layer. The stronger the tint, the more of its weight went there."
+      ? `Colour and number: the first expert that the token reached in this layer. The stronger the tint, the more of its weight went there.${other ? " Framed: another expert than beside." : ""}`
       : `Marked: what expert ${filter} got in this layer, as first choice or later. The stronger the tint, the more of the token’s weight.`);
     fresh = 0;
     paintTokens(seen[0] - 40, seen[1] + 40); // at once what is in view,
@@ -305,6 +306,7 @@ function build(model, el, which = "") {
       let name = e === NONE ? "none" : `t${e} w${data.depth[row]}`;
       if (hits) name = hits[t] ? `t${filter} w${hits[t] - 1}` : "dim";
       if (data.lost[row]) name += " lost";
+      if (moved(row)) name += " moved";
       if (painted[t] === name) continue;
       painted[t] = name;
       for (const part of parts[t]) part.className = part.slim ? `slim ${name}` : name;
@@ -509,6 +511,11 @@ function build(model, el, which = "") {
         }
         ctx.fillStyle = data.colors[e];
         ctx.fillRect(x(t), y(l), cell.width - split, cell.height - gap);
+        if (moved(l * T + t)) {
+          ctx.lineWidth = 2;
+          ctx.strokeStyle = strong;
+          ctx.strokeRect(x(t) + 1, y(l) + 1, Math.max(1, cell.width - split - 2), cell.height - gap - 2);
+        }
         if (print) {
           ctx.fillStyle = inks[e];
           ctx.fillText(e, x(t) + (cell.width - split) / 2, y(l) + (cell.height - gap) / 2 + 1, cell.width);
@@ -673,10 +680,11 @@ const DOES = {
   force: "force: it takes the last choice’s place",
   swap: "swap: its tokens go to another, and back",
   top_k: "change k: another number of experts",
+  scale: "scale: its gate is multiplied", // the live page alone can
 };
 
 function wording([kind, layer, expert, other, k, tokens], data) {
-  const what = kind === "swap" ? `swap experts ${expert} and ${other}` : kind === "top_k" ? `${k} expert${k === 1 ? "" : "s"} per token` : `${kind} expert ${expert}`;
+  const what = kind === "swap" ? `swap experts ${expert} and ${other}` : kind === "top_k" ? `${k} expert${k === 1 ? "" : "s"} per token` : kind === "scale" ? `${k} × the gate of expert ${expert}` : `${kind} expert ${expert}`;
   const whom = !tokens ? "all tokens" : tokens.length === 1 ? `token ${tokens[0]} “${spell(data.tokens[tokens[0]] ?? "")}”` : `${tokens.length} tokens`;
   return `${what} in ${layer === null ? "every layer" : `layer ${layer}`}, for ${whom}`;
 }
@@ -697,20 +705,20 @@ function asking(data, root, { get, set, on, soon }) {
       loss: (t) => (t < first ? was.loss(t) : column(3, t)),
     };
   };
-  const choice = (label, options) => {
-    const select = h("select", {}, ...options.map(([value, text]) => h("option", { value }, text)));
+  const choice = (label, options, kept = false) => {
+    const select = h(kept ? "select.kept" : "select", {}, ...options.map(([value, text]) => h("option", { value }, text)));
     return { select, label: h("label", {}, `${label} `, select), get value() { return select.value; } };
   };
   const experts = Array.from({ length: data.E }, (_, e) => [e, String(e)]);
-  const kind = choice("… you", Object.entries(DOES)), expert = choice("expert", experts), other = choice("with", experts);
-  const k = choice("k", experts.map(([e]) => [e + 1, String(e + 1)])), where = choice("in", [["here", ""], ["all", "every layer"]]);
-  const whom = choice("for", [["one", "this token"], ["all", "all tokens"]]), stored = choice("… you", [["", ""]]);
+  const kind = choice("… you", Object.entries(DOES).filter(([is]) => is !== "scale" || get("typing")), true), expert = choice("expert", experts), other = choice("with", experts);
+  const k = choice("k", experts.map(([e]) => [e + 1, String(e + 1)])), factor = choice("by", [0.25, 0.5, 2, 4, 8].map((x) => [x, `× ${x}`])), where = choice("in", [["here", ""], ["all", "every layer"]], true);
+  const whom = choice("for", [["one", "this token"], ["all", "all tokens"]], true), stored = choice("… you", [["", ""]]);
   const ask = h("button.act", { type: "button" }, "Ask"), also = h("button.act", { type: "button" }, "And also"), undo = h("button.act", { type: "button" }, "Leave it untouched");
   const asked = h("p.asked", { role: "status" }), title = h("h3"), legend = h("p.quiet", {}, "Hatched: untouched. Solid: changed."), rows = h("ul.next"), lossTitle = h("h3"), loss = h("p"), canvas = h("canvas", { role: "img" });
   const goesOn = h("div.on"), note = h("p.quiet");
   const losses = h("div", {}, lossTitle, loss, canvas);
   const panel = h("section.panel.ask", { "aria-label": "What if" }, h("h2", {}, "What if …"),
-    h("div.form", {}, ...(live ? [kind.label, expert.label, other.label, k.label, where.label, whom.label, ask, also] : [stored.label]), undo),
+    h("div.form", {}, ...(live ? [kind.label, expert.label, other.label, k.label, factor.label, where.label, whom.label, ask, also] : [stored.label]), undo),
     note, asked, h("div.answers", {}, h("div", {}, title, legend, rows), losses, goesOn));
   const now = () => (get("selected") >= 0 ? get("selected") : T - 1);
 
@@ -718,7 +726,7 @@ function asking(data, root, { get, set, on, soon }) {
   const spelled = () => {
     const is = kind.value, tokens = whom.value === "one" ? [now()] : null;
     return [is, is === "top_k" && where.value === "all" ? null : get("layer"), is === "top_k" ? -1 : Number(expert.value),
-      is === "swap" ? Number(other.value) : -1, is === "top_k" ? Number(k.value) : 0, tokens];
+      is === "swap" ? Number(other.value) : -1, is === "top_k" ? Number(k.value) : is === "scale" ? Number(factor.value) : 0, tokens];
   };
   function offer() { // follows the token and the layer
     const l = get("layer"), size = data.sizes[l];
@@ -743,6 +751,7 @@ function asking(data, root, { get, set, on, soon }) {
     expert.label.hidden = is === "top_k";
     other.label.hidden = is !== "swap";
     k.label.hidden = is !== "top_k";
+    factor.label.hidden = is !== "scale";
     [...where.select.options][1].hidden = is !== "top_k";
     if (is !== "top_k") where.select.value = "here";
     say(whom.select.options[0], `token ${now()}, “${spell(data.tokens[now()])}”`);
@@ -825,7 +834,7 @@ function asking(data, root, { get, set, on, soon }) {
   on(also, "click", () => set({ question: [...get("question"), spelled()] }));
   on(undo, "click", () => { set({ question: [] }); offer(); });
   on(stored.select, "change", () => set({ question: JSON.parse(stored.value) }));
-  on(kind.select, "change", shape);
+  for (const type of ["change", "kept"]) on(kind.select, type, shape);
   offer();
   return { panel, offer, paint, follow: () => live && offer() };
 }
@@ -844,7 +853,9 @@ function second(model) {
     expert: () => (model.get("expert") < E ? model.get("expert") : -1),
     selected: () => (alike ? model.get("selected") : selected),
   };
+  const shape = (each) => JSON.stringify([each.layer_names, each.num_experts]);
   return {
+    other: () => alike && shape(own) === shape({ layer_names: model.get("layer_names"), num_experts: model.get("num_experts") }) && unpack(model),
     get: (key) => (key in own ? own[key] : shared[key]?.()),
     set(key, value) {
       if (!mine(key)) return model.set(key, value);
@@ -857,35 +868,61 @@ function second(model) {
   };
 }
 
-/** Builds one explorer or, where there is something beside it, two. */
-function show(model, el) {
-  if (!model.get("beside")?.tokens) return build(model, el);
-  const pair = h("div.moe-pair");
-  el.append(pair);
-  const undo = [model, second(model)].map((each, i) => {
-    const tokens = each.get("tokens"), side = h("div", { role: "region", "aria-label": i ? "Second" : "First" });
-    pair.append(side);
-    side.append(h("p.which", {}, `${each.get("source")}: “${tokens.slice(0, 8).join("").trim()}${tokens.length > 8 ? " …" : ""}”`));
-    return build(each, side, i ? ", second" : ", first");
-  });
-  return () => { undo.forEach((remove) => remove()); pair.remove(); };
+/** What a reader chose in el's controls, and where the focus is: gives what puts it back into those
+ *  that are built anew. */
+function keep(el) {
+  const controls = () => [...el.querySelectorAll("button, select, input")], tokens = () => [...el.querySelectorAll("[role=option]")];
+  const chosen = controls().map(({ value, checked }) => ({ value, checked }));
+  const [at, token] = [controls(), tokens()].map((list) => list.indexOf(document.activeElement));
+  return () => {
+    const now = controls();
+    if (now.length === chosen.length) now.forEach((control, i) => {
+      if (control.type === "checkbox") control.checked = chosen[i].checked;
+      else if (control.matches(".kept") && [...control.options].some((option) => option.value === chosen[i].value)) control.value = chosen[i].value;
+      control.dispatchEvent(new Event("kept"));
+    });
+    (now[at] ?? tokens()[token])?.focus({ preventScroll: true });
+  };
 }
 
-const REBUILD = ["change:data", "change:tokens", "change:film", "change:beside"];
-
-/** Draws the widget into el, again whenever another trace arrives; returns what takes it away. */
+/** Draws the widget into el, each side again whenever another trace arrives for it; returns what
+ *  takes it away. */
 function render({ model, el }) {
-  let remove = show(model, el), due = false, gone = false;
-  const rebuild = () => { // tokens and data change together: build once
-    if (due) return;
-    due = true;
-    queueMicrotask(() => { due = false; if (!gone) { remove(); remove = show(model, el); } });
+  const pair = h("div.moe-pair"), labels = [h("p.which"), h("p.which")], ends = [], due = new Set();
+  const sides = labels.map((label) => h("div", {}, label)), two = () => Boolean(model.get("beside")?.tokens);
+  let gone = false;
+  el.append(pair);
+  function draw(i) {
+    const again = keep(sides[i]);
+    ends[i]?.();
+    ends[i] = null;
+    if (i && !two()) sides[1].remove();
+    else {
+      if (!sides[i].parentNode) pair.append(sides[i]);
+      ends[i] = build(i ? second(model) : model, sides[i], two() ? [", first", ", second"][i] : "");
+      again();
+    }
+    pair.classList.toggle("two", two());
+    labels.forEach((label, n) => {
+      label.hidden = !two();
+      if (!two()) return sides[n].removeAttribute("role");
+      const { source, tokens } = n ? model.get("beside") : { source: model.get("source"), tokens: model.get("tokens") };
+      say(label, `${source}: “${tokens.slice(0, 8).join("").trim()}${tokens.length > 8 ? " …" : ""}”`);
+      attr(sides[n], { role: "region", "aria-label": n ? "Second" : "First" });
+    });
+  }
+  const rebuild = (i) => () => { // tokens and data change together: build once
+    if (!due.size) queueMicrotask(() => { for (const n of due) if (!gone) draw(n); due.clear(); });
+    due.add(i);
   };
-  for (const key of REBUILD) model.on(key, rebuild);
+  const changes = [...["data", "tokens", "film"].map((key) => [`change:${key}`, rebuild(0)]), ["change:beside", rebuild(1)]];
+  for (const [event, act] of changes) model.on(event, act);
+  for (const i of [0, 1]) draw(i);
   return () => {
     gone = true;
-    for (const key of REBUILD) model.off(key, rebuild);
-    remove();
+    for (const [event, act] of changes) model.off(event, act);
+    for (const end of ends) end?.();
+    pair.remove();
   };
 }
 

@@ -1,0 +1,102 @@
+"""Teach with the course: ``python -m moe_lite teach {lab,grade}``.
+
+``lab`` makes a folder out of exercises of any chapters, and proves that it grades as it must before
+it writes it; ``grade`` grades the notebooks handed in. Needs no server and no account: a lab is a
+folder, a submission a notebook.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+
+def positive(text: str) -> float:
+    """Read a number above zero, for argparse."""
+    if not 0 < (value := float(text)) < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the reader of the command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m moe_lite teach", description="Make labs out of exercises, and grade them."
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="{lab,grade}")
+    lab = commands.add_parser("lab", help="make a verified lab out of exercises")
+    lab.add_argument("folder", type=Path, help="the lab's folder; its name is the lab's")
+    lab.add_argument(
+        "exercises", nargs="+", metavar="EXERCISE",
+        help="05 (a chapter), 05.2 (its second exercise), 05.2=6 (the same, for six points)",
+    )  # fmt: skip
+    lab.add_argument(
+        "--limit", type=positive, default=60.0, metavar="S",
+        help="seconds of computing for a cell (60)",
+    )  # fmt: skip
+    lab.add_argument(
+        "--memory", type=positive, default=4.0, metavar="GB", help="memory for a student (4)"
+    )
+    lab.add_argument(
+        "--nbgrader", type=Path, metavar="COURSE", help="write it into an nbgrader course too"
+    )
+    lab.add_argument("--force", action="store_true", help="replace the lab that is there")
+    grade = commands.add_parser("grade", help="grade the notebooks in a lab's submitted/")
+    grade.add_argument("folder", type=Path, help="the lab's folder")
+    grade.add_argument(
+        "--submitted", type=Path, metavar="DIR", help="where they are (FOLDER/submitted)"
+    )
+    grade.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="students at a time"
+    )
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make a lab or grade one; gives the exit code."""
+    args = parser().parse_args(argv)
+    if args.command == "lab":
+        from .lab import assemble, make
+
+        name = args.folder.resolve().name
+        lab = assemble(name, args.exercises, limit_s=args.limit, memory_gb=args.memory)
+        print(f"{args.folder}: {make(lab, args.folder, replace=args.force)}")
+        if args.nbgrader:
+            from .nbgrader import export
+
+            export(lab, args.nbgrader)
+            print(f"{args.nbgrader}: next, there, `nbgrader generate_assignment {name}`")
+        print(f"Give out {args.folder / 'release'}; put what comes back into submitted/.")
+        return 0
+    return grade_all(args.folder, args.submitted or args.folder / "submitted", max(1, args.jobs))
+
+
+def grade_all(folder: Path, submitted: Path, jobs: int) -> int:
+    """Grade every notebook and write FOLDER/graded; what one student does costs no other."""
+    from . import grade, report
+    from .lab import Lab
+
+    lab = Lab.load(folder)
+    work = grade.submissions(submitted)
+
+    def one(job: tuple[str, Path, list[str]]) -> grade.Graded:
+        student, path, notes = job
+        try:
+            return grade.grade(lab, student, path, notes)
+        except Exception as error:  # a slip of the grader's own is for a person, not for the class
+            said = f"the grader failed: {type(error).__name__}: {error}"
+            lost = [grade.Result("broken", grade.SAID["broken"]) for _ in lab.checks]
+            return grade.Graded(student, lost, [*notes, said])
+
+    graded = []
+    with ThreadPoolExecutor(jobs) as pool:
+        for got in pool.map(one, work):
+            look = f", look: {len(got.looks)}" if got.looks else ""
+            print(f"{got.student}: {got.points(lab):g} of {lab.points:g}{look}", flush=True)
+            graded.append(got)
+    report.publish(lab, graded, folder / "graded")
+    print(f"{folder / 'graded'}: grades.csv, look.md and a page for each student in feedback/")
+    return 0

@@ -1,0 +1,161 @@
+"""Run one student's cells and checks in this process: a job on stdin, a line for each step.
+
+The grader starts it, watches the lines and ends it where a step takes too long, so what an answer
+does here (endless loops, exits, crashes) ends this process and no other. It is no sandbox: who
+grades strangers' code runs the whole command in a container.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import io
+import json
+import linecache
+import math
+import os
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+NAME = "moe_lite.course.checks"
+SHOWN = 4000  # characters of a message that are passed on
+
+
+def sealed_checks() -> Any:
+    """Return the checks as only this module has them: who imports them later gets others.
+
+    An answer that changes the checks it can reach changes its own copy.
+    """
+    import moe_lite.course as course
+    import moe_lite.course.checks as sealed
+
+    for name in [name for name in sys.modules if f"{name}.".startswith(f"{NAME}.")]:
+        del sys.modules[name]
+    del course.checks  # type: ignore[attr-defined]
+    return sealed
+
+
+def bound(memory_gb: float) -> None:
+    """Limit memory and file sizes, where the system can."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    wanted = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 10**8, "RLIMIT_DATA": int(memory_gb * 2**30)}
+    for name, value in wanted.items():
+        _, hard = resource.getrlimit(limit := getattr(resource, name))
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
+        resource.setrlimit(limit, (value, hard))
+
+
+def allow(seconds: float) -> None:
+    """Let the system end this process after so many more seconds of computing, where it can."""
+    try:
+        import resource
+    except ImportError:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), hard))
+
+
+def told(error: BaseException) -> str:
+    """Say what was raised, whatever its own text does."""
+    try:
+        text = " ".join(str(error)[:SHOWN].split())
+    except BaseException:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def run(step: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+    """Execute a cell; what it raises is told, and goes no further."""
+    for name in step.get("clears", ()):  # no older function stands in for one that fails to be made
+        names.pop(name, None)
+    source, file = step["source"], f"<cell {step['key']}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    try:
+        exec(compile(source, file, "exec"), names)
+    except BaseException as error:
+        return {"status": "raised", "said": told(error)}
+    return {"status": "ran"}
+
+
+def judge(check: Any, answer: Any, sealed: Any) -> dict[str, Any]:
+    """Put an answer to a check: right, wrong (with the verdict), empty, or the check is broken."""
+    sys.stdout = io.StringIO()  # whatever the answers did to the last one
+    try:
+        check(answer)
+    except NotImplementedError:
+        return {"status": "empty"}
+    except sealed.CheckFailed as error:
+        return {"status": "wrong", "said": str(error)[:SHOWN]}
+    except BaseException as error:
+        broken = type(error).__name__ == "CheckBroken"
+        return {"status": "broken" if broken else "wrong", "said": told(error)}
+    return {"status": "right"}
+
+
+def mutants(path: str, check: Any, sealed: Any) -> dict[str, Any]:
+    """Put every wrong answer of a file of mutants to a check; name those that pass."""
+    spec = importlib.util.spec_from_file_location("mutants", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    wrong = [
+        (name, value)
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and not name.lower().startswith("right")
+        and getattr(value, "__module__", "") == "mutants"
+    ]
+    passed = [n for n, value in wrong if judge(check, value, sealed)["status"] == "right"]
+    return {"status": "tried", "count": len(wrong), "passed": passed}
+
+
+def do(step: dict[str, Any], names: dict[str, Any], sealed: Any) -> dict[str, Any]:
+    """Do one step of a job."""
+    if step["kind"] == "run":
+        return run(step, names)
+    check = getattr(sealed, f"check_{step['check']}")
+    if step["kind"] == "mutants":
+        return mutants(step["path"], check, sealed)
+    if step["name"] not in names:
+        return {"status": "missing"}
+    return judge(check, names[step["name"]], sealed)
+
+
+def main() -> None:
+    """Read the job, keep the way back to the grader, and do the steps that are left."""
+    job = json.load(sys.stdin)
+    back = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(quiet, stream)
+    key = job.pop("key")  # a line without it is the student's, and nobody's report
+
+    def say(*report: Any) -> None:
+        back.write(f"{key} {json.dumps(report)}\n")
+        back.flush()
+
+    sealed = sealed_checks()
+    bound(job["memory_gb"])
+    student = types.ModuleType("__main__")
+    sys.modules["__main__"] = student
+    names = vars(student)
+    names |= {"__builtins__": builtins, "display": lambda *shown, **options: None}
+    say("ready")
+    os.chdir(Path(job["folder"]))
+    for index in job["todo"]:
+        say("begin", index)
+        allow(job["limit_s"])
+        say("end", index, do(job["steps"][index], names, sealed))
+    say("done")
+    os._exit(0)  # threads and exit handlers of the answers are not waited for
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+// The live page: what is typed goes to a worker, and what comes back is set as a kernel would set
+// it, so that all below draws itself. One wish at a time; of those that wait, the last.
+{ // a block: what stands above has names of its own
+const source = new Blob([document.getElementById("worker").textContent], { type: "text/javascript" });
+const worker = new Worker(URL.createObjectURL(source)), reel = state.reel;
+const { layer_names, num_experts, colors, queues } = state, own = { layer_names, num_experts, colors, queues };
+let busy = true, waiting = null, edited = false, writing = false, latest = null;
+
+function send(wish) {
+  if (busy && !writing) {
+    if (!(waiting?.text !== undefined && wish.act === "again")) waiting = { ...wish, text: wish.text ?? waiting?.text };
+    return;
+  }
+  [busy, writing, waiting] = [true, wish.act === "write", null];
+  write.textContent = writing ? "Stop" : "Write on";
+  worker.postMessage(wish);
+  edited = false;
+}
+const text = () => (edited ? typing.value : undefined), cut = () => state.selected;
+const show = () => send({ act: "show", text: text(), question: state.question, cut: cut() });
+const go = (count) => send({ act: "write", text: text(), question: state.question, count, temperature: Number(warmth.value), seed: Math.floor(2 ** 32 * Math.random()) });
+
+// --- the panel above the explorer
+const { on, button, menu, labelled } = tie(model);
+const typing = h("textarea", { rows: 3, value: state.text, spellcheck: false, "aria-label": "Type any text" });
+const warmth = h("input", { type: "range", min: 0, max: 1.5, step: 0.1, value: 0.8, "aria-label": "Temperature" }), warm = h("output", {}, "0.8");
+const said = h("span.quiet", { role: "status" }, "The model is being unpacked …"), wrong = h("p.problem", { role: "alert" });
+const write = button("Write on", () => (writing ? send({ act: "stop" }) : go(200))), step = button("One token", () => go(1));
+const film = button("The film of its training", () => (state.film.steps ? still() : roll()));
+film.hidden = !reel.film;
+const begin = menu("", "Begin with", [["", "…"], ...state.openings.map(([name, words]) => [words, name])], (words) => { if (words) { typing.value = words; type(); } });
+begin.hidden = !state.openings.length;
+for (const each of [write, step, film]) each.className = "act";
+const likely = h("div.likely", { role: "group", "aria-label": "The likeliest next tokens; press one to take it" });
+const panel = h("section.routing-explorer.moe.live", { "aria-label": "Your text" }, typing, wrong, likely,
+  h("div.controls", {}, write, step, labelled("Temperature", warmth, warm), begin, film, said));
+main.before(panel);
+main.after(h("details.routing-explorer.moe.live", {}, h("summary", {}, "What this page is"), h("p", {},
+  "The whole model is in this file and runs in your browser: nothing is fetched and nothing is sent. ", state.about,
+  " Its forward pass and its tokenizer are two short files of JavaScript; read them in this page’s source.")));
+
+function type() {
+  edited = true;
+  show();
+}
+on(typing, "input", type);
+on(warmth, "input", () => { warm.textContent = Number(warmth.value).toFixed(1); });
+on(typing, "keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); write.click(); } });
+
+// --- what comes back: a new text builds the explorer anew, once all of it is in place
+function apply({ tokens, beside, ...rest }) {
+  if (!tokens) for (const [key, value] of Object.entries(rest)) model.set(key, value);
+  Object.assign(state, rest);
+  if (beside && (beside.tokens || state.beside.tokens)) model.set("beside", beside.tokens ? { ...own, ...beside, source: "changed" } : {});
+  if (tokens) model.set("tokens", tokens);
+}
+
+worker.onmessage = ({ data: { ready, traits, took, ran, written, rate, made, next, free, ended, problem } }) => {
+  wrong.textContent = problem ?? "";
+  if (written !== undefined) typing.value = written;
+  if (traits) {
+    const { tokens } = traits, at = state.film.steps ? -1 : state.selected;
+    latest = { ...latest, ...traits };
+    if (tokens && !state.film.steps) state.selected = at < 0 || at >= Math.min(state.tokens.length, tokens.length) - 1 ? tokens.length - 1 : at; // the end is followed
+    if (!state.film.steps) apply(traits);
+  }
+  if (next) likely.replaceChildren(h("span", {}, "Next:"), ...next.map(([id, word, share]) => {
+    const take = button("", () => send({ act: "write", text: text(), question: state.question, count: 1, take: id }));
+    take.className = "act";
+    take.append(h("bdi", {}, spell(word)), h("span.quiet", {}, ` ${percent(share, 0)}`));
+    return take;
+  }));
+  if (took !== undefined) said.textContent = `${many(ran, "token")}, answered in ${took.toFixed(0)} ms`;
+  if (rate) said.textContent = `${many(made, "token")} written, ${rate.toFixed(0)} a second`;
+  if (ready) said.textContent = "Ready: type.";
+  if (ended) said.textContent += "; then the model ended the text";
+  if (!free) return;
+  [busy, writing] = [false, false];
+  write.textContent = "Write on";
+  if (waiting) send(waiting);
+};
+worker.onerror = (event) => { wrong.textContent = `The model stopped: ${event.message}`; };
+model.on("change:question", show);
+model.on("change:selected", () => { if (state.question.length && !writing && !edited) send({ act: "again", question: state.question, cut: cut() }); });
+
+// --- the film takes the text's place, and gives it back
+function roll() {
+  latest ??= Object.fromEntries(["tokens", "arrays", "data", "answers", "answer", "beside"].map((key) => [key, state[key]]));
+  Object.assign(state, { frame: reel.film.steps.length - 1, selected: -1, layer: Math.min(state.layer, reel.layer_names.length - 1) });
+  apply({ ...reel, beside: {}, answers: {} });
+  film.textContent = "Back to the text";
+}
+function still() {
+  Object.assign(state, { frame: 0, selected: latest.tokens.length - 1 });
+  apply({ film: {}, ...own, ...latest });
+  film.textContent = "The film of its training";
+}
+
+const { bytes, ...rest } = { bytes: state.weights.buffer, layout: state.layout, config: state.config, vocabulary: state.vocabulary };
+worker.postMessage({ act: "load", bytes, ...rest }, [bytes]);
+delete state.weights;
+}

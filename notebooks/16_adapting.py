@@ -1,0 +1,376 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # How do you adapt a sparse model?
+#
+# Four changes to a model that is there already: train it on, make a dense one sparse, take experts
+# out, round its weights. Leaving the experts alone costs little; a copy is worth what the dense
+# model was; the expert used least is not the one needed least; and the experts are what bears
+# rounding best.
+#
+# **The papers:** Zoph et al. 2022, *ST-MoE* ([arXiv:2202.08906](https://arxiv.org/abs/2202.08906)),
+# for fine-tuning; Komatsuzaki et al. 2022 ([arXiv:2212.05055](https://arxiv.org/abs/2212.05055))
+# and OLMoE 2024 ([arXiv:2409.02060](https://arxiv.org/abs/2409.02060)), for upcycling; Lasby et al.
+# 2025, *REAP* ([arXiv:2510.13999](https://arxiv.org/abs/2510.13999)), for pruning.
+#
+# In this chapter you
+#
+# - read what fine-tuning a part of a sparse model keeps of the gain;
+# - make a sparse model of a dense one without changing its output, and see what it was worth;
+# - take a quarter of the experts out, by two measures, with intervals over held-out text;
+# - round each part of a model to four bits, and see which part minds;
+# - catch an upcycled model whose experts never part.
+#
+# **You need:** PyTorch and chapter 10. No GPU, no network. **Time:** three quarters of an hour to
+# read and try; the cells run in under a minute on two CPU cores.
+
+# %%
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import torch
+
+from moe_lite import Experts, Mixtral, MoELayer, TopKRouter, causal, hf, train
+from moe_lite.course import data, effects, ledger, sweep, viz
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+torch.set_printoptions(precision=3, sci_mode=False)
+text = data.load_corpus(max_bytes=400_000)
+
+# %% [markdown]
+# One drawing for all four. A layer is a router before a row of experts; what is changed shows in
+# the experts:
+
+# %%
+fig, panels = plt.subplots(1, 4, figsize=(11, 2.1), layout="constrained")
+colors = viz.expert_colors(8)
+for ax, name in zip(panels, ("train on", "upcycle", "prune", "round"), strict=True):
+    ax.add_patch(plt.Rectangle((0.3, 2.4), 3.4, 0.6, color="#B8BEC4"))
+    ax.text(2, 2.7, "router", ha="center", va="center", fontsize=9)
+    for e in range(4):
+        gone, same = name == "prune" and e == 2, name == "upcycle"
+        look = {
+            "fill": not gone,
+            "ls": "--" if gone else "-",
+            "alpha": 0.4 if name == "round" else 1,
+        }
+        ax.add_patch(
+            plt.Rectangle((0.1 + e, 0.2), 0.8, 1.4, color=colors[0 if same else e], **look)
+        )
+    what = {"train on": "all but the experts", "upcycle": "four copies of one",
+            "prune": "one fewer", "round": "fewer bits each"}[name]  # fmt: skip
+    ax.set(title=f"{name}: {what}", xlim=(0, 4), ylim=(0, 3.2))
+    ax.title.set_fontsize(9)
+    ax.axis("off")
+plt.close(fig)
+fig
+
+# %% [markdown]
+# ## 1. Fine-tuning: what to freeze
+#
+# Sparse models have many parameters for the work they do, and little text is enough to learn it by
+# heart with many parameters. ST-MoE's authors fine-tuned only a part of their model: everything;
+# only the experts; everything *but* the experts; only attention; only the dense FFNs. They found
+# all but the experts about as good as everything, the FFNs alone a bit better still, and *only the
+# experts* drastically worse, although that is where some 80% of the parameters are. Their guess at
+# a reason: experts are in one of four layers only, so updating them touches few layers.
+#
+# We did that in small: a model with experts in one of its four layers, trained on four of the
+# course's domains, then fine-tuned on 30 kB of the fifth, Shakespeare, and measured on Shakespeare
+# that it had not seen. From the ledger (`python -m moe_lite reproduce stmoe2022_finetune`):
+
+# %%
+tuned = ledger.stored("stmoe2022_finetune")
+print(f"stored result, {len(tuned.seeds)} seeds; held-out bits per byte (%: updated)")
+rows = {"one in four": ("all", "all but experts", "experts", "attention", "FFN"),
+        "every layer": ("all", "all but experts", "experts"), "dense twin": ("all",)}  # fmt: skip
+for shape, subsets in rows.items():
+    print(f"{shape:25}{'before':16}{'best':16}{'at the end':16}training loss")
+    for subset in subsets:
+        share = tuned[f"share updated: {subset}, {shape}"].mean
+        whats = "before", "best", "end", "training loss"
+        cells = (str(tuned[f"{what}: {subset}, {shape}"]) for what in whats)
+        print(f"  {subset:16}{share:5.0%}  " + "".join(f"{cell:16}" for cell in cells))
+
+# %%
+print(ledger.verdicts("stmoe2022_finetune"))
+
+# %% [markdown]
+# **What held: the experts alone are the worst choice.** Updating *only* the experts ends above each
+# of the other four, with intervals clear of 0, in held-out text and in training loss. **What we
+# cannot tell: that leaving them alone costs nothing.** With experts in one layer of four, updating
+# all *but* the experts ends where updating everything does, give or take 0.015 bits a byte: more
+# than the margin of 0.01 that the ledger asks for. And in Mixtral's shape, with experts in every
+# layer, **it does cost**: all but the experts keep about nine tenths of the gain, less in every
+# seed, with an interval beyond the margin. So how much can be left alone depends on how much of the
+# model the experts are.
+#
+# **What did not: the FFNs.** The paper found them a bit better than everything; ours keep two
+# thirds of the gain, and so does attention alone, and the experts are worst by little only. What
+# has "all but the experts" that those three have not? The *embedding*: our task brings a new
+# vocabulary (a model that had read no play has to learn how plays are spelled), where SuperGLUE
+# asks new questions in old words. So we asked again, after that first result, with two more
+# subsets:
+
+# %%
+for subset in ("attention", "FFN", "experts", "embedding", "experts and embedding"):
+    share, loss, rise = (tuned[f"{what}: {subset}, one in four"]
+                         for what in ("share of the gain", "training loss", "rise"))  # fmt: skip
+    print(f"{subset:22} keeps {share!s:13} of the gain; training loss {loss!s:14} rise {rise}")
+
+# %% [markdown]
+# The guess was wrong as it stood: the embedding alone does no better than the others. *Any* single
+# part keeps about two thirds, and two parts together nine tenths, also if one of them is the
+# experts. So at our size the experts are not special; a part alone cannot do it. The lesson to
+# carry off is smaller than the paper's, and still useful: **leaving the experts out costs a tenth
+# of the gain or less**, and they are where most of the memory for gradients and moments would go.
+#
+# **Does anything overfit?** Not measurably. *Rise* is how far the held-out loss climbs from its
+# best point to the end: every row's interval holds zero, sparse and dense alike, and a training
+# loss of 5 nats a token is far from knowing 30 kB by heart. One row hints at it: the embedding
+# alone reaches a training loss 1.2 nats below that of the experts and is no better on new text. The
+# paper's warning is about far larger models on a few hundred examples; ours is too small to test
+# it.
+#
+# ## 2. Upcycling: what is an old dense model worth?
+#
+# You have trained a dense model and want a sparse one. **Upcycling** makes one: copy the
+# feed-forward network $E$ times, put a fresh router before the copies, train on. At the moment of
+# copying nothing has changed, whatever the router says: the experts are equal and a token's gates
+# sum to 1, so
+#
+# $$\sum_{i \in \text{top-}K} g_i\,E_i(x) = \Big(\sum_i g_i\Big)\,E(x) = E(x).$$
+
+# %%
+torch.manual_seed(0)
+dense = Mixtral(replace(sweep.SMALL, num_local_experts=1, num_experts_per_tok=1))
+train.train(dense, text, replace(sweep.TRAINING, steps=60), progress=False)
+sparse = hf.upcycle(dense, num_experts=8, experts_per_tok=2)
+ids = text.windows("prose", 64, 4).ids_BS
+with torch.no_grad():
+    change = (sparse(ids).logits_BSV - dense(ids).logits_BSV).abs().max()
+counts = [sum(p.numel() for p in m.parameters()) for m in (dense, sparse)]
+print(f"{counts[0]:,} -> {counts[1]:,} parameters; largest change of a logit {change:.1e}")
+
+# %% [markdown]
+# Now let it go on beside a model of the same shape that starts from scratch, on the same batches
+# (one seed, 60 steps, an illustration):
+
+# %%
+torch.manual_seed(1)
+runs = {"upcycled": sparse, "from scratch": Mixtral(sweep.SMALL)}
+# The same learning rate throughout: a schedule must not decide the race.
+steady = replace(sweep.TRAINING, steps=60, min_lr_ratio=1.0, seed=1)
+runs = {name: train.train(model, text, steady, progress=False) for name, model in runs.items()}
+lines = {name: (range(1, 61), viz.smooth(history.column("loss"))) for name, history in runs.items()}
+viz.curves(lines, "further steps", "training loss, nats per token", title="one seed")
+
+# %% [markdown]
+# And the question is what that head start is worth. Komatsuzaki et al. found it worth more than
+# 100% of the dense model's own training: a model from scratch needed 120% of it to catch up.
+# OLMoE, with another kind of router and a dense model that had read 2 trillion tokens, found the
+# one from scratch level after 25% and ahead from about 30% on. In small, with the same batches and
+# the same number of steps for both (`python -m moe_lite reproduce upcycling`):
+
+# %%
+up = ledger.stored("upcycling")
+shares = [k * 20 / 400 for k in range(1, 25)]
+names = {"from scratch": "scratch", "upcycled": "upcycled", "dense goes on": "dense"}
+runs = {n: (shares, [up[f"{key} at {s:.0%}"].mean for s in shares]) for n, key in names.items()}
+x = "further training / the dense model's own"
+viz.curves(runs, x, "held-out bits per byte", title=f"stored, {len(up.seeds)} seeds")
+
+# %%
+print(ledger.verdicts("upcycling"))
+print("upcycled - dense at 120%:", up["upcycled - dense at 120%"])
+
+# %% [markdown]
+# **Here it went Komatsuzaki's way, and further.** At 30%, where OLMoE's model from scratch is
+# ahead, ours is 0.4 bits a byte behind, and at 120% still nearly a tenth, both clear of 0:
+# contradicted. When it *would* catch up we cannot say: three runs that never did are three bounds,
+# and a sign test wants six. OLMoE's authors give a reason why theirs came so early: their dense
+# model had been trained for very long, and sat where more training hardly helped. Ours is the
+# opposite case, stopped while it was still learning fast, and the third curve shows what that
+# means: the dense model that simply *goes on* is hardly behind its upcycled copy, by a hundredth of
+# a bit. So what the head start is worth here is the dense model's training, nearly nothing else;
+# eight experts had not yet had the text to become different. Read the two papers together like
+# this: *upcycling is worth what you did not pay for the dense model*. If the dense model is there
+# already, take it; if you would have to train it first, that time counts too.
+
+# %% [markdown]
+# ## 3. Pruning: which expert can go?
+#
+# A model takes too much memory, so take experts out and let the router choose among those that
+# stay. Which ones? The obvious measure is **use**: the share of pairs. Chapter 17 will say that use
+# and need are two things, so here is one that looks at what an expert *does*: REAP, the mean over
+# its tokens of gate times the length of its answer. Both are measured on training text, 2,560
+# tokens of it:
+
+# %%
+model = hf.load_pretrained("mixtral-mini").eval()
+calibration = text.batch("train", 10, 256, seed=3).ids_BS
+inputs = []
+hooks = [layer.gate.register_forward_hook(lambda gate, args, out: inputs.append(args[0]))
+         for layer in model.moe_layers]  # fmt: skip
+with torch.no_grad():
+    routings = model(calibration).routings
+for hook in hooks:
+    hook.remove()
+use_LE, reap_LE = torch.zeros(6, 8), torch.zeros(6, 8)
+for at, (layer, x_TD, routing) in enumerate(zip(model.moe_layers, inputs, routings, strict=True)):
+    for e, expert in enumerate(layer.experts.each()):
+        who_N = routing.expert_N == e
+        with torch.no_grad():
+            y_ND = expert(x_TD.flatten(0, -2)[routing.token_N[who_N]])
+        use_LE[at, e] = who_N.float().mean()
+        reap_LE[at, e] = (routing.gate_N[who_N] * y_ND.norm(dim=-1)).mean()
+
+# %% [markdown]
+# Take one, then two of eight out of *every* layer, the least by each measure, and two by lot for
+# comparison. The rise of the loss on twenty held-out windows, paired window by window, with 95%
+# intervals:
+
+# %%
+held_out = torch.cat([text.windows(name, 256, 4).ids_BS for name in text.domains])
+base_T = effects.Run.of(model, held_out).loss_T
+
+
+def rise(score_LE, drop):
+    """Give the rise of the loss and its interval if each layer loses so many experts, in nats."""
+    least_LE = score_LE.argsort(1)[:, :drop].tolist()
+    bans = [causal.ban(at, e) for at, experts in enumerate(least_LE) for e in experts]
+    rise_T = effects.Run.of(model, held_out, *bans).loss_T - base_T
+    rise_B = rise_T.view(len(held_out), -1).nanmean(1)
+    return rise_B.mean().item(), 2.09 * (rise_B.std() / len(rise_B) ** 0.5).item()  # t of 19
+
+
+lot = [torch.rand(6, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+for drop in (1, 2):
+    rows = {"least used": rise(use_LE, drop), "least REAP": rise(reap_LE, drop)}
+    print(f"{drop} of 8 out of every layer: "
+          + ", ".join(f"{name} {mean:+.3f} ± {half:.3f}" for name, (mean, half) in rows.items())
+          + f", by lot {min(rise(s, drop)[0] for s in lot):+.2f} to "
+          + f"{max(rise(s, drop)[0] for s in lot):+.2f}")  # fmt: skip
+
+# %% [markdown]
+# **The expert used least is not the one needed least.** With one of eight gone the intervals lie
+# far apart: 0.03 nats by REAP, 0.4 by use, and use does no better than the lot. (With two gone the
+# intervals touch, and REAP's middle is still the lowest of all.) The balancing loss explains it: it
+# made use nearly equal, so what differs between experts is something else.
+#
+# ## 4. Rounding: which part minds?
+#
+# MXFP4 writes 32 weights with one shared power of two, and each of them as one of fifteen numbers:
+# 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. A part of the model at a time, the others as they
+# were:
+
+# %%
+halves = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+FP4 = torch.cat([-halves.flip(0)[:-1], halves])
+
+
+def mxfp4(w):
+    """Round to MXFP4 and back: in blocks of 32, with a power of two that makes the largest fit."""
+    block = w.reshape(-1, 32)
+    largest = block.abs().amax(1, keepdim=True).clamp(min=1e-12)
+    scale = 2.0 ** (largest / 6).log2().ceil()
+    return (FP4[((block / scale)[..., None] - FP4).abs().argmin(-1)] * scale).view_as(w)
+
+
+parts = {
+    "experts": ".experts.",
+    "routers": ".gate.",
+    "attention": "self_attn",
+    "embedding": "embed",
+}
+total = sum(p.numel() for p in model.parameters())
+for part, mark in parts.items():
+    small = hf.load_pretrained("mixtral-mini").eval()
+    rounded = {n: p for n, p in small.named_parameters() if mark in n}
+    with torch.no_grad():
+        for p in rounded.values():
+            p.copy_(mxfp4(p))
+    rise_T = effects.Run.of(small, held_out).loss_T - base_T
+    rise_B = rise_T.view(len(held_out), -1).nanmean(1)
+    share = sum(p.numel() for p in rounded.values()) / total
+    half = 2.09 * (rise_B.std() / len(rise_B) ** 0.5).item()
+    print(f"{part:10} {share:5.1%} of the parameters: {rise_B.mean():+.4f} ± {half:.4f} nats")
+
+# %% [markdown]
+# The experts are most of the bytes, and rounding all of them to four bits costs about a hundredth
+# of a nat. The embedding is a tenth of their size and minds more. That is what is published:
+# gpt-oss has its experts in MXFP4 and everything else in bf16. (A trained model can be prepared for
+# it besides; here nothing was.) Exercise 1 has you do it in int8.
+#
+# ## 5. What goes wrong: experts that never part
+#
+# Somebody upcycles, and makes the router too: a fresh one, all zeros, "so that it starts neutral".
+# The loss falls. After two hundred steps all eight experts are still one and the same:
+
+# %%
+torch.manual_seed(0)
+layer = MoELayer(TopKRouter(16, num_experts=8, top_k=8), Experts(8, 16, 32))
+with torch.no_grad():
+    layer.gate.weight.zero_()
+    for w_EFD in layer.experts.parameters():
+        w_EFD.copy_(w_EFD[:1].expand_as(w_EFD))
+x_TD, target_TD = torch.randn(64, 16), torch.randn(64, 16)
+optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+for step in range(201):
+    out_TD = layer(x_TD)[0]
+    loss = (out_TD - target_TD).square().mean()
+    if step % 100 == 0:
+        w_EFD = layer.experts.w1
+        apart = (w_EFD - w_EFD[:1]).abs().max()
+        print(f"step {step:3}: loss {loss:.3f}, experts differ by {apart:.1e}")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+# %% [markdown]
+# <details>
+# <summary>What is it?</summary>
+#
+# Symmetry. Equal experts with equal gates on the same tokens get equal gradients, and the router
+# gets none at all, because no choice makes a difference: where all experts say the same, weighing
+# them otherwise changes nothing. Something has to break the tie. In practice top-$K$ with $K < E$
+# does it, with a router drawn at random: other tokens reach other experts. With all experts on
+# every token, or a router that is zero, nothing does. (`hf.upcycle` draws its routers.)
+#
+# </details>
+#
+# ## Exercises
+#
+# [`exercises/16_adapting.ipynb`](../exercises/16_adapting.ipynb): experts in a byte per weight. The
+# check tells you *what* you misunderstood. Solutions are in
+# [`solutions/`](../solutions/16_adapting.ipynb).
+#
+# ## In four lines
+#
+# 1. Fine-tune all but the experts: a tenth of the gain or less is lost, and most of the memory for
+#    gradients is saved.
+# 2. An upcycled model starts where the dense one stopped, exactly. It is worth what you did not pay
+#    for the dense one.
+# 3. Prune by what an expert does, not by how often it is asked.
+# 4. Round the experts, leave the rest.
+#
+# | in the field | in the code | |
+# |---|---|---|
+# | upcycling | `hf.upcycle(dense, E, K)` | the same logits |
+# | pruning | `causal.ban(layer, expert)` | the router takes its next best |
+# | REAP | gate times the length of the answer | mean over the expert's tokens |
+# | MXFP4 | 32 weights, one power of two | 4.25 bits a weight |
+#
+# **Read on:** ST-MoE's section 4; REAP; OLMoE's section 4.1 on upcycling. Next, chapter 17: what
+# those experts are about.

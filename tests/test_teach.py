@@ -1,0 +1,327 @@
+"""A lab grades as it must: the right, the empty, the wrong, the broken and the hostile.
+
+The simulated class hands in one notebook each. Nothing here waits for a clock: a loop is ended by
+the seconds of computing that it used, which a busy machine does not lengthen.
+"""
+
+import copy
+import csv
+import importlib
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from moe_lite import __main__ as cli
+from moe_lite.course import checks
+from moe_lite.course.teach import grade, lab, report
+from moe_lite.course.teach.nbgrader import export
+from moe_lite.course.teach.screen import Given, looks, refusals
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = [path.name[:2] for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.py"))]
+RIGHT = {
+    "rank": """
+def rank(expert_T, num_experts):
+    hot_TE = F.one_hot(expert_T, num_experts)
+    return (hot_TE.cumsum(0) - 1).gather(1, expert_T[:, None])[:, 0]
+""",
+    "places": "def places(T, E, factor, K):\n    return -int(-(factor * K * T) // E)",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A lab of three exercises, made by the command."""
+    made = tmp_path_factory.mktemp("teach") / "queues"
+    assert cli.main(["teach", "lab", str(made), "05.1", "05.2=5", "05.4", "--limit", "4"]) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def queues(folder):
+    return lab.Lab.load(folder)
+
+
+def key(queues, check, kind="answer"):
+    if kind == "answer":
+        return next(queues.makers[c.name].key for c in queues.checks if c.check == check)
+    return next(cell.key for cell in queues.checks if cell.check == check)
+
+
+def filled(queues, rank=RIGHT["rank"], places=RIGHT["places"], before="", after=""):
+    """Return a notebook with every answer right but these two, and cells of the student's own."""
+    answers = {key(queues, "rank"): rank, key(queues, "places"): places}
+    made = lab.notebook(queues, lab.solved(queues) | answers)
+    own = [
+        {"cell_type": "code", "id": f"own{at}", "metadata": {}, "source": source, "outputs": []}
+        for at, source in enumerate((before, after))
+    ]
+    at = next(i for i, c in enumerate(made["cells"]) if c["id"] == key(queues, "rank"))
+    made["cells"][at:at] = own[:1]
+    made["cells"] += own[1:]
+    return made
+
+
+def mutants(check):
+    """List (name, a cell that answers with this mutant)."""
+    source = (ROOT / "tests" / "mutants" / f"check_{check}.py").read_text(encoding="utf-8")
+    names = re.findall(r"^def (?!right)(\w+)", source, re.M)
+    return [(name, f"{source}\n\n{check} = {name}\n") for name in names]
+
+
+def without(notebook, *ids):
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell["id"] not in ids]
+    return notebook
+
+
+def stripped(notebook):
+    """What a converter leaves: no id and no metadata."""
+    for cell in notebook["cells"]:
+        cell["metadata"] = {}
+        del cell["id"]
+    return notebook
+
+
+def copied(notebook, id_, source):
+    """Copy a cell below itself, its metadata with it, and write a new source into the copy."""
+    at = next(i for i, cell in enumerate(notebook["cells"]) if cell["id"] == id_)
+    twin = copy.deepcopy(notebook["cells"][at]) | {"id": "a-new-id", "source": source}
+    notebook["cells"].insert(at + 1, twin)
+    return notebook
+
+
+def a_class(queues):
+    """Give (student, what was handed in, the points it deserves, what a person is told)."""
+    full, rest = 11, 6  # with rank, and with the other two alone
+    answer, check = key(queues, "rank"), key(queues, "rank", "check")
+    wrong = "def rank(expert_T, num_experts):\n    return expert_T * 0"
+    unfilled = next(cell.source for cell in queues.cells if cell.key == answer)
+    yield "right", filled(queues), full, ""
+    yield "empty", lab.notebook(queues), 0, ""
+    pairs = zip(mutants("rank")[:6], mutants("places")[:6], strict=True)
+    for (name, source), (other, places) in pairs:
+        yield f"mutants {name} {other}", filled(queues, source, places), 4, ""
+    # --- what breaks a process
+    yield "loop", filled(queues, "def rank(e, E):\n    while True: pass"), rest, "used up its time"
+    leave = "import os\ndef rank(e, E):\n    os._exit(0)"
+    yield "exit", filled(queues, leave), rest, "ended the Python"
+    yield "loop at the top", filled(queues, before="while True: pass"), full, "used up its time"
+    yield "leaves politely", filled(queues, "def rank(e, E):\n    raise SystemExit"), rest, ""
+    prints = RIGHT["rank"].replace(":\n", ":\n    print('x' * 9_000_000)\n", 1)
+    yield "prints", filled(queues, prints), full, ""
+    yield "no syntax", filled(queues, "def rank(e, E) return e"), rest, ""
+    # --- what became of the notebook
+    gone = without(filled(queues), check, answer)
+    yield "deleted cells", gone, rest, "the answer cell of 05.2 is gone"
+    yield "stripped", stripped(filled(queues)), full, "the answer to 05.1, 05.2, 05.4"
+    yield "a spare copy", copied(filled(queues, RIGHT["rank"]), answer, unfilled), full, ""
+    again = copied(filled(queues, wrong), answer, RIGHT["rank"])
+    yield "a second try", again, full, "2 different answers to 05.2"
+    elsewhere = filled(queues, unfilled, before=RIGHT["rank"])
+    yield "in a cell of their own", elsewhere, full, "found by its name: the answer to 05.2"
+    helped = "%timeit 1\n" + RIGHT["rank"].replace("F.one_hot", "hot")
+    yield "magic and a helper", filled(queues, helped, before="!ls\nhot = F.one_hot"), full, ""
+    yield "no notebook", "{", 0, "cannot be read"
+    yield "another notebook", {"cells": [{"cell_type": "code", "source": 1}]}, 0, "cannot be read"
+    # --- what reaches round the question
+    patch = "checks.check_rank = lambda answer: None"
+    yield "patches the check", filled(queues, wrong, before=patch), rest, "other than by calling"
+    bought = "from moe_lite.capacity import rank_in_expert as rank"
+    yield "imports the answer", filled(queues, bought), rest, "of the library"
+    changed = copied(without(filled(queues, wrong), check), answer, wrong)
+    changed["cells"].append({"cell_type": "code", "id": check, "metadata": {}, "source": "1"})
+    yield "writes over the check", changed, rest, "changed the locked cell"
+    forged = (
+        "import os\ndef rank(e, E):\n"
+        "    for fd in range(3, 30):\n"
+        '        try: os.write(fd, b\'["end", 9, {"status": "right"}]\\n\' * 9)\n'
+        "        except OSError: pass\n    os._exit(0)"
+    )
+    yield "forges a report", filled(queues, forged), rest, "imports os"
+
+
+@pytest.mark.slow("a class of 29, each in a process of its own")
+@pytest.mark.skipif(os.name != "posix", reason="a loop is ended by the clock there")
+def test_a_class_is_graded_and_nobody_costs_another_anything(folder, queues, tmp_path):
+    expected = {}
+    for student, handed_in, points, told in a_class(queues):
+        text = handed_in if isinstance(handed_in, str) else json.dumps(handed_in)
+        (tmp_path / f"{student}.ipynb").write_text(text, encoding="utf-8")
+        expected[student] = points, told
+    (tmp_path / "nothing handed in").mkdir()
+    expected["nothing handed in"] = 0, "no notebook was handed in"
+    assert len(expected) >= 28
+
+    assert cli.main(["teach", "grade", str(folder), "--submitted", str(tmp_path)]) == 0
+
+    with (folder / "graded" / "grades.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["student"]: row for row in csv.DictReader(file)}
+    assert {name: float(row["points"]) for name, row in rows.items()} == {
+        name: points for name, (points, _) in expected.items()
+    }
+    assert all(row["of"] == "11" for row in rows.values())
+    parts = (folder / "graded" / "look.md").read_text(encoding="utf-8").split("- **")
+    told = {part.split("**")[0]: part for part in parts[1:]}
+    assert {
+        name: said for name, (_, said) in expected.items() if said not in told.get(name, "")
+    } == {}
+    unremarkable = {name for name, (_, said) in expected.items() if not said}
+    assert unremarkable.isdisjoint(told), "a person's time goes to what needs it"
+    pages = {path.stem: path.read_text("utf-8") for path in (folder / "graded/feedback").iterdir()}
+    assert pages.keys() == expected.keys()
+    assert "the first in a queue has rank 0" in next(
+        page for name, page in pages.items() if "from_one" in name
+    )
+    assert not any(re.search(r"https?:|<script|src=", page) for page in pages.values())
+
+
+def test_a_lab_that_is_there_is_not_replaced_unasked(folder, capsys):
+    before = (folder / "lab.json").read_bytes()
+    assert cli.main(["teach", "lab", str(folder), "05.1"]) == 1
+    assert "there is a lab in" in capsys.readouterr().err
+    assert (folder / "lab.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["five"], "names no exercise"),
+        (["05.2", "05"], "asked for twice"),
+        (["05.2", "05.2=3"], "asked for twice"),
+        (["05.9"], "chapter 05 has no exercise 9; it has 6"),
+        (["98"], "no exercises of chapter 98"),
+    ],
+)
+def test_a_lab_that_cannot_be_made_is_told_in_one_line(asked, said, tmp_path, capsys):
+    assert cli.main(["teach", "lab", str(tmp_path / "lab"), *asked]) == 1
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (tmp_path / "lab").exists()
+
+
+def test_a_lab_that_lacks_what_it_needs_is_not_written(tmp_path, capsys):
+    assert cli.main(["teach", "lab", str(tmp_path / "lab"), "05.5"]) == 1
+    assert "rank_top2" in (err := capsys.readouterr().err) and "take that too" in err
+    assert not (tmp_path / "lab").exists()
+
+
+@pytest.mark.parametrize("spoil", ["[]", "{}", '{"cells": [1]}', "x"])
+def test_a_folder_without_a_lab_is_told(spoil, tmp_path, capsys):
+    (tmp_path / "lab.json").write_text(spoil)
+    assert cli.main(["teach", "grade", str(tmp_path)]) == 1
+    assert "is not a lab" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_no_line_of_a_solution_is_released(chapter, tmp_path):
+    made = lab.assemble("one", [chapter])
+    assert lab.secrets(made), "there is something to keep"
+    path = tmp_path / "lab.ipynb"
+    path.write_text(json.dumps(lab.notebook(made)), encoding="utf-8")
+    assert lab.leaks(made, tmp_path) == []
+    path.write_text(json.dumps(lab.notebook(made, lab.solved(made))), encoding="utf-8")
+    assert lab.leaks(made, tmp_path), "the test would see one"
+
+
+def given_of(made):
+    return Given.read(
+        [c.source for c in made.cells if c.kind == "given"] + [*lab.solved(made).values()]
+    )
+
+
+def test_an_nbgrader_course_is_marked_as_it_must_be(queues, tmp_path):
+    export(queues, tmp_path)
+    made = json.loads((tmp_path / "source" / "queues" / "queues.ipynb").read_text("utf-8"))
+    assert (tmp_path / "nbgrader_config.py").is_file()
+    marks = [(cell["metadata"]["nbgrader"], "".join(cell["source"])) for cell in made["cells"]]
+    assert len({mark["grade_id"] for mark, _ in marks}) == len(marks)
+    assert sum(mark.get("points", 0) for mark, _ in marks) == queues.points
+    for mark, source in marks:
+        assert mark["locked"] != mark["solution"] == ("### BEGIN SOLUTION" in source)
+        assert mark["grade"] == ("### BEGIN HIDDEN TESTS" in source)
+        # what nbgrader cuts is all that tells of a solution
+        kept = re.sub(r"### BEGIN (SOLUTION|HIDDEN TESTS).*?### END \1", "", source, flags=re.S)
+        assert lab.secrets(queues).isdisjoint(map(str.strip, kept.splitlines()))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_courses_own_answers_are_allowed_and_usual(chapter):
+    made = lab.assemble("one", [chapter])
+    for source in lab.solved(made).values():
+        assert refusals(source, given_of(made)) == []
+        assert looks(source) == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_nothing_that_a_lab_gives_is_an_answer(chapter):
+    made = lab.assemble("one", [chapter])
+    for module, name, _ in sorted(given_of(made).imports):
+        thing = getattr(importlib.import_module(module), name, None) if name else None
+        if module.startswith("moe_lite") and callable(thing):
+            for cell in made.checks:
+                with pytest.raises((checks.CheckFailed, NotImplementedError)):
+                    getattr(checks, f"check_{cell.check}")(thing)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import moe_lite", "imports moe_lite"),
+        ("def f():\n    from moe_lite.course import checks as c", "line 2 imports"),
+        ("from moe_lite.course.checks.capacity import check_rank", "of the library"),
+        ("import importlib.util", "imports importlib.util"),
+        ("from sys import modules", "sys.modules"),
+        ("import sys\nsys.modules['moe_lite']", "uses .modules"),
+        ("torch.sys.modules", "uses .modules"),
+        ("__import__('moe_lite')", "uses __import__"),
+        ("eval('1')", "uses eval"),
+        ("import os\nos.kill(os.getppid(), 9)", "uses .kill"),
+        ("globals()['checks']", "uses globals"),
+        ("c = checks", "other than by calling"),
+        ("checks.capacity.check_rank(f)", "other than by calling"),
+        ("torch.equal = lambda *a: True", "changes torch.equal"),
+        ("del torch.Tensor.sum", "changes torch.Tensor.sum"),
+        ("data.texts", "uses data.texts"),
+    ],
+)
+def test_what_reaches_round_the_question_is_refused(source, said):
+    given = Given.read(["import torch\nfrom moe_lite.course import checks, data\ndata.encode(1)"])
+    assert said in "; ".join(refusals(source, given))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from moe_lite.course import checks, data",
+        "checks.check_rank(rank)",
+        "data.encode(2)",
+        "def f(data):\n    return data.anything",
+        "import sys\nsys.maxsize",
+        "list(torch.nn.Linear(1, 1).modules())",
+        "class A:\n    def f(self):\n        self.x = 1",
+        "def f(:",
+    ],
+)
+def test_what_an_honest_answer_needs_is_allowed(source):
+    given = Given.read(["import torch\nfrom moe_lite.course import checks, data\ndata.encode(1)"])
+    assert refusals(source, given) == []
+
+
+def test_twins_are_seen_through_names_and_layout(queues):
+    one = RIGHT["rank"].replace("hot_TE", "h").replace("(0)", "(dim=0) + 0 * expert_T.sum() + 0")
+    other = one.replace("expert_T", "e").replace("h.", "hot.").replace("h =", "hot =  ")
+    apart = one.replace("+ 0", "+ 1")
+    graded = [
+        grade.Graded(name, answers={key(queues, "rank"): source})
+        for name, source in [("a", one), ("b", other), ("c", apart), ("d", RIGHT["rank"])]
+    ]
+    assert report.twins(queues, graded) == ["a and b gave one answer to 05.2"]
+
+
+def test_a_name_is_no_formula(queues):
+    results = [grade.Result("empty") for _ in queues.checks]
+    graded = [grade.Graded("=1+1", results), grade.Graded("<b>", results)]
+    assert "\n'=1+1,0,11," in report.table(queues, graded)
+    assert "<b>" not in report.feedback(queues, graded[1])
