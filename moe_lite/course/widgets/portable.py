@@ -79,6 +79,7 @@ class PortableWidget(anywidget.AnyWidget):
         # Pure ASCII without "<": no token can end the element or the line it stands in.
         state = json.dumps(self.state(), default=deflated).replace("<", "\\u003c")
         title = html.escape(self.title)
+        thread = f'<script type="text/plain" id="worker">{worker}</script>\n' if worker else ""
         return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -94,8 +95,7 @@ script-src 'sha256-{digest}'; style-src 'unsafe-inline'{"; worker-src blob:" * b
 <main id="widget"><noscript>This page draws itself with JavaScript; please allow it.</noscript>\
 </main>
 <script type="application/json" id="state">{state}</script>
-<script type="text/plain" id="worker">{worker}</script>
-<script type="module">{script}</script>
+{thread}<script type="module">{script}</script>
 </body>
 </html>
 """
