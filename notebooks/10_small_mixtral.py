@@ -39,9 +39,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe_lite import Experts, KVCache, MixtralConfig, MoELayer, TopKRouter, TrainConfig, record
-from moe_lite.course import cost, data, viz, widgets
-from moe_lite.hf import PRETRAINED
+from moe_lite import Experts, KVCache, MixtralConfig, MoELayer, TopKRouter, TrainConfig, hf, record
+from moe_lite.course import cost, data, film, leads, viz, widgets
 from moe_lite.model import Attention, Mixtral, rotary, rotate
 from moe_lite.train import evaluate, train
 
@@ -450,8 +449,6 @@ print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 # `python -m experiments.recipe "long as shipped"`:
 
 # %%
-from moe_lite.course import leads
-
 long = [r for r in leads.leads(leads.stored(), lambda s: s % 250 == 0) if r.of == 4000]
 fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 for color, name in zip(("#0072B2", "#D55E00"), dict.fromkeys(r.name for r in long), strict=True):
@@ -485,11 +482,9 @@ print("about equal time:    ", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*late.interva
 # counts. How many experts is a token's sum worth? $1/\sum_k g_k^2$ is 2 for equal gates, 1 for one:
 
 # %%
-from moe_lite.course.film import Film
-
-film = Film.load(PRETRAINED / "mixtral-mini" / "film.safetensors")
-for step in (film.steps[0], film.steps[-1]):
-    gates = [r.gate_N.view(-1, r.per_token) for r in film.trace(step).layers]
+reel = film.Film.load(hf.PRETRAINED / "mixtral-mini" / "film.safetensors")
+for step in (reel.steps[0], reel.steps[-1]):
+    gates = [r.gate_N.view(-1, r.per_token) for r in reel.trace(step).layers]
     worth = [1 / g_TK.square().sum(1).mean() for g_TK in gates]
     print(f"step {step:5,}, layers 0 to 5:", *(f"{w:.2f}" for w in worth))
 short = {r.name: r for r in leads.leads(leads.stored(), lambda s: s == 500) if r.of == 1000}
