@@ -25,8 +25,6 @@ from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.evaluation import Corpus
 from moe_lite.model import Mixtral, rotary
 
-NORMS = ("input_layernorm", "post_attention_layernorm", "norm.weight")
-
 
 @dataclass(frozen=True)
 class Run:
