@@ -40,7 +40,8 @@ CLAIMS = (
           "dense time over sparse time to one loss, in every comparison that we found printed: "
           "400% faster is 5 times as fast", (5, INF)),
     Claim("top-2", "press", "Top-2 cuts pre-training times by over 50%.", PRESS,
-          "share of T5-Large's hours saved by top-2, at each capacity of Switch's Table 1", (0.5, 1)),
+          "share of T5-Large's hours that top-2 saves, at each capacity in Switch's Table 1",
+          (0.5, 1)),
     Claim("seven", "press", "Mixtral uses two of seven experts.", PRESS,
           "experts in a layer of Mixtral 8x7B", (7, 7)),
     Claim("2,048", "press", "Switch has 2,048 specialised experts.", PRESS,
@@ -94,7 +95,7 @@ CLAIMS = (
           "Qiu et al. 2025 (arXiv:2501.11873)",
           "loss balanced within texts - over the batch, nats, at the paper's weight", (0, INF)),
     Claim("more", "field", "More experts always help.", "blogs on scaling",
-          "perplexity after / before the last step up, 65,536 to 131,072 experts, Shazeer's Table 8",
+          "perplexity after / before the last step up, 65,536 to 131,072 experts, Shazeer 2017",
           (0, 1)),
     Claim("bfloat16", "field", "A router in bfloat16 diverges.",
           "Switch 2021, Table 2 (arXiv:2101.03961)",
@@ -113,6 +114,6 @@ CLAIMS = (
           "paths, dense 16 wide - 32 experts of 4, points", (0, INF)),
     Claim("twin", "course", "The dense twin is ahead of the course's own model.",
           "this course, in the model's card, from one run of each",
-          "bits per byte, sparse - dense twin, the same recipe over three seeds, step 3,250 of 4,000",
+          "bits per byte, sparse - dense twin, the same recipe, three seeds, step 3,250 of 4,000",
           (0, INF)),
 )  # fmt: skip

@@ -1,0 +1,295 @@
+"""The trial of the claims in :mod:`.claims`: evidence, verdict, and what to say instead.
+
+``python -m moe_lite.course.trial`` writes the verdicts into README; with ``--run`` it first
+measures the model in the box again, a minute, and keeps that in ``experiments/results/claims``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..causal import ablate
+from ..checked import read_json
+from ..files import write
+from ..hf import load_pretrained
+from ..model import Mixtral
+from ..trace import RoutingTrace, record
+from . import leads, ledger
+from .analysis import choices_LTK, mutual_information, specialization
+from .claims import CLAIMS, Claim
+from .data import Corpus, load_corpus
+from .effects import Run
+
+README = ledger.ROOT / "README.md"
+KEPT = ledger.ROOT / "experiments" / "results" / "claims" / "mini.json"
+BEGIN, END = "<!-- claims: written by python -m moe_lite.course.trial -->\n", "<!-- /claims -->\n"
+Verdict = Literal["holds", "does not hold", "it depends", "undecided", "cannot be known"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Hold what was measured: the ends of an interval or of a range, and where it is from.
+
+    ``spread`` says that the ends are settings that differ, not an interval of one number.
+    """
+
+    low: float
+    high: float
+    where: str
+    spread: bool = False
+
+    def __str__(self) -> str:
+        if math.isnan(self.low):
+            return "nothing"
+        if self.low == self.high:
+            return f"{self.low:.3g}"
+        if self.spread:
+            return f"{self.low:.3g} to {self.high:.3g}"
+        return f"{(self.low + self.high) / 2:.3g} ± {(self.high - self.low) / 2:.2g}"
+
+
+def verdict(claim: Claim, found: Evidence) -> Verdict:
+    """Return what the claim's rule says of the evidence.
+
+    >>> twice = Claim("", "field", "", "", "", (1.5, math.inf))
+    >>> [verdict(twice, Evidence(*ends, "")) for ends in ((1.6, 2), (0.9, 1.1), (1, 2))]
+    ['holds', 'does not hold', 'undecided']
+    """
+    low, high = claim.holds
+    if math.isnan(found.low):
+        return "cannot be known"
+    if low <= found.low and found.high <= high:
+        return "holds"
+    if found.high < low or found.low > high:
+        return "does not hold"
+    return "it depends" if found.spread else "undecided"
+
+
+# --- evidence ------------------------------------------------------------------------------------
+
+
+def _of(name: str, measure: str | ledger.Pair) -> Evidence:
+    ours = ledger.stored(name)[measure]
+    return Evidence(ours.low, ours.high, f"`python -m moe_lite reproduce {name}`")
+
+
+def _row(name: str, text: str) -> Evidence:
+    """Read the ledger's row whose claim begins so."""
+    (claim,) = (c for c in ledger.load(name).claims if c.text.startswith(text))
+    return _of(name, claim.measure)
+
+
+def _printed(where: str, *values: float) -> Evidence:
+    return Evidence(min(values), max(values), where, spread=len(values) > 1)
+
+
+def lead() -> Evidence:
+    """Return by how much the shipped recipe is ahead of its twin at step 3,250, bits per byte."""
+    found = leads.lead_of("long as shipped", 3250, "long dense", 3250, "as shipped", "dense")
+    return Evidence(*found.interval[1:], "`python -m experiments.recipe`")
+
+
+def softmax_order(seed: int = 0) -> float:
+    """Return how far gates differ that take the softmax before or after the top-k."""
+    logits_TE = torch.randn(1000, 8, generator=torch.Generator().manual_seed(seed)).double()
+    before_TK = logits_TE.softmax(1).topk(2).values
+    after_TK = logits_TE.topk(2).values.softmax(1)
+    return float((before_TK / before_TK.sum(1, keepdim=True) - after_TK).abs().max())
+
+
+def _mini(key: str) -> Evidence:
+    values = read_json(KEPT)[key]
+    found = ledger.Estimate.of(values)
+    return Evidence(found.low, found.high, "the model in the box, five sets of held-out windows")
+
+
+def _minus(found: Evidence) -> Evidence:
+    return Evidence(-found.high, -found.low, found.where, found.spread)
+
+
+SWITCH1 = "Switch 2021, Table 1: 68.7, 80.7 and 80.1 hours against 131.1"
+FACTORS = "Switch 2021 (7 and 4), OLMoE 2024 (2); Tian et al. 2025's abstract has 7, of compute"
+EVIDENCE: dict[str, Callable[[], Evidence]] = {
+    "compute": lambda: _printed(FACTORS, 1 - 1 / 7, 1 - 1 / 4, 1 - 1 / 2),
+    "speed": lambda: _printed(FACTORS, 7, 4, 2),
+    "top-2": lambda: _printed(SWITCH1, *(1 - hours / 131.1 for hours in (68.7, 80.7, 80.1))),
+    "seven": lambda: _printed("Mixtral 2024, Table 1", 8),
+    "2,048": lambda: _printed("Switch 2021, Table 9: 128, 128, 64 and 2,048", 1 / 4),
+    "closed": lambda: Evidence(math.nan, math.nan, "no statement was found"),
+    "small data": lambda: _minus(_of("chen2022", "sparse − dense, both with dense's")),
+    "overfits": lambda: _row("stmoe2022_finetune", "the experts alone reach a higher training"),
+    "first token": lambda: _printed("counted: 12.88 of 46.70 billion parameters", 0.276, 1),
+    "one GPU": lambda: _printed("counted: 46,702,792,704 parameters of 2 bytes", 93.4),
+    "useless": lead,
+    "softmax": lambda: _printed("measured: 1,000 tokens, float64", softmax_order()),
+    "unused": lambda: _mini("unused"),
+    "pinned": lambda: _mini("pinned"),
+    "topics": lambda: _mini("topics"),
+    "monosemantic": lambda: _mini("monosemantic"),
+    "committee": lambda: _mini("committee"),
+    "noise": lambda: _row("shazeer2017", "without a loss the busiest"),
+    "balance": lambda: _row("lossfree2024_alpha", "a large alpha costs"),
+    "batch": lambda: _row("qiu2025", "balanced within each text"),
+    "more": lambda: _printed("Shazeer 2017, Table 8: 29.2 after 28.9", 29.2 / 28.9),
+    "bfloat16": lambda: _row("switch2021_stability", "the router in bfloat16 too"),
+    "twice": lambda: _row("zhou2022", "GShard's top-2 reaches"),
+    "bias": lambda: _row("lossfree2024", "the same against a loss"),
+    "fine": lambda: _row("deepseekmoe2024", "split in four, one shared"),
+    "parrots": lambda: _row("jelassi2024", "a slightly wider dense model"),
+    "twin": lambda: _minus(lead()),
+}
+
+INSTEAD = {
+    "compute": "Printed factors at equal loss are 2 to 7: a half to 86% saved.",
+    "speed": "2 to 7 times as fast in training, by the pair compared; 4 times is +300%.",
+    "top-2": "38 to 48% in that table; it is top-1 at capacity 1.0 that saves 52%.",
+    "seven": "Two of eight, for each token and each of 32 layers anew.",
+    "2,048": "Only Switch-C has them; that they specialise is not shown there.",
+    "closed": "The vendors do not say. Neither do we.",
+    "small data": "It depends on the task: on clusters experts lead from 4,000 examples.",
+    "overfits": "Here tuning the experts alone underfits. Say which parts are tuned.",
+    "first token": "Sooner than a dense model of equal total, not of equal active size.",
+    "one GPU": "All experts must be held: 93 GB in bfloat16. Four bits would fit.",
+    "useless": "With 8.5 million parameters ours is a little ahead of its twin at equal steps.",
+    "softmax": "After division by their sum the gates are the same.",
+    "unused": "Use is a poor guide to need. Measure what the loss says.",
+    "pinned": "Balanced training leaves few hot experts; measure the skew of your model.",
+    "topics": "Some of the topic can be told from the expert; most cannot.",
+    "monosemantic": "Most experts serve several domains, in a model as small as ours.",
+    "committee": "Which two experts lead depends on the domain.",
+    "noise": "Noise alone did not: the busiest had five times its share.",
+    "balance": "At usual weights the price is too small for us to see; at 1 it shows.",
+    "batch": "It lets experts follow domains; what that is worth we cannot tell.",
+    "more": "Up to a point: 131,072 experts were worse than 65,536.",
+    "bfloat16": "Not in 0.7 million parameters; large models keep float32, and it costs little.",
+    "twice": "Not in our language models, where it also sees the future.",
+    "bias": "It balances well; ours was worse in loss than a loss that balances alike.",
+    "fine": "Not seen after 200 small steps. Nothing is said of large models.",
+    "parrots": "Buy experts for what must be known, width for what must be worked out.",
+    "twin": "One run said so; three seeds of the same recipe say the opposite.",
+}
+
+
+# --- the model in the box ------------------------------------------------------------------------
+
+
+def busy(trace: RoutingTrace) -> torch.Tensor:
+    """Count the choices of each expert: (L, E)."""
+    chosen_LTK, E = choices_LTK(trace), trace.layers[0].num_experts
+    return torch.stack([torch.bincount(x_TK.flatten(), minlength=E) for x_TK in chosen_LTK])
+
+
+def shares(model: Mixtral, corpus: Corpus, first: int, count: int = 2) -> dict[str, float]:
+    """Measure five claims on windows first .. first + count of each domain, and as many for use.
+
+    Returns: the numbers that the claims of the same names are about.
+    """
+
+    def read(start: int) -> tuple[torch.Tensor, torch.Tensor, RoutingTrace]:
+        windows = [corpus.windows(d, 128, start + count) for d in corpus.domains]
+        ids_BS = torch.cat([w.ids_BS[start:] for w in windows])
+        domain_T = torch.cat([w.domain_BS[start:] for w in windows]).flatten()
+        with torch.no_grad(), record(model) as recorded:
+            model(ids_BS)
+        return ids_BS, domain_T, recorded.trace
+
+    ids_BS, domain_T, trace = read(first)
+    used_LE, before_LE = busy(trace), busy(read(first + count)[2])
+    hot_L2 = before_LE.topk(2).indices
+    loss = Run.of(model, ids_BS).loss_T.nanmean()
+    hurt_LE = torch.tensor(
+        [[float(Run.of(model, ids_BS, ablate(layer, e)).loss_T.nanmean() - loss)
+          for e in range(used_LE.shape[1])] for layer in range(len(used_LE))]
+    )  # fmt: skip
+    told_L = mutual_information(trace, domain_T, choice="first") / math.log2(len(corpus.domains))
+    # The domains are equally long, so an expert's tokens by domain follow from shares by expert.
+    of_LDE = specialization(trace, domain_T)
+    purity_LE = of_LDE.amax(1) / of_LDE.sum(1)
+    mass_LDE = torch.stack([_mass(trace, domain_T == d) for d in range(len(corpus.domains))], 1)
+    pairs = torch.combinations(torch.arange(used_LE.shape[1]))
+    committee_L = mass_LDE[..., pairs].sum(-1).amin(1).amax(1)
+    return {
+        "unused": float((used_LE.argmin(1) == hurt_LE.argmin(1)).double().mean()),
+        "pinned": float((used_LE.gather(1, hot_L2).sum(1) / used_LE.sum(1)).mean()),
+        "topics": float(told_L.mean()),
+        "monosemantic": float((purity_LE >= 0.8).double().mean()),
+        "committee": float(committee_L.mean()),
+    }
+
+
+def _mass(trace: RoutingTrace, who_T: torch.Tensor) -> torch.Tensor:
+    """Return each expert's share of the gates of some tokens: (L, E)."""
+    rows = []
+    for routing in trace.layers:
+        gate_N = routing.gate_N * who_T[routing.token_N]
+        mass_E = torch.zeros(routing.num_experts).index_add_(0, routing.expert_N, gate_N)
+        rows.append(mass_E / mass_E.sum())
+    return torch.stack(rows)
+
+
+@cache
+def box() -> tuple[Mixtral, Corpus]:
+    """Load the model in the box and its text."""
+    return load_pretrained("mixtral-mini").eval(), load_corpus(max_bytes=600_000)
+
+
+def run(sets: int = 5) -> dict[str, list[float]]:
+    """Measure the model in the box on disjoint sets of windows."""
+    model, corpus = box()
+    found = [shares(model, corpus, 4 * s) for s in range(sets)]
+    return {key: [round(one[key], 6) for one in found] for key in found[0]}
+
+
+# --- what a reader sees --------------------------------------------------------------------------
+
+
+def card(key: str) -> str:
+    """Write one claim's trial in HTML: what was said, what it means, what was found, instead."""
+    claim = next(c for c in CLAIMS if c.key == key)
+    found = EVIDENCE[key]()
+    low, high = (f"{end:g}" for end in claim.holds)
+    lines = {
+        "said by": claim.by, "measured": claim.means, "holds if": f"all in {low} to {high}",
+        "found": f"{found} ({found.where.replace('`', '')})",
+        "verdict": verdict(claim, found).upper(), "say instead": INSTEAD[key],
+    }  # fmt: skip
+    rows = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in lines.items())
+    return f"<p><b>“{escape(claim.said)}”</b></p><table>{rows}</table>"
+
+
+def table() -> str:
+    """Return the table of all verdicts in Markdown."""
+    rows = []
+    for claim in CLAIMS:
+        found = EVIDENCE[claim.key]()
+        said = f"{claim.said} *({claim.kind})*"
+        rows.append(f"| {said} | {found} | **{verdict(claim, found)}** | {INSTEAD[claim.key]} |")
+    return "| claim | found | verdict | say instead |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def fill(page: str) -> str:
+    """Return a page with the table written between its two marks."""
+    before, rest = page.split(BEGIN)
+    return before + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
+
+
+def main(argv: list[str]) -> None:
+    """Write README's table; with --run, measure the model in the box first."""
+    if "--run" in argv:
+        Path(KEPT.parent).mkdir(exist_ok=True)
+        write(KEPT, json.dumps(run(), indent=1) + "\n")
+    write(README, fill(README.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
