@@ -130,12 +130,10 @@ for capacity, hours in TOP2.items():
 print(f"top-1 at capacity 1.0 : {1 - 62.8 / T5_LARGE:.1%}")
 for factor in (2, 4, 7):
     print(
-        f"{factor} times as fast is {factor - 1:.0%} faster, and saves {1 - 1 / factor:.0%} of the time"
+        f"{factor} times as fast: {factor - 1:.0%} faster, {1 - 1 / factor:.0%} of the time saved"
     )
 total, active = 46_702_792_704, 12_879_925_248
-print(
-    f"Mixtral: {2 * total / 1e9:.1f} GB held in bfloat16, {active / total:.1%} of it read for a token"
-)
+print(f"Mixtral: {2 * total / 1e9:.1f} GB in bfloat16, {active / total:.1%} read for a token")
 
 # %% [markdown]
 # **"Up to" hides the pair.** The same paper has 7 times (against T5-Base and T5-Large) and 4 times

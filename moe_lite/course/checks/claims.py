@@ -124,9 +124,12 @@ def check_my_trial(
         pairs = list(zip(ours, theirs, strict=True))
         values = [a / b for a, b in pairs]
         return [
-            ("means are divided, and the pairs are lost", of([sum(ours) / sum(theirs)], least, most)),
-            ("theirs / ours: the quotient is turned round", of([b / a for a, b in pairs], least, most)),
-            ("a difference, where the rule is about a quotient", of([a - b for a, b in pairs], least, most)),
+            ("means are divided, and the pairs are lost",
+             of([sum(ours) / sum(theirs)], least, most)),
+            ("theirs / ours: the quotient is turned round",
+             of([b / a for a, b in pairs], least, most)),
+            ("a difference, where the rule is about a quotient",
+             of([a - b for a, b in pairs], least, most)),
             ("one seed inside is not all of them",
              "holds" if any(least <= v <= most for v in values) else "does not hold"),
             ("one seed outside is not all of them",
