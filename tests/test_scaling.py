@@ -1,5 +1,7 @@
 """The published laws: their coefficients, their limits, and what they say."""
 
+from itertools import pairwise
+
 import pytest
 
 from moe_lite.course import scaling
@@ -24,7 +26,7 @@ def test_by_hand():
 
 def test_finer_is_better_and_less_and_less_so():
     losses = [scaling.MOE.loss(1e9, 1e10, G) for G in (1, 2, 4, 8)]
-    gains = [a - b for a, b in zip(losses, losses[1:], strict=False)]
+    gains = [a - b for a, b in pairwise(losses)]
     assert gains == sorted(gains, reverse=True) and gains[-1] > 0
 
 

@@ -146,4 +146,5 @@ def check_my_trial(
     check.on("seeds that swap; 0.9 to 1.1", [1.0, 10.0], [10.0, 1.0], 0.9, 1.1)
     check.on("three seeds; 1.5 to 2.2", [3.0, 2.0, 8.0], [2.0, 1.0, 4.0], 1.5, 2.2)
     check.on("two seeds; at least 2", [1.0, 9.0], [1.0, 1.0], 2.0, math.inf)
+    check.on("two seeds; 0.5 to 2", [1.0, 9.0], [1.0, 1.0], 0.5, 2.0)
     check.passed("pair by pair, and every seed has a vote.")
