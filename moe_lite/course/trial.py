@@ -51,6 +51,8 @@ class Evidence:
     def __str__(self) -> str:
         if math.isnan(self.low):
             return "nothing"
+        if math.isinf(self.low):
+            return "not measured yet"
         if self.low == self.high:
             return f"{self.low:.3g}"
         if self.spread:
@@ -108,6 +110,8 @@ def softmax_order(seed: int = 0) -> float:
 
 
 def _mini(key: str) -> Evidence:
+    if not KEPT.is_file():
+        return Evidence(-math.inf, math.inf, "not measured yet")
     values = read_json(KEPT)[key]
     found = ledger.Estimate.of(values)
     return Evidence(found.low, found.high, "the model in the box, five sets of held-out windows")
@@ -162,11 +166,11 @@ INSTEAD = {
     "one GPU": "All experts must be held: 93 GB in bfloat16. Four bits would fit.",
     "useless": "With 8.5 million parameters ours is a little ahead of its twin at equal steps.",
     "softmax": "After division by their sum the gates are the same.",
-    "unused": "Use is a poor guide to need. Measure what the loss says.",
-    "pinned": "Balanced training leaves few hot experts; measure the skew of your model.",
-    "topics": "Some of the topic can be told from the expert; most cannot.",
-    "monosemantic": "Most experts serve several domains, in a model as small as ours.",
-    "committee": "Which two experts lead depends on the domain.",
+    "unused": "Use is one guide to need; measure what the loss says.",
+    "pinned": "Measure the skew of your model before you pin.",
+    "topics": "Say how much of the topic the expert tells, against a null.",
+    "monosemantic": "Say what counts as one thing, and for how many experts.",
+    "committee": "Say how many experts, and how much of the gates.",
     "noise": "Noise alone did not: the busiest had five times its share.",
     "balance": "At usual weights the price is too small for us to see; at 1 it shows.",
     "batch": "It lets experts follow domains; what that is worth we cannot tell.",
