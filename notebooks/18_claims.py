@@ -162,9 +162,10 @@ print("largest difference in 1,000 tokens:", trial.softmax_order())
 # The order matters only where the gates are *not* divided by their sum (Switch, OLMoE), and for a
 # balancing loss, which needs the probabilities of all experts.
 #
-# Five claims are tried on the model in the box. Six layers, eight experts, two for a token. Here is
-# one of them live, on text that the stored result does not use: of all the choices in new text, how
-# many do the two busiest experts of a layer serve? By chance it would be a quarter.
+# Five claims are to be tried on the model in the box: six layers, eight experts, two for a token.
+# Their stored run is not made yet (`python -m moe_lite.course.trial --run`), so they count as
+# *undecided*. Here is one of them live: of all the choices in new text, how many do the two busiest
+# experts of a layer serve? By chance it would be a quarter.
 
 # %%
 model, corpus = trial.box()
@@ -181,8 +182,8 @@ print("served by the two busiest, layer by layer:", [f"{share:.0%}" for share in
 
 # %% [markdown]
 # **Disputes stay disputes.** "Committee" and "monosemantic" were said of other models, and our
-# numbers for both are definitions of ours: a domain is a coarse kind of "thing". What a verdict
-# here says is: *in a model of 8.5 million parameters, by this definition*. The papers themselves
+# rules for both are definitions of ours: a domain is a coarse kind of "thing". What a verdict
+# here can say is: *in a model of 8.5 million parameters, by this definition*. The papers themselves
 # were not read in full; the cards say so.
 #
 # And mind the verdict *does not hold* where the paper is about large models: "a router in bfloat16
