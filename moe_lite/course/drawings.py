@@ -23,3 +23,21 @@ def one_token() -> Sheet:
     sheet.note(8.3, 3.95, "the layer's answer:\n0.63 of expert 1's\n+ 0.37 of expert 6's")
     sheet.note(1.4, 1.45, "scores all eight,\nchooses two")
     return sheet
+
+
+def competition() -> Sheet:
+    """Draw chapter 01's idea: belief before the answer, responsibility after it."""
+    sheet = Sheet(9.2, 3.7, "A vowel goes to every expert; the answer says who was right")
+    vowel, gate = sheet.token(0.7, 2.0, "vowel"), sheet.router(2.9, 0.5, "gate")
+    sheet.arrow(vowel, gate)
+    sheet.note(5.1, 3.45, "believed before: p")
+    sheet.note(7.5, 3.45, "responsible after: h")
+    cases = ((0, 2.75, 0.5, 0.62, "says 0.9"), (1, 1.55, 0.5, 0.38, "says 0.0"))
+    for e, y, p, h, said in cases:
+        expert = sheet.expert(2.9, y, e)
+        before, after = sheet.gate(5.1, y, p, "belief"), sheet.gate(7.5, y, h, "responsibility")
+        sheet.arrow(vowel, expert)
+        sheet.arrow(expert, before, said)
+        sheet.arrow(before, after, "the answer is 1")
+    sheet.arrow(gate, sheet.block(7.5, 0.5, "moves by p - h", width=1.6), "learns")
+    return sheet
