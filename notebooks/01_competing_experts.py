@@ -308,13 +308,13 @@ for epoch in range(5000):
     logits_QTE, out_QTEO = model(x_train)  # every expert answers every case
     answer_QTO = mixtures.blend(logits_QTE, out_QTEO)
     if (d_T1[train] - answer_QTO).square().mean() < 0.08:
+        print(epoch, "epochs")
         break
     error = mixtures.mixture_error(logits_QTE, out_QTEO, d_T1[train].expand_as(answer_QTO)).mean()
     gradients = torch.autograd.grad(error, parts)
     with torch.no_grad():
         for part, gradient in zip(parts, gradients, strict=True):
             part -= 20.0 * gradient
-print(epoch, "epochs")
 
 # %% [markdown]
 # `mixtures.descend` is the same with many runs side by side: the first dimension of each weight, Q,
@@ -440,7 +440,7 @@ figure_3()
 viz.live(figure_3, Play(1390, min=0, max=1390, step=30, interval=400))
 
 # %% [markdown]
-# **Under the second coding the lines pass X; under the first most never come near it.** In the film
+# **Lines come much nearer to X under the second coding than under the first.** In the film
 # (live only) they run up to X, then leave for the lines of the two pairs, which both
 # pass close to 0. Two clues, found in different ways, point to [i] and [ʌ] as the 1s. It is
 # evidence, not proof: Table 1's caption still says something else, backpropagation's epochs fit
