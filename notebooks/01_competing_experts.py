@@ -443,8 +443,10 @@ viz.live(figure_3, Play(1390, min=0, max=1390, step=30, interval=400))
 # **Lines come much nearer to X under the second coding than under the first.** In the film
 # (live only) they run up to X, then leave for the lines of the two pairs, which both
 # pass close to 0. Two clues, found in different ways, point to [i] and [ʌ] as the 1s. It is
-# evidence, not proof: Table 1's caption still says something else, backpropagation's epochs are reproduced
-# under neither, and nobody printed the answer. We go on with [i] and [ɑ], which is learnt faster.
+# evidence, not proof: Table 1's caption still says something else, backpropagation's epochs are
+# reproduced under neither, and nobody printed the answer.
+# We go on with [i] and [ɑ], which is learnt
+# faster.
 #
 # ## 7. Who does what, and why?
 #
