@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -305,6 +305,25 @@ def plane(
     below = f"    (idle: expert {', '.join(idle)})" if idle else ""
     ax.legend(frameon=False, loc="upper right", handletextpad=0.1)
     return _finish(ax, title, f"F1, kHz{below}", "F2, kHz")
+
+
+def live(draw: Callable[[Any], Figure], control: Any) -> Any:
+    """Return an ipywidgets control with the picture that ``draw`` makes of its value below it.
+
+    ``interact`` would do as much, but its output area does not pass the build.
+    """
+    from ipywidgets import Image, VBox
+
+    picture = Image()
+
+    def redraw(change: object = None) -> None:
+        png = io.BytesIO()
+        draw(control.value).savefig(png, format="png", dpi=90)
+        picture.value = png.getvalue()
+
+    control.observe(redraw, "value")
+    redraw()
+    return VBox([control, picture])
 
 
 # ---------------------------------------------------------------------------------- helpers
