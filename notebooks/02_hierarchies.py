@@ -36,8 +36,8 @@
 # %%
 import math
 
-import ipywidgets as w
 import matplotlib.pyplot as plt
+import plotly.graph_objects as go
 import torch
 
 from moe_lite.course import arm, drawings, hierarchy, ledger, viz
@@ -135,24 +135,26 @@ print(f"you: expert {guess_expert} with {guess_share}; it is {leaf_E.argmax()}, 
 #
 # ## 3. Why a step of EM cannot hurt
 #
-# We want parameters $\theta$ under which the data are likely. The trouble is a sum inside a logarithm:
+# We want parameters $\theta$ under which the data are likely. The trouble is a sum inside a
+# logarithm:
 # $\log \sum_e \pi_e P_e$. Multiply and divide by any weights $h_e$ that add up to 1, and use
 # **Jensen's inequality**, which says that the logarithm of a mean is at least the mean of the
 # logarithms (a logarithm bends down):
 #
 # $$\log \sum_e h_e \frac{\pi_e P_e}{h_e} \;\ge\; \sum_e h_e \log \frac{\pi_e P_e}{h_e}$$
 #
-# The right side is a **bound**: it lies under the likelihood for every $\theta$. And it *touches* it
-# where all $\pi_e P_e / h_e$ are the same number, for then a mean is no mean. That is so when $h$ is
-# the posterior. So:
+# The right side is a **bound**: it lies under the likelihood for every $\theta$. And it *touches*
+# it where all $\pi_e P_e / h_e$ are the same number, for then a mean is no mean. That is so when
+# $h$ is the posterior. So:
 #
 # - **E step:** choose $h$ = posterior. The bound touches the likelihood at today's $\theta$.
 # - **M step:** climb the bound. The likelihood lies above it, so it ends higher than it was.
 #
-# Here is the smallest case: two experts with equal gates. One always says 0, the other says $\theta$.
-# The bound is then a parabola, and its top a weighted mean.
+# Here is the smallest case: two experts with equal gates. One always says 0, the other says
+# $\theta$. The bound is then a parabola, and its top a weighted mean.
 
 # %%
+torch.manual_seed(0)
 case_T = torch.cat([torch.randn(30), torch.randn(30) + 3]).double()
 theta_G = torch.linspace(-3, 5, 200).double()
 
@@ -172,31 +174,41 @@ def bound(theta, at):
 
 
 # %%
-def show(at):
-    at = torch.tensor(at).double()
-    h_T = log_joint(at).softmax(-1)[:, 1]
-    top = (h_T * case_T).sum() / h_T.sum()  # the M step
-    curves = {"likelihood": [likelihood(t) for t in theta_G]}
-    curves["bound"] = [bound(t, at) for t in theta_G]
-    fig, panel = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    viz.curves({n: (theta_G, torch.stack(v)) for n, v in curves.items()}, "theta", "nats", ax=panel)
-    panel.plot(at, likelihood(at), "ko")
-    panel.plot(top, bound(top, at), "k^", ms=9)
-    panel.set(ylim=(-260, -90), title=f"from {at:.2f} (dot) to {top:.2f} (triangle)")
-    plt.show()
+def top_of_bound(at):  # the M step
+    h_T = log_joint(torch.tensor(at).double()).softmax(-1)[:, 1]
+    return ((h_T * case_T).sum() / h_T.sum()).item()
 
 
-_ = w.interact(show, at=w.FloatSlider(value=-1.5, min=-2.5, max=4.5, step=0.25))
+def lines_at(at):
+    spot, top = torch.tensor(at).double(), torch.tensor(top_of_bound(at)).double()
+    y_G = [bound(t, spot).item() for t in theta_G]
+    return [
+        go.Scatter(x=theta_G.tolist(), y=y_G, name="bound", line_dash="dash"),
+        go.Scatter(x=[at], y=[likelihood(spot).item()], name="today", marker_size=11),
+        go.Scatter(x=[top.item()], y=[bound(top, spot).item()], name="after the step",
+                   marker={"size": 13, "symbol": "triangle-up"}),
+    ]  # fmt: skip
+
+
+# %%
+places = [x / 2 for x in range(-5, 10)]
+level_G = [likelihood(t).item() for t in theta_G]
+fig = go.Figure(lines_at(-1.5) + [go.Scatter(x=theta_G.tolist(), y=level_G, name="likelihood")])
+fig.frames = [go.Frame(data=lines_at(at), name=str(at), traces=[0, 1, 2]) for at in places]
+move = {"frame": {"duration": 0}, "mode": "immediate"}
+steps = [{"label": str(at), "method": "animate", "args": [[str(at)], move]} for at in places]
+fig.update_layout(sliders=[{"steps": steps, "active": 2, "currentvalue": {"prefix": "today: "}}])
+fig.update_layout(xaxis_title="theta", yaxis_title="nats", yaxis_range=[-260, -90], height=420)
+fig
 
 # %% [markdown]
-# **Your turn.** Move the dot to where the triangle is, and again. Where does it come to rest? Is there
-# a place from which the step is *down*? (Without a kernel you see one step, from -1.5.)
+# **Your turn.** Move the slider to where the triangle is, and again. Where does it come to rest? Is
+# there a place from which the step is *down*?
 
 # %%
 at = -1.5
 for _ in range(6):
-    h_T = log_joint(torch.tensor(at).double()).softmax(-1)[:, 1]
-    at = ((h_T * case_T).sum() / h_T.sum()).item()
+    at = top_of_bound(at)
     print(f"theta {at:.3f}, log-likelihood {likelihood(torch.tensor(at).double()):.3f}")
 
 # %% [markdown]
@@ -432,10 +444,10 @@ print(f"so a speed-up in epochs of {kept['speed-up'].mean:.1f} is one in arithme
 #
 # ### Is a tree better than a flat gate?
 #
-# Sixteen experts can also hang on *one* gate, a softmax over all of them, as in 1991. It has as many
-# weights as the tree's fifteen gates (one more). EM works as before, and only the gate's M step
-# changes: a softmax's curvature is never more than one half of $X^\top X$, so a step with that matrix
-# cannot hurt, and it is inverted once.
+# Sixteen experts can also hang on *one* gate, a softmax over all of them, as in 1991. It has as
+# many weights as the tree's fifteen gates (one more). EM works as before, and only the gate's M
+# step changes: a softmax's curvature is never more than one half of $X^\top X$, so a step with
+# that matrix cannot hurt, and it is inverted once.
 
 # %%
 few = arm.draw(4000, 2000, seed=1)
@@ -472,14 +484,14 @@ print("tree", tree_Q, " flat", flat_Q, f" (you said {guess})")
 print("tree less flat, seed by seed:", ledger.Estimate.of((tree_Q - flat_Q).tolist()))
 
 # %% [markdown]
-# FLAT_TEXT
+# Read the interval: if it holds zero, five seeds cannot tell which is better.
 #
 # ### And hard trees?
 #
-# The paper's Table 1 has other rows: CART .17, CART with linear leaves .13, MARS .16. CART is a tree
-# whose gates are *hard* and look at one input each: at every node it takes the question "is input $d$
-# below $c$?" that leaves the least squared error in the two halves. We wrote it in two short cells
-# (and leave MARS out).
+# The paper's Table 1 has other rows: CART .17, CART with linear leaves .13, MARS .16. CART is a
+# tree whose gates are *hard* and look at one input each: at every node it takes the question "is
+# input $d$ below $c$?" that leaves the least squared error in the two halves. We wrote it in two
+# short cells (and leave MARS out).
 
 
 # %%
@@ -526,14 +538,15 @@ for linear, sizes, paper in ((False, (5, 10, 20), 0.17), (True, (100, 300, 1000)
 print(f"our tree of 16 experts: {errors[-1]:.3f} (paper 0.10)")
 
 # %% [markdown]
-# CART_TEXT
+# The two arms differ, so only the *order* of such errors can be compared with the paper, and this
+# is one data set: an illustration.
 #
 # ## 8. What goes wrong
 #
-# You have met two bugs of this chapter: a gate that learns the wrong child's share, and a weight that
-# is the prior where it should be the posterior. A third hides in every implementation of mixtures,
-# because the formula invites it. Here is the E step, typed as it is printed, for a case that lies 40
-# standard deviations from every expert:
+# You have met two bugs of this chapter: a gate that learns the wrong child's share, and a weight
+# that is the prior where it should be the posterior. A third hides in every implementation of
+# mixtures, because the formula invites it. Here is the E step, typed as it is printed, for a case
+# that lies 40 standard deviations from every expert:
 
 # %%
 distance_E = torch.tensor([40.0, 41.0, 42.0, 43.0])

@@ -90,15 +90,17 @@ checks.check_constrain(constrain)
 #
 # *Difficulty ●●○○○ · importance ●●●●● · 15 minutes*
 #
-# A gate $b$ is open (1) with probability $p = \sigma(a)$. You drew it some times and saw a loss each
-# time. The **score function** turns that into a gradient for $a$, one estimate for each sample:
+# A gate $b$ is open (1) with probability $p = \sigma(a)$. You drew it some times and saw a loss
+# each time. The **score function** turns that into a gradient for $a$, one estimate for each
+# sample:
 #
 # $$(L - c)\, \frac{\partial \log P(b)}{\partial a} = (L - c)\,(b - p)$$
 #
-# $c$ is the **baseline**: any number that does not depend on the $b$ it is used with. It does not move
-# the mean, because $b - p$ is zero on average.
+# $c$ is the **baseline**: any number that does not depend on the $b$ it is used with. It does not
+# move the mean, because $b - p$ is zero on average.
 #
-# By hand: $p = 0.2$, losses 0.3 for $b = 1$ and 0.2 for $b = 0$, baseline 0.25. The two estimates are
+# By hand: $p = 0.2$, losses 0.3 for $b = 1$ and 0.2 for $b = 0$, baseline 0.25. The two estimates
+# are
 # $0.05 \cdot 0.8 = 0.04$ and $-0.05 \cdot (-0.2) = 0.01$.
 #
 # <details>
@@ -157,8 +159,8 @@ for baseline in (0.0, 0.2225, 0.8 * 0.3025 + 0.2 * 0.2025):
 # Straight-through goes forward with the gate that was drawn, $b$, and backward as if it had been
 # $p$. So you need one tensor with the *value* of $b$ and the *slope* of $p$.
 #
-# By hand: $p = (0.2, 0.9, 0.6)$ and $b = (1, 1, 0)$ give the values $(1, 1, 0)$, and a slope of 1 for
-# each $p$.
+# By hand: $p = (0.2, 0.9, 0.6)$ and $b = (1, 1, 0)$ give the values $(1, 1, 0)$, and a slope of 1
+# for each $p$.
 #
 # <details>
 # <summary>Hint 1</summary>

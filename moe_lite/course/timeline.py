@@ -38,7 +38,7 @@ STEPS = (
          "Neural Computation 6:181-214", "text", "how to fit them"),
     Step(1994, "Xu, Jordan, Hinton", "A gate made of densities has its M step in closed form.",
          "An Alternative Model for Mixtures of Experts, NIPS 7", "abstract", "how to fit them"),
-    Step(1995, "Waterhouse et al.", "Bayesian fitting keeps experts with few data from over-fitting.",
+    Step(1995, "Waterhouse et al.", "Bayesian fitting keeps experts from over-fitting.",
          "Bayesian Methods for Mixtures of Experts, NIPS 8", "abstract", "how to fit them"),
     Step(2001, "Rasmussen, Ghahramani", "Experts are Gaussian processes, and there are as many as "
          "the data ask for.", "Infinite Mixtures of Gaussian Process Experts, NIPS 14", "abstract",
@@ -53,7 +53,7 @@ STEPS = (
          "arXiv:1308.3432", "abstract", "skip the work"),
     Step(2013, "Eigen et al.", "Layers of experts behind one another; each layer has its gate.",
          "arXiv:1312.4314", "text", "skip the work"),
-    Step(2014, "Cho, Bengio", "A tree of bits chooses weights: far more parameters than arithmetic.",
+    Step(2014, "Cho, Bengio", "Bits choose weights: far more parameters than arithmetic.",
          "arXiv:1406.7362", "abstract", "skip the work"),
     Step(2015, "E. Bengio et al.", "Masks over blocks of neurons are learned by reinforcement.",
          "arXiv:1511.06297", "abstract", "skip the work"),
