@@ -41,3 +41,57 @@ def competition() -> Sheet:
         sheet.arrow(before, after, "the answer is 1")
     sheet.arrow(gate, sheet.block(7.5, 0.5, "moves by p - h", width=1.6), "learns")
     return sheet
+
+
+def hierarchies() -> Sheet:
+    """Draw chapter 02's idea: gates above gates, and a leaf's share as the product on its way."""
+    sheet = Sheet(9.2, 4.0, "A tree of gates: an expert's share is the product of the gates above")
+    token = sheet.token(0.7, 2.0, " x")
+    gates = sheet.gate(2.4, 2.0, 0.5, "gate 0"), sheet.gate(4.5, 3.0, 0.1, "gate 1")
+    gates += (sheet.gate(4.5, 1.0, 0.8, "gate 2"),)
+    sheet.arrow(token, gates[0])
+    sheet.arrow(gates[0], gates[1], "left: 0.5")
+    sheet.arrow(gates[0], gates[2], "right: 0.5")
+    shares = (0.05, 0.45, 0.40, 0.10)
+    for e, share in enumerate(shares):
+        expert = sheet.expert(6.9, 3.5 - e, e)
+        sheet.arrow(gates[1 + e // 2], expert, width=1 + 6 * share)
+        sheet.note(8.4, 3.5 - e, f"share {share:.2f}")
+    return sheet
+
+
+def in_between() -> Sheet:
+    """Draw chapter 03's idea: two layers of experts, each with a gate that all experts obey."""
+    sheet = Sheet(9.6, 4.4, "Two layers of experts: sixteen ways, and every expert is computed")
+    here = sheet.token(0.6, 2.2, " x")
+    for layer, (x, weights) in enumerate(
+        ((2.6, (0.5, 0.2, 0.2, 0.1)), (6.4, (0.1, 0.1, 0.7, 0.1)))
+    ):
+        total = sheet.block(x + 1.75, 2.2, "+", width=0.45)
+        for e, weight in enumerate(weights):
+            expert = sheet.expert(x, 3.75 - e * 1.03, e)
+            sheet.arrow(here, expert)
+            sheet.arrow(expert, total, width=1 + 4 * weight)
+        sheet.note(x + 1.75, 0.65, f"layer {layer + 1}: its gate\nweighs the sum")
+        here = total
+    sheet.arrow(here, sheet.block(9.2, 2.2, "W", width=0.45))
+    return sheet
+
+
+def sparsely_gated() -> Sheet:
+    """Draw chapter 04's idea: choose hard, weigh soft; noise before the choice."""
+    sheet = Sheet(9.2, 4.2, "Noisy top-2: choose hard, weigh soft, and skip the others")
+    token, router = sheet.token(0.7, 2.1, " x"), sheet.router(3.3, 2.1)
+    noise = sheet.block(1.9, 3.5, "noise")
+    total = sheet.block(8.4, 2.1, "+", width=0.45)
+    sheet.arrow(token, router)
+    sheet.arrow(noise, router)
+    for e, weight in enumerate((0.73, 0.0, 0.27, 0.0)):
+        y, idle = 3.75 - 1.1 * e, weight == 0
+        expert = sheet.expert(5.3, y, e, idle=idle)
+        sheet.arrow(router, expert, taken=not idle)
+        if not idle:
+            gate = sheet.gate(7.0, y, weight)
+            sheet.arrow(expert, gate)
+            sheet.arrow(gate, total, width=1 + 3 * weight)
+    return sheet
