@@ -10,10 +10,10 @@ from experiments import longer
 from experiments.longer import Arm
 from moe_lite.course.ledger import Claim, Experiment, Pair
 
-SIGMOID = {"sigmoid": True}
+SIGMOID = {"sigmoid": True}  # and the stack's own weight of the loss, 0.01
 ARMS = {
     "alpha 0.001": Arm(run=SIGMOID | {"aux_coef": 0.001}),
-    "alpha 0.01": Arm(run=SIGMOID | {"aux_coef": 0.01}),
+    "alpha 0.01": Arm(run=SIGMOID),
     "u 0.001": Arm(run=SIGMOID | {"aux_coef": 0.0, "bias_step": 0.001}),
 }
 
@@ -39,7 +39,10 @@ EXPERIMENT = Experiment(
         Claim("a loss ten times as heavy costs: loss, alpha 0.01 − 0.001, nats", "Figure 2",
               Pair("loss at alpha 0.01", "loss at alpha 0.001"), "above", void=0),
     ),
-    finding="",
+    finding=(
+        "at the paper's own rate the bias balances far better than a light loss, and the model is "
+        "better too: {0} nats; against ten times the loss {1}"
+    ),
     run=lambda seeds: longer.curves(ARMS, seeds),
     spot=lambda: longer.spot({"u 0.001": ARMS["u 0.001"]}),
     caveat=(
