@@ -125,10 +125,8 @@ assert my_rank(expert_T, 4).tolist() == rank
 # Two characters make two of the most common bugs of this field: `dim=1` for `dim=0`, and no `- 1`.
 # You will fix both in the exercises.
 #
-# The library's `queue_rank` gives the same ranks in another way. It sorts the pairs by expert,
-# keeping their order otherwise; then the queues lie one behind the other, and a rank is the
-# distance from where the own queue begins. With many experts a matrix of $T \times E$ mostly holds
-# zeros, and a sort does not need it.
+# The library's `queue_rank` gives the same ranks by a sort: the queues then lie one behind the
+# other, and no matrix of $T \times E$ is needed.
 
 # %%
 router = TopKRouter(16, num_experts=4, top_k=1)
@@ -190,6 +188,7 @@ def my_switch(x_TD, weight_ED, factor):
     return expert_T, gate_T, keep_T
 
 
+# %%
 x_TD = torch.randn(200, 16)
 router = SwitchRouter(16, num_experts=8, capacity_factor=1.25)
 theirs = router(x_TD)
@@ -376,6 +375,7 @@ def route(ids_BS):
     return out.logits_BSV, torch.stack([r.keep_N.view(ids_BS.shape) for r in out.routings])
 
 
+# %%
 logits_BSV, keep_LBS = route(ids_BS)
 fig, ax = plt.subplots(figsize=(8, 2.8), layout="constrained")
 for n, keep_BS in enumerate(keep_LBS):
@@ -420,12 +420,9 @@ for name, order in orders.items():
     print(f"{name:15} {cells}{rows[:, 2].mean():.3f}")
 
 # %% [markdown]
-# Reversed, Shakespeare is the one to go without, and is predicted worse. But look at the prose:
-# *now* that nearly all of it is heard, it is predicted worse than when most of it was refused! Our
-# reading: the experts that it now reaches have seen little prose, because in training it mostly
-# came too late. So a drop does not only cost the token that is dropped; drops decide what the
-# experts learn. (Serious training runs shuffle their batches, so that nobody is always last. Then
-# it is noise rather than unfairness.)
+# Reversed, Shakespeare goes without. And the prose, *now* heard, is predicted worse than before: the
+# experts that it now reaches have seen little prose. So drops decide what the experts learn.
+# (Serious training runs shuffle their batches.)
 #
 # Let us look closer, at *one* text in different rows, among the same fifteen others.
 
@@ -456,8 +453,7 @@ for row in (0, 8, 15):
     print(f"in row {row:2}: largest change {(route(moved_BS)[0][row] - alone[0]).abs().max():.1e}")
 
 # %% [markdown]
-# It has its price. A large crowd averages out; in a small one, chance and topic make the load
-# uneven, and more are turned away while places are empty.
+# It has its price: in a small crowd the load is less even, and more are turned away.
 
 # %%
 for size in (1024, 256, 64, 16):
@@ -512,10 +508,8 @@ for factor in (0.5, 1.0, 1.25, 2.0, 8.0):
     print(f"{factor:6} {found['dropped']:8.1%} {found['loss']:8.3f}")
 
 # %% [markdown]
-# From more than half of the tokens dropped to none: and the loss moves by hundredths. (It is even
-# lowest where the model grew up, at 1.0; it has never known a last row that is heard.) So do not
-# wait for a loss curve to tell you that tokens are being dropped. Count them: `dropped` stands in
-# every row of a training history here.
+# From more than half of the tokens dropped to none, and the loss moves by hundredths. So do not wait
+# for a loss curve to tell you that tokens are being dropped. Count them.
 #
 # ### When does it begin to pay?
 #

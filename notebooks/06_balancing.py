@@ -244,10 +244,8 @@ print(min(32 / (h * (32 - h + 1)) for h in range(1, 33)))
 
 # %% [markdown]
 # With eight experts the loss can be **0.4**, and it is that where half of them get no token at all.
-# (Here $h$ experts share the tokens equally. Each token believes as much in every empty expert as
-# in its own, so its own has the share $1/(N - h + 1)$ and all empty ones, which cost nothing, have
-# the rest. The loss is $N / (h\,(N - h + 1))$, least where about half are empty: roughly $4/N$.
-# For two experts it is the 7/8 from above.)
+# (With $h$ busy experts the loss is $N / (h\,(N - h + 1))$, least where about half are empty: roughly
+# $4/N$.)
 #
 # ## 5. Then why does it balance?
 #
@@ -301,6 +299,7 @@ lean_E = torch.linspace(1.5, -1.5, E)
 layers = [(torch.randn(T, E) + lean).requires_grad_() for lean in (lean_E, lean_E.flip(0))]
 
 
+# %%
 def share_and(P_E, r):
     f_E = torch.bincount(r.expert_N, minlength=E) / len(r.expert_N)
     return E * (f_E * P_E).sum()
@@ -354,24 +353,9 @@ for name, code in CODES.items():
 # %% [markdown]
 # Read it line by line.
 #
-# - **GShard** counts first choices only and takes the *mean* over experts where Switch takes $N$
-#   times the sum. That is a factor of $N^2$: the same name, the same symbol, and at eight experts
-#   a push of a few hundredths.
-# - **transformers' Mixtral** does not divide by $K$, so its value at balance is 2. And it pools the
-#   layers before it multiplies: our two layers lean opposite ways, each by itself badly, and the
-#   pooled counts look even. What it says here is close to what it says at balance, and though its
-#   $f$ is twice ours, it pushes less. Readers have [pointed this
-#   out](https://github.com/huggingface/transformers/issues/28255): expert 0 of layer 3 and expert 0
-#   of layer 7 have nothing but their number in common.
-# - **A sum over the layers** pushes $L$ times as hard. With 32 layers, $\alpha = 0.01$ is 0.32.
-# - **P from the chosen experts alone** looks like a detail and turns the direction. An expert that
-#   was not chosen is not in $P$: however cheap it is, its price is not looked at. **nanoMoE**, a
-#   well-read teaching code, takes the softmax over the chosen and so renormalises them: then belief
-#   can only be moved among experts that the token already goes to. (And it does not divide by $K$.)
-# - **P detached** has the right value. Every dashboard is green.
+# - **GShard** takes the *mean* over experts where Switch takes $N$ times the sum: a factor of $N^2$.
 #
-# What follows for you: *an $\alpha$ without its code is not a number.* When you carry a coefficient
-# from one code base to another, print these four columns first.
+# So *an $\alpha$ without its code is not a number.*
 #
 # **Padding** must not count: all of it goes to the same experts, and would push *real* tokens away.
 # The library's losses take a mask (`mask_T`), or find it in the routing.
@@ -540,10 +524,8 @@ for ax, (name, run) in zip(panels, runs.items(), strict=True):
 bar = fig.colorbar(image, ax=panels, label="share of the domain's choices")
 
 # %% [markdown]
-# Each row is a domain, each column an expert of the second layer; a bright cell is an expert that
-# a domain leans on. Balanced over the batch, rows differ: domains have experts of their own, and
-# all experts are used. Balanced within each text, the rows are more alike, as they have to be.
-# "An expert tells 100% of the domain" would mean that the choice gives it away entirely.
+# Each row is a domain, each column an expert of the second layer. Balanced over the batch, rows
+# differ; within each text they are more alike, as they have to be.
 #
 # One seed, 60 steps: an illustration. In the ledger (`qiu2025`, seven seeds), an expert over the
 # batch tells a quarter of the domain and far less within each text, clear of 0; and "mixed", which

@@ -34,7 +34,6 @@
 # %%
 from dataclasses import replace
 from math import comb
-from time import process_time
 
 import matplotlib.pyplot as plt
 import torch
@@ -42,8 +41,8 @@ from IPython.display import Markdown
 from torch import nn
 
 from moe_lite import Experts, MoELayer, Routing, SigmoidBiasRouter, TopKRouter, losses
-from moe_lite.course import cost, data, ledger, presets, viz, widgets
-from moe_lite.course.sweep import MAX_BYTES, ROUTERS, SMALL, Setting, measure, run
+from moe_lite.course import cost, ledger, presets, viz, widgets
+from moe_lite.course.sweep import SMALL
 from moe_lite.fast import BACKENDS
 
 torch.manual_seed(0)
