@@ -28,8 +28,10 @@ def run(seeds: Sequence[int]) -> Measures:
     for name in CHOOSING:
         both = zip(curves(found, name), curves(found, "tokens choose"), strict=True)
         found[f"speed-up at {name}"] = [speed_up(*pair) for pair in both]
-        both = zip(found[f"loss at {name}"], found[f"gain from the future at {name}"], strict=True)
-        found[f"loss: no future at {name}"] = [a + b for a, b in both]  # type: ignore[operator]
+        parts = (found[f"loss at {name}"], found[f"gain from the future at {name}"])
+        found[f"loss: no future at {name}"] = [
+            None if a is None or b is None else a + b for a, b in zip(*parts, strict=True)
+        ]
     return found
 
 

@@ -420,8 +420,8 @@ for name, order in orders.items():
     print(f"{name:15} {cells}{rows[:, 2].mean():.3f}")
 
 # %% [markdown]
-# Reversed, Shakespeare goes without. And the prose, *now* heard, is predicted worse than before: the
-# experts that it now reaches have seen little prose. So drops decide what the experts learn.
+# Reversed, Shakespeare goes without. And the prose, *now* heard, is predicted worse: the experts
+# that it now reaches have seen little prose. So drops decide what the experts learn.
 # (Serious training runs shuffle their batches.)
 #
 # Let us look closer, at *one* text in different rows, among the same fifteen others.

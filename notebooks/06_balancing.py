@@ -173,14 +173,10 @@ simplex = BalanceSimplex("leaning")
 simplex
 
 # %% [markdown]
-# **Try it.** Press *One step down the loss* a few times: the crowd at 0 thins out. Then pick
-# *sure* under *Start*: nine tokens of twelve at expert 0, and the arrows are too short to see.
-# Press *Ten steps*; hardly anything happens. Then *all tie*: everyone at the same place, all arrows
-# alike, so the herd runs from expert to expert for ever, because nobody can be told apart. And
-# *below 1*: look at the value, and at expert 2. Drag a token, or P and with it all (or
-# choose with the slider *Moves* what the arrow keys move in the triangle), and try to get the value
-# as low as you can. (Without a kernel, on GitHub for instance, you see a picture. In Python the
-# same numbers are `simplex.value`, `simplex.routing` and `simplex.step()`.)
+# **Try it.** Press *One step down the loss* a few times: the crowd at 0 thins out. Then pick *sure*
+# under *Start*: the arrows are too short to see, and *Ten steps* hardly move anything. Then *all
+# tie*: the herd runs from expert to expert for ever. And *below 1*: look at the value, and at
+# expert 2. Drag a token, and try to get the value as low as you can.
 
 # %%
 for start in BalanceSimplex.STARTS:
@@ -354,6 +350,13 @@ for name, code in CODES.items():
 # Read it line by line.
 #
 # - **GShard** takes the *mean* over experts where Switch takes $N$ times the sum: a factor of $N^2$.
+# - **transformers' Mixtral** does not divide by $K$, and it pools the layers before it multiplies:
+#   two layers that lean opposite ways look even together ([pointed
+#   out](https://github.com/huggingface/transformers/issues/28255) by readers).
+# - **A sum over the layers** pushes $L$ times as hard.
+# - **P from the chosen experts alone** turns the direction: a cheap expert that was not chosen is
+#   not looked at. **nanoMoE** renormalises over the chosen, with the same effect.
+# - **P detached** has the right value, and every dashboard is green.
 #
 # So *an $\alpha$ without its code is not a number.*
 #
@@ -430,9 +433,6 @@ legend = fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper c
 # - **D: f is not divided by K.** The report stays at $2 = K$, and MaxVio is the *lowest* of all:
 #   the loss is sound, only twice as strong as its $\alpha$ says. A sum over two layers looks the
 #   same. To tell the two apart you would have to change $K$ or the number of layers.
-#
-# A single curve would not have been enough for any of them. Exercise 6 has you find seven faults
-# without any curve, with questions.
 #
 # </details>
 #

@@ -117,8 +117,7 @@ for name, gate in (("tokens choose", by_row), ("experts choose", router)):
 # By row, every token has one expert and the experts have what they get. By column, every expert
 # has exactly 4 tokens: **no loss, no capacity, no dropping, from the first step on**. What varies
 # now is the other count. Some tokens have two experts, and some have none: they pass the layer
-# unchanged, by the residual. The paper sees an advantage in it, that a model may spend more on
-# the tokens that need more.
+# unchanged, by the residual.
 #
 # ## 2. Rows or columns
 #
@@ -335,14 +334,10 @@ for name, layer in layers.items():
     print(f"{name:22} earlier answers move by {moved:5.2f}: {verdict}")
 
 # %% [markdown]
-# Three of six. Nothing in their code says "future". They only compare tokens with each other, and
-# a later token is one of them. None of the papers hides it: Lewis et al. write that balancing leaks
-# the future context, and use plain *argmax* when testing; Puigcerver et al. call decoders an open
-# problem for Soft MoE; and Zhou et al. name it first among their limitations, section 6.
+# Three of six. Nothing in their code says "future". They only compare tokens with each other, and a
+# later token is one of them. None of the papers hides it.
 #
-# Note who passes. Switch's queue depends on other tokens too, but only on *earlier* ones: first
-# come, first served. Had it let the larger score go first, it would have failed (exercise 4 has
-# that router).
+# Note who passes. Switch's queue depends on other tokens too, but only on *earlier* ones.
 #
 # One word changed at the end of a text, and a whole language model (untrained) that predicts the
 # token after the *first*:
@@ -505,6 +500,7 @@ def with_a_strangers_future(ids_BS, targets_BS):
     return torch.stack([nats(ids, targets_BS)[t] for t, ids in enumerate(mixed)])
 
 
+# %%
 own_S, stranger_S = (
     torch.stack([ask(batch.ids_BS, batch.targets_BS) for batch in batches]).mean(0)
     for ask in (nats, with_a_strangers_future)
@@ -532,6 +528,7 @@ for name in names:
     trained = leak[ledger.Pair(f"loss at {name}", top_2)]
     bars = "" if name == "top-2" else leak[ledger.Pair(f"loss with thresholds at {name}", top_2)]
     print(f"{name:15}{trained!s:17}{abs(owed.mean):.3f} ± {owed.half:.3f}         {bars}")
+# %%
 owed = "gain from the future at chunks of {}"
 for a, b in ((16, 64), (64, 256)):
     print(f"owed within {a} less {b}: {leak[ledger.Pair(owed.format(a), owed.format(b))]}")

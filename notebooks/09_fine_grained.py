@@ -119,10 +119,8 @@ torch.testing.assert_close(BACKENDS["auto"](x_TD, small, by_pieces), out_TD)
 print("equal:", tuple(piece_TK.shape), "pieces instead of", tuple(expert_TK.shape), "experts")
 
 # %% [markdown]
-# So a layer of uncut experts *is* a layer of pieces, with a router that is forbidden to separate
-# what was once together. Cutting lifts the ban and does nothing else. Whatever 2 of 16 can do, 8 of
-# 64 can do too, and it may also take the front half of one expert with the back half of another.
-# (What *can* be lost is not in this sum: speed, and ease of learning. Both get measured.)
+# So a layer of uncut experts *is* a layer of pieces, with a router that may not separate what was
+# once together. Cutting lifts the ban and does nothing else.
 #
 # ## 3. The same cost, to the parameter
 #
@@ -166,16 +164,13 @@ torch.testing.assert_close(out_TD, always(x_TD) + routed_TD)
 print("pairs per token:", routing.per_token, "of", routing.num_experts, "and one unasked")
 
 # %% [markdown]
-# The shared expert is in no `Routing`: there was nothing to route, nothing to balance, nothing to
-# drop. Losses and pictures speak of the 63.
+# The shared expert is in no `Routing`: there was nothing to route, to balance or to drop.
 #
 # ## 5. Take the best away
 #
-# How would you find out whether experts have become *special*? One way is to look at what they get
-# (chapter 17 does). The paper's way is to take them away. For each token, disable the experts that
-# its router wants most, a sixteenth of all, two sixteenths, and so on. The token then gets the next
-# best, as many as before, so the work is the same. If experts are interchangeable, little happens.
-# If each knows something that the others do not, it hurts.
+# Have experts become *special*? The paper's way to find out is to take them away. For each token,
+# disable the experts that its router wants most, a sixteenth of all, two sixteenths, and so on. It
+# then gets the next best. If experts are interchangeable, little happens.
 
 
 # %%
@@ -193,6 +188,7 @@ class WithoutBest(nn.Module):
         return Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK)
 
 
+# %%
 gate = TopKRouter(16, 16, 2, renormalize=False)
 torch.testing.assert_close(WithoutBest(gate, 0)(x_TD).gates_TE(), gate(x_TD).gates_TE())
 
@@ -200,8 +196,7 @@ torch.testing.assert_close(WithoutBest(gate, 0)(x_TD).gates_TE(), gate(x_TD).gat
 # Here a gate is the chosen expert's probability among all, as in the paper's equations, and is
 # *not* divided by the sum over the chosen. Beside a shared expert that is no detail. In $1 + 1$ of
 # 15 each token has a single routed expert; divided by itself its gate is 1, whatever its score, and
-# the router learns nothing: chapter 04's silent gate. (We made that mistake in a first run of what
-# follows, and noticed by the loss: 5.21 where 2 of 16 had 4.84.)
+# the router learns nothing: chapter 04's silent gate.
 #
 # Before we read the paper's curve (or ours), think about what a sixteenth *is*:
 
@@ -217,11 +212,8 @@ for name, gate in (("2 of 16", TopKRouter(16, 16, 2)), ("7 of 63", TopKRouter(16
 
 # %% [markdown]
 # One sixteenth takes *one* of a token's two favourites in the coarse layer, and *four* of seven in
-# the fine one: half of what was chosen against more than half. At two sixteenths, nobody has any of
-# the chosen left, and that is the point at which to compare. The paper compares its $1 + 7$ of 63
-# with a GShard layer whose experts are 1.5 times as wide, because those two had the same loss
-# (1.808 on the Pile, Table 2) before anything was taken away. Read off its Figure 4: without 1/16,
-# about 7.5 against 5.6; without 2/16, about 8.2 against 7.5.
+# the fine one. At two sixteenths nobody has any left: there one can compare. The paper's curves
+# (Figure 4, read off): without 1/16 about 7.5 against 5.6, without 2/16 about 8.2 against 7.5.
 #
 # ## 6. Figures 3 and 4, in small
 #
@@ -414,15 +406,9 @@ controller = widgets.BiasController(scores_TE, k=2, u=0.01)
 controller
 
 # %% [markdown]
-# **Try it.** Start at $u = 0.0001$ and go up, one stop at a time. First MaxVio hardly leaves its
-# start: in 300 steps such a bias travels 0.03. At 0.001 it is on its way for most of the run, and
-# once there it is the quietest of all. At 0.01 it arrives after some twenty steps, and trembles
-# from then on. From 0.1 on it swings: everybody rushes to whoever was idle a moment ago. So *early*
-# asks for a large rate and *late* for a small one. Look at the two lines of the upper chart: the
-# thin one, a batch of 64 tokens, can never be quiet. Then choose *proportional*: it is quick when
-# far and gentle when near.
-# (The paper tried it too, in Table 3: a little better in balance, 0.028 to 0.040 against 0.044, and
-# no better in perplexity.)
+# **Try it.** Start at $u = 0.0001$ and go up. First MaxVio hardly leaves its start. At 0.001 it is
+# on its way for most of the run, then quietest of all. At 0.01 it arrives after some twenty steps,
+# and trembles. From 0.1 on it swings. Then choose *proportional*: quick when far, gentle when near.
 
 # %%
 for rule in ("sign", "proportional"):
@@ -438,8 +424,7 @@ for rule in ("sign", "proportional"):
 #
 # The paper's $u = 0.001$ is for 40,000 steps, in which a bias can travel 40. In a training of 200
 # steps it could travel 0.2, and would arrive as the training ends. **A short run needs a larger
-# $u$**, and ours is 0.01. That is not a tuned number; it is the arithmetic above, and it was
-# written down before the run.
+# $u$**, and ours is 0.01.
 #
 # ## 10. Table 2, in small
 #
@@ -565,10 +550,8 @@ print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E
 # <details>
 # <summary>What is it?</summary>
 #
-# bfloat16 has eight significant bits. Between 0.25 and 0.5 its numbers are 0.002 apart, from 0.5 on
-# 0.004. There $0.5 + 0.001$ is rounded to 0.5 again, and again, for ever. `.to(dtype)` converts
-# *buffers* too. Anything that grows by small steps has to be kept in float32, whatever the weights
-# are in: the bias here, moments in an optimizer, averages anywhere.
+# Between 0.5 and 1 bfloat16's numbers are 0.004 apart: $0.5 + 0.001$ is 0.5 again, for ever.
+# `.to(dtype)` converts *buffers* too. What grows by small steps has to be kept in float32.
 #
 # </details>
 #
