@@ -422,7 +422,7 @@ for name, order in orders.items():
 # %% [markdown]
 # Reversed, Shakespeare goes without. And the prose, *now* heard, is predicted worse: the experts
 # that it now reaches have seen little prose. So drops decide what the experts learn.
-# (Serious training runs shuffle their batches.)
+#
 #
 # Let us look closer, at *one* text in different rows, among the same fifteen others.
 
@@ -508,7 +508,8 @@ for factor in (0.5, 1.0, 1.25, 2.0, 8.0):
     print(f"{factor:6} {found['dropped']:8.1%} {found['loss']:8.3f}")
 
 # %% [markdown]
-# From more than half of the tokens dropped to none, and the loss moves by hundredths. So do not wait
+# From more than half of the tokens dropped to none, and the loss moves by hundredths. So do not
+# wait
 # for a loss curve to tell you that tokens are being dropped. Count them.
 #
 # ### When does it begin to pay?

@@ -240,7 +240,8 @@ print(min(32 / (h * (32 - h + 1)) for h in range(1, 33)))
 
 # %% [markdown]
 # With eight experts the loss can be **0.4**, and it is that where half of them get no token at all.
-# (With $h$ busy experts the loss is $N / (h\,(N - h + 1))$, least where about half are empty: roughly
+# (With $h$ busy experts the loss is $N / (h\,(N - h + 1))$, least where about half are empty:
+# roughly
 # $4/N$.)
 #
 # ## 5. Then why does it balance?
@@ -349,7 +350,8 @@ for name, code in CODES.items():
 # %% [markdown]
 # Read it line by line.
 #
-# - **GShard** takes the *mean* over experts where Switch takes $N$ times the sum: a factor of $N^2$.
+# - **GShard** takes the *mean* over experts where Switch takes $N$ times the sum: a factor of
+#   $N^2$.
 # - **transformers' Mixtral** does not divide by $K$, and it pools the layers before it multiplies:
 #   two layers that lean opposite ways look even together ([pointed
 #   out](https://github.com/huggingface/transformers/issues/28255) by readers).

@@ -69,7 +69,8 @@ for name, (E, K) in layers.items():
 print(f"DBRX / Mixtral: {comb(16, 4) / comb(8, 2):g} times as many ways")
 
 # %% [markdown]
-# But a count of ways is not yet a reason. A lottery has many outcomes too. What does a token *gain*?
+# But a count of ways is not yet a reason. A lottery has many outcomes too. What does a token
+# *gain*?
 #
 # ## 2. Nothing is lost by cutting
 #
@@ -451,7 +452,8 @@ for panel, group in zip(panels, (losses, rates), strict=True):
 
 # %% [markdown]
 # On the right is the arithmetic of section 9: 0.0001 might as well not be there, 0.001 arrives when
-# the training ends, 0.1 never rests. After 200 steps the bias was 0.07 nats *worse* than the heavier
+# the training ends, 0.1 never rests. After 200 steps the bias was 0.07 nats *worse* than the
+# heavier
 # loss, clear of 0, against the paper. Does that last?
 #
 # ### When does it begin to pay?
