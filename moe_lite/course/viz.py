@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .ledger import Pair, Result
+
 INK, QUIET = "#1b1f24", "#59636e"
 
 # Okabe and Ito's hues in an order that sets neighbours far apart. Their black would vanish on
@@ -219,6 +221,41 @@ def curves(
     ax.grid(color="#D8DEE4", lw=0.6)
     ax.legend(frameon=False)
     return _finish(ax, title, xlabel, ylabel)
+
+
+def effects(
+    result: Result,
+    pairs: Mapping[str, Pair],
+    paper: float | None,
+    ylabel: str,
+    *,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw differences between settings over training: means over seeds, 95% bands, and the paper.
+
+    Args:    result: holds "loss: step N at NAME"; pairs: label -> the two NAMEs of a difference,
+             taken seed by seed. paper: its number, drawn as a line.
+    Raises:  ValueError if the result has no such curve.
+    """
+    marks = [key[11:].split(" at ") for key in result.measures if key.startswith("loss: step ")]
+    ax = ax or _axes(6.4, 3.6)
+    for (label, pair), color in zip(pairs.items(), HUES, strict=False):
+        steps = [int(step) for step, name in marks if name == pair.a]
+        if not steps:
+            raise ValueError(f"{result.name} holds no curve of {pair.a!r}")
+        whole = [(f"loss: step {step} at {pair.a}", f"loss: step {step} at {pair.b}")
+                 for step in steps]  # fmt: skip
+        over = [result[type(pair)(a, b, pair.by)] for a, b in whole]
+        low, high = [e.low for e in over], [e.high for e in over]
+        ax.plot(steps, [e.mean for e in over], color=color, marker=".", label=label)
+        ax.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
+    ax.axhline(0, color=INK, lw=0.8)
+    if paper is not None:
+        ax.axhline(paper, color=INK, ls=":", label="the paper, at its end")
+    ax.set_xscale("log")
+    ax.grid(color="#D8DEE4", lw=0.6)
+    ax.legend(frameon=False, fontsize=8)
+    return _finish(ax, f"{len(result.seeds)} seeds, paired", "training step", ylabel)
 
 
 def strips(
