@@ -163,7 +163,7 @@ for held in (2, 4, 8, 16, 32):
 # With two running, a token's arithmetic stands still while what is held grows sixteenfold, and the
 # time nearly so. Nearly: with more experts each gets fewer tokens, so the products are smaller, and
 # putting tokens in order costs a little too. (The paper calls it the shrinking batch problem;
-# chapter 12 looks into it.)
+# chapter 13 looks into it.)
 #
 # ## 3. Noise, so that the others get a chance
 #
