@@ -366,7 +366,8 @@ print("your dispatcher gives what the library gives")
 #
 # The grouped product of the chapter's section 6, from the inside: you are one program and compute
 # `BM` × `BN` cells of $y = x w^T$ for one expert. The check launches all programs, on sizes that
-# are no multiple of the tile, and the memory around every tensor is NaN. Write the body of the kernel
+# are no multiple of the tile, and the memory around every tensor is NaN. Write the body of
+# the kernel
 # only; the check calls Triton. (`tl.dot` wants tiles of 16 on a GPU; in the interpreter, and with
 # `tl.sum(X[:, None, :] * W[None, :, :], 2)` anywhere, 4 will do.)
 #
@@ -422,8 +423,8 @@ checks.check_masked_product(masked_product)
 # *Difficulty ●●●●○ · importance ●●●○○ · 20 minutes*
 #
 # Exercise 5 once more, fused: program $t$ is a token, and fetches its $K$ rows of $y$ where they
-# lie, weighs each with its gate on the way, and writes the sum once. No sorted copy is made, and nobody
-# else writes there. Rows from `kept` on were never computed, and hold NaN.
+# lie, weighs each with its gate on the way, and writes the sum once. No sorted copy is made,
+# and nobody else writes there. Rows from `kept` on were never computed, and hold NaN.
 #
 # <details>
 # <summary>Hint 1</summary>
