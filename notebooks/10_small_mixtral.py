@@ -441,7 +441,7 @@ print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 # a token does not meet are not wasted, since other tokens shaped them, but they are not worth as
 # much as if every token used them all. Counted in *seconds*, it pays for sorting tokens, adding the
 # answers back, and multiplying eight small matrices where its small twin multiplies one large one
-# (chapter 12). Many people have measured a mixture that is slower than a dense model, taken it for
+# (chapter 13). Many people have measured a mixture that is slower than a dense model, taken it for
 # a mistake of theirs, and made none.
 #
 # A hundred steps with one seed are an illustration. Here is the recipe of the model in the box
