@@ -1,4 +1,4 @@
-"""Read chapters as a lecture reads them, and plan its minutes: ``teach plan 04 06 --minutes 90``."""
+"""Read chapters as a lecture reads them, and plan its minutes: ``teach plan 04 06``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .lab import SECTION
 WORDS = 130  # that are spoken in a minute
 TRY, VOTE, CODE = 4, 3, 1  # minutes for a widget or "your turn", for a question, for a cell
 LAST = ("Exercises", "In four lines", "In five lines", "In six lines")
-BOLD = re.compile(r"\*\*([^*]{12,}?)\*\*")
+BOLD = re.compile(r"\*\*([^*]+)\*\*")
 TURN = re.compile(r"\*\*(?:Your turn|Try it|Predict)\b")
 
 
