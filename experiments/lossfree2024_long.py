@@ -46,7 +46,7 @@ EXPERIMENT = Experiment(
     run=lambda seeds: longer.curves(ARMS, seeds),
     spot=lambda: longer.spot({"u 0.001": ARMS["u 0.001"]}),
     caveat=(
-        "when these rows were written the losses of the first four seeds had been seen, though "
-        "not the loads. Ours has 16 experts and no shared one."
+        "when these rows were committed most of the losses had been seen (those of the first four "
+        "seeds when they were written), though not the loads. Ours has 16 experts, none shared."
     ),
 )  # fmt: skip

@@ -51,7 +51,7 @@ EXPERIMENT = Experiment(
         "the bench was chosen on three seeds that are not among these (100 to 102), by the rule "
         "that the effect should be visible at 1,000 steps: so that there is an effect here is "
         "no surprise, its course and size are. When these rows were written the losses of the "
-        "first eight seeds of dense and top-2 had been seen. Our sparse models hold eight times "
+        "first eight seeds had been seen. Our sparse models hold eight times "
         "the dense twin's experts, the paper's 128 times. All marks share one schedule."
     ),
 )  # fmt: skip

@@ -124,7 +124,7 @@ by_hand = -(p * (-off / 2).exp()).sum(-1).log()
 torch.testing.assert_close(mixtures.mixture_error(logits, out, target), by_hand)
 
 # %% [markdown]
-# ## 3. What each expert is told
+# ### What each expert is told
 #
 # The errors look alike. What an expert *learns* from them is not. Differentiate by one expert's
 # answer:

@@ -484,7 +484,7 @@ print("tree", tree_Q, " flat", flat_Q, f" (you said {guess})")
 print("tree less flat, seed by seed:", ledger.Estimate.of((tree_Q - flat_Q).tolist()))
 
 # %% [markdown]
-# Read the interval: if it holds zero, five seeds cannot tell which is better.
+# 0.002 ± 0.018: undecided. Five seeds cannot tell which is better.
 #
 # ### And hard trees?
 #

@@ -218,10 +218,10 @@ print("after 1,600 steps, from the ledger:              ", kept[pair])
 
 # %% [markdown]
 # Taking the common direction away slows the collapse. But it does not stop it: after 1,600 steps
-# the centred gate's leader has 0.91 ± 0.11, and the difference is undecided. **So inputs that are
-# all alike are one reason, and not the whole of it.** What is left we have not tested. One suspect:
-# layer 2's experts all read the same 50 numbers, so that one of them is soon enough for all digits,
-# while layer 1's stand before images that hardly overlap.
+# the centred gate's leader has 0.91 ± 0.11, and the difference is undecided. So inputs that are all
+# alike may speed the collapse up; they do not explain it. What does, we have not tested. One
+# suspect: layer 2's experts all read the same 50 numbers, so that one is soon enough for all
+# digits, while layer 1's stand before images that hardly overlap.
 #
 # ## 4. Hold the leader back
 #
@@ -376,7 +376,7 @@ with torch.no_grad():
 # ## In five lines
 #
 # 1. For twenty years mixtures were small, and all experts ran. The work was in fitting them.
-# 2. In a stack of mixtures a later gate sees inputs that are all alike, and one expert wins all.
+# 2. In a stack of mixtures one expert of the later layer wins all; why is not fully known.
 # 3. A constraint on the gates' sums prevents it; once all are good for something it can go.
 # 4. Balance did not lower the error here or in the paper: it buys the use of all experts.
 # 5. A hard gate has no slope. Samples give one that is noisy (score function) or biased

@@ -555,8 +555,8 @@ print(ledger.verdicts("shazeer2017"))
 # **The price, at step 200.** In the paper every loss *improves* perplexity by a tenth, from 39.8 to
 # 35.6. Ours makes it 7 ± 2% *worse*, after 200 steps of a rate that falls. Is that the price of
 # balance, or only of being early? **Your turn.** Draw the curve in your head, then run: two
-# settings,
-# 1,600 steps at a constant rate, five seeds (`python -m moe_lite reproduce shazeer2017_price`).
+# settings, 1,600 steps at a constant rate, five seeds (`python -m moe_lite reproduce
+# shazeer2017_price`).
 
 # %%
 price, marks = ledger.stored("shazeer2017_price"), (50, 100, 200, 400, 800, 1600)
@@ -573,11 +573,10 @@ ax.legend(frameon=False)
 print("  ".join(f"step {n}: {gap}" for n, gap in zip(marks, gaps, strict=True)))
 
 # %% [markdown]
-# **At no step is a price left to see, with five seeds, and at 1,600 the paper's gain is excluded as
-# well**: -0.010 ± 0.034 nats, against -0.112. All this time the collapsed router gives its busiest
-# expert four to five times the mean load. Here that costs nothing *in quality*: this text is small
-# enough for a few experts. It would cost time on any machine where the busiest expert is waited
-# for.
+# **At 1,600 steps the paper's gain is excluded**: -0.010 ± 0.034 nats, against -0.112. Whether a
+# price is left is undecided at every step: five seeds of this rate do not show one, and twenty of
+# the falling rate did. All this time the collapsed router gives its busiest expert four to five
+# times the mean load. That costs time on any machine where the busiest expert is waited for.
 #
 # **What is smaller: two losses with two effects.** In the paper the importance loss evens the
 # importance 2.8 times as well as the load, and the load loss the reverse, 5.5 times. Ours: 1.2 and
@@ -640,18 +639,16 @@ for claim in ledger.load("shazeer2017_capacity").claims:
 #
 # ### Bigger is not always better
 #
-# On 100 billion words the paper's model with 65,536 experts and 68.9 billion parameters reached a
-# test perplexity of 28.9. The next larger one, 131,072 experts, came to 29.2: *worse*, with twice
-# the parameters (Table 8); the authors suggest too much sparsity. So read with care what is quoted
-# of this paper: its abstract names 137 billion parameters, but the 39% lower perplexity than the
-# baseline belongs to the model of half that size.
+# On 100 billion words the paper's model with 65,536 experts reached a test perplexity of 28.9; the
+# next larger one, 131,072 experts, 29.2: *worse*, with twice the parameters (Table 8). So read with
+# care what is quoted of this paper: its abstract names 137 billion parameters, but the 39% lower
+# perplexity belongs to the model of half that size.
 #
 # ## 9. What goes wrong: three bugs that run
 #
-# None raises an error; much-copied code has had the third (davidmrau/mixture-of-experts, issues 9
-# and
-# 27, have reports of this kind). Each cell shows a symptom. Look at the
-# code, find the cause, and only then open the fold. (The exercises have you fix them.)
+# None raises an error. The second was found in a published model (yfzhang114/SliME, issue 3), the
+# third in much-copied code (davidmrau/mixture-of-experts, issue 9). Each cell shows a symptom. Find
+# the cause, and only then open the fold. (The exercises have you fix them.)
 #
 # **A gate that never moves.** Somebody sets $k = 1$, because one expert is cheaper than two.
 

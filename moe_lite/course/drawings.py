@@ -47,8 +47,11 @@ def hierarchies() -> Sheet:
     """Draw chapter 02's idea: gates above gates, and a leaf's share as the product on its way."""
     sheet = Sheet(9.2, 4.0, "A tree of gates: an expert's share is the product of the gates above")
     token = sheet.token(0.7, 2.0, " x")
-    gates = sheet.gate(2.4, 2.0, 0.5, "gate 0"), sheet.gate(4.5, 3.0, 0.1, "gate 1")
-    gates += (sheet.gate(4.5, 1.0, 0.8, "gate 2"),)
+    gates = (
+        sheet.gate(2.4, 2.0, 0.5, "gate 0"),
+        sheet.gate(4.5, 3.0, 0.1, "gate 1"),
+        sheet.gate(4.5, 1.0, 0.8, "gate 2"),
+    )
     sheet.arrow(token, gates[0])
     sheet.arrow(gates[0], gates[1], "left: 0.5")
     sheet.arrow(gates[0], gates[2], "right: 0.5")

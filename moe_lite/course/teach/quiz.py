@@ -93,7 +93,7 @@ def wrong_answers(check: str, name: str, root: Path = ROOT) -> list[Wrong]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     source, found = path.read_text(encoding="utf-8"), []
-    for here, value in vars(module).items():
+    for here, value in list(vars(module).items()):  # the wrong ones may bring names along
         if here.lower().startswith(("right", "_")) or not getattr(value, "__doc__", ""):
             continue
         if getattr(value, "__module__", "") == module.__name__ and (
@@ -116,7 +116,7 @@ def questions(chapter: str, root: Path = ROOT) -> list[Question]:
         raise ValueError(f"chapter {chapter} has no exercises, so no quiz can be made of them")
     banks: list[list[Question]] = []
     for head, cells in sections(paths[0]):
-        solved = {}
+        solved: dict[str, str] = {}
         for kind, source in cells:
             match = CHECK.search(source) if kind == "code" else None
             if kind == "code" and "### BEGIN SOLUTION" in source:

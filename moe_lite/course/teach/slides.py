@@ -112,14 +112,20 @@ def widget(text: str) -> str:
 
     Raises: ValueError if it is none, or takes more than plain values.
     """
+    import torch
+
     from .. import widgets
+
+    def plain(node: ast.expr) -> object:
+        value = ast.literal_eval(node)
+        return torch.tensor(value) if isinstance(value, list) else value  # rows of scores
 
     try:
         call = ast.parse(text, mode="eval").body
         assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
         assert call.func.id in widgets.__all__
-        named = {key.arg: ast.literal_eval(key.value) for key in call.keywords if key.arg}
-        made = getattr(widgets, call.func.id)(*map(ast.literal_eval, call.args), **named)
+        named = {key.arg: plain(key.value) for key in call.keywords if key.arg}
+        made = getattr(widgets, call.func.id)(*map(plain, call.args), **named)
     except (SyntaxError, AssertionError):
         raise ValueError(f"{text} is no widget of the course with plain values") from None
     return frame(call.func.id, made.to_html)
@@ -132,7 +138,8 @@ def explorer(text: str) -> str:
     from ..widgets import RoutingExplorer
 
     model, tokenizer, trace = _run(text, PRETRAINED / "mixtral-mini")
-    return frame("routing explorer", RoutingExplorer(trace, model, tokenizer, text=text).to_html)
+    page = RoutingExplorer(trace, model=model, tokenizer=tokenizer, text=text)
+    return frame("routing explorer", page.to_html)
 
 
 def vote(one: quiz.Question) -> str:
