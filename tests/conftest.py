@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
+if beside := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # so that notebooks share the cores
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(beside)))
 
 import pytest
 import torch
