@@ -24,13 +24,11 @@
 #
 # - put seven gradients of a hard choice into one picture;
 # - build noisy top-k gating line by line, from equation 3 to equation 11;
-# - come to find `prob_in_top_k`, the most puzzling function of every MoE code base, obvious;
-# - turn the noise up and down and watch the load answer;
+# - come to find `prob_in_top_k`, a puzzling function of many code bases, obvious;
 # - run the paper's Table 6 in small, and read what held and what did not.
 #
 # **You need:** PyTorch, and what a softmax is. Chapter 01 helps and is not assumed.
-# **Time:** an hour to read and try; the cells run in under a minute on two CPU cores. No GPU, no
-# network.
+# **Time:** an hour to read and try; the cells run in under a minute on two CPU cores.
 
 # %%
 import time
@@ -56,10 +54,8 @@ drawings.sparsely_gated()
 #
 # A hard choice has no slope. Chapter 03 met two ways out, for one gate. Here are they all, for a
 # choice of one among four experts. Expert $i$ answers $e_i$, and the loss is $(e_i - 0.45)^2$.
-# Expert
-# $i$ is drawn with probability $p = \mathrm{softmax}(h)$, so the expected loss has an exact
-# gradient:
-# $\sum_i L_i\, \partial p_i / \partial h$.
+# Expert $i$ is drawn with probability $p = \mathrm{softmax}(h)$, so the expected loss has an exact
+# gradient: $\sum_i L_i\, \partial p_i / \partial h$.
 
 # %%
 e_E, h_E = torch.tensor([1.0, 0.2, -0.5, 0.6]), torch.tensor([0.8, 0.4, 0.0, -0.4])
@@ -549,8 +545,7 @@ print(ledger.verdicts("shazeer2017"))
 
 # %% [markdown]
 # **What held: the collapse and its cure.** Without a loss the busiest of our 16 experts has five
-# times the mean load. Each of the five weightings ends that, even the weakest, and the weak ones
-# leave more than the strong.
+# times the mean load. Each of the five weightings ends that, even the weakest.
 #
 # **The price, at step 200.** In the paper every loss *improves* perplexity by a tenth, from 39.8 to
 # 35.6. Ours makes it 7 ± 2% *worse*, after 200 steps of a rate that falls. Is that the price of
@@ -575,8 +570,8 @@ print("  ".join(f"step {n}: {gap}" for n, gap in zip(marks, gaps, strict=True)))
 # %% [markdown]
 # **At 1,600 steps the paper's gain is excluded**: -0.010 ± 0.034 nats, against -0.112. Whether a
 # price is left is undecided at every step: five seeds of this rate do not show one, and twenty of
-# the falling rate did. All this time the collapsed router gives its busiest expert four to five
-# times the mean load. That costs time on any machine where the busiest expert is waited for.
+# the falling rate did. All this time its busiest expert has four to five times the mean
+# load, which costs time wherever it is waited for.
 #
 # **What is smaller: two losses with two effects.** In the paper the importance loss evens the
 # importance 2.8 times as well as the load, and the load loss the reverse, 5.5 times. Ours: 1.2 and
@@ -640,15 +635,15 @@ for claim in ledger.load("shazeer2017_capacity").claims:
 # ### Bigger is not always better
 #
 # On 100 billion words the paper's model with 65,536 experts reached a test perplexity of 28.9; the
-# next larger one, 131,072 experts, 29.2: *worse*, with twice the parameters (Table 8). So read with
-# care what is quoted of this paper: its abstract names 137 billion parameters, but the 39% lower
-# perplexity belongs to the model of half that size.
+# next larger one, 131,072 experts, 29.2: *worse*, with twice the parameters (Table 8).
+# (Its abstract names 137 billion parameters, but the 39% lower perplexity belongs to the model of
+# half that size.)
 #
 # ## 9. What goes wrong: three bugs that run
 #
 # None raises an error. The second was found in a published model (yfzhang114/SliME, issue 3), the
 # third in much-copied code (davidmrau/mixture-of-experts, issue 9). Each cell shows a symptom. Find
-# the cause, and only then open the fold. (The exercises have you fix them.)
+# the cause, and only then open the fold.
 #
 # **A gate that never moves.** Somebody sets $k = 1$, because one expert is cheaper than two.
 
