@@ -133,12 +133,10 @@ def widget(text: str) -> str:
 
 def explorer(text: str) -> str:
     """Return the routing explorer on a text, of the course's own model."""
-    from ...hf import PRETRAINED
-    from ..cli import _run
+    from ...hf import load_pretrained
     from ..widgets import RoutingExplorer
 
-    model, tokenizer, trace = _run(text, PRETRAINED / "mixtral-mini")
-    page = RoutingExplorer(trace, model=model, tokenizer=tokenizer, text=text)
+    page = RoutingExplorer(text, model=load_pretrained("mixtral-mini").eval())
     return frame("routing explorer", page.to_html)
 
 
