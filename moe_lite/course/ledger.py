@@ -380,7 +380,10 @@ def load(name: str, root: Path = ROOT) -> Experiment:
     """
     if name not in (known := names(root)):
         raise ValueError(f"there is no experiment {name!r}; there are: {', '.join(known)}")
-    # By its file: the folder is no part of the installed package, so no path leads to it.
+    # By its file: the folder is no part of the installed package, so no path leads to it; what
+    # several experiments share (the stack, the second bench) is found there too.
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
     file = root / "experiments" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"experiments.{name}", file)
     assert spec and spec.loader
