@@ -20,6 +20,7 @@ CHAPTERS = plan.chapters()
 NO_QUIZ: dict[str, str] = {}  # chapter: why it has no five questions yet
 
 
+@pytest.mark.slow("every question of a quiz, verified")
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_chapter_has_its_questions_and_each_is_verified(chapter):
     if chapter in NO_QUIZ:
