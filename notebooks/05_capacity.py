@@ -268,7 +268,7 @@ for training in (False, True):
 # Two details, for those who compare. In the paper's listing the counter of an expert also goes up
 # for a second choice that was *not* asked, so that it holds a place it does not use. And what is
 # asked with $2 g_2$ there is asked with $5 g_2$ by default in Mesh TensorFlow, the library in which
-# some of the same people published the method as code. That code masks out whoever is not asked
+# some of the same people published the method as code. That code masks out those who are not asked
 # *before* it counts, and so do we.
 #
 # **A word on factors.** Both papers count places per *token*. So a top-2 router at factor 2.0 has
@@ -389,7 +389,7 @@ ax.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
 # **The last rows pay.** Shakespeare finds every place free. Then those experts are full that
-# everybody likes, and whoever comes later and wants them is turned away. And there is a trap that
+# everybody likes, and those who come later are turned away. And there is a trap that
 # we did not plan: *our batches hold the five domains in a fixed order.* So it is no lottery; it is
 # the same domains that go without, step after step, in training too. What if the rows came in
 # another order? Not a weight and not a text is changed:
@@ -617,8 +617,8 @@ for pull in (0.0, 1.0, 2.0):
 # <summary>What is it?</summary>
 #
 # $f$ was counted after the drop. Expert 0 can count no more than its 100 places, however many want
-# it, while those who were turned away count nowhere. So crowding *lowers* the loss, and whoever
-# minimises it teaches the router to crowd. Count what was asked for: `losses.load_balancing_loss`
+# it, while those who were turned away count nowhere. So crowding *lowers* the loss, and to
+# minimise it teaches the router to crowd. Count what was asked for: `losses.load_balancing_loss`
 # counts pairs before any are dropped.
 #
 # </details>

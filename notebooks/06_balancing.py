@@ -582,8 +582,7 @@ print(ledger.verdicts("lossfree2024_alpha"))
 # **What you may believe now:** a small weight leaves the load uneven, and a weight of 1, a hundred
 # times the paper's largest, costs about a tenth of a nat. **What is open: whether 0.01 costs
 # anything.** These intervals reach several hundredths to either side. On the longer bench, with a
-# sigmoid gate (chapter 09), ten times the weight is -0.008 ± 0.009 nats: no price to be seen, and
-# none above two thousandths.
+# sigmoid gate (chapter 09), ten times the weight is -0.008 ± 0.009 nats: no price to be seen.
 #
 # ## Exercises
 #
