@@ -2,12 +2,14 @@
 
 import math
 import statistics
+from html import escape
 
 import pytest
 
 from moe_lite.checked import read_json
 from moe_lite.course import leads, trial
 from moe_lite.course.claims import CLAIMS, Claim
+from moe_lite.course.sayings import SAYINGS
 
 RULE = Claim("", "field", "", "", "", (1.0, 2.0))
 
@@ -53,7 +55,7 @@ def test_the_lead_counts_every_pair_that_is_stored():
 
 
 def test_the_sets_of_text_share_no_window():
-    model, corpus = trial.box()
+    _, corpus = trial.box()
     sets = [trial.held_out(corpus, first).ids_BS for first in range(0, trial.GRID, 2)]
     rows = [tuple(row.tolist()) for ids_BS in sets for row in ids_BS]
     assert len(rows) == len(set(rows)) == 2 * len(corpus.domains) * len(sets)
@@ -73,3 +75,14 @@ def test_the_table_in_readme_is_what_the_evidence_says():
 def test_a_card_escapes_what_it_quotes():
     assert "GPT-4o" in trial.card("closed") and "CANNOT BE KNOWN" in trial.card("closed")
     assert trial.softmax_order() < 1e-12
+
+
+def test_every_claim_says_who_says_so_and_what_was_read():
+    assert set(SAYINGS) == {claim.key for claim in CLAIMS}
+    for key, said in SAYINGS.items():
+        assert said.words and said.who and said.where and said.when, key
+        if said.quoted:  # only what somebody read can be quoted
+            assert said.read not in ("not read", "secondary source"), key
+        assert escape(said.words) in trial.card(key)
+    unread = [key for key, said in SAYINGS.items() if said.read in ("not read", "secondary source")]
+    assert all("our words" in trial.card(key) for key in unread)

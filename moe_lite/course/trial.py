@@ -29,6 +29,7 @@ from .analysis import choices_LTK, mutual_information, specialization
 from .claims import CLAIMS, Claim
 from .data import Batch, Corpus, load_corpus
 from .effects import Run
+from .sayings import SAYINGS
 
 README = ledger.ROOT / "README.md"
 KEPT = ledger.ROOT / "experiments" / "results" / "claims" / "mini.json"
@@ -177,9 +178,9 @@ INSTEAD = {
     "useless": "Ours is ahead on the way; who is ahead at the end, and at equal time, is open.",
     "softmax": "After division by their sum the gates are the same.",
     "unused": "Which expert is needed least only the loss can say: take each out and look.",
-    "pinned": "Here two of eight serve 30%, by chance 25%. Measure your model's skew before you pin.",
+    "pinned": "Here two of eight serve 30%, by chance 25%. Measure the skew before you pin.",
     "topics": "In five coarse domains an expert tells two fifths of the topic, by layer.",
-    "monosemantic": "One expert of 48 is a domain's own. Experts may do one finer thing; say which.",
+    "monosemantic": "One expert of 48 is a domain's own. Say which finer thing one does.",
     "committee": "No two of eight carry half of any domain here. Larger models may have one.",
     "noise": "Noise alone did not: the busiest had five times its share.",
     "balance": "At usual weights the price is too small for us to see; at 1 it shows.",
@@ -279,7 +280,7 @@ def card(key: str) -> str:
     found = EVIDENCE[key]()
     low, high = (f"{end:g}" for end in claim.holds)
     lines = {
-        "said by": claim.by, "measured": claim.means, "holds if": f"all in {low} to {high}",
+        "said": str(SAYINGS[key]), "measured": claim.means, "holds if": f"all in {low} to {high}",
         "found": f"{found} ({found.where.replace('`', '')})",
         "verdict": verdict(claim, found).upper(), "say instead": INSTEAD[key],
     }  # fmt: skip
