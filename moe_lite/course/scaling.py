@@ -215,7 +215,8 @@ def _trace(fig: Figure, col: int, x: list[float], y: list[float], hue: str, name
     """Draw one curve twice: dotted all along, and whole where the law was fitted."""
     place = {"row": 1, "col": col, "legendgroup": name}
     fig.add_scatter(x=x, y=y, mode="lines", line={"color": hue, "dash": "dot"},
-                    name=f"{name}, beyond the fit", showlegend=not any(within), **place)  # fmt: skip
+                    name=f"{name}, beyond the fit", showlegend=not any(within),
+                    **place)  # fmt: skip
     if any(within):
         whole = [value if ok else None for value, ok in zip(y, within, strict=True)]
         fig.add_scatter(x=x, y=whole, mode="lines", line={"color": hue, "width": 3}, name=name,
