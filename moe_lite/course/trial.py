@@ -288,6 +288,12 @@ def card(key: str) -> str:
     return f"<p><b>“{escape(claim.said)}”</b></p><table>{rows}</table>"
 
 
+def folded(key: str) -> str:
+    """Write one claim's trial in HTML, folded: the claim is seen, and its verdict on opening."""
+    claim = next(c for c in CLAIMS if c.key == key)
+    return f"<details><summary>“{escape(claim.said)}”</summary>{card(key)}</details>"
+
+
 def table() -> str:
     """Return the table of all verdicts in Markdown."""
     rows = []
