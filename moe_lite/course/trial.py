@@ -284,14 +284,15 @@ def card(key: str) -> str:
         "found": f"{found} ({found.where.replace('`', '')})",
         "verdict": verdict(claim, found).upper(), "say instead": INSTEAD[key],
     }  # fmt: skip
-    rows = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in lines.items())
-    return f"<p><b>“{escape(claim.said)}”</b></p><table>{rows}</table>"
+    left = 'style="text-align: left; vertical-align: top"'
+    rows = [f"<tr><th {left}>{k}</th><td {left}>{escape(v)}</td></tr>" for k, v in lines.items()]
+    return f"<p><b>{escape(claim.said)}</b></p><table>{''.join(rows)}</table>"
 
 
 def folded(key: str) -> str:
     """Write one claim's trial in HTML, folded: the claim is seen, and its verdict on opening."""
     claim = next(c for c in CLAIMS if c.key == key)
-    return f"<details><summary>“{escape(claim.said)}”</summary>{card(key)}</details>"
+    return f"<details><summary>{escape(claim.said)}</summary>{card(key)}</details>"
 
 
 def table() -> str:
