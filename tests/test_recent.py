@@ -8,7 +8,6 @@ import torch
 from moe_lite.course import ledger, recent
 from moe_lite.layer import MoELayer
 from moe_lite.routers import ExpertChoiceRouter, SigmoidBiasRouter
-
 from tests.test_leak import D, E, S, batch, model_with
 
 T = 2000

@@ -21,8 +21,8 @@ from ..routing import Routing
 def pairs(scores: Scores, chosen_TE: Tensor, gate_TE: Tensor) -> Routing:
     """Return the routing of any set of (token, expert) pairs, token by token."""
     token_N, expert_N = chosen_TE.nonzero(as_tuple=True)
-    return Routing(scores.logits_TE, scores.probs_TE, token_N, expert_N,
-                   gate_TE[token_N, expert_N], **scores.more)  # fmt: skip
+    gate_N = gate_TE[token_N, expert_N]
+    return Routing(scores.logits_TE, scores.probs_TE, token_N, expert_N, gate_N)
 
 
 def real(scores: Scores) -> Tensor:
@@ -82,11 +82,12 @@ class ThresholdRouter(TopKRouter):
 
     threshold_E: Tensor
     batches: Tensor
+    next_E: Tensor | None = None
 
     def __init__(self, hidden_size: int, num_experts: int, top_k: int = 2, *,
                  decay: float = 0.99, **options: Any):  # fmt: skip
         super().__init__(hidden_size, num_experts, top_k, **{"renormalize": False} | options)
-        self.decay, self.next_E = decay, None
+        self.decay = decay
         self.register_buffer("threshold_E", torch.full((num_experts,), 0.5))
         self.register_buffer("batches", torch.zeros(()))
 
