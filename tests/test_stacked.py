@@ -1,5 +1,6 @@
 """Many runs in one stack are the runs that the trainer makes, each for itself."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -137,3 +138,14 @@ def test_a_text_is_balanced_by_itself(corpus):
     total, row, _ = stack.losses(*stack.batch(0))
     assert row["balance"][0] > row["balance"][1]
     assert total.item() == pytest.approx(sum(found), rel=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile wants a C++ compiler")
+def test_fused_parts_compute_the_same(corpus):
+    plain, fused = (Stack(MODEL, TRAINING, RUNS, [corpus], fuse=fuse) for fuse in (False, True))
+    for stack in (plain, fused):
+        stack.train(say=lambda said: None)
+    for mine, theirs in zip(plain.rows, fused.rows, strict=True):
+        for name in ("loss", "norm", "balance"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+    torch.testing.assert_close(plain.theta_NP, fused.theta_NP, rtol=1e-3, atol=1e-4)
