@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from experiments.stacked import Run, Stack
 from moe_lite.config import MixtralConfig, TrainConfig
@@ -138,6 +139,16 @@ def test_a_text_is_balanced_by_itself(corpus):
     total, row, _ = stack.losses(*stack.batch(0))
     assert row["balance"][0] > row["balance"][1]
     assert total.item() == pytest.approx(sum(found), rel=1e-5)
+
+
+@pytest.mark.parametrize("how", [{}, {"by_text": True}, {"sigmoid": True, "bias_step": 0.1}])
+def test_a_step_can_be_recorded(corpus, how):
+    """A recorded graph cannot ask the device a question, and a tensor without values neither."""
+    stack = Stack(MODEL, TRAINING, [Run("one"), Run("other", **how)], [corpus])
+    batch, now = stack.batch(0), torch.ones(3)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        row = stack._work(*map(mode.from_tensor, batch), mode.from_tensor(now))
+    assert row["loss"].shape == (2,)
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile wants a C++ compiler")
