@@ -236,11 +236,17 @@ cards("course")
 
 # %% [markdown]
 # The model in the box came with a card that said, in bold: "The dense twin is ahead", by 0.016 bits
-# a byte. That was one run of each. The same recipe with more seeds, on the same batches, was ahead
-# of its twins on the way; trained to the end, a pair was level. By the rule, which looks at step
-# 3,250, the sentence does not stand: the interval is on the other side, or touches zero. **The
-# course was wrong in what it let the reader conclude**: it had a number without an interval. Who is
-# ahead at the *end*, and at equal *time*, is open (chapter 10).
+# a byte. That was one run of each. Since then the recipe was trained again, beside its twins, on the
+# same batches. By how many bits per byte is the mixture ahead, at the rule's step and at the end?
+
+# %%
+for step, name in ((3250, "step 3,250"), (None, "the end, 4,000")):
+    print(f"{name:15} {trial.lead(step)}   ({trial.lead(step).where})")
+
+# %% [markdown]
+# **The course was wrong in what it let the reader conclude.** It had a number without an interval:
+# its own run was a real one, and an unlucky one. At equal *time* who is ahead is still open (chapter
+# 10).
 #
 # ## 7. A real bug to find: the text that was read twice
 #

@@ -46,12 +46,13 @@ def test_an_interval_that_touches_a_border_in_print_decides_nothing():
     assert trial.verdict(ahead, trial.Evidence(0.001, 0.065, "")) == "does not hold"
 
 
-def test_the_lead_counts_every_pair_that_is_stored():
-    study = leads.lead_of("long as shipped", 3250, "long dense", 3250, "as shipped", "dense")
-    pairs = [*study.by_seed.values(), *leads.on_a_cpu(3250).by_seed.values()]
-    found = trial.lead()
-    assert (found.low + found.high) / 2 == pytest.approx(statistics.mean(pairs))
-    assert found.where.startswith(f"{len(pairs)} pairs")
+def test_the_lead_counts_every_pair_that_was_trained_to_the_end():
+    for step, at in ((3250, 3250), (None, 4000)):
+        study = leads.lead_of("whole", at, "whole dense", at, "as shipped", "dense")
+        pairs = [*study.by_seed.values(), *leads.on_a_cpu(step).by_seed.values()]
+        found = trial.lead(step)
+        assert (found.low + found.high) / 2 == pytest.approx(statistics.mean(pairs))
+        assert found.where.startswith(f"{len(pairs)} pairs")
 
 
 def test_the_sets_of_text_share_no_window():

@@ -101,13 +101,14 @@ def _printed(where: str, *values: float) -> Evidence:
     return Evidence(min(values), max(values), where, spread=len(values) > 1)
 
 
-def lead() -> Evidence:
-    """Return by how much the shipped recipe is ahead of its twin at step 3,250, bits per byte.
+def lead(step: int | None = 3250) -> Evidence:
+    """Return by how much the shipped recipe is ahead of its twin, bits per byte; None: at the end.
 
-    All pairs that are stored count: those of the recipe's study and those made on a CPU.
+    All pairs that were trained to the end count: the five of the recipe's study, and one on a CPU.
     """
-    study = leads.lead_of("long as shipped", 3250, "long dense", 3250, "as shipped", "dense")
-    pairs = [*study.by_seed.values(), *leads.on_a_cpu(3250).by_seed.values()]
+    at = step or 4000
+    study = leads.lead_of("whole", at, "whole dense", at, "as shipped", "dense")
+    pairs = [*study.by_seed.values(), *leads.on_a_cpu(step).by_seed.values()]
     found = ledger.Estimate.of(pairs)
     return Evidence(found.low, found.high, f"{len(pairs)} pairs, `moe_lite/course/leads.py`")
 
@@ -175,7 +176,7 @@ INSTEAD = {
     "overfits": "Here tuning the experts alone underfits. Say which parts are tuned.",
     "first token": "Sooner than a dense model of equal total, not of equal active size.",
     "one GPU": "All experts must be held: 93 GB in bfloat16. Four bits would fit.",
-    "useless": "Ours is ahead on the way; who is ahead at the end, and at equal time, is open.",
+    "useless": "With 8.5 million parameters ours is ahead at equal steps; at equal time it is open.",
     "softmax": "After division by their sum the gates are the same.",
     "unused": "Which expert is needed least only the loss can say: take each out and look.",
     "pinned": "Here two of eight serve 30%, by chance 25%. Measure the skew before you pin.",
@@ -191,7 +192,7 @@ INSTEAD = {
     "bias": "It balances well; ours was worse in loss than a loss that balances alike.",
     "fine": "Not seen after 200 small steps. Nothing is said of large models.",
     "parrots": "Buy experts for what must be known, width for what must be worked out.",
-    "twin": "One run said so. More pairs do not: ahead on the way, open at the end.",
+    "twin": "One run said so. Six pairs trained to the end say the opposite, at equal steps.",
 }
 
 
