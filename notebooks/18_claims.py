@@ -236,16 +236,16 @@ cards("course")
 
 # %% [markdown]
 # The model in the box came with a card that said, in bold: "The dense twin is ahead", by 0.016 bits
-# a byte. That was one run of each. Since then the recipe was trained again, beside its twins, on the
-# same batches. By how many bits per byte is the mixture ahead, at the rule's step and at the end?
+# a byte. That was one run of each. Since then the recipe was trained again, beside its twins, each
+# pair on the same batches. By how many bits per byte is it ahead, at the rule's step and at the end?
 
 # %%
 for step, name in ((3250, "step 3,250"), (None, "the end, 4,000")):
     print(f"{name:15} {trial.lead(step)}   ({trial.lead(step).where})")
 
 # %% [markdown]
-# **The course was wrong in what it let the reader conclude.** It had a number without an interval:
-# its own run was a real one, and an unlucky one. At equal *time* who is ahead is still open (chapter
+# **The course was wrong in what it let the reader conclude.** It had a number without an interval,
+# and one run of each can fall on either side. At equal *time* who is ahead is still open (chapter
 # 10).
 #
 # ## 7. A real bug to find: the text that was read twice
