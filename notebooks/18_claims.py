@@ -237,7 +237,7 @@ cards("course")
 # %% [markdown]
 # The model in the box came with a card that said, in bold: "The dense twin is ahead", by 0.016 bits
 # a byte. That was one run of each. Since then the recipe was trained again, beside its twins, each
-# pair on the same batches. By how many bits per byte is it ahead, at the rule's step and at the end?
+# pair on the same batches. How many bits per byte is it ahead, at the rule's step and at the end?
 
 # %%
 for step, name in ((3250, "step 3,250"), (None, "the end, 4,000")):

@@ -37,7 +37,7 @@ class Saying:
 
 HF = ("Sanseviero et al., Hugging Face", "“Mixture of Experts Explained”, huggingface.co/blog/moe",
       "December 2023")  # fmt: skip
-ARTICLE = ("An article on mixtures of experts", "not found again", "2024 or 2025")
+ARTICLE = ("An article on mixtures of experts", "not found again", "date not known")
 
 
 def _article(words: str, note: str = "") -> Saying:
@@ -75,8 +75,9 @@ SAYINGS: dict[str, Saying] = {
         "token.", "A training company's blog", "eduinx.in, “Mixture-of-Experts in LLMs”",
         "without a date", "text", note="It does not name the dense model that it compares with."),
     "one GPU": Saying(
-        "Only a part of it is active, so it fits on one GPU.", "Many questions in forums",
-        "for example answered at canitrun.dev/models/mixtral-8x7b: 93.4 GB at 16 bits", "2026",
+        "Only a part of it is active, so it fits on one GPU.", "Questions in forums",
+        "answered for example at canitrun.dev/models/mixtral-8x7b: 93.4 GB at 16 bits",
+        "without a date",
         "secondary source", quoted=False,
         note="The Hugging Face post says the opposite: “Require high VRAM as all experts are "
         "loaded in memory”."),
@@ -88,12 +89,12 @@ SAYINGS: dict[str, Saying] = {
     "softmax": Saying(
         "We apply softmax after top-K selection, not before. If we applied softmax first and then "
         "selected top-K, the gate weights wouldn't sum to 1.0 for the selected experts.",
-        "Nano-MoE-JAX, documentation", "carrycooldude.github.io/Nano-MoE-JAX/docs", "2026", "text",
+        "Nano-MoE-JAX, documentation", "carrycooldude.github.io/Nano-MoE-JAX/docs", "without a date", "text",
         note="Others teach it the other way round; both say that the order is a choice."),
     "unused": Saying(
         "18.1% of these experts […] were activated less than 0.05% of the time across 150 "
         "calibration prompts. The obvious move: prune them.", "baa.ai",
-        "baa.ai/articles/03-expert-pruning-pitfalls.html", "2026", "text",
+        "baa.ai/articles/03-expert-pruning-pitfalls.html", "without a date", "text",
         note="The article then tells how that went wrong."),
     "pinned": Saying(
         "Caches the most-frequently-routed experts of CPU-offloaded MoE layers in VRAM.",

@@ -176,7 +176,7 @@ INSTEAD = {
     "overfits": "Here tuning the experts alone underfits. Say which parts are tuned.",
     "first token": "Sooner than a dense model of equal total, not of equal active size.",
     "one GPU": "All experts must be held: 93 GB in bfloat16. Four bits would fit.",
-    "useless": "Ours, of 8.5 million parameters, is ahead at equal steps; at equal time it is open.",
+    "useless": "Ours, 8.5 million parameters, is ahead at equal steps; at equal time it is open.",
     "softmax": "After division by their sum the gates are the same.",
     "unused": "Which expert is needed least only the loss can say: take each out and look.",
     "pinned": "Here two of eight serve 30%, by chance 25%. Measure the skew before you pin.",
