@@ -89,7 +89,8 @@ SAYINGS: dict[str, Saying] = {
     "softmax": Saying(
         "We apply softmax after top-K selection, not before. If we applied softmax first and then "
         "selected top-K, the gate weights wouldn't sum to 1.0 for the selected experts.",
-        "Nano-MoE-JAX, documentation", "carrycooldude.github.io/Nano-MoE-JAX/docs", "without a date", "text",
+        "Nano-MoE-JAX, documentation", "carrycooldude.github.io/Nano-MoE-JAX/docs",
+        "without a date", "text",
         note="Others teach it the other way round; both say that the order is a choice."),
     "unused": Saying(
         "18.1% of these experts […] were activated less than 0.05% of the time across 150 "
