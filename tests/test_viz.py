@@ -64,6 +64,13 @@ def test_map_shows_the_first_experts():
     assert ax.get_xlabel() and ax.get_ylabel()
 
 
+def test_a_wide_map_that_stands_alone_has_a_key():
+    (ax,) = viz.routing_map(make_trace("a" * 65)).axes
+    assert not ax.texts  # too narrow for numbers
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [str(e) for e in range(8)]
+    assert viz.overview(make_trace("a" * 65)).axes[1].get_legend() is None  # the bars are its key
+
+
 def test_bars_show_the_load():
     routing = dropped_and_unequal()
     (ax,) = viz.load_bars(routing).axes

@@ -81,13 +81,14 @@ def first_experts(routing: Routing) -> np.ndarray:
 def routing_map(trace: RoutingTrace, *, ax: Axes | None = None) -> Figure:
     """Draw the layer x token map: each cell is the first expert that the token reached.
 
-    Cells carry the expert's number where they are wide enough. An expert's number means
-    something within its row only: expert 5 of two layers are two networks.
+    Cells carry the expert's number where they are wide enough; else a map that stands alone has a
+    key to the colours. An expert's number means something within its row only: expert 5 of two
+    layers are two networks.
 
     Raises: ValueError if the trace is empty.
     """
     _check(trace)
-    T, L = len(trace.tokens), len(trace.layers)
+    T, L, alone = len(trace.tokens), len(trace.layers), ax is None
     ax = ax or _axes(min(12.0, max(5.0, 1.2 + T * 0.16)), 1.1 + 0.26 * L)
     cells = np.stack([first_experts(r) for r in trace.layers])
     colors = expert_colors(max(r.num_experts for r in trace.layers))
@@ -98,6 +99,11 @@ def routing_map(trace: RoutingTrace, *, ax: Axes | None = None) -> Figure:
             text = "·" if e < 0 else str(e)
             ax.text(token, layer, text, ha="center", va="center", fontsize=7,
                     color=INK if e < 0 else _on(colors[e]))  # fmt: skip
+    elif alone and len(colors) <= 16:
+        for e, color in enumerate(colors):
+            ax.plot([], [], "s", color=color, label=f"{e}")
+        ax.legend(title="expert", ncols=1 + len(colors) // 9, frameon=False, loc="center left",
+                  bbox_to_anchor=(1, 0.5), fontsize=8, labelspacing=0.2)  # fmt: skip
     ax.set_yticks(range(0, L, 1 + L // 25))
     return _finish(ax, "First expert of each token, layer by layer", "token", "layer")
 
