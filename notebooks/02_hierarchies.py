@@ -174,6 +174,21 @@ def bound(theta, at):
 
 
 # %%
+level_G = [likelihood(t).item() for t in theta_G]
+lines = {"likelihood": (theta_G, level_G)}
+for at in (-1.5, 0.5, 3.0):
+    spot = torch.tensor(at).double()
+    lines[f"bound for h at {at}"] = (theta_G, [bound(t, spot).item() for t in theta_G])
+figure = viz.curves(lines, "theta", "nats")
+figure.axes[0].set_ylim(-260, -90)
+figure
+
+# %% [markdown]
+# Each bound lies under the likelihood and touches it where its $h$ was taken. Now one of them, with
+# its M step, to move:
+
+
+# %%
 def top_of_bound(at):  # the M step
     h_T = log_joint(torch.tensor(at).double()).softmax(-1)[:, 1]
     return ((h_T * case_T).sum() / h_T.sum()).item()
@@ -193,7 +208,6 @@ def lines_at(at):
 
 # %%
 places = [x / 2 for x in range(-5, 10)]
-level_G = [likelihood(t).item() for t in theta_G]
 fig = go.Figure(lines_at(-1.5) + [go.Scatter(x=theta_G.tolist(), y=level_G, name="likelihood")])
 fig.frames = [go.Frame(data=lines_at(at), name=str(at), traces=[0, 1, 2]) for at in places]
 move = {"frame": {"duration": 0}, "mode": "immediate"}

@@ -196,8 +196,8 @@ for held in (2, 4, 8, 16, 32):
     print(f"all run: {2e-6 * held * expert:.1f} MFLOP, {milliseconds(held, held):5.1f} ms")
 
 # %% [markdown]
-# With two running, a token's arithmetic stands still while what is held grows sixteenfold, and the
-# time nearly so. Nearly: with more experts each gets fewer tokens. (The paper calls it the
+# With two running, a token's arithmetic stands still while what is held grows sixteenfold; the time
+# grows about twofold, since with more experts each gets fewer tokens. (The paper calls it the
 # shrinking batch problem; chapter 13 looks into it.)
 #
 # ## 3. Noise, so that the others get a chance
@@ -475,8 +475,7 @@ config = MixtralConfig(
 corpus = data.load_corpus(max_bytes=1_000_000)
 
 # %% [markdown]
-# The training loop is nothing special. One line puts the noisy gate into the model, and one adds
-# the two losses.
+# One line puts the noisy gate into the model, and one adds the two losses.
 
 
 # %%
@@ -519,7 +518,8 @@ for name, history in runs.items():
 # %% [markdown]
 # On the left the rich get richer: from an even start it takes a few dozen steps until a handful of
 # experts do nearly everything. (8 is the most there can be: all tokens at the same two of sixteen.)
-# With the losses the line stays down. One seed and 80 steps is an illustration.
+# With the losses the line stays down. On the right, their price: soon a little above 0. One seed is
+# an illustration.
 #
 # Now all six settings, from the ledger: 20 seeds each, 200 steps, measured on held-out text
 # (perplexity without noise, balance with it). `python -m moe_lite reproduce shazeer2017 --seeds 20`
