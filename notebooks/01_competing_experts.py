@@ -413,7 +413,7 @@ def feet(lines):
 paths, goals, epochs = {}, {}, range(0, 1400, 10)
 for coding, answer in codings.items():
     alone = mixtures.Mixture(2, 1)
-    race(alone, answer, step=20.0, until=0, max_epochs=3000)
+    race(alone, answer, step=5.0, until=0, max_epochs=3000)  # at 20 it never comes to rest
     goals[coding] = feet(alone.experts.detach()[0, 0, 0])
     many = mixtures.Mixture(2, 8, seeds=range(25))
     film = race(many, answer, step=20.0, keep=epochs, max_epochs=1400).kept
