@@ -176,11 +176,11 @@ def bound(theta, at):
 # %%
 level_G = [likelihood(t).item() for t in theta_G]
 lines = {"likelihood": (theta_G, level_G)}
-for at in (-1.5, 0.5, 3.0):
+for at in (0.0, 1.0, 3.0):
     spot = torch.tensor(at).double()
     lines[f"bound for h at {at}"] = (theta_G, [bound(t, spot).item() for t in theta_G])
 figure = viz.curves(lines, "theta", "nats")
-figure.axes[0].set_ylim(-260, -90)
+figure.axes[0].set_ylim(-290, -70)
 figure
 
 # %% [markdown]
