@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moe_lite.course import ledger, viz
@@ -108,6 +108,7 @@ def test_what_no_font_can_draw_is_a_box_and_no_warning():
 
 
 @given(st.lists(st.text(max_size=9), min_size=1, max_size=20), st.integers(4, 30))
+@example(["\xad", ""], 4)
 def test_every_character_finds_its_place(tokens, columns):
     boxes = list(viz._set_text(tokens, columns))
     for n, token in enumerate(tokens):

@@ -457,7 +457,8 @@ def _set_text(
             if char != "\n":
                 run, column = run + char, column + cells
         if run:
-            yield token, row, start, max(column - start, 1), run, opens
+            column = max(column, start + 1)  # a token of no width still takes a cell
+            yield token, row, start, column - start, run, opens
 
 
 @cache
