@@ -1,6 +1,13 @@
 """Answers to check_judge: (low, high, least, most) -> a verdict."""
 
 
+def right_by_counting(low, high, least, most):
+    inside = [least <= end <= most for end in (low, high)]
+    if all(inside):
+        return "holds"
+    return "undecided" if any(inside) or low < least < high else "does not hold"
+
+
 def right_by_overlap(low, high, least, most):
     if max(low, least) > min(high, most):
         return "does not hold"

@@ -1,6 +1,11 @@
 """Answers to check_my_trial: (ours, theirs, least, most) -> a verdict."""
 
 
+def right_by_counting(ours, theirs, least, most):
+    inside = sum(least <= a / b <= most for a, b in zip(ours, theirs, strict=True))
+    return {0: "does not hold", len(ours): "holds"}.get(inside, "undecided")
+
+
 def _of(values, least, most):
     inside = [least <= v <= most for v in values]
     return "holds" if all(inside) else "undecided" if any(inside) else "does not hold"

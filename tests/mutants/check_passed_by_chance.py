@@ -1,6 +1,11 @@
 """Answers to check_passed_by_chance: (null, least, most) -> a share."""
 
 
+def right_by_a_list(null, least, most):
+    passed = [value for value in null if not value < least and not value > most]
+    return len(passed) / len(null)
+
+
 def right_by_filter(null, least, most):
     return len([x for x in null if not (x < least or x > most)]) / len(null)
 

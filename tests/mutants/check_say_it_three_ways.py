@@ -6,6 +6,11 @@ def right_by_speeds(slow, fast):
     return speed / base, 100 * (speed - base) / base, 100 * (slow - fast) / slow
 
 
+def right_in_a_list(slow, fast):
+    times = slow / fast
+    return [times, 100 * times - 100, 100 - 100 / times]
+
+
 def four_times_is_400_percent(slow, fast):
     """times as fast is not times faster"""
     return slow / fast, 100 * slow / fast, 100 * (1 - fast / slow)

@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 from .verdict import Check, Mistakes
 
 Ends = tuple[float, float, float, float]
+WHY = {
+    "holds": "all of it lies in the range", "does not hold": "all of it lies outside the range",
+    "undecided": "some of it lies in the range and some outside",
+}  # fmt: skip
 
 
 def check_say_it_three_ways(
@@ -31,7 +35,8 @@ def check_say_it_three_ways(
         ]  # fmt: skip
 
     check = Check("say_it_three_ways", say_it_three_ways, right, mistakes,
-                  "not times as fast, percent faster, percent saved")  # fmt: skip
+                  "not times as fast, percent faster, percent saved",
+                  parts=("times as fast", "percent faster", "percent saved"))  # fmt: skip
     check.on("8 hours and 2", 8.0, 2.0)
     for slow, fast in ((131.1, 68.7), (10.0, 9.0), (7.0, 1.0), (3.0, 4.0)):
         check.on(f"{slow:g} hours and {fast:g}", slow, fast)
@@ -67,14 +72,16 @@ def check_judge(judge: Callable[[float, float, float, float], str]) -> None:
              "holds" if strict else "does not hold" if not touches else "undecided"),
         ]  # fmt: skip
 
-    check = Check("judge", judge, _judge, mistakes, "not all inside, all outside, or neither")
+    check = Check("judge", judge, _judge, mistakes, words=list(WHY))
     cases: Sequence[Ends] = (
         (1.6, 2.0, 1.5, math.inf), (0.9, 1.1, 1.5, math.inf), (1.0, 2.2, 1.5, math.inf),
         (1.5, 1.7, 1.5, 2.0), (3.0, 4.0, 1.0, 2.0), (0.5, 2.5, 1.0, 2.0), (1.4, 1.9, 1.5, 2.0),
         (-3.0, -2.0, -1.0, 1.0), (1.5, 2.0, 1.5, 2.0), (1.9, 2.8, 1.0, 2.0), (1.9, 2.05, 1.0, 2.0),
     )  # fmt: skip
     for low, high, least, most in cases:
-        check.on(f"{low:g} to {high:g}, a rule of {least:g} to {most:g}", low, high, least, most)
+        given = f"{low:g} to {high:g}, a rule of {least:g} to {most:g}"
+        why = WHY[_judge(low, high, least, most)]
+        check.on(given, low, high, least, most, otherwise=why)
     check.passed("all inside holds, all outside does not, and the rest is undecided.")
 
 
@@ -137,14 +144,16 @@ def check_my_trial(
             ("the best seed decides", of([max(values)], least, most)),
         ]  # fmt: skip
 
-    check = Check(
-        "my_trial", my_trial, right, mistakes, "not all seeds inside, all outside, or neither"
+    check = Check("my_trial", my_trial, right, mistakes, words=list(WHY))
+    cases: Sequence[tuple[str, list[float], list[float], float, float]] = (
+        ("4, 6 over 2, 2; at least 2", [4.0, 6.0], [2.0, 2.0], 2.0, math.inf),
+        ("4, 6 over 2, 2; at least 2.5", [4.0, 6.0], [2.0, 2.0], 2.5, math.inf),
+        ("three seeds; at most 1", [3.0, 2.0, 9.0], [2.0, 1.0, 4.0], 0.0, 1.0),
+        ("seeds that swap; 0.9 to 1.1", [1.0, 10.0], [10.0, 1.0], 0.9, 1.1),
+        ("three seeds; 1.5 to 2.2", [3.0, 2.0, 8.0], [2.0, 1.0, 4.0], 1.5, 2.2),
+        ("two seeds; at least 2", [1.0, 9.0], [1.0, 1.0], 2.0, math.inf),
+        ("two seeds; 0.5 to 2", [1.0, 9.0], [1.0, 1.0], 0.5, 2.0),
     )
-    check.on("4, 6 over 2, 2; at least 2", [4.0, 6.0], [2.0, 2.0], 2.0, math.inf)
-    check.on("4, 6 over 2, 2; at least 2.5", [4.0, 6.0], [2.0, 2.0], 2.5, math.inf)
-    check.on("three seeds; at most 1", [3.0, 2.0, 9.0], [2.0, 1.0, 4.0], 0.0, 1.0)
-    check.on("seeds that swap; 0.9 to 1.1", [1.0, 10.0], [10.0, 1.0], 0.9, 1.1)
-    check.on("three seeds; 1.5 to 2.2", [3.0, 2.0, 8.0], [2.0, 1.0, 4.0], 1.5, 2.2)
-    check.on("two seeds; at least 2", [1.0, 9.0], [1.0, 1.0], 2.0, math.inf)
-    check.on("two seeds; 0.5 to 2", [1.0, 9.0], [1.0, 1.0], 0.5, 2.0)
+    for given, *case in cases:
+        check.on(given, *case, otherwise=WHY[right(*case)])
     check.passed("pair by pair, and every seed has a vote.")
