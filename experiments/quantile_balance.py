@@ -1,4 +1,4 @@
-"""Quantile balancing against the sign bias, and expert threshold: MaxVio of every step, five seeds.
+"""Quantile balancing against the sign bias: MaxVio of every step, five seeds.
 
     python -m experiments.quantile_balance
 
@@ -8,9 +8,10 @@ runs, of pairs with the same seed and batches:
 
 - quantiles balance sooner: MaxVio, mean of steps 5 to 50, quantile - u 0.01, is below 0;
 - quantiles balance better in the end: the same, mean of the last 50 steps, is below 0;
-- and what it costs: loss on held-out text, quantile - u 0.01, in nats, and threshold - u 0.01.
+- and what it costs: loss on held-out text, quantile - u 0.01, in nats.
 
 A claim stands if the 95% interval over the five seeds lies on that side; else it is undecided.
+Expert threshold was to be the third setting; it was left out for time, before any of its runs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ SEEDS = range(5)
 SETTINGS: dict[str, Setting] = {
     "u 0.01": setting(u=1e-2),
     "quantile": replace(setting(), router="quantile", options={}),
-    "threshold": replace(setting(), router="threshold", options={"decay": 0.9}),
 }
 
 
