@@ -485,20 +485,20 @@ print(ledger.verdicts("lossfree2024_long"))
 # they are, beside draws of which we know the truth.
 #
 # **Pair.** A seed has the same batches in every setting, so settings share much of their noise. We
-# drew the bars of each setting alone:
+# drew each setting's own bars. Here a bias whose rate falls to 0, and the heavier loss:
 
 # %%
 stored = ledger.stored("lossfree2024")
-pair = ledger.Pair("loss at u 0.01", "loss at alpha 0.01")
+pair = ledger.Pair("loss at u 0.01 to 0", "loss at alpha 0.01")
 bias, loss = stored[pair.a], stored[pair.b]
 print(f"{bias} and {loss}: as strangers, apart to ± {hypot(bias.half, loss.half):.2f}")
 print("seed by seed:", stored[pair])
 
 # %% [markdown]
 # **No order statistics, no signs, no winners.** We printed "the worst of three rates is 1.17 times
-# the best: not reproduced"; "1 ± 0" where three seeds had one sign; and, as a *surprise*, the
-# difference just shown: the largest of 28 between section 10's eight settings, picked afterwards.
-# Eight settings that do **not** differ, three seeds, noise of 0.05 nats:
+# the best: not reproduced"; "1 ± 0" where three seeds had one sign; and, as a *surprise*, that the
+# heavier loss won, by the difference just shown: one of 28 between eight settings, picked
+# afterwards. Eight settings that do **not** differ, three seeds, noise of 0.05 nats:
 
 # %%
 torch.manual_seed(0)
@@ -516,8 +516,8 @@ print(f"the largest: {clear.gather(1, largest).float().mean():.0%}", end="; ")
 print(f"any of the 28: {clear.any(1).float().mean():.0%}")
 
 # %% [markdown]
-# **What never arrived is a bound.** "Top-2 reaches its loss later" (chapter 08): in one of three
-# seeds it did *not* come later, so there was no number. We left that seed out.
+# **What never arrived is a bound.** "Top-2 reaches its loss later than expert choice does" (chapter
+# 08): in one of three seeds expert choice never got there. We left that seed out.
 #
 # **Equal is shown, not assumed.** "The z-loss costs nothing" (chapter 07) stood on a mean inside a
 # margin. Here one setting *is* 0.05 nats worse, and the margin is 0.02:
@@ -535,7 +535,7 @@ for seeds in (3, 12):
 
 # %% [markdown]
 # **The winner's curse.** What remains, under today's rules, if the paper's effect is 0.06 nats and
-# so is the noise? The last column is the mean of the runs that were clear of 0:
+# so is the noise? After "then" stands the mean of those that were clear of 0:
 
 # %%
 # Your turn: from how many seeds on are more than half of the true effects found? Change 12.
