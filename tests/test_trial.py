@@ -87,3 +87,16 @@ def test_every_claim_says_who_says_so_and_what_was_read():
         assert escape(said.words) in trial.card(key)
     unread = [key for key, said in SAYINGS.items() if said.read in ("not read", "secondary source")]
     assert all("our words" in trial.card(key) for key in unread)
+
+
+def test_the_finding_on_quantiles_is_what_is_stored():
+    stored = read_json(leads.ROOT / "experiments" / "results" / "quantile" / "steps.json")
+    kept, text = stored["measures"], (leads.ROOT / "notebooks" / "18_claims.py").read_text("utf-8")
+    for first, until in ((5, 50), (151, 200)):
+        found = trial.between(kept, first, until)
+        said = f"{-found.mean:.2f} lower over", f"[{-found.high:.2f}, {-found.low:.2f}]"
+        assert found.count == 5 and found.high < 0 and all(part in text for part in said)
+    loss = trial.between(kept)
+    assert f"{loss.mean:.3f} nats [{loss.low:.3f}, {loss.high:+.3f}]".replace("-", "−") in text
+    by_hand = [a - b for a, b in zip(kept["loss at quantile"], kept["loss at u 0.01"], strict=True)]
+    assert loss.mean == pytest.approx(statistics.mean(by_hand))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -270,6 +271,19 @@ def run(sets: int = 5) -> dict[str, list[float]]:
     model, corpus = box()
     found = [shares(model, corpus, 4 * s) for s in range(sets)]
     return {key: [round(one[key], 6) for one in found] for key in found[0]}
+
+
+def between(kept: dict[str, list[float]], first: int = 0, until: int = 0) -> ledger.Estimate:
+    """Compare quantile balancing with the sign bias by seed: MaxVio of some steps, or the loss.
+
+    Args: kept: what experiments/quantile_balance.py stored; first, until: steps; 0: the loss.
+    """
+    names = [f"MaxVio in step {n}" for n in range(first, until + 1)] if first else ["loss"]
+    ours, theirs = (
+        [statistics.mean(of) for of in zip(*(kept[f"{n} at {who}"] for n in names), strict=True)]
+        for who in ("quantile", "u 0.01")
+    )
+    return ledger.Estimate.of([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
 # --- what a reader sees --------------------------------------------------------------------------
