@@ -117,6 +117,7 @@ def picked(change):
     ballot.value, card.value = None, ""
 
 
+# %%
 ballot.observe(voted, "value")
 pick.observe(picked, "value")
 ipw.VBox([pick, ballot, score, card])
@@ -225,7 +226,7 @@ scaling.draw(hours=3, gflops=100, memory_GB=8)
 # %%
 stored = ledger.stored("allenzhu2024").measures
 for name in [name for name in stored if name.startswith("remembered at E")]:
-    print(f"{name:20} {ledger.Estimate.of(stored[name]).mean:.0f}% of 24,000 facts")
+    print(f"{name:20} {ledger.Estimate.of(stored[name]).mean:.0f}% of the facts")
 print("\n".join(f"{paper}: {how}" for paper, how in scaling.READ.items()))
 
 # %% [markdown]
@@ -296,8 +297,8 @@ Markdown(trial.table())
 # ## 9. Balanced at once: an idea of 2026 on trial
 #
 # A bias that follows the *sign* of the load (chapter 09) needs a rate: too small is slow, too large
-# trembles. *Quantile balancing* (Su 2026) asks instead which bias would have balanced the batch that
-# has just been seen, and takes it. Each token has a bar: its best score that was not chosen. An
+# trembles. *Quantile balancing* (Su 2026) asks instead which bias would have balanced the batch
+# that has just been seen, and takes it. Each token has a bar: its best score that was not chosen. An
 # expert that keeps the $q = TK/E$ tokens with the largest margin over their bars is exactly full.
 # Four tokens, two experts, one each; expert 0 may keep two:
 
@@ -306,8 +307,8 @@ router = recent.QuantileRouter(1, 2, 1)
 score_TE = torch.tensor([[0.9, 0.5], [0.8, 0.5], [0.7, 0.5], [0.6, 0.5]])
 routing = router.choose(Scores(score_TE, score_TE, score_TE, score_TE))
 router.update(routing.load_E())
-print("load", routing.load_E().tolist(), " margins", (score_TE[:, 0] - 0.5).tolist())
-print("bias", router.bias_E.tolist(), ": the third margin is taken off")
+print("load", routing.load_E().tolist(), "; margins of expert 0:", score_TE[:, 0] - 0.5)
+print("bias", router.bias_E, ": the third margin is taken off")
 
 # %% [markdown]
 # The rules stood before the runs (`experiments/quantile_balance.py`): a model of chapter 09, 31
