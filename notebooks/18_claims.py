@@ -298,9 +298,9 @@ Markdown(trial.table())
 #
 # A bias that follows the *sign* of the load (chapter 09) needs a rate: too small is slow, too large
 # trembles. *Quantile balancing* (Su 2026) asks instead which bias would have balanced the batch
-# that has just been seen, and takes it. Each token has a bar: its best score that was not chosen. An
-# expert that keeps the $q = TK/E$ tokens with the largest margin over their bars is exactly full.
-# Four tokens, two experts, one each; expert 0 may keep two:
+# that has just been seen, and takes it. Each token has a bar: its best score that was not chosen.
+# An expert that keeps the $q = TK/E$ tokens with the largest margin over their bars is exactly
+# full. Four tokens, two experts, one each; expert 0 may keep two:
 
 # %%
 router = recent.QuantileRouter(1, 2, 1)
@@ -312,8 +312,8 @@ print("bias", router.bias_E, ": the third margin is taken off")
 
 # %% [markdown]
 # The rules stood before the runs (`experiments/quantile_balance.py`): a model of chapter 09, 31
-# experts of which 3, five seeds, beside the best of four rates of the sign. **Your turn:** which
-# curve is lower after 20 steps, and which after 200?
+# experts of which 3, five seeds, beside the rate of the sign that balanced best of four. **Your
+# turn:** which curve is lower after 20 steps, and which after 200?
 
 # %%
 steps = read_json(ledger.ROOT / "experiments" / "results" / "quantile" / "steps.json")
@@ -333,10 +333,9 @@ print("loss on new text, nats, quantile − sign:", trial.between(kept))
 
 # %% [markdown]
 # **Quantiles balance sooner, and better in the end:** MaxVio is 1.56 lower over steps 5 to 50
-# [1.21, 1.90], and 0.29 lower over the last 50 [0.16, 0.42]. Neither is balanced while the router
-# learns fastest: a bias is computed on one batch and used on the next, and by then the scores have
-# moved. What it does to the loss is undecided: −0.029 nats [−0.059, +0.001]. There was nothing to
-# tune.
+# [1.21, 1.90], and 0.29 lower over the last 50 [0.16, 0.42]. Neither is balanced at first: a bias is
+# computed on one batch and used on the next, whose scores have moved. What it does to the loss is
+# undecided: −0.029 nats [−0.059, +0.001]. There was nothing to tune.
 #
 # Three more routers of these years are in `moe_lite/course/recent.py`, in a few lines each and in
 # every router's tests: *expert threshold* (each expert takes what is above its own threshold: the
