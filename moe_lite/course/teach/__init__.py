@@ -1,8 +1,9 @@
-"""Teach with the course: ``python -m moe_lite teach {lab,grade,plan,quiz,slides}``.
+"""Teach with the course: ``python -m moe_lite teach {lab,grade,pack,key,plan,quiz,slides}``.
 
 ``lab`` makes a folder out of exercises of any chapters, and proves that it grades as it must before
 it writes it; ``grade`` grades the notebooks handed in. Needs no server and no account: a lab is a
-folder, a submission a notebook. ``plan``, ``quiz`` and ``slides`` make a lecture of the chapters.
+folder, a submission a notebook. ``pack`` is the course as students get it, ``key`` the answers with
+the errors that are made. ``plan``, ``quiz`` and ``slides`` make a lecture of the chapters.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         description="Make labs out of exercises and grade them; plan a lecture.",
     )
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="{lab,grade,plan,quiz,slides}"
+        dest="command", required=True, metavar="{lab,grade,pack,key,plan,quiz,slides}"
     )
     lab = commands.add_parser("lab", help="make a verified lab out of exercises")
     lab.add_argument("folder", type=Path, help="the lab's folder; its name is the lab's")
@@ -57,11 +58,17 @@ def parser() -> argparse.ArgumentParser:
     grade.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="students at a time"
     )
+    pack = commands.add_parser("pack", help="make the students' copy, without solutions")
+    pack.add_argument("out", type=Path, metavar="FOLDER", help="or FILE.zip")
     plan = commands.add_parser("plan", help="plan a lecture: minutes, votes, what to cut")
     plan.add_argument("chapters", nargs="+", metavar="NN", help="the chapters, in order")
     plan.add_argument("--minutes", type=int, default=90, metavar="N", help="together (90)")
-    for name, made in (("quiz", "questions: HTML to print or click, GIFT"), ("slides", "a deck")):
-        one = commands.add_parser(name, help=f"make {made} of a chapter, in one file each")
+    for name, made in (
+        ("quiz", "questions: HTML to print or click, GIFT"),
+        ("slides", "a deck"),
+        ("key", "the answers and the usual errors"),
+    ):
+        one = commands.add_parser(name, help=f"make {made} of a chapter")
         one.add_argument("chapter", metavar="NN")
         one.add_argument(
             "--out", type=Path, metavar="FILE",
@@ -91,7 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(plan.page(args.chapters, args.minutes), end="")
         return 0
-    if args.command in ("quiz", "slides"):
+    if args.command == "pack":
+        from . import pack
+
+        print(f"{args.out}: {pack.make(args.out)}")
+        return 0
+    if args.command in ("quiz", "slides", "key"):
         out = args.out or Path(f"{args.command}-{args.chapter}.html")
         write(target(out), lecture(args.command, args.chapter, out.suffix == ".gift"))
         print(f"{out}: open it in any browser" if out.suffix != ".gift" else f"{out}: import it")
@@ -100,12 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def lecture(kind: str, chapter: str, gift: bool) -> str:
-    """Return a chapter's quiz or its deck."""
-    from . import plan, quiz, slides
+    """Return a chapter's quiz, its deck or its key."""
+    from . import key, plan, quiz, slides
 
     plan.read(chapter)  # a chapter that is not there is told in plan's words
     if kind == "slides":
         return slides.deck(chapter)
+    if kind == "key":
+        return key.page(chapter)
     asked = quiz.questions(chapter)
     return quiz.gift(asked) if gift else quiz.page(chapter, asked)
 
