@@ -118,6 +118,18 @@ def test_every_check_was_tried_by_somebody_who_had_not_seen_it(check):
     assert len(tried["mutants"]) >= 5 and len(tried["variants"]) >= 2
 
 
+@pytest.mark.slow("every answer again, with other numbers")
+@pytest.mark.parametrize("check", CHECKS)
+def test_another_seed_puts_other_numbers_and_tells_right_from_wrong_too(check, monkeypatch):
+    for at, (_, _, answer) in enumerate(case for case in MUTANTS if case[0] == check):
+        seed = 1 + at % 9
+        if answer.__name__.lower().startswith("right"):
+            getattr(checks, check)(answer, seed=seed)
+        else:
+            with pytest.raises(checks.CheckFailed):
+                getattr(checks, check)(answer, seed=seed)
+
+
 def differ(case, one, other):
     """Ask whether two mistakes differ on a case, where both give something there."""
     if one is None or other is None:

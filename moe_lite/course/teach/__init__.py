@@ -49,6 +49,14 @@ def parser() -> argparse.ArgumentParser:
     lab.add_argument(
         "--nbgrader", type=Path, metavar="COURSE", help="write it into an nbgrader course too"
     )
+    lab.add_argument(
+        "--seed", type=int, default=1, metavar="N",
+        help="other numbers in the grading than in the notebook (1); 0: the same",
+    )  # fmt: skip
+    lab.add_argument(
+        "--diagnose", type=Path, metavar="NAMES",
+        help="a file of names: each gets another wrong answer to diagnose and repair",
+    )  # fmt: skip
     lab.add_argument("--force", action="store_true", help="replace the lab that is there")
     grade = commands.add_parser("grade", help="grade the notebooks in a lab's submitted/")
     grade.add_argument("folder", type=Path, help="the lab's folder")
@@ -84,8 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .lab import assemble, make
 
         name = args.folder.resolve().name
-        lab = assemble(name, args.exercises, limit_s=args.limit, memory_gb=args.memory)
-        print(f"{args.folder}: {make(lab, args.folder, replace=args.force)}")
+        limits = {"limit_s": args.limit, "memory_gb": args.memory, "seed": args.seed}
+        lab = assemble(name, args.exercises, **limits)
+        if args.diagnose:
+            from . import diagnose
+
+            names = diagnose.students(args.diagnose)
+            said = diagnose.make(lab, names, args.folder, replaces=args.force)
+        else:
+            said = make(lab, args.folder, replace=args.force)
+        print(f"{args.folder}: {said}")
         if args.nbgrader:
             from .nbgrader import export
 
@@ -135,7 +151,12 @@ def grade_all(folder: Path, submitted: Path, jobs: int) -> int:
     def one(job: tuple[str, Path, list[str]]) -> grade.Graded:
         student, path, notes = job
         try:
-            return grade.grade(lab, student, path, notes)
+            theirs = Lab.load(folder, student)
+        except ValueError as error:
+            lost = [grade.Result("missing", str(error)) for _ in lab.checks]
+            return grade.Graded(student, lost, [*notes, str(error)])
+        try:
+            return grade.grade(theirs, student, path, notes)
         except Exception as error:  # a slip of the grader's own is for a person, not for the class
             said = f"the grader failed: {type(error).__name__}: {error}"
             lost = [grade.Result("broken", grade.SAID["broken"]) for _ in lab.checks]
