@@ -25,7 +25,7 @@
 # - give the layer a shared expert, and take its favourite experts away;
 # - build the gate that DeepSeek-V3 uses, with a bias that selects and never weighs;
 # - set the rate of its controller, too small and too large;
-# - see when fine experts, and a bias in the place of a loss, begin to pay.
+# - see when fine experts, and a bias instead of a loss, begin to pay.
 #
 # **You need:** chapter 04's top-k gate. Chapters 05 and 06 help with capacity and balancing losses
 # and are not assumed. **Time:** an hour and a half to read and try; the cells run in half a minute
@@ -561,8 +561,9 @@ print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E
 # ## Exercises
 #
 # [`exercises/09_fine_grained.ipynb`](../exercises/09_fine_grained.ipynb): split without paying,
-# take the best away, and mend a gate, a controller and a dashboard. Each check tells you *what* you
-# misunderstood. Solutions are in [`solutions/`](../solutions/09_fine_grained.ipynb).
+# take the best away, and repair a gate, a controller and a dashboard. Each check tells you *what*
+# you misunderstood. Solutions are in [`solutions/`](../solutions/09_fine_grained.ipynb).
+# [Glossary](../docs/glossary.md).
 #
 # ## In five lines
 #
@@ -571,7 +572,7 @@ print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E
 # 2. A shared expert is a piece that every token has. It takes one of the seats.
 # 3. Disable the best: what is lost says how special the experts are. Compare where as much of the
 #    chosen is gone, and mind who was not touched.
-# 4. A bias can balance in the place of a loss. It selects and never weighs, and a rule moves it,
+# 4. A bias can balance instead of a loss. It selects and never weighs, and a rule moves it,
 #    after the choice, in float32.
 # 5. $u$ times the steps is how far a bias can travel; $u$ is how far it swings.
 #

@@ -1,6 +1,7 @@
 """The static figures say what the routing says."""
 
 import io
+import re
 import subprocess
 import sys
 import warnings
@@ -205,3 +206,17 @@ def test_effects_are_paired_curves_with_their_band_and_the_papers_line():
     assert 0.7 in [line.get_ydata()[0] for line in ax.lines]
     with pytest.raises(ValueError, match="'c'"):
         viz.effects(result, {"": ledger.Pair("c", "a")}, None, "nats")
+
+
+@pytest.mark.parametrize("tokens", [10, 60, 100, 140])
+def test_a_routing_map_has_a_number_in_each_cell(tokens):
+    (ax,) = viz.routing_map(make_trace("x" * tokens)).axes
+    shown = [text.get_text() for text in ax.texts]
+    rows, columns = ax.get_images()[0].get_array().shape[:2]
+    assert len(shown) == rows * columns and all(re.fullmatch(r"\d+|·", text) for text in shown)
+
+
+def test_a_routing_map_too_narrow_for_numbers_names_its_colours():
+    (ax,) = viz.routing_map(make_trace("x" * 400)).axes
+    assert not ax.texts
+    assert [text.get_text() for text in ax.get_legend().get_texts()]

@@ -163,7 +163,7 @@ PRESETS = {
 _DOCS = "transformers 5.23, defaults of its config"
 PUBLISHED = {
     "GShard-600B": Published(
-        2020, "600B", None, "softmax, second by lot", "loss", "2.0 x mean", "bf16",
+        2020, "600B", None, "softmax, second at random", "loss", "2.0 x mean", "bf16",
         "arXiv:2006.16668, Table 1, Algorithm 1, appendix A.2",
     ),
     "Switch-Base": Published(

@@ -81,8 +81,8 @@ def first_experts(routing: Routing) -> np.ndarray:
 def routing_map(trace: RoutingTrace, *, ax: Axes | None = None) -> Figure:
     """Draw the layer x token map: each cell is the first expert that the token reached.
 
-    Cells carry the expert's number where they are wide enough. An expert's number means
-    something within its row only: expert 5 of two layers are two networks.
+    Cells carry the expert's number; where they are too narrow for it, a legend names the colours.
+    An expert's number means something within its row only: expert 5 of two layers are two networks.
 
     Raises: ValueError if the trace is empty.
     """
@@ -93,11 +93,21 @@ def routing_map(trace: RoutingTrace, *, ax: Axes | None = None) -> Figure:
     colors = expert_colors(max(r.num_experts for r in trace.layers))
     rgb = np.array([_rgb(c) for c in (*colors, "#FFFFFF")])  # index -1 is the last: white
     ax.imshow(rgb[cells], aspect="auto", interpolation="nearest")
-    if T <= 64:
-        for (layer, token), e in np.ndenumerate(cells):
-            text = "·" if e < 0 else str(e)
-            ax.text(token, layer, text, ha="center", va="center", fontsize=7,
-                    color=INK if e < 0 else _on(colors[e]))  # fmt: skip
+    sheet = ax.get_figure()
+    assert sheet is not None
+    wide = 0.85 * ax.get_position().width * 72 * sheet.bbox.width / sheet.dpi / T  # a cell's, in pt
+    size = min(7.0, 1.3 * wide / len(str(len(colors) - 1)))
+    for (layer, token), e in np.ndenumerate(cells) if size >= 4.5 else ():
+        text = "·" if e < 0 else str(e)
+        ax.text(token, layer, text, ha="center", va="center", fontsize=size,
+                color=INK if e < 0 else _on(colors[e]))  # fmt: skip
+    if size < 4.5:
+        from matplotlib.patches import Patch
+
+        used = [e for e in range(len(colors)) if (cells == e).any()]
+        ax.legend(handles=[Patch(color=colors[e], label=str(e)) for e in used], title="expert",
+                  ncols=min(len(used), 16), loc="upper left", bbox_to_anchor=(0, -0.25),
+                  frameon=False, handlelength=1, fontsize=8)  # fmt: skip
     ax.set_yticks(range(0, L, 1 + L // 25))
     return _finish(ax, "First expert of each token, layer by layer", "token", "layer")
 

@@ -61,4 +61,7 @@ def copy(source: Path, work: Path) -> tuple[int, int]:
                 text = path.read_text(encoding="utf-8")
                 write(to, text if (source / "solutions").is_dir() else without_solutions(text))
                 made += 1
+    words = source / "docs" / "glossary.md"  # the notebooks link to it
+    if words.is_file() and not (to := check_writable(work / "docs") / words.name).exists():
+        write(to, words.read_bytes())
     return made, kept

@@ -326,7 +326,8 @@ def _seats(T: int) -> list[tuple[str, Seat, bool, str]]:
 
 def _crowd(seed: int, T: int) -> tuple[Tensor, Tensor]:
     scores_TE = randn(seed, T, EXPERTS) + torch.tensor([1.0, 0.3, 0.0, -0.6])
-    return tuple(scores_TE.topk(2))
+    top_TK, expert_TK = scores_TE.topk(2)
+    return top_TK, expert_TK
 
 
 def _cutting_shows(top_TK: Tensor, expert_TK: Tensor) -> bool:
