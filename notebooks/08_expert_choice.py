@@ -401,8 +401,8 @@ print({T: round(ceiling(T, 8, 1), 2) for T in (2, 4, 8, 16, 64)})
 #
 # To measure a leak one needs a text in which everything else is worth nothing. Here is one: **ids
 # drawn at random**, 16 of them, each as likely as the others whatever came before. Nothing that
-# looks back can predict the next one better than by guessing, with $\log_2 16 = 4$ bits. So if a model
-# comes below 4 bits, every bit of it is leaked.
+# looks back can predict the next one better than by guessing, with $\log_2 16 = 4$ bits. So if a
+# model comes below 4 bits, every bit of it is leaked.
 #
 # We let the experts choose within groups of four neighbouring tokens (`group_size=4`), and train
 # for 300 steps. Every step gets a fresh text, so there is nothing to memorise either.

@@ -7,10 +7,12 @@ the seconds of computing that it used, which a busy machine does not lengthen.
 import copy
 import csv
 import dataclasses
-import importlib
+import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ import torch
 
 from moe_lite import __main__ as cli
 from moe_lite.course import checks
-from moe_lite.course.teach import diagnose, grade, lab, report
+from moe_lite.course.teach import diagnose, grade, lab, otter, report
 from moe_lite.course.teach.nbgrader import export
 from moe_lite.course.teach.screen import Given, looks, refusals
 
@@ -413,3 +415,40 @@ def test_names_that_cannot_be_used_are_told(names, said, tmp_path, capsys):
     assert cli.main(command) == 1
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and not (tmp_path / "lab").exists()
+
+
+# --- otter-grader --------------------------------------------------------------------------------
+
+
+def test_an_otter_notebook_is_marked_as_it_must_be(queues, tmp_path):
+    made = json.loads(otter.export(queues, tmp_path).read_text(encoding="utf-8"))
+    assert len({cell["id"] for cell in made["cells"]}) == len(made["cells"])
+    raw = ["".join(c["source"]) for c in made["cells"] if c["cell_type"] == "raw"]
+    assert [text.count("# BEGIN QUESTION") for text in raw].count(1) == 3
+    asked = [float(points) for text in raw for points in re.findall(r"^points: (.+)$", text, re.M)]
+    assert sum(asked) == queues.points
+    # what otter cuts is all that tells of a solution
+    code = ["".join(c["source"]) for c in made["cells"] if c["cell_type"] != "raw"]
+    kept = [re.sub(r"# BEGIN SOLUTION.*?# END SOLUTION", "", text, flags=re.S) for text in code]
+    said = {line.strip() for text in kept for line in text.splitlines()}
+    assert lab.secrets(queues).isdisjoint(said)
+
+
+@pytest.mark.slow("otter-grader, three times")
+@pytest.mark.skipif(importlib.util.find_spec("otter") is None, reason="otter-grader is not here")
+def test_otter_gives_the_model_solution_all_points_and_an_empty_notebook_none(queues, tmp_path):
+    def run(*command):
+        done = subprocess.run(
+            [sys.executable, "-c", "from otter.cli import cli; cli()", *map(str, command)],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    run("assign", otter.export(queues, tmp_path), tmp_path / "dist")
+    (grader,) = (tmp_path / "dist" / "autograder").glob("*.zip")
+    for who, of in (("autograder", queues.points), ("student", 0)):
+        run("run", "-a", grader, tmp_path / "dist" / who / "queues.ipynb")
+        results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+        assert sum(test.get("score") or 0 for test in results["tests"]) == of
+    hidden = "".join(p.read_text("utf-8") for p in (tmp_path / "dist" / "student").rglob("*.*"))
+    assert not any(line in hidden for line in lab.secrets(queues) if len(line) > 20)

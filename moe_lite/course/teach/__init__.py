@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
         "--nbgrader", type=Path, metavar="COURSE", help="write it into an nbgrader course too"
     )
     lab.add_argument(
+        "--otter", type=Path, metavar="DIR", help="write it for `otter assign` too, into DIR"
+    )
+    lab.add_argument(
         "--seed", type=int, default=1, metavar="N",
         help="other numbers in the grading than in the notebook (1); 0: the same",
     )  # fmt: skip
@@ -107,6 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             export(lab, args.nbgrader)
             print(f"{args.nbgrader}: next, there, `nbgrader generate_assignment {name}`")
+        if args.otter:
+            from . import otter
+
+            print(f"{otter.export(lab, args.otter)}: next, `otter assign` it")
         print(f"Give out {args.folder / 'release'}; put what comes back into submitted/.")
         return 0
     if args.command == "plan":
