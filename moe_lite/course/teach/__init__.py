@@ -73,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
     pack.add_argument("out", type=Path, metavar="FOLDER", help="or FILE.zip")
     plan = commands.add_parser("plan", help="plan a lecture: minutes, votes, what to cut")
     plan.add_argument("chapters", nargs="+", metavar="NN", help="the chapters, in order")
+    plan.add_argument(
+        "--out", type=Path, metavar="FILE", help="write it there (else it is printed)"
+    )
     plan.add_argument("--minutes", type=int, default=90, metavar="N", help="together (90)")
     for name, made in (
         ("quiz", "questions: HTML to print or click, GIFT"),
@@ -119,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "plan":
         from . import plan
 
-        print(plan.page(args.chapters, args.minutes), end="")
+        page = plan.page(args.chapters, args.minutes)
+        if args.out:
+            write(target(args.out), page)
+        print(f"{args.out}: Markdown" if args.out else page.rstrip())
         return 0
     if args.command == "pack":
         from . import pack
