@@ -204,8 +204,10 @@ def test_an_unfilled_exercise_stays_not_implemented(check):
     def unfilled(*args):
         raise NotImplementedError
 
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError) as left:
         getattr(checks, check)(unfilled)
+    (line,) = left.value._render_traceback_()  # all that a notebook shows
+    assert line.startswith("… unfilled is not filled in yet") and left.value.__suppress_context__
 
 
 def test_an_unfilled_method_stays_not_implemented():

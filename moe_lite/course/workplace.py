@@ -29,7 +29,8 @@ def originals(root: Path = ROOT) -> Path:
         if any((folder / "notebooks").glob("[0-9][0-9]_*.ipynb")):
             return folder
     raise FileNotFoundError(
-        f"there are no notebooks in {root}: `python -m moe_lite build` makes them"
+        f"there are no notebooks in {root}: in a clone of the repository "
+        "`python -m moe_lite build` makes them"
     )
 
 

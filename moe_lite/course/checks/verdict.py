@@ -41,6 +41,13 @@ class CheckFailed(AssertionError):
         return [f"✗ {self}"]
 
 
+class NotFilledIn(NotImplementedError):
+    """Say that an exercise still raises NotImplementedError: in one line, without frames."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"… {self}"]
+
+
 class CheckBroken(RuntimeError):
     """Say that the check went wrong, not the answer: a bug of the course."""
 
@@ -59,8 +66,12 @@ def judged(check: Callable[..., Any]) -> Callable[..., Any]:
         token = _VARIANT.set(seed)
         try:
             return check(*answer)
-        except (CheckFailed, NotImplementedError):
+        except CheckFailed:
             raise
+        except NotImplementedError:
+            name = getattr(answer[0], "__name__", "the exercise") if answer else "the exercise"
+            said = f"{name} is not filled in yet: it still raises NotImplementedError"
+            raise NotFilledIn(said) from None
         except Exception as error:
             raise CheckBroken(
                 f"{check.__name__} itself went wrong, which says nothing about your answer; "

@@ -48,7 +48,7 @@ def question(cell: Cell, written: dict[str, Any], lab: Lab) -> list[dict[str, An
     checks = [one for one in lab.checks if one.name in cell.names]
     source = re.sub(r"### (BEGIN|END) SOLUTION", r"# \1 SOLUTION", cell.solution)
     solved = written | {"source": source.splitlines(keepends=True)}
-    tests = []
+    tests: list[dict[str, Any]] = []
     for one in checks:
         test = TEST.format(check=one.check, name=one.name, points=one.points, seed=lab.seed)
         tests.append(
