@@ -98,3 +98,25 @@ def sparsely_gated() -> Sheet:
             sheet.arrow(expert, gate)
             sheet.arrow(gate, total, width=1 + 3 * weight)
     return sheet
+
+
+def what_experts_learn() -> Sheet:
+    """Draw chapter 17's idea: the same word in other company, and the expert taken away."""
+    sheet = Sheet(9.2, 4.4, "Three questions to an expert that arithmetic uses")
+    rows = (
+        (3.7, 5, "1. the same word in other company,\nthe same expert: the word decides"),
+        (2.2, 2, "2. the same word in other company,\nanother expert: the company decides"),
+    )
+    for y, other, said in rows:
+        router, both = sheet.router(3.2, y), other == 5
+        chosen = sheet.expert(5.1, y if both else y + 0.35, 5)
+        second = chosen if both else sheet.expert(5.1, y - 0.35, other)
+        for token, expert, up in ((" 7 in a sum", chosen, 0.35), (" 7 in code", second, -0.35)):
+            sheet.arrow(sheet.token(1.1, y + up, token), router)
+            sheet.arrow(router, expert)
+        sheet.note(7.6, y, said)
+    router, gone = sheet.router(3.2, 0.7), sheet.expert(5.1, 0.7, 5, idle=True)
+    sheet.arrow(sheet.token(1.1, 0.7, " 7 in a sum"), router)
+    sheet.arrow(router, gone, taken=False)
+    sheet.note(7.6, 0.7, "3. take it away: does the loss rise?\nneeded, or only used")
+    return sheet
