@@ -606,8 +606,8 @@ print(
 # ## Exercises
 #
 # [`exercises/14_many_machines.ipynb`](../exercises/14_many_machines.ipynb): the traffic matrix, the
-# way back, and one loss for uneven shares. Each check tells you *what* you misunderstood. Solutions
-# are in [`solutions/`](../solutions/14_many_machines.ipynb).
+# way back, one loss for uneven shares, and copies under a limit on nodes. Each check tells you
+# *what* you misunderstood. Solutions are in [`solutions/`](../solutions/14_many_machines.ipynb).
 #
 # ## In five lines
 #

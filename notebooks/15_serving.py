@@ -577,8 +577,8 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 # ## Exercises
 #
 # [`exercises/15_serving.ipynb`](../exercises/15_serving.ipynb): distinct experts, the bytes of a
-# step, and popular experts twice. Each check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/15_serving.ipynb).
+# step, popular experts twice, and what a guess costs. Each check tells you *what* you
+# misunderstood. Solutions are in [`solutions/`](../solutions/15_serving.ipynb).
 #
 # ## In six lines
 #

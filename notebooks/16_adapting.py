@@ -352,7 +352,8 @@ for step in range(201):
 #
 # ## Exercises
 #
-# [`exercises/16_adapting.ipynb`](../exercises/16_adapting.ipynb): experts in a byte per weight. The
+# [`exercises/16_adapting.ipynb`](../exercises/16_adapting.ipynb): experts in a byte per weight,
+# REAP's score, a router with rows taken out, and how many upcycled experts there really are. Each
 # check tells you *what* you misunderstood. Solutions are in
 # [`solutions/`](../solutions/16_adapting.ipynb).
 #

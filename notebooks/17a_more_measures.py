@@ -268,8 +268,8 @@ for name, values in rows.items():
 # mixtral2024_repetition`). What was **not reproduced** there, and in OLMoE's section 5.3 and 5.4,
 # and a guess at why:
 #
-# - *The middle layer is 12 points above the first*: null, 0.5 ± 0.7. Their middle is layer 15 of 32;
-#   six layers leave less room between reading a token and predicting the next.
+# - *The middle layer is 12 points above the first*: null, 0.5 ± 0.7. Theirs is layer 15 of 32; our
+#   six leave less room between reading a token and predicting the next.
 # - *Arithmetic, last layer* (7 points above chance; 44.5% for either choice): contradicted twice,
 #   and null once. Our sums come from a program and are all alike; what DM Mathematics has besides,
 #   words, is not in them.

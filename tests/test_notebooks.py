@@ -97,17 +97,12 @@ def test_a_built_notebook_is_fit_to_be_read_anywhere(target):
     assert counts == ([None] * len(code) if target.is_exercise else [*range(1, len(code) + 1)])
 
 
-# Chapters 14 to 16 were one, with seven exercises; until they have their four, none may go.
-FEWER = {"14": 3, "15": 3, "16": 1}
-
-
 @pytest.mark.parametrize("target", named(EXERCISES))
 def test_an_exercise_has_its_dress(target):
     """Difficulty, minutes, importance, two folded hints, types and a docstring, in each."""
     cells = build.draft(target).cells
     regions = [index for index, cell in enumerate(cells) if "# YOUR CODE HERE" in cell.source]
-    least = FEWER.get(target.built.name[:2], 4)
-    assert len(regions) >= least
+    assert len(regions) >= 4
     for index in regions:
         before, cell = cells[index - 1].source, cells[index].source
         assert before.count("<details>") == before.count("</details>") == 2
@@ -115,6 +110,6 @@ def test_an_exercise_has_its_dress(target):
         assert "checks.check_" in cells[index + 1].source
     text = "\n".join(cell.source for cell in cells)
     sections = re.findall(r"^## \d+\. .*\n\n(.*)$", text, flags=re.M)
-    assert len(sections) >= least
+    assert len(sections) >= 4
     for line in sections:
         assert re.fullmatch(r"\*Difficulty [●○]{5} · importance [●○]{5} · \d+ minutes\*", line)
