@@ -40,12 +40,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from moe_lite import Experts, KVCache, MixtralConfig, MoELayer, TopKRouter, TrainConfig, hf, record
-from moe_lite.course import cost, data, film, leads, viz, widgets
+from moe_lite.course import cost, data, drawings, film, leads, viz, widgets
 from moe_lite.model import Attention, Mixtral, rotary, rotate
 from moe_lite.train import evaluate, train
 
 torch.manual_seed(0)
 torch.set_printoptions(precision=3, sci_mode=False)
+
+# %%
+drawings.small_mixtral()
 
 # %% [markdown]
 # ## 1. The dense block
@@ -310,6 +313,8 @@ parts = {
     "norms": (2 * L + 1) * D,
     "experts, all eight": L * c.num_local_experts * expert,
 }
+
+# %%
 total = sum(parts.values())
 idle = L * (c.num_local_experts - c.num_experts_per_tok) * expert
 for name, count in parts.items():
@@ -634,6 +639,7 @@ def logits(routing):
     return routing.logits_TE
 
 
+# %%
 class DeafRouter(TopKRouter):
     leftover_TD = torch.randn(6, 16)
 
