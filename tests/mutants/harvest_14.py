@@ -367,7 +367,7 @@ def _copies(load, spare, weight=lambda load, n: load / n):
 check_replicas = [
     (
         "by the load after one more",
-        "not, one by one, a copy for whoever has the most load per copy",
+        "not, one by one, a copy for the expert with the most load per copy",
         lambda load, spare: _copies(load, spare, lambda a, n: a / (n + 1)),
     ),
     (
@@ -385,17 +385,17 @@ check_replicas = [
     ),
     (
         "one spare place left free",
-        "not, one by one, a copy for whoever has the most load per copy",
+        "not, one by one, a copy for the expert with the most load per copy",
         lambda load, spare: _copies(load, max(0, spare - 1)),
     ),
     (
         "idle experts are not held",
-        "not, one by one, a copy for whoever has the most load per copy",
+        "not, one by one, a copy for the expert with the most load per copy",
         lambda load, spare: [n * (a > 0) for n, a in zip(_copies(load, spare), load, strict=True)],
     ),
     (
         "in proportion, rounded down, and one",
-        "not, one by one, a copy for whoever has the most load per copy",
+        "not, one by one, a copy for the expert with the most load per copy",
         lambda load, spare: [1 + int(spare * a / max(1, sum(load))) for a in load],
     ),
     (

@@ -32,7 +32,7 @@ def _sorted(load_E, spare):
     return sorted(copies_E, reverse=True)
 
 
-GREEDY = "not, one by one, a copy for whoever has the most load per copy"
+GREEDY = "not, one by one, a copy for the expert with the most load per copy"
 check_replicas = [
     ("halves the load for every copy more", GREEDY, _halve),
     ("doubles the busiest, each once", "replicas: ", _once_each),

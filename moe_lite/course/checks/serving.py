@@ -129,7 +129,7 @@ def check_replicas(replicas: Callable[[list[int], int], list[int]]) -> None:
              [load / n for load, n in zip(load_E, copies_E, strict=True)])]  # fmt: skip
 
     check = Check("replicas", replicas, right, mistakes,
-                  "not, one by one, a copy for whoever has the most load per copy")  # fmt: skip
+                  "not, one by one, a copy for the expert with the most load per copy")  # fmt: skip
     # 9 -> 4.5 each, still the most -> 3 each
     check.on("loads [9, 4, 1, 2], room for 2 more", [9, 4, 1, 2], 2)
     check.on("loads [9, 8, 1, 2], room for 2 more", [9, 8, 1, 2], 2)
