@@ -163,7 +163,7 @@ for name, layer in (("A", 0), ("B", 0), ("A", 4), ("B", 4)):
           + ", ".join(f"{null} {value:.3f}" for null, value in most.items()))  # fmt: skip
 
 # %% [markdown]
-# Read the first row. Model A has learned nothing, and passes two tests: its experts tell some forty
+# Read the first row. Model A has learned nothing, and passes two tests: its experts tell thirty
 # times what shuffled labels give, and more than shuffled texts. The third null takes most of it
 # away: it was the words. And the rest? Random attention also mixes: a token's vector holds a little
 # of its neighbours. Deeper (third row) that rest grows. So there is a fourth null, and it is the
@@ -272,7 +272,7 @@ for panel, title, curves in ((panels[0], "beyond the other, about ...", left),
 for name, bits_LU, color in zip(left, (word_LU, company_LU), ("#0072B2", "#D55E00"), strict=True):
     panels[0].fill_between(range(6), bits_LU.amin(1), bits_LU.amax(1), color=color, alpha=0.2,
                            label=f"{name}, 8 untrained models")  # fmt: skip
-panels[0].legend(fontsize=8)
+_ = panels[0].legend(fontsize=8)
 
 # %% [markdown]
 # **Words first.** At layer 0 the expert tells a bit and a half about the word, and about the domain
