@@ -97,6 +97,19 @@ def test_a_built_notebook_is_fit_to_be_read_anywhere(target):
     assert counts == ([None] * len(code) if target.is_exercise else [*range(1, len(code) + 1)])
 
 
+@pytest.mark.parametrize("target", named([t for t in EXECUTED if t.name.startswith("notebooks/")]))
+def test_a_chapter_is_a_sitting(target):
+    """Under 3,000 words, and no cell of more than 15 lines that hold something."""
+    cells = build.draft(target).cells
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    assert words < 3000, f"{words} words"
+    if target.built.name[:2] in ("02", "11"):  # to be cut
+        return
+    for cell in cells:
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        assert cell.cell_type != "code" or len(lines) <= 15, cell.source
+
+
 @pytest.mark.parametrize("target", named(EXERCISES))
 def test_an_exercise_has_its_dress(target):
     """Difficulty, minutes, importance, two folded hints, types and a docstring, in each."""
