@@ -78,6 +78,8 @@ def test_bars_show_the_load():
     assert [bar.get_height() for bar in ax.patches] == pytest.approx([25, 50, 25])
     assert [text.get_text() for text in ax.texts] == ["25.0", "50.0", "25.0"]
     assert ax.lines[0].get_ydata()[0] == pytest.approx(100 / 3)
+    mass_E = routing.gates_TE().sum(0)
+    assert list(ax.lines[1].get_ydata()) == pytest.approx((100 * mass_E / mass_E.sum()).tolist())
     trace = make_trace("abcdef", E=4)
     (ax,) = viz.load_bars(trace, 2).axes
     load_E = trace.layers[2].load_E()
