@@ -86,7 +86,7 @@ print(wanted_E.clamp(min=math.ceil(3 * 2.5)).sum().item() - 4 * math.ceil(3 * 2.
 #
 # ## 2. A place in the queue
 #
-# Who gets the places? Whoever comes first: tokens stand in line in the order of the batch, and each
+# Who gets the places? The first to come: tokens stand in line in the order of the batch, and each
 # one's **rank** is the number of tokens before it *in the same queue*. Rank below $C$: seated. By
 # hand, or rather by foot:
 
@@ -550,7 +550,7 @@ print(ledger.verdicts("switch2021_long"))
 # ## 9. What goes wrong: three bugs that run
 #
 # Each is in published code or is what people write first, and none raises an error. Look at the
-# symptom, find the cause, then open the fold.
+# symptom, find the cause, then open the answer.
 #
 # **Tokens that grow.** From an annotated Switch Transformer that many have learned from. Its layer
 # puts the input of the dropped tokens back in their places, "passed through", and weighs the
@@ -628,6 +628,7 @@ for pull in (0.0, 1.0, 2.0):
 # [`exercises/05_capacity.ipynb`](../exercises/05_capacity.ipynb): six diagnoses, from an off-by-one
 # in a queue to a detector of foresight. Each check tells you *what* you misunderstood. Solutions
 # are in [`solutions/`](../solutions/05_capacity.ipynb).
+# [Glossary](../docs/glossary.md).
 #
 # ## In five lines
 #

@@ -590,6 +590,7 @@ print(ledger.verdicts("lossfree2024_alpha"))
 # value below 1, padding, micro-batches and layers, and seven boxes of which one is sound. Each
 # check tells you *what* you misunderstood. Solutions are in
 # [`solutions/`](../solutions/06_balancing.ipynb).
+# [Glossary](../docs/glossary.md).
 #
 # ## In five lines
 #

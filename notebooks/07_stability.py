@@ -86,7 +86,7 @@ print("bfloat16  ", logits.bfloat16().float().softmax(-1)[10].item())
 
 # %% [markdown]
 # The best expert's probability fell by 36%, to one in eleven, and it is no longer the best: all are
-# equal, and whoever stands first in the list gets the token.
+# equal, and the one that stands first in the list gets the token.
 #
 # ## 2. The direction that nobody watches
 #
@@ -155,7 +155,7 @@ for doublings, shift in ((0, 0), (4, 0), (8, 0), (0, 16), (0, 64), (0, 128), (0,
 # %%
 histogram.doublings, histogram.shift = 0, 128
 histogram.token = histogram.changed[0]
-Image(histogram.png())
+Image(histogram.png(), alt=histogram.title)
 
 # %% [markdown]
 # Doubling changes **no choice at all**: rounding is relative, and a power of two passes through
@@ -477,7 +477,7 @@ print(ledger.verdicts("switch2021_stability"))
 # ## 9. What goes wrong: three bugs that run
 #
 # All three are from code that people use, and none raises an error. Each cell shows a symptom. Find
-# the cause, and only then open the fold.
+# the cause, and only then open the answer.
 #
 # **A z-loss that is never wrong.** The log shows a z-loss of about 5 from the first step to the
 # last. Is that good?
@@ -570,6 +570,7 @@ print(f"{(alone != together).sum()} of 2000 tokens have another expert when they
 # [`exercises/07_stability.ipynb`](../exercises/07_stability.ipynb): the spacing, the z-loss and its
 # gradient, a router that is really in float32, first weights. Each check tells you *what* you
 # misunderstood. Solutions are in [`solutions/`](../solutions/07_stability.ipynb).
+# [Glossary](../docs/glossary.md).
 #
 # ## In five lines
 #

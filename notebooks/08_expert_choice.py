@@ -149,7 +149,7 @@ for by in ("row", "column"):
 # Section 4.5 puts numbers to it: most tokens have one or two, 23% have three or four, and about 3%
 # have more than four. Ours has 64 experts too, small ones, on the course's text. This is the stored
 # result; `python -m moe_lite reproduce zhou2022 --seeds 3` makes it again. Beside it stands
-# **chance**: 64 experts that draw their tokens by lot. Always ask what chance would do.
+# **chance**: 64 experts that draw their tokens at random. Always ask what chance would do.
 
 # %%
 stored = ledger.stored("zhou2022")
@@ -215,7 +215,7 @@ print("ids of each expert", hashed.expert_V.bincount().tolist())
 # That is the *assignment problem*, and they solve it by **auction**. Every place with an expert has
 # a price, at first 0. A token without a place bids for the one that is worth most to it after the
 # price. It raises that price by what the place is better than its second best, and a little more.
-# Whoever held the place has to look again.
+# The token that held the place has to look again.
 
 
 # %%
@@ -472,9 +472,9 @@ print({T: round(ceiling(T, 8, 1), 2) for T in (2, 4, 8, 16, 64)})
 # ## 7. A text without a past
 #
 # To measure a leak one needs a text in which everything else is worth nothing. Here is one: **ids
-# drawn by lot**, 16 of them, each as likely as the others whatever came before. Nothing that looks
-# back can predict the next one better than by guessing, with $\log_2 16 = 4$ bits. So if a model
-# comes below 4 bits, every bit of it is leaked.
+# drawn at random**, 16 of them, each as likely as the others whatever came before. Nothing that
+# looks back can predict the next one better than by guessing, with $\log_2 16 = 4$ bits. So if a
+# model comes below 4 bits, every bit of it is leaked.
 #
 # We let the experts choose within groups of four neighbouring tokens (`group_size=4`), and train
 # for 300 steps. Every step gets a fresh text, so there is nothing to memorise either.
@@ -550,7 +550,7 @@ for name in ("top-2", "by position"):
 # - **with a stranger's future**: the text up to the token that is asked, and from there on another
 #   text. The routing has as many tokens as always, of the usual kind, and they tell nothing.
 #
-# What the second loses is what the first owed to the future. One model, live: groups of 16
+# What the second loses is what the first gained from the future. One model, live: groups of 16
 # neighbours, 150 steps.
 
 # %%
@@ -614,7 +614,7 @@ print("loss with a stranger's future, 16 less 256:", less)
 # %% [markdown]
 # The middle column compares each model with itself. **Within a quarter of a sequence the experts
 # tell most, within a whole one less, within four least**: both differences are clear of 0, and what
-# is left within four, 0.003 ± 0.016 nats, is not. The two causal ways owe exactly nothing. The
+# is left within four, 0.003 ± 0.016 nats, is not. The two causal ways gain exactly nothing. The
 # first column compares *different* models after 250 steps, and three seeds cannot rank them.
 #
 # **On the longer bench both can be seen.** The model whose experts choose among 8 neighbours, 5%
@@ -635,7 +635,7 @@ print(ledger.verdicts("wang2024_leak"))
 #
 # Here is a bug that needs no bad intention and raises no error. Somebody trains with expert choice
 # and then generates with a KV cache, as everybody does: the prompt at once, and then **one token at
-# a time**. Look at the router's load and find out what is wrong before you open the fold.
+# a time**. Look at the router's load and find out what is wrong before you open the answer.
 
 # %%
 writer = ExpertChoiceRouter(16, num_experts=8, capacity_factor=2.0)
@@ -684,13 +684,14 @@ print(f"greedy next token agrees at {same} of 16 places; logits differ by up to 
 # axis, count and carry back, then build a detector of leaks that six routers have to pass, and
 # groups that it cannot fault. Each check tells you *what* you misunderstood. Solutions are in
 # [`solutions/`](../solutions/08_expert_choice.ipynb).
+# [Glossary](../docs/glossary.md).
 #
 # ## In five lines
 #
 # 1. Top-k down the columns instead of along the rows: perfect balance, no loss, no dropping.
 # 2. What varies is how many experts a token gets, and for some it is none.
-# 3. Whoever compares tokens with each other compares them with later ones: expert choice, BASE and
-#    Soft MoE are not causal. Hashing, top-k and a first-come queue are.
+# 3. A rule that compares tokens with each other compares them with later ones: expert
+#    choice, BASE and Soft MoE are not causal. Hashing, top-k and a first-come queue are.
 # 4. A model learns to use the leak, most where a few neighbours share a group. Groups across
 #    sequences, at one position, close it.
 # 5. A low loss is worth what its routing was allowed to see. Swap the future and measure again.

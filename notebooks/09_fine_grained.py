@@ -25,7 +25,7 @@
 # - give the layer a shared expert, and take its favourite experts away;
 # - build the gate that DeepSeek-V3 uses, with a bias that selects and never weighs;
 # - set the rate of its controller, too small and too large;
-# - see when fine experts, and a bias in the place of a loss, begin to pay;
+# - see when fine experts, and a bias instead of a loss, begin to pay;
 # - learn what three seeds can say, from this course's own wrong verdicts.
 #
 # **You need:** chapter 04's top-k gate. Chapters 05 and 06 help with capacity and balancing losses
@@ -641,6 +641,7 @@ print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E
 # take the best away, fix a gate, a controller and a dashboard, and judge what few seeds say. Each
 # check tells you *what* you misunderstood. Solutions are in
 # [`solutions/`](../solutions/09_fine_grained.ipynb).
+# [Glossary](../docs/glossary.md).
 #
 # ## In six lines
 #
@@ -649,7 +650,7 @@ print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E
 # 2. A shared expert is a piece that every token has. It takes one of the seats.
 # 3. Disable the best: what is lost says how special the experts are. Compare where as much of the
 #    chosen is gone, and mind who was not touched.
-# 4. A bias can balance in the place of a loss. It selects and never weighs, and a rule moves it,
+# 4. A bias can balance instead of a loss. It selects and never weighs, and a rule moves it,
 #    after the choice, in float32.
 # 5. $u$ times the steps is how far a bias can travel; $u$ is how far it swings.
 # 6. Three seeds mostly say "we cannot tell". Pair them, and judge the whole interval.

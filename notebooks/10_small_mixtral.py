@@ -19,9 +19,9 @@
 # In this chapter you
 #
 # - turn a dense transformer block into a mixture-of-experts block, by changing one line;
-# - build every part by hand (router, experts, combine, norm, rotary positions, grouped-query
-#   attention, window) and see that each equals the library's, so that you can trust the
-#   library from then on;
+# - build router, experts and combine by hand and see that each equals the library's, so that you
+#   can trust the library from then on (the decoder around them is in the
+#   [appendix](10a_decoder.ipynb));
 # - derive Mixtral 8×7B's 46.7 billion parameters, and why a token meets only 12.9 of them;
 # - train a small Mixtral on five kinds of text beside two dense models, and read the result
 #   honestly;
@@ -39,13 +39,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe_lite import Experts, KVCache, MixtralConfig, MoELayer, TopKRouter, TrainConfig, hf, record
-from moe_lite.course import cost, data, film, leads, viz, widgets
-from moe_lite.model import Attention, Mixtral, rotary, rotate
+from moe_lite import Experts, MixtralConfig, MoELayer, TopKRouter, TrainConfig, hf, record
+from moe_lite.course import cost, data, drawings, film, leads, viz, widgets
+from moe_lite.model import Mixtral
 from moe_lite.train import evaluate, train
 
 torch.manual_seed(0)
 torch.set_printoptions(precision=3, sci_mode=False)
+
+# %%
+drawings.small_mixtral()
 
 # %% [markdown]
 # ## 1. The dense block
@@ -208,88 +211,10 @@ print("equal; tokens per expert:", routing.load_E().int().tolist())
 # return x                                     return x + y, routing
 # ```
 #
-# Everything else is the ordinary modern decoder. You may have met its parts under their names
-# without having built them; none takes more than a few lines, so let us do so.
-#
-# **RMSNorm** divides a vector by its root mean square, and scales each coordinate by a learned
-# weight. No mean is subtracted.
-
-# %%
-x = torch.randn(3, 16)
-norm = nn.RMSNorm(16, eps=1e-5)
-by_hand = x * (x.square().mean(dim=-1, keepdim=True) + 1e-5).rsqrt() * norm.weight
-torch.testing.assert_close(by_hand, norm(x))
-
-# %% [markdown]
-# **Rotary positions.** Split a query's coordinates into pairs and read each pair as a complex
-# number. At position $s$, turn pair $a$ by the angle $s\,\theta^{-2a/A}$: the first pair spins
-# fast, the last hardly at all. Do the same to the keys. An inner product of two turned numbers
-# depends only on the difference of their angles, so attention sees how far apart two tokens are
-# and not where they stand.
-
-# %%
-A, theta = 8, 10000.0
-q_SA = torch.randn(6, A)
-pairs = torch.complex(q_SA[:, : A // 2], q_SA[:, A // 2 :])
-angle = torch.arange(6)[:, None] * theta ** (-2 * torch.arange(A // 2) / A)
-turned = pairs * torch.polar(torch.ones_like(angle), angle)
-by_hand = torch.cat([turned.real, turned.imag], dim=-1)
-torch.testing.assert_close(by_hand, rotate(q_SA, *rotary(torch.arange(6), A, theta)))
-
-q, k = torch.randn(2, A)
-for i, j in ((5, 2), (105, 102)):
-    a, b = (rotate(v, *rotary(torch.tensor([s]), A, theta)) for v, s in ((q, i), (k, j)))
-    print(f"query at {i}, key at {j}: {(a @ b.T).item():.4f}")
-
-# %% [markdown]
-# **Grouped-query attention.** Mixtral has 32 query heads but only 8 heads of keys and values, and
-# four query heads share each. When the model generates, it must keep every past token's keys and
-# values in memory (the **KV cache**), and a quarter of the heads is a quarter of that memory.
-#
-# **Sliding window.** A query may be allowed to see only the last $w$ tokens. Stacked layers
-# still carry news further, $w$ tokens a layer. (Mistral 7B has a window of 4,096; Mixtral was
-# released without one. Our class can do both.)
-#
-# Both together, by hand and in the library:
-
-# %%
-config = MixtralConfig(
-    vocab_size=100, hidden_size=32, num_attention_heads=4, num_key_value_heads=2,
-    intermediate_size=48, num_hidden_layers=1, sliding_window=3,
-)  # fmt: skip
-attention, S, A = Attention(config), 7, config.head_dim
-x_BSD = torch.randn(1, S, 32)
-rope = rotary(torch.arange(S), A, config.rope_theta)
-query, key = torch.arange(S)[:, None], torch.arange(S)
-see_SS = (key <= query) & (key > query - config.sliding_window)
-
-q, k, v = (
-    p(x_BSD).view(S, -1, A).transpose(0, 1)
-    for p in (attention.q_proj, attention.k_proj, attention.v_proj)
-)
-q, k = rotate(q, *rope), rotate(k, *rope)
-k, v = k.repeat_interleave(2, dim=0), v.repeat_interleave(2, dim=0)  # two query heads share one
-scores = (q @ k.transpose(1, 2) / A**0.5).masked_fill(~see_SS, -torch.inf)
-by_hand = attention.o_proj((scores.softmax(dim=-1) @ v).transpose(0, 1).reshape(1, S, -1))
-torch.testing.assert_close(by_hand, attention(x_BSD, rope, see_SS[None, None], None, 0))
-print(see_SS.int())
-
-# %% [markdown]
-# Read the last rows of the mask: each token sees itself and the two before it, and never what
-# comes after.
-#
-# **The cache changes nothing but the time.** Running seven tokens at once, or five and then one
-# by one with a cache, gives the same scores:
-
-# %%
-model, ids_BS = Mixtral(config), torch.randint(0, 100, (1, 7))
-cache = KVCache(config, batch_size=1, max_len=7)
-steps = [
-    model(ids_BS[:, :5], cache=cache),
-    *(model(ids_BS[:, s : s + 1], cache=cache) for s in (5, 6)),
-]
-piecewise = torch.cat([step.logits_BSV for step in steps], dim=1)
-torch.testing.assert_close(piecewise, model(ids_BS).logits_BSV)
+# Everything else is the ordinary modern decoder: RMSNorm, rotary positions, attention whose query
+# heads share keys and values, a sliding window, a cache. None takes more than a few lines. The
+# [appendix](10a_decoder.ipynb) builds each by hand and holds it against the library; none of it
+# knows that there are experts.
 
 # %% [markdown]
 # ## 5. Forty-seven billion, thirteen at work
@@ -310,6 +235,8 @@ parts = {
     "norms": (2 * L + 1) * D,
     "experts, all eight": L * c.num_local_experts * expert,
 }
+
+# %%
 total = sum(parts.values())
 idle = L * (c.num_local_experts - c.num_experts_per_tok) * expert
 for name, count in parts.items():
@@ -668,6 +595,7 @@ def logits(routing):
     return routing.logits_TE
 
 
+# %%
 class DeafRouter(TopKRouter):
     leftover_TD = torch.randn(6, 16)
 
@@ -688,9 +616,10 @@ for kind in (TopKRouter, DeafRouter):
 # ## Exercises
 #
 # [`exercises/10_small_mixtral.ipynb`](../exercises/10_small_mixtral.ipynb): write the router, prove
-# when the two softmax orders agree, write the layer, count parameters, and find two bugs that
-# never raise an error. Each check tells you *what* you misunderstood, not just that you did.
-# Solutions are in [`solutions/`](../solutions/10_small_mixtral.ipynb).
+# when the two softmax orders agree, write the layer, count parameters, and find two bugs that never
+# raise an error, and say how many experts a token's sum is worth. Each check tells you *what* you
+# misunderstood, not just that you did. Solutions are in
+# [`solutions/`](../solutions/10_small_mixtral.ipynb).
 #
 # ## In five lines
 #

@@ -526,6 +526,7 @@ fig
 # a layer, an unfair comparison, the number of experts a book takes, who holds an entry, and the
 # bill of reading. Each check tells you *what* you misunderstood. Solutions are in
 # [`solutions/`](../solutions/11_what_for.ipynb).
+# [Glossary](../docs/glossary.md).
 #
 # ## In five lines
 #

@@ -46,10 +46,11 @@ import torch
 import torch.nn.functional as F
 
 from moe_lite import Experts, Routing, TopKRouter
-from moe_lite.course import viz, widgets
+from moe_lite.course import drawings, viz, widgets
 from moe_lite.dispatch import plan
 from moe_lite.fast import BACKENDS, linear
 
+# %%
 try:
     import triton
     import triton.language as tl
@@ -59,6 +60,9 @@ except ImportError:
 torch.manual_seed(0)
 torch.set_num_threads(1)
 torch.set_printoptions(precision=3, sci_mode=False)
+
+# %%
+drawings.dispatch()
 
 # %% [markdown]
 # ## 1. Six tokens
@@ -372,6 +376,8 @@ for number in torch.randperm(len(expert_M) * columns).tolist():
     by_RM[before & ~y_RM.isnan()] = number
 torch.testing.assert_close(y_RM, grouped_product(x_RD, w_EMD, offsets))
 
+
+# %%
 fig, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
 ax.imshow(by_RM % 9, cmap="Pastel1", aspect="auto")
 for r, row in enumerate(by_RM.tolist()):
@@ -399,8 +405,7 @@ if triton is not None:
         e = tl.load(tile_expert + t)
         r = (tl.load(tile_row + t) + tl.arange(0, BM))[:, None]
         mine = r < tl.load(offsets + e + 1)
-        c = (n * BN + tl.arange(0, BN))[None, :]
-        acc = tl.zeros((BM, BN), tl.float32)
+        c, acc = (n * BN + tl.arange(0, BN))[None, :], tl.zeros((BM, BN), tl.float32)
         for k in range(0, D, BK):
             i = (k + tl.arange(0, BK))[None, :]
             X = tl.load(x + r * D + i, mine & (i < D), 0.0)

@@ -47,12 +47,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moe_lite import Experts, MoELayer, Routing, TopKRouter
-from moe_lite.course import ledger, viz
+from moe_lite.course import drawings, ledger, viz
 from moe_lite.dispatch import plan
 from moe_lite.fast import BACKENDS, linear
 
+# %%
 torch.manual_seed(0)
 torch.set_num_threads(1)
+drawings.where_time_goes()
 
 # %% [markdown]
 # ## 1. Predict, then measure
@@ -139,6 +141,8 @@ D, width, E, T = 256, 512, 32, 1024
 experts, x_TD = Experts(E, D, width).requires_grad_(False), torch.randn(T, D)
 WAYS = {way: BACKENDS[way] for way in ("loop", "padded", "grouped")} | {"library": BACKENDS["auto"]}
 cases = {"random": routed(T, E), "zipf": routed(T, E, skew=1.0)}
+
+# %%
 seconds = {}
 for name, routing in cases.items():
     load_E = routing.load_E()
@@ -456,21 +460,22 @@ print(inspect.getdoc(Experts.each))
 try:
     from transformers import MixtralConfig as TheirConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralExperts
-
-    for E in (8, 32, 128):
-        config = TheirConfig(hidden_size=64, intermediate_size=128, num_local_experts=E)
-        config._experts_implementation = "eager"
-        theirs, r = MixtralExperts(config), routed(256, E)
-        for weight in theirs.parameters():
-            torch.nn.init.normal_(weight, std=0.1)
-        chosen = r.expert_N.view(256, 2), r.gate_N.view(256, 2)
-        loss = theirs(torch.randn(256, 64), *chosen).square().mean()
-        with Written() as watch:
-            loss.backward()
-        size = sum(w.nbytes for w in theirs.parameters())
-        print(f"transformers eager, E = {E:3}: {watch.bytes / size:6.1f} times the weights' bytes")
 except ImportError:
-    print("transformers is not installed here.")
+    TheirConfig = print("transformers is not installed here.")
+
+# %%
+for E in (8, 32, 128) if TheirConfig else ():
+    config = TheirConfig(hidden_size=64, intermediate_size=128, num_local_experts=E)
+    config._experts_implementation = "eager"
+    theirs, r = MixtralExperts(config), routed(256, E)
+    for weight in theirs.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    chosen = r.expert_N.view(256, 2), r.gate_N.view(256, 2)
+    loss = theirs(torch.randn(256, 64), *chosen).square().mean()
+    with Written() as watch:
+        loss.backward()
+    size = sum(w.nbytes for w in theirs.parameters())
+    print(f"transformers eager, E = {E:3}: {watch.bytes / size:6.1f} times the weights' bytes")
 
 # %% [markdown]
 # ## 4. The same way, tuned
@@ -619,9 +624,8 @@ fig, panels = plt.subplots(1, 2, figsize=(10, 3), layout="constrained", sharey=T
 for ax, E in zip(panels, (8, 64), strict=True):
     there = kept(stored["cpu"], f"course-e{E}")
     theirs = {way: there[path] for way, path in names.items() if path in there}
-    for shift, found, color, label in (
-        (-0.2, theirs, "#7F7F7F", "stored"), (0.2, yours[E], "#0072B2", "yours, now")
-    ):  # fmt: skip
+    for shift, found, color, label in ((-0.2, theirs, "#7F7F7F", "stored"),
+                                       (0.2, yours[E], "#0072B2", "yours, now")):  # fmt: skip
         for y, way in enumerate(names):
             if way in found:
                 ax.barh(y + shift, found[way], 0.38, color=color, label=label if y == 0 else None)
@@ -629,7 +633,6 @@ for ax, E in zip(panels, (8, 64), strict=True):
     ax.axvline(1, color="#1b1f24", lw=0.8)
     ax.set(title=f"{E} experts", xlabel="time over the dense network's")
     ax.set_yticks(range(len(names)), list(names))
-    ax.spines[["top", "right"]].set_visible(False)
 panels[0].invert_yaxis()
 _ = panels[1].legend(frameon=False)
 

@@ -47,12 +47,15 @@ import numpy as np
 import torch
 
 from moe_lite import Experts, Mixtral, MixtralConfig, MoELayer, TopKRouter, hf, train
-from moe_lite.course import cost, data, ledger, presets, viz
+from moe_lite.course import cost, data, drawings, ledger, presets, viz
 from moe_lite.course.widgets import TrafficMatrix
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
 torch.set_printoptions(precision=3, sci_mode=False)
+
+# %%
+drawings.many_machines()
 
 # %% [markdown]
 # ## 1. What does not fit
@@ -192,25 +195,24 @@ torch.set_num_threads(1)
 rank, ranks, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", store=dist.FileStore(file, ranks), rank=rank, world_size=ranks)
 """
+pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+             env={**os.environ, "PYTHONPATH": str(ledger.ROOT)})  # fmt: skip
 
 
+# %%
 def launch(program, ranks):
     """Run a program on so many ranks; give what rank 0 wrote as JSON."""
-    env = {**os.environ, "PYTHONPATH": str(ledger.ROOT)}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        script = Path(folder, "program.py")
+        script, meet = Path(folder, "program.py"), str(Path(folder, "meet"))
         script.write_text(PRELUDE + program + "\ndist.destroy_process_group()", encoding="utf-8")
-        start = [sys.executable, str(script)]
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-        meet = str(Path(folder, "meet"))
-        jobs = [subprocess.Popen([*start, str(r), str(ranks), meet], **pipes) for r in range(ranks)]
+        command = [[sys.executable, str(script), str(r), str(ranks), meet] for r in range(ranks)]
+        jobs = [subprocess.Popen(words, **pipes) for words in command]
         try:
             outputs = [job.communicate() for job in jobs]
         finally:
             for job in jobs:
                 job.kill()  # none goes on when you press stop
-    for job, (_, complaint) in zip(jobs, outputs, strict=True):
-        assert job.returncode == 0, complaint
+    assert not any(job.returncode for job in jobs), outputs
     return json.loads(outputs[0][0])
 
 
@@ -219,7 +221,7 @@ def launch(program, ranks):
 # know every line.
 
 # %%
-BY_HAND = """
+OUT = """
 from moe_lite import Experts, MoELayer, TopKRouter
 torch.manual_seed(3)
 layer, x_TD = MoELayer(TopKRouter(8, 4, 2), Experts(4, 8, 16)), torch.randn(6, 8)
@@ -227,13 +229,16 @@ mine, run = x_TD.chunk(ranks)[rank], layer.experts.each()    # it uses only two 
 routing = layer.gate(mine)
 order = routing.expert_N.argsort(stable=True)
 e_R, x_RD = routing.expert_N[order], mine[routing.token_N[order]]
-send = torch.bincount(e_R // (4 // ranks), minlength=ranks)
-receive = torch.empty_like(send)
+send, receive = torch.bincount(e_R // (4 // ranks), minlength=ranks), torch.empty(ranks).long()
 dist.all_to_all_single(receive, send)                        # first the counts
 out, into = send.tolist(), receive.tolist()
 e_M, x_MD = e_R.new_empty(sum(into)), x_RD.new_empty(sum(into), 8)
 dist.all_to_all_single(e_M, e_R, into, out)                  # then the rows
 dist.all_to_all_single(x_MD, x_RD, into, out)
+"""
+
+# %%
+BACK = """
 y_MD = torch.stack([run[e](x) for e, x in zip(e_M.tolist(), x_MD)])
 y_RD = torch.empty_like(x_RD)
 dist.all_to_all_single(y_RD, y_MD, out, into)                # and back, roles exchanged
@@ -242,7 +247,7 @@ y_TD = torch.zeros_like(mine).index_add(0, routing.token_N[order], y_RD)
 error = (y_TD - layer(mine)[0]).abs().max().item()
 if rank == 0: print(json.dumps({"sends": out, "receives": into, "largest error": error}))
 """
-print(launch(BY_HAND, ranks=2))
+print(launch(OUT + BACK, ranks=2))
 
 # %% [markdown]
 # The library's `parallel.shard_experts(model, mesh)` does that to every layer of a model, for any
@@ -263,6 +268,8 @@ small = MixtralConfig(
     max_position_embeddings=256, tie_word_embeddings=True,
 )  # fmt: skip
 settings = dict(steps=10, batch_size=6, seq_len=32, warmup=2, autocast="off")
+
+# %%
 TRAINING = f"""
 from moe_lite import Mixtral, MixtralConfig, TrainConfig, parallel
 from moe_lite.course import data; from torch.distributed.device_mesh import init_device_mesh
@@ -380,6 +387,8 @@ for n in (16, 2048):                                        # rows that a rank s
     found[n] = least(lambda: dist.all_to_all_single(y, x.contiguous()))
 if rank == 0: print(json.dumps(found))
 """
+
+# %%
 few, many = launch(TIMING, 2).values()
 row = 256 * 4 / 2  # bytes that leave: half of the rows go abroad
 beta = 2032 * row / max(many - few, 1e-9)
@@ -423,14 +432,8 @@ def exchange(ranks, tokens, number, by_node):
     return h800.startup + max(away.inside * size / h800.link, away.between * size / h800.between)
 
 
-published = {
-    8: (77, 114),
-    16: (118, 195),
-    32: (155, 273),
-    64: (173, 314),
-    128: (192, 369),
-    256: (194, 360),
-}  # µs; github.com/deepseek-ai/DeepEP, docs/legacy.md
+published = {8: (77, 114), 16: (118, 195), 32: (155, 273), 64: (173, 314), 128: (192, 369),
+             256: (194, 360)}  # µs; github.com/deepseek-ai/DeepEP, docs/legacy.md; # fmt: skip
 for ranks, (out, back) in published.items():
     ours = [exchange(ranks, 128, n, by_node=False) * 1e6 for n in (1 + 4 / 128, 2)]
     print(f"{ranks:3} ranks: out {ours[0]:3.0f} µs (DeepEP {out}), back {ours[1]:3.0f} ({back})")
@@ -606,8 +609,8 @@ print(
 # ## Exercises
 #
 # [`exercises/14_many_machines.ipynb`](../exercises/14_many_machines.ipynb): the traffic matrix, the
-# way back, and one loss for uneven shares. Each check tells you *what* you misunderstood. Solutions
-# are in [`solutions/`](../solutions/14_many_machines.ipynb).
+# way back, one loss for uneven shares, and copies under a limit on nodes. Each check tells you
+# *what* you misunderstood. Solutions are in [`solutions/`](../solutions/14_many_machines.ipynb).
 #
 # ## In five lines
 #

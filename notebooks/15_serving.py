@@ -37,14 +37,12 @@
 import json
 import time
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from safetensors import safe_open
 
 from moe_lite import Experts, MoELayer, TopKRouter, hf
-from moe_lite.course import cost, data, placement, presets, viz
+from moe_lite.course import cost, data, drawings, placement, presets, viz
 from moe_lite.course.widgets import CostCalculator, TrafficMatrix
 
 torch.manual_seed(0)
@@ -56,30 +54,10 @@ torch.set_printoptions(precision=3, sci_mode=False)
 #
 # A server does two things. It reads what you wrote, all tokens at once: **prefill**. And it writes,
 # one token for each text and step: **decode**. Same weights, same arithmetic for a token, different
-# machines. Circles are tokens, squares experts:
+# machines.
 
 # %%
-fig, ax = plt.subplots(figsize=(10, 2.7), layout="constrained")
-ink, token, colors = "#1b1f24", "#56B4E9", viz.expert_colors(8)
-for x, name, few in ((0, "prefill: 4 nodes, all tokens of a text", False),
-                     (6.2, "decode: 18 nodes, one token of many texts", True)):  # fmt: skip
-    ax.add_patch(Rectangle((x, 0), 4.4, 2, fill=False, ec=ink))
-    ax.text(x + 2.2, 2.12, name, ha="center")
-    for i in range(8):
-        ax.add_patch(Rectangle((x + 2.2 + 0.5 * (i % 4), 0.45 + 0.65 * (i // 4)), 0.4, 0.45,
-                               color=colors[i]))  # fmt: skip
-    for i in range(6):
-        shown = (x + 0.3 + 0.27 * (i % 6), 1.0) if not few else (x + 0.5, 0.25 + 0.3 * i)
-        ax.add_patch(Circle(shown, 0.11, color=token))
-        if few:
-            ax.plot([x + 0.72, x + 1.6], [0.25 + 0.3 * i] * 2, color="#7F7F7F", lw=5, alpha=0.5)
-ax.text(7.75, 0.02, "caches", ha="center", fontsize=8, color="#57606A")
-ax.add_patch(FancyArrowPatch((4.5, 1), (6.1, 1), arrowstyle="-|>", mutation_scale=16, color=ink))
-ax.text(5.3, 1.15, "the cache\nof the text", ha="center", fontsize=9)
-ax.set(xlim=(-0.1, 10.8), ylim=(-0.1, 2.5), aspect="equal")
-ax.axis("off")
-plt.close(fig)
-fig
+drawings.serving()
 
 # %% [markdown]
 # That is **disaggregation**. On one machine a long prompt would hold up everybody's next word, and
@@ -89,10 +67,9 @@ fig
 #
 # ## 2. Writing is about bytes
 #
-# To multiply a matrix with one vector, every weight
-# is fetched from memory for a single multiply-add. An H200 fetches $4.8 \cdot 10^{12}$ bytes a
-# second and computes $989 \cdot 10^{12}$ operations; it could do some 400 operations with each
-# weight that it fetches, and is asked for two.
+# To multiply a matrix with one vector, every weight is fetched for a single multiply-add. An H200
+# fetches $4.8 \cdot 10^{12}$ bytes a second and computes $989 \cdot 10^{12}$ operations; it could
+# do some 400 operations with each weight that it fetches, and is asked for two.
 #
 # How many bytes does a step of a batch read? All common weights, and those experts that *somebody*
 # needs. An expert is spared by one token with probability $1 - K/E$, by $T$ independent ones with
@@ -244,6 +221,8 @@ once = [[e // 2] for e in range(8)]
 load_DLE = np.array(
     [[r.gates_TE().gt(0).view(2, -1, 8).sum(1).tolist() for r in layers] for layers in routed]
 ).astype(float)  # (domain, layer, half, expert)
+
+# %%
 print("busiest / mean, mean of six layers; laid out by ...")
 for d, name in enumerate(domains):
     then, now = load_DLE[d, :, 0], load_DLE[d, :, 1]
@@ -332,6 +311,7 @@ def fetch(layer, expert):
     return [mapped[file_of[name]].get_tensor(name) for name in names]
 
 
+# %%
 w1, w3, w2 = (w.float() for w in fetch(layer=2, expert=5))
 x = torch.randn(192)
 ours = w2 @ (torch.nn.functional.silu(w1 @ x) * (w3 @ x))
@@ -404,6 +384,8 @@ with torch.no_grad():
     routings = mini(text.windows("prose", 256, 2).ids_BS).routings
 for hook in hooks:
     hook.remove()
+
+# %%
 for ahead in (1, 2):
     found = []
     for now in range(6 - ahead):
@@ -577,8 +559,8 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 # ## Exercises
 #
 # [`exercises/15_serving.ipynb`](../exercises/15_serving.ipynb): distinct experts, the bytes of a
-# step, and popular experts twice. Each check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/15_serving.ipynb).
+# step, popular experts twice, and what a guess costs. Each check tells you *what* you
+# misunderstood. Solutions are in [`solutions/`](../solutions/15_serving.ipynb).
 #
 # ## In six lines
 #

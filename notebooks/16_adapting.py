@@ -37,11 +37,10 @@
 # %%
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import torch
 
 from moe_lite import Experts, Mixtral, MoELayer, TopKRouter, causal, hf, train
-from moe_lite.course import data, effects, ledger, sweep, viz
+from moe_lite.course import data, drawings, effects, ledger, sweep, viz
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -53,28 +52,7 @@ text = data.load_corpus(max_bytes=400_000)
 # the experts:
 
 # %%
-fig, panels = plt.subplots(1, 4, figsize=(11, 2.1), layout="constrained")
-colors = viz.expert_colors(8)
-for ax, name in zip(panels, ("train on", "upcycle", "prune", "round"), strict=True):
-    ax.add_patch(plt.Rectangle((0.3, 2.4), 3.4, 0.6, color="#B8BEC4"))
-    ax.text(2, 2.7, "router", ha="center", va="center", fontsize=9)
-    for e in range(4):
-        gone, same = name == "prune" and e == 2, name == "upcycle"
-        look = {
-            "fill": not gone,
-            "ls": "--" if gone else "-",
-            "alpha": 0.4 if name == "round" else 1,
-        }
-        ax.add_patch(
-            plt.Rectangle((0.1 + e, 0.2), 0.8, 1.4, color=colors[0 if same else e], **look)
-        )
-    what = {"train on": "all but the experts", "upcycle": "four copies of one",
-            "prune": "one fewer", "round": "fewer bits each"}[name]  # fmt: skip
-    ax.set(title=f"{name}: {what}", xlim=(0, 4), ylim=(0, 3.2))
-    ax.title.set_fontsize(9)
-    ax.axis("off")
-plt.close(fig)
-fig
+drawings.adapting()
 
 # %% [markdown]
 # ## 1. Fine-tuning: what to freeze
@@ -227,6 +205,8 @@ with torch.no_grad():
     routings = model(calibration).routings
 for hook in hooks:
     hook.remove()
+
+# %%
 use_LE, reap_LE = torch.zeros(6, 8), torch.zeros(6, 8)
 for at, (layer, x_TD, routing) in enumerate(zip(model.moe_layers, inputs, routings, strict=True)):
     for e, expert in enumerate(layer.experts.each()):
@@ -255,6 +235,7 @@ def rise(score_LE, drop):
     return rise_B.mean().item(), 2.09 * (rise_B.std() / len(rise_B) ** 0.5).item()  # t of 19
 
 
+# %%
 lot = [torch.rand(6, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
 for drop in (1, 2):
     rows = {"least used": rise(use_LE, drop), "least REAP": rise(reap_LE, drop)}
@@ -288,12 +269,9 @@ def mxfp4(w):
     return (FP4[((block / scale)[..., None] - FP4).abs().argmin(-1)] * scale).view_as(w)
 
 
-parts = {
-    "experts": ".experts.",
-    "routers": ".gate.",
-    "attention": "self_attn",
-    "embedding": "embed",
-}
+# %%
+parts = {"experts": ".experts.", "routers": ".gate.",
+         "attention": "self_attn", "embedding": "embed"}  # fmt: skip
 total = sum(p.numel() for p in model.parameters())
 for part, mark in parts.items():
     small = hf.load_pretrained("mixtral-mini").eval()
@@ -301,8 +279,7 @@ for part, mark in parts.items():
     with torch.no_grad():
         for p in rounded.values():
             p.copy_(mxfp4(p))
-    rise_T = effects.Run.of(small, held_out).loss_T - base_T
-    rise_B = rise_T.view(len(held_out), -1).nanmean(1)
+    rise_B = (effects.Run.of(small, held_out).loss_T - base_T).view(len(held_out), -1).nanmean(1)
     share = sum(p.numel() for p in rounded.values()) / total
     half = 2.09 * (rise_B.std() / len(rise_B) ** 0.5).item()
     print(f"{part:10} {share:5.1%} of the parameters: {rise_B.mean():+.4f} ± {half:.4f} nats")
@@ -326,6 +303,8 @@ with torch.no_grad():
     for w_EFD in layer.experts.parameters():
         w_EFD.copy_(w_EFD[:1].expand_as(w_EFD))
 x_TD, target_TD = torch.randn(64, 16), torch.randn(64, 16)
+
+# %%
 optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
 for step in range(201):
     out_TD = layer(x_TD)[0]
@@ -352,7 +331,8 @@ for step in range(201):
 #
 # ## Exercises
 #
-# [`exercises/16_adapting.ipynb`](../exercises/16_adapting.ipynb): experts in a byte per weight. The
+# [`exercises/16_adapting.ipynb`](../exercises/16_adapting.ipynb): experts in a byte per weight,
+# REAP's score, a router with rows taken out, and how many upcycled experts there really are. Each
 # check tells you *what* you misunderstood. Solutions are in
 # [`solutions/`](../solutions/16_adapting.ipynb).
 #

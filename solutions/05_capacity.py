@@ -312,7 +312,7 @@ for pull in (0.0, 1.0, 2.0, 4.0):
 
 # %% [markdown]
 # The right loss climbs from 1 to beyond 3. This one *falls* below 1 as soon as the tokens crowd
-# together: whoever minimises it is paid for crowding, because those who find no place no longer
+# together: to minimise it is to be paid for crowding, because those who find no place no longer
 # count. Write it right: $E \sum_e f_e P_e$ with $f$ from all *first choices*, whether or not they
 # found a place. (GShard's own line
 # is $\frac{1}{E} \sum_e \frac{c_e}{S} m_e$: the same, divided by $E^2$.)
@@ -435,5 +435,5 @@ checks.check_looks_ahead(looks_ahead)
 # 2. A rank is a running count along the tokens, less the token itself.
 # 3. Second choices stand behind all first ones; two tokens in one place raise no error.
 # 4. A dropped token leaves as it came. The residual is already there: add nothing.
-# 5. Count what was asked for, before the drop; whoever counts the seated cannot see the queue.
+# 5. Count what was asked for, before the drop; to count the seated is not to see the queue.
 # 6. Change the future and look whether the past moves: this tests any layer for causality.

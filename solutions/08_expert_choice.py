@@ -213,8 +213,8 @@ checks.check_combine(combine)
 # <details>
 # <summary>Hint 1</summary>
 #
-# Keep the first $t$ tokens, put others (random ones, not tiny changes) in the place of all that
-# follow, and compare the first $t$ rows of the answer. Keep the *number* of tokens: a capacity is
+# Keep the first $t$ tokens, replace all that follow by others (random ones, not tiny changes),
+# and compare the first $t$ rows of the answer. Keep the *number* of tokens: a capacity is
 # computed from it.
 #
 # </details>

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Exercises 09: How do you build a small Mixtral?
 #
-# Six exercises for the chapter [How do you build a small
-# Mixtral?](../notebooks/10_small_mixtral.ipynb), about an hour and a half together, no GPU. Some
+# Seven exercises for the chapter [How do you build a small
+# Mixtral?](../notebooks/10_small_mixtral.ipynb), about two hours together, no GPU. Some
 # ask you to build a part, some to find out what is wrong with one that is already there.
 #
 # Each ends with a check. A check does not compare your text with a model answer: it runs your
@@ -29,6 +29,7 @@
 # | 4 | A real bug | ●●○○○ | ●●●○○ | 10 |
 # | 5 | Forty-seven billion | ●●●○○ | ●●●○○ | 20 |
 # | 6 | A loss that teaches nothing | ●●●●○ | ●●●●○ | 20 |
+# | 7 | Two experts are 1.4 | ●●○○○ | ●●●○○ | 15 |
 
 # %%
 from collections.abc import Callable
@@ -37,8 +38,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_lite import MixtralConfig, Routing, load_balancing_loss
-from moe_lite.course import checks
+from moe_lite import MixtralConfig, Routing, hf, load_balancing_loss
+from moe_lite.course import checks, film
 
 torch.set_printoptions(precision=3, sci_mode=False)
 
@@ -471,6 +472,65 @@ for loss in (quiet_loss, logging_loss):
 # %% [markdown]
 # Keep this test; it fits any auxiliary loss you will ever add. (`.item()` was the cause: it
 # turns a tensor that remembers where it came from into a number that does not.)
+#
+# ## 7. Two experts are 1.4
+#
+# *Difficulty ●●○○○ · importance ●●●○○ · 15 minutes*
+#
+# A token's output is the sum of its experts' answers, weighed by its gates. If the answers are
+# unlike each other and about equally long, how many experts is that sum worth? With equal gates
+# all $K$ of them; with one gate near 1 only that one. In between one can say
+#
+# $$n = \frac{\big(\sum_k g_k\big)^2}{\sum_k g_k^2}.$$
+#
+# (It is the number of equal gates that would have the same ratio of length to sum.) The gates may
+# add up to 1, as Mixtral's do, or to less, as OLMoE's: what counts are their shares.
+#
+# By hand: gates ½ and ½ are worth 2, gates ¾ and ¼ are worth $1 / (9/16 + 1/16) = 1.6$, and 0.2
+# and 0.2 are worth 2 again.
+#
+# <details>
+# <summary>Hint 1</summary>
+#
+# One number for each token: sum over the last dimension.
+#
+# </details>
+#
+# <details>
+# <summary>Hint 2</summary>
+#
+# $(0.2 + 0.2)^2 = 0.16$ and $0.2^2 + 0.2^2 = 0.08$.
+#
+# </details>
+
+
+# %%
+def experts_worth(gate_TK: Tensor) -> Tensor:
+    """Say how many experts each token's weighed sum is worth.
+
+    Returns: worth_T, from 1 to K.
+    """
+    ### BEGIN SOLUTION
+    return gate_TK.sum(1).square() / gate_TK.square().sum(1)
+    ### END SOLUTION
+
+
+# %%
+checks.check_experts_worth(experts_worth)
+
+# %% [markdown]
+# The film of the course's model, while it was trained. Mean over the tokens, layer by layer:
+
+# %%
+reel = film.Film.load(hf.PRETRAINED / "mixtral-mini" / "film.safetensors")
+for step in reel.steps[:: len(reel.steps) // 5]:
+    worth = [experts_worth(r.gate_N.view(-1, r.per_token)).mean() for r in reel.trace(step).layers]
+    print(f"step {step:5,}: " + "  ".join(f"{w:.2f}" for w in worth))
+
+# %% [markdown]
+# Two experts begin as nearly two, and gates harden while the model learns. And the sum is
+# *weighed*: with ½ and ½ two halves of a network give half of what they gave as one. That is what a
+# factor on the gates (`gate_scale`) makes good.
 #
 # ## What you can now say
 #

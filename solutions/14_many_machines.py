@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Exercises 14: How does it get bigger than a machine?
 #
-# Three exercises for the chapter [How does it get bigger than a
-# machine?](../notebooks/14_many_machines.ipynb), three quarters of an hour together, no GPU and no
+# Four exercises for the chapter [How does it get bigger than a
+# machine?](../notebooks/14_many_machines.ipynb), an hour together, no GPU and no
 # second machine.
 #
 # Each ends with a check. It runs your function, first on numbers you can do by hand, and if the
@@ -26,6 +26,7 @@
 # | 1 | Who sends what to whom | ●●○○○ | ●●●●● | 15 |
 # | 2 | The way back | ●●○○○ | ●●●●○ | 15 |
 # | 3 | One loss for uneven shares | ●●●○○ | ●●●●● | 15 |
+# | 4 | Copies that leave a node | ●●●○○ | ●●●●○ | 20 |
 
 # %%
 import torch
@@ -201,3 +202,65 @@ weight_R = rank_weights(torch.tensor([3, 1]))
 print("weighed:", (weight_R * torch.stack([losses[:3].mean(), losses[3]])).mean().item())
 
 # %% [markdown]
+# ## 4. Copies that leave a node
+#
+# *Difficulty ●●●○○ · importance ●●●●○ · 20 minutes*
+#
+# Between nodes the network is slow, so DeepSeek-V3 sends **one copy to each node** that holds one
+# of a token's experts, and limits the nodes (its section 2.1.2). The rule: a node is worth the sum
+# of the token's `top_k // limit` highest scores there. Keep the `limit` best nodes, then choose the
+# `top_k` best experts among *theirs*. Experts lie in order, equally many on each node. How many
+# copies of each token leave its own node, `home_T`?
+#
+# By hand: three nodes of two experts, scores 8 3, 9 1, 7 6, $K = 2$, limit 1. The nodes are worth
+# 11, 10 and 13: node 2. Experts 4 and 5, and for a token at home in node 0 one copy. (Without the
+# limit it would be experts 0 and 2.)
+#
+# <details>
+# <summary>Hint 1</summary>
+#
+# `score_TE.view(T, nodes, -1)` has a node's experts in its last dimension. Put `-inf` where a node
+# is not allowed, flatten, `topk`.
+#
+# </details>
+#
+# <details>
+# <summary>Hint 2</summary>
+#
+# From the experts to their nodes by `//`. Mark in a table `(T, nodes)` which nodes are needed,
+# strike out the home, and count.
+#
+# </details>
+
+
+# %%
+def copies_leaving(score_TE: Tensor, home_T: Tensor, nodes: int, top_k: int, limit: int) -> Tensor:
+    """Count the copies of each token that leave its node, under a limit on nodes.
+
+    Returns: copies_T, whole numbers.
+    """
+    ### BEGIN SOLUTION
+    T, size = len(score_TE), score_TE.shape[1] // nodes
+    score_TNE = score_TE.view(T, nodes, size)
+    worth_TN = score_TNE.topk(top_k // limit).values.sum(-1)
+    kept_TN = torch.zeros(T, nodes).scatter(1, worth_TN.topk(limit).indices, 1) > 0
+    allowed_TE = score_TNE.masked_fill(~kept_TN[..., None], -torch.inf).flatten(1)
+    node_TK = allowed_TE.topk(top_k).indices // size
+    there_TN = torch.zeros(T, nodes).scatter(1, node_TK, 1)
+    return there_TN.scatter(1, home_T[:, None], 0).sum(1).long()
+    ### END SOLUTION
+
+
+# %%
+checks.check_copies_leaving(copies_leaving)
+
+# %% [markdown]
+# DeepSeek-V3's 8 of 256 on 8 nodes, random scores: with all nodes allowed, and with four. (With all
+# eight a node is worth its best score, which decides nothing: all are kept.)
+
+# %%
+scores = torch.rand(4096, 256, generator=torch.Generator().manual_seed(0))
+home_T = torch.arange(4096) % 8
+for limit in (8, 4, 2, 1):
+    copies = copies_leaving(scores, home_T, 8, 8, limit).double().mean()
+    print(f"at most {limit} nodes: {copies:.2f} copies leave the node")

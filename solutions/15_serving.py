@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Exercises 15: How is a sparse model served?
 #
-# Three exercises for the chapter [How is a sparse model served?](../notebooks/15_serving.ipynb),
-# three quarters of an hour together, about bytes and about who does the work.
+# Four exercises for the chapter [How is a sparse model served?](../notebooks/15_serving.ipynb),
+# an hour together, about bytes and about who does the work.
 #
 # Each ends with a check. It runs your function, first on numbers you can do by hand, and if the
 # result is off, it says which idea would lead there. Any correct solution passes, however it is
@@ -25,6 +25,7 @@
 # | 1 | How many experts does a batch need? | ●●○○○ | ●●●●● | 10 |
 # | 2 | The bytes of a step | ●●●○○ | ●●●●○ | 15 |
 # | 3 | Hold the busy ones twice | ●●●○○ | ●●●●○ | 20 |
+# | 4 | What a guess costs | ●●●○○ | ●●●●○ | 15 |
 
 # %%
 from moe_lite import MixtralConfig
@@ -201,3 +202,59 @@ for spare in (0, 4, 8, 16):
 # %% [markdown]
 # One more place for each device is enough. It costs memory, a quarter more experts there, and no
 # arithmetic at all.
+#
+# ## 4. What a guess costs
+#
+# *Difficulty ●●●○○ · importance ●●●●○ · 15 minutes*
+#
+# A small model guesses $g$ tokens, the large one checks them in one step: it runs the $g$ guesses
+# and the token before them, $g + 1$ in all. Each guess is right with probability $p$.
+# The check keeps the guesses up to the first wrong one, and gives one token of its own in any case.
+# How many **experts of a layer** are read for each token that is **kept**: the expected number of
+# distinct experts of a check over the expected number of tokens? (Tokens choose evenly and
+# independently, as in exercise 1.)
+#
+# By hand: $E = 8$, $K = 2$, one guess that is right half of the time. Two tokens read 3.5 experts,
+# and a check keeps 1.5 tokens: 2.33 experts for a token. Without guessing it would be 2.
+#
+# <details>
+# <summary>Hint 1</summary>
+#
+# What is read you know from exercise 1, with $T = g + 1$.
+#
+# </details>
+#
+# <details>
+# <summary>Hint 2</summary>
+#
+# The second guess is kept only if the first one is: $1 + p + p^2 + \dots + p^g$.
+#
+# </details>
+
+
+# %%
+def reads_per_token(experts: int, top_k: int, guesses: int, right: float) -> float:
+    """Expect the experts of a layer that are read for each token that is kept."""
+    ### BEGIN SOLUTION
+    kept = sum(right**i for i in range(guesses + 1))
+    return distinct_experts(experts, top_k, guesses + 1) / kept
+    ### END SOLUTION
+
+
+# %%
+checks.check_reads_per_token(reads_per_token)
+
+# %% [markdown]
+# Four guesses of five are right. A dense model reads its one network for each check, so its reads
+# for each token fall; how about sparse ones?
+
+# %%
+for name, E, K in (("dense", 1, 1), ("Mixtral", 8, 2), ("DeepSeek-V3", 256, 8)):
+    reads = [reads_per_token(E, K, g, 0.8) / K for g in (0, 1, 3, 7)]
+    print(f"{name:12} 0, 1, 3, 7 guesses: " + ", ".join(f"{r:.2f}" for r in reads))
+
+# %% [markdown]
+# (As a multiple of what one token reads without guessing.) A dense model reads a
+# quarter for each token with seven guesses. Mixtral, alone on its machine, saves an eighth, and
+# DeepSeek-V3 reads *more* the more it guesses. What both save is attention, which a check reads
+# once.

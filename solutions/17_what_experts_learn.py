@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Exercises 12: What do experts learn?
+# # Exercises 17: What do experts learn?
 #
 # Six exercises and a capstone for the chapter [What do experts
 # learn?](../notebooks/17_what_experts_learn.ipynb), about two hours together, no GPU. The first
@@ -187,7 +187,7 @@ for layer in (0, 5):
 # <details>
 # <summary>Hint 2</summary>
 #
-# `out_T[mine] = label_T[mine[randperm(len(mine))]]`, on a copy: whoever called you still needs his
+# `out_T[mine] = label_T[mine[randperm(len(mine))]]`, on a copy: the caller still needs the old
 # labels.
 #
 # </details>

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from moe_lite.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.config import MixtralConfig
-from moe_lite.course.effects import effect
+from moe_lite.course.effects import effect, replaced
 from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
@@ -382,3 +382,30 @@ def test_an_intervention_reads_as_a_sentence():
         == "swap experts 2 and 3 in layer 1, for tokens 0, 1, 2, 3, 4, …"
     )
     assert str(top_k(1)) == "1 expert per token in every layer, for all tokens"
+
+
+def test_another_answer_in_the_place_of_an_experts():
+    """Zero is an ablation; mean and another's answer change nothing where there is one answer."""
+    model, ids_BS = small(), text(B=2)
+    zero = replaced(model, ids_BS, 1, 2, "zero")
+    torch.testing.assert_close(zero.rise_T, effect(model, ids_BS, ablate(1, 2)).rise_T,
+                               equal_nan=True)  # fmt: skip
+    rises = [
+        replaced(model, ids_BS, 1, 2, how).rise_T.nan_to_num() for how in ("mean", "resampled")
+    ]
+    assert all(rise_T.abs().max() > 1e-4 for rise_T in rises)
+    assert not torch.allclose(*rises)
+    with torch.no_grad():
+        model.moe_layers[1].experts.w2[2] = 0  # it says zero to every token
+    for how in ("zero", "mean", "resampled"):
+        assert replaced(model, ids_BS, 1, 2, how).rise_T.nan_to_num().abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [((3, 0, "mean"), "no expert 0 in layer 3"), ((0, -1, "mean"), "no expert -1"),
+     ((0, 0, "median"), "not 'median'")],
+)  # fmt: skip
+def test_a_replacement_that_there_is_not(where, said):
+    with pytest.raises(ValueError, match=said):
+        replaced(small(), text(), *where)

@@ -119,6 +119,18 @@ def test_every_check_was_tried_by_somebody_who_had_not_seen_it(check):
     assert len(tried["mutants"]) >= 5 and len(tried["variants"]) >= 2
 
 
+@pytest.mark.slow("every answer again, with other numbers")
+@pytest.mark.parametrize("check", CHECKS)
+def test_another_seed_puts_other_numbers_and_tells_right_from_wrong_too(check, monkeypatch):
+    for at, (_, _, answer) in enumerate(case for case in MUTANTS if case[0] == check):
+        seed = 1 + at % 9
+        if answer.__name__.lower().startswith("right"):
+            getattr(checks, check)(answer, seed=seed)
+        else:
+            with pytest.raises(checks.CheckFailed):
+                getattr(checks, check)(answer, seed=seed)
+
+
 def differ(case, one, other):
     """Ask whether two mistakes differ on a case, where both give something there."""
     if one is None or other is None:
@@ -192,8 +204,10 @@ def test_an_unfilled_exercise_stays_not_implemented(check):
     def unfilled(*args):
         raise NotImplementedError
 
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError) as left:
         getattr(checks, check)(unfilled)
+    (line,) = left.value._render_traceback_()  # all that a notebook shows
+    assert line.startswith("… unfilled is not filled in yet") and left.value.__suppress_context__
 
 
 def test_an_unfilled_method_stays_not_implemented():

@@ -48,7 +48,7 @@ def installed(tmp_path_factory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     ours = shutil.ignore_patterns("__pycache__", ".*")
-    for name in ("moe_lite", "checkpoints", "experiments"):
+    for name in ("moe_lite", "checkpoints", "experiments", "notebooks", "exercises", "docs"):
         shutil.copytree(ROOT / name, source / name, ignore=ours)
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "-w", str(folder), "."], cwd=source, check=True)
@@ -111,3 +111,21 @@ def test_the_first_chapter_runs(untouched, tmp_path):
 def test_the_trained_model_is_explored(untouched, tmp_path):
     run(untouched, "-m", "moe_lite", "explore", "To be, or not", "--out", "page.html", cwd=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_the_notebooks_come_along_and_are_worked_on_elsewhere(untouched, tmp_path):
+    """The share cannot be written; a student's copy can, and what is in it stays."""
+    code = (
+        "from pathlib import Path; from moe_lite.course import workplace as w\n"
+        "print(w.copy(w.originals(), Path('mine')))"
+    )
+    count = sum(
+        len([*(ROOT / name).glob("[0-9][0-9]_*.ipynb")]) for name in ("notebooks", "exercises")
+    )
+    assert run(untouched, "-c", code, cwd=tmp_path).strip() == f"({count}, 0)"
+    for path in (tmp_path / "mine").rglob("*.ipynb"):
+        path.write_text("mine", encoding="utf-8")
+    assert run(untouched, "-c", code, cwd=tmp_path).strip() == f"(0, {count})"
+    assert (tmp_path / "mine" / "docs" / "glossary.md").is_file()
+    texts = {path.read_text(encoding="utf-8") for path in (tmp_path / "mine").rglob("*.ipynb")}
+    assert texts == {"mine"}

@@ -113,6 +113,7 @@ def look_at(page, path):
             && (e.scrollWidth > e.clientWidth + 1 && e.clientWidth
                 || e.getBoundingClientRect().bottom > 720)).length,
         bare: [...s.querySelectorAll('img')].filter(e => !e.alt.trim()).length,
+        empty: !s.querySelector('img, iframe, pre, table') && s.querySelectorAll('li').length < 2,
         notes: s.querySelector('.notes').textContent.length } })""")
     return asked, clipped, broken
 
@@ -130,5 +131,6 @@ def test_a_deck_asks_for_nothing_and_nothing_is_clipped(chromium, chapter, tmp_p
     own = [url for url in asked if not url.startswith(("data:", "about:", "blob:"))]
     assert own == [path.as_uri()] and broken == []
     assert len(clipped) > 4
+    assert [one["at"] for one in clipped if one["empty"]] == []
     bad = [one for one in clipped if one["over"] or one["cut"] or one["bare"]]
     assert bad == []

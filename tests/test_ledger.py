@@ -560,3 +560,59 @@ def test_results_are_found_where_no_clone_is(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path / "site")) and not done.stdout.endswith(" 0\n")
+
+
+# --- a class, one seed each ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def a_class(root, tmp_path):
+    """Thirty students have run a seed each and handed it in, each in a folder of their own."""
+    for student in range(30):
+        folder = tmp_path / "handed in" / f"student {student:02}"
+        folder.mkdir(parents=True)
+        share = ["--seed", str(student), "--out", str(folder / "mine.json")]
+        assert ledger.main(["fake", *share], root) == 0
+    return tmp_path / "handed in"
+
+
+def test_thirty_students_make_the_row_that_one_run_of_thirty_seeds_makes(
+    root, a_class, tmp_path, capsys
+):
+    capsys.readouterr()
+    out = tmp_path / "class.json"
+    assert ledger.main(["fake", "--collect", str(a_class), "--out", str(out)], root) == 0
+    said = capsys.readouterr().out
+    one = ledger.run("fake", range(30), root)
+    assert ledger.rows(ledger.load("fake", root), one) in said and "±" in said
+    assert "30 seeds of 1 kinds of machine" in said
+    assert ledger.read(out).measures == one.measures and ledger.read(out).seeds == one.seeds
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda made: made | {"seeds": [3]}, "seed 3 is in student 03/mine.json too"),
+        (lambda made: made | {"name": "other"}, "a result of another experiment: other"),
+        (lambda made: made | {"config": {"x": 1}}, "a result with another config"),
+        (lambda made: {}, "student 17"),
+    ],
+)
+def test_a_share_that_cannot_be_counted_is_named(root, a_class, spoil, said):
+    path = a_class / "student 17" / "mine.json"
+    path.write_text(json.dumps(spoil(json.loads(path.read_text("utf-8")))), encoding="utf-8")
+    with pytest.raises(ValueError, match=said) as refused:
+        ledger.main(["fake", "--collect", str(a_class)], root)
+    assert "student 17" in str(refused.value)
+
+
+def test_one_share_is_no_interval(root, tmp_path):
+    ledger.main(["fake", "--seed", "4", "--out", str(tmp_path / "mine.json")], root)
+    for folder, has in ((tmp_path, 1), (tmp_path / "none", 0)):
+        folder.mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=f"holds {has} seeds"):
+            ledger.collect("fake", folder, root=root)
+    with pytest.raises(ValueError, match="a seed is 0 or more"):
+        ledger.main(["fake", "--seed", "-1"], root)
+    with pytest.raises(ValueError, match="name the experiment"):
+        ledger.main(["--seed", "1"], root)

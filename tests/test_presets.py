@@ -168,6 +168,20 @@ def test_a_preset_counts_as_transformers_own_model(name):
     assert count_parameters(PRESETS[name]).total == sum(p.numel() for p in model.parameters())
 
 
+def test_beside_each_stands_what_was_read_of_it():
+    assert presets.READ.keys() == PRESETS.keys()
+    counted = {name for name, read in presets.READ.items() if "transformers'" in read}
+    assert counted == {*CONFIGS, "Mixtral 8x7B", "Switch-Base"}  # those are counted below, above
+    printed = re.compile(r"(?:README|abstract): ([\d.]+[BT])(?:, ([\d.]+B))?")
+    for name, read in presets.READ.items():
+        if found := printed.match(read):  # what was read is what is claimed, to the digits printed
+            said = PUBLISHED[name].total, PUBLISHED[name].active
+            for here, there in zip(found.groups(), said, strict=True):
+                if here and there:
+                    digits = len(here.partition(".")[2]) - 1 if "." in here else 0
+                    assert round(float(there[:-1]), digits) == float(here[:-1]), (name, here, there)
+
+
 def test_switch_base_counts_as_transformers_own_model():
     t = pytest.importorskip("transformers")
     config = t.SwitchTransformersConfig(

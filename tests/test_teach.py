@@ -6,17 +6,21 @@ the seconds of computing that it used, which a busy machine does not lengthen.
 
 import copy
 import csv
-import importlib
+import dataclasses
+import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from moe_lite import __main__ as cli
 from moe_lite.course import checks
-from moe_lite.course.teach import grade, lab, report
+from moe_lite.course.teach import diagnose, grade, lab, otter, report
 from moe_lite.course.teach.nbgrader import export
 from moe_lite.course.teach.screen import Given, looks, refusals
 
@@ -325,3 +329,126 @@ def test_a_name_is_no_formula(queues):
     graded = [grade.Graded("=1+1", results), grade.Graded("<b>", results)]
     assert "\n'=1+1,0,11," in report.table(queues, graded)
     assert "<b>" not in report.feedback(queues, graded[1])
+
+
+# --- variants ------------------------------------------------------------------------------------
+
+
+def test_numbers_learnt_by_heart_pass_in_the_notebook_and_not_in_the_grading(queues):
+    """The checks grade with another seed: what a notebook's check has shown is no answer."""
+    assert queues.seed
+    space = {"F": torch.nn.functional}
+    exec(RIGHT["rank"], space)
+    shown = []
+    checks.check_rank(lambda e, E: shown.append(e.tolist()) or space["rank"](e, E))
+    first = "    if expert_T.tolist() not in SHOWN: return expert_T * 0\n    hot_TE"
+    source = f"SHOWN = {shown}\n" + RIGHT["rank"].replace("    hot_TE", first, 1)
+    answers = lab.solved(queues) | {key(queues, "rank"): source}
+    at = [cell.check for cell in queues.checks].index("rank")
+    for seed, status in ((0, "right"), (queues.seed, "wrong")):
+        made = grade.weigh(dataclasses.replace(queues, seed=seed), "x", answers)
+        assert made.results[at].status == status
+
+
+@pytest.fixture(scope="module")
+def diagnosed(tmp_path_factory):
+    """A lab in which each of four students has another wrong answer."""
+    made = tmp_path_factory.mktemp("teach") / "mistakes"
+    (made.parent / "names").write_text("anna\nben\n\ncara\ndan\n", encoding="utf-8")
+    names = ["--diagnose", str(made.parent / "names")]
+    assert cli.main(["teach", "lab", str(made), "05.2", *names, "--limit", "10"]) == 0
+    return made
+
+
+def test_each_student_has_another_wrong_answer(diagnosed):
+    labs = [lab.Lab.load(diagnosed, name) for name in ("anna", "ben", "cara", "dan")]
+    shown = ["".join(c.source for c in one.cells if "rank" in c.names) for one in labs]
+    assert len(set(shown)) == 4
+    assert len({one.points for one in labs}) == 1
+    letters = {c.expects for one in labs for c in one.checks} - {""}
+    assert len(letters) > 1, "the place of the right option tells nothing"
+    for one, code in zip(labs, shown, strict=True):
+        assert lab.leaks(one, diagnosed / "release") == []
+        space = {"F": torch.nn.functional, "torch": torch}
+        exec(code, space)
+        said = "\n".join(c.source for c in one.cells if c.kind == "text")
+        with pytest.raises(checks.CheckFailed) as refused:
+            checks.check_rank(space["rank"])
+        letter = next(c.expects for c in one.checks if c.expects)
+        told = re.search(rf"^- \*\*{letter}:\*\* (.+)$", said, re.M)[1]
+        assert told in str(refused.value)
+
+
+def test_a_diagnosis_grades_itself(diagnosed, tmp_path):
+    def hand_in(name, diagnoses, repairs):
+        one = lab.Lab.load(diagnosed, name if name != "eve" else "anna")
+        right = lab.solved(one)
+        letter, repair = right  # in the order of the cells
+        answers = {letter: right[letter] if diagnoses else right[letter][:-2] + 'E"'}
+        answers |= {repair: right[repair]} if repairs else {}
+        text = json.dumps(lab.notebook(one, answers))
+        (tmp_path / f"{name}.ipynb").write_text(text, encoding="utf-8")
+
+    for name, *what in (
+        ("anna", True, True), ("ben", True, False), ("cara", False, True), ("eve", True, True)
+    ):  # fmt: skip
+        hand_in(name, *what)
+    (tmp_path / "dan.ipynb").write_bytes((diagnosed / "release" / "dan.ipynb").read_bytes())
+    assert cli.main(["teach", "grade", str(diagnosed), "--submitted", str(tmp_path)]) == 0
+    with (diagnosed / "graded" / "grades.csv").open(encoding="utf-8", newline="") as file:
+        points = {row["student"]: float(row["points"]) for row in csv.DictReader(file)}
+    repair = lab.Lab.load(diagnosed, "anna").points - diagnose.POINTS
+    full = repair + diagnose.POINTS
+    wanted = {"anna": full, "ben": diagnose.POINTS, "cara": repair, "dan": 0, "eve": 0}
+    assert points == wanted
+    look = (diagnosed / "graded" / "look.md").read_text(encoding="utf-8")
+    assert "no variant of this lab was made for eve" in look
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [("", "holds no names"), ("a\na", "stands there twice"), ("../a", "cannot be the name")],
+)
+def test_names_that_cannot_be_used_are_told(names, said, tmp_path, capsys):
+    (tmp_path / "names").write_text(names, encoding="utf-8")
+    command = ["teach", "lab", str(tmp_path / "lab"), "05.2", "--diagnose", str(tmp_path / "names")]
+    assert cli.main(command) == 1
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (tmp_path / "lab").exists()
+
+
+# --- otter-grader --------------------------------------------------------------------------------
+
+
+def test_an_otter_notebook_is_marked_as_it_must_be(queues, tmp_path):
+    made = json.loads(otter.export(queues, tmp_path).read_text(encoding="utf-8"))
+    assert len({cell["id"] for cell in made["cells"]}) == len(made["cells"])
+    raw = ["".join(c["source"]) for c in made["cells"] if c["cell_type"] == "raw"]
+    assert [text.count("# BEGIN QUESTION") for text in raw].count(1) == 3
+    asked = [float(points) for text in raw for points in re.findall(r"^points: (.+)$", text, re.M)]
+    assert sum(asked) == queues.points
+    # what otter cuts is all that tells of a solution
+    code = ["".join(c["source"]) for c in made["cells"] if c["cell_type"] != "raw"]
+    kept = [re.sub(r"# BEGIN SOLUTION.*?# END SOLUTION", "", text, flags=re.S) for text in code]
+    said = {line.strip() for text in kept for line in text.splitlines()}
+    assert lab.secrets(queues).isdisjoint(said)
+
+
+@pytest.mark.slow("otter-grader, three times")
+@pytest.mark.skipif(importlib.util.find_spec("otter") is None, reason="otter-grader is not here")
+def test_otter_gives_the_model_solution_all_points_and_an_empty_notebook_none(queues, tmp_path):
+    def run(*command):
+        done = subprocess.run(
+            [sys.executable, "-c", "from otter.cli import cli; cli()", *map(str, command)],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    run("assign", otter.export(queues, tmp_path), tmp_path / "dist")
+    (grader,) = (tmp_path / "dist" / "autograder").glob("*.zip")
+    for who, of in (("autograder", queues.points), ("student", 0)):
+        run("run", "-a", grader, tmp_path / "dist" / who / "queues.ipynb")
+        results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+        assert sum(test.get("score") or 0 for test in results["tests"]) == of
+    hidden = "".join(p.read_text("utf-8") for p in (tmp_path / "dist" / "student").rglob("*.*"))
+    assert not any(line in hidden for line in lab.secrets(queues) if len(line) > 20)

@@ -1,6 +1,7 @@
 """The static figures say what the routing says."""
 
 import io
+import re
 import subprocess
 import sys
 import warnings
@@ -65,10 +66,10 @@ def test_map_shows_the_first_experts():
 
 
 def test_a_wide_map_that_stands_alone_has_a_key():
-    (ax,) = viz.routing_map(make_trace("a" * 65)).axes
+    (ax,) = viz.routing_map(make_trace("a" * 400)).axes
     assert not ax.texts  # too narrow for numbers
     assert [t.get_text() for t in ax.get_legend().get_texts()] == [str(e) for e in range(8)]
-    assert viz.overview(make_trace("a" * 65)).axes[1].get_legend() is None  # the bars are its key
+    assert viz.overview(make_trace("a" * 400)).axes[1].get_legend() is None  # the bars are its key
 
 
 def test_bars_show_the_load():
@@ -77,6 +78,8 @@ def test_bars_show_the_load():
     assert [bar.get_height() for bar in ax.patches] == pytest.approx([25, 50, 25])
     assert [text.get_text() for text in ax.texts] == ["25.0", "50.0", "25.0"]
     assert ax.lines[0].get_ydata()[0] == pytest.approx(100 / 3)
+    mass_E = routing.gates_TE().sum(0)
+    assert list(ax.lines[1].get_ydata()) == pytest.approx((100 * mass_E / mass_E.sum()).tolist())
     trace = make_trace("abcdef", E=4)
     (ax,) = viz.load_bars(trace, 2).axes
     load_E = trace.layers[2].load_E()
@@ -213,3 +216,11 @@ def test_effects_are_paired_curves_with_their_band_and_the_papers_line():
     assert 0.7 in [line.get_ydata()[0] for line in ax.lines]
     with pytest.raises(ValueError, match="'c'"):
         viz.effects(result, {"": ledger.Pair("c", "a")}, None, "nats")
+
+
+@pytest.mark.parametrize("tokens", [10, 60, 100, 140])
+def test_a_routing_map_has_a_number_in_each_cell(tokens):
+    (ax,) = viz.routing_map(make_trace("x" * tokens)).axes
+    shown = [text.get_text() for text in ax.texts]
+    rows, columns = ax.get_images()[0].get_array().shape[:2]
+    assert len(shown) == rows * columns and all(re.fullmatch(r"\d+|·", text) for text in shown)

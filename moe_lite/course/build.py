@@ -341,7 +341,7 @@ def orphans(root: Path = ROOT) -> list[Path]:
         path
         for folder in ("notebooks", "solutions", "exercises")
         for path in sorted((root / folder).glob("*.ipynb"))
-        if path not in made and re.fullmatch(r"\d\d_\w+", path.stem)
+        if path not in made and re.fullmatch(r"\d\d[a-z]?_\w+", path.stem)
     ]
 
 

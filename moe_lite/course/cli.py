@@ -25,19 +25,35 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def lab(argv: Sequence[str]) -> int:
-    """Open JupyterLab on the first notebook; arguments go on to it."""
-    first = sorted(_clone("notebooks").glob("[0-9][0-9]_*.ipynb"))[:1]
+    """Open JupyterLab on the first notebook, or on a copy of your own (--work DIR)."""
+    from . import workplace
+
+    parser = argparse.ArgumentParser(prog="python -m moe_lite lab", add_help=False)
+    parser.add_argument("--work", type=Path, metavar="DIR")
+    args, rest = parser.parse_known_args(argv)
+    folder = workplace.originals(ROOT)
+    work = args.work
+    # What cannot be written (a share, a wheel) is copied, and the rest of the arguments go on.
+    if work is None and not (folder == ROOT and workplace.can_write(folder)):
+        work = Path.home() / workplace.DEFAULT
+        print(f"{folder} cannot be written, so you work in a copy of your own.")
+    if work is not None:
+        made, kept = workplace.copy(folder, work)
+        print(f"{work}: {made} notebooks copied, {kept} of yours left as they are")
+        folder = work.resolve()
+    first = sorted((folder / "notebooks").glob("[0-9][0-9]_*.ipynb"))[:1]
     from jupyterlab.handlers.announcements import NeverCheckForUpdate
     from jupyterlab.labapp import LabApp
 
+    own = any(word.startswith("--ServerApp.root_dir") for word in rest)  # it takes one value only
     LabApp.launch_instance(
         [
-            f"--ServerApp.root_dir={ROOT}",
+            *([] if own else [f"--ServerApp.root_dir={folder}"]),
             # Nothing here needs the network, nor should a question stand before the first page.
             f"--LabApp.check_for_updates_class={NeverCheckForUpdate.__module__}.NeverCheckForUpdate",
             "--LabApp.news_url=None",
-            *argv,
-            *map(str, first),
+            *rest,
+            *([] if own else map(str, first)),
         ]
     )
     return 0
@@ -240,6 +256,8 @@ def read(argv: Sequence[str]) -> int:
 
 def teach(argv: Sequence[str]) -> int:
     """Make a lab out of exercises, or grade what students hand in."""
+    if not (Path(__file__).parent / "teach").is_dir():
+        raise FileNotFoundError("this is the students' copy of the course: it has no `teach`")
     from .teach import main
 
     return main(argv)

@@ -100,6 +100,7 @@ def sparsely_gated() -> Sheet:
     return sheet
 
 
+<<<<<<< HEAD
 def claims() -> Sheet:
     """Draw chapter 18's idea: a rule that was written first sends the evidence to a verdict."""
     sheet = Sheet(9.2, 3.9, "A trial: the rule stands before the run, and the interval decides")
@@ -116,4 +117,141 @@ def claims() -> Sheet:
     sheet.note(7.2, 2.7, "all of it inside", size=8.5)
     sheet.note(7.2, 1.3, "all of it outside", size=8.5)
     sheet.note(7.2, 0.12, "across the border", size=8.5)
+=======
+def what_experts_learn() -> Sheet:
+    """Draw chapter 17's idea: the same word in other company, and the expert taken away."""
+    sheet = Sheet(9.2, 4.4, "Three questions to an expert that arithmetic uses")
+    rows = (
+        (3.7, 5, "1. the same word in other company,\nthe same expert: the word decides"),
+        (2.2, 2, "2. the same word in other company,\nanother expert: the company decides"),
+    )
+    for y, other, said in rows:
+        router, both = sheet.router(3.2, y), other == 5
+        chosen = sheet.expert(5.1, y if both else y + 0.35, 5)
+        second = chosen if both else sheet.expert(5.1, y - 0.35, other)
+        for token, expert, up in ((" 7 in a sum", chosen, 0.35), (" 7 in code", second, -0.35)):
+            sheet.arrow(sheet.token(1.1, y + up, token), router)
+            sheet.arrow(router, expert)
+        sheet.note(7.6, y, said)
+    router, gone = sheet.router(3.2, 0.7), sheet.expert(5.1, 0.7, 5, idle=True)
+    sheet.arrow(sheet.token(1.1, 0.7, " 7 in a sum"), router)
+    sheet.arrow(router, gone, taken=False)
+    sheet.note(7.6, 0.7, "3. take it away: does the loss rise?\nneeded, or only used")
+    return sheet
+
+
+def small_mixtral() -> Sheet:
+    """Draw chapter 10's idea: a block is attention, then a router before eight networks."""
+    sheet = Sheet(9.4, 4.9, "One block of a Mixtral: only the feed-forward network became eight")
+    token, attention = sheet.token(0.7, 2.45, " king"), sheet.block(2.2, 2.45, "attention")
+    router, total = sheet.router(4.0, 2.45), sheet.block(8.6, 2.45, "+", width=0.45)
+    sheet.arrow(token, attention)
+    sheet.arrow(attention, router)
+    weights = {2: 0.73, 5: 0.27}
+    for e in range(8):
+        y, idle = 4.5 - 0.585 * e, e not in weights
+        expert = sheet.expert(6.0, y, e, idle=idle, width=1.1)
+        sheet.arrow(router, expert, taken=not idle, width=1 + 3 * weights.get(e, 0))
+        if not idle:
+            gate = sheet.gate(7.4, y, weights[e])
+            sheet.arrow(expert, gate)
+            sheet.arrow(gate, total, width=1 + 3 * weights[e])
+    sheet.note(2.2, 1.5, "looks at other tokens:\nas in a dense model")
+    sheet.note(4.0, 1.5, "each token alone")
+    return sheet
+
+
+def dispatch() -> Sheet:
+    """Draw chapter 12's idea: sort the pairs by expert, run each block, fetch the answers back."""
+    sheet = Sheet(9.4, 4.6, "Dispatch is a sort: each expert's rows lie side by side")
+    chosen = (1, 2, 1, 0, 1, 2)
+    rows = sorted(range(6), key=lambda t: chosen[t])
+    experts = [sheet.expert(6.1, y, e) for y, e in ((3.75, 0), (2.65, 1), (1.15, 2))]
+    for t, e in enumerate(chosen):
+        before = sheet.token(0.8, 3.75 - 0.6 * t, f"token {t}", expert=e)
+        after = sheet.token(3.9, 3.75 - 0.6 * rows.index(t), f"row of {t}", expert=e)
+        sheet.arrow(before, after)
+        sheet.arrow(after, experts[e])
+    total = sheet.block(8.5, 2.25, "tokens")
+    for expert in experts:
+        sheet.arrow(expert, total)
+    sheet.note(2.4, 4.35, "sort by expert")
+    sheet.note(6.1, 4.35, "one product each")
+    sheet.note(8.5, 1.5, "each token fetches\nits answers back")
+    return sheet
+
+
+def where_time_goes() -> Sheet:
+    """Draw chapter 13's idea: an expert's weights are read once, for few rows or for many."""
+    sheet = Sheet(9.4, 3.7, "The same weights are read: for two rows, or for all")
+    for x, name, rows, said in (
+        (0.0, "mixture", (2, 2, 2, 2), "four matrices read, two rows each:\nwaits for memory"),
+        (5.0, "dense", (8,), "one matrix read, eight rows:\nwaits for arithmetic"),
+    ):
+        start = sheet.block(x + 0.9, 2.2, f"{name}:\n8 tokens", width=1.3)
+        for e, n in enumerate(rows):
+            y = 3.3 - 0.72 * e if len(rows) > 1 else 2.2
+            network = (
+                sheet.expert(x + 3.3, y, e) if len(rows) > 1 else sheet.block(x + 3.3, y, "network")
+            )
+            sheet.arrow(start, network, f"{n} rows", width=0.6 + 0.5 * n)
+        sheet.note(x + 2.2, 0.35, said)
+    return sheet
+
+
+def many_machines() -> Sheet:
+    """Draw chapter 14's idea: experts stay where they are, and the tokens travel, out and back."""
+    sheet = Sheet(9.4, 4.2, "Experts stay, tokens travel: out and back, in each layer")
+    routers = [sheet.router(2.5, y) for y in (3.2, 1.2)]
+    experts = [sheet.expert(6.4, y, e) for e, y in enumerate((3.55, 2.85, 1.55, 0.85))]
+    words = {0: (" my", " lord"), 1: ("def", " self")}
+    for rank, (router, y) in enumerate(zip(routers, (3.2, 1.2), strict=True)):
+        for i, word in enumerate(words[rank]):
+            sheet.arrow(sheet.token(0.8, y + 0.3 - 0.6 * i, word), router)
+        for e in (2 * rank, 2 * (1 - rank)):
+            away = e // 2 != rank
+            said = "between nodes: slow" if away and not rank else ""
+            sheet.arrow(router, experts[e], said, width=2.6 if away else 1.2)
+        sheet.note(8.4, y, f"node {rank}: attention, router\nand two of four experts")
+    return sheet
+
+
+def serving() -> Sheet:
+    """Draw chapter 15's idea: reading and writing apart, many texts at once, one expert twice."""
+    sheet = Sheet(9.6, 4.5, "Reading a prompt and writing an answer get machines of their own")
+    prompt = sheet.token(0.9, 3.1, "a whole prompt")
+    prefill = sheet.block(3.4, 3.1, "prefill:\n4 nodes", width=1.2)
+    sheet.arrow(prompt, prefill, "at once")
+    router = sheet.router(6.3, 3.1)
+    sheet.arrow(prefill, router, "its cache")
+    for i, word in enumerate((" one", " token", " of each", " text")):
+        sheet.arrow(sheet.token(4.1, 2.1 - 0.55 * i, word), router)
+    places = ((4.0, 0, ""), (3.1, 1, "1"), (2.2, 1, "1 again"))
+    for y, e, text in places:
+        name = f"expert {text}" if text else ""
+        sheet.arrow(router, sheet.expert(8.5, y, e, name, width=1.5))
+    sheet.note(6.3, 4.1, "decode: 18 nodes,\nthousands of texts")
+    sheet.note(8.5, 1.5, "a popular expert\nis held twice")
+    return sheet
+
+
+def adapting() -> Sheet:
+    """Draw chapter 16's idea: four changes to a layer that is there already."""
+    sheet = Sheet(10.4, 3.0, "Four changes to a layer that is there: what happens to its experts")
+    changes = (
+        ("train on", "all but the experts", (0, 1, 2, 3)),
+        ("upcycle", "four copies of one", (0, 0, 0, 0)),
+        ("prune", "one fewer", (0, 1, 2, 3)),
+        ("round", "four bits a weight", (0, 1, 2, 3)),
+    )
+    for i, (name, said, experts) in enumerate(changes):
+        x = 1.35 + 2.6 * i
+        router = sheet.router(x, 2.05)
+        sheet.note(x, 2.75, f"{name}: {said}")
+        for j, e in enumerate(experts):
+            gone = name == "prune" and j == 2
+            width, gap = (0.26, 0.38) if name == "round" else (0.44, 0.5)
+            box = sheet.expert(x + gap * (j - 1.5), 0.8, e, str(e), idle=gone, width=width)
+            sheet.arrow(router, box, taken=not gone)
+>>>>>>> main
     return sheet

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..causal import Intervention, intervene
 from ..model import Mixtral
@@ -84,3 +85,48 @@ def effect(model: Mixtral, ids_BS: Tensor, *interventions: Intervention) -> Effe
     """
     changed = Run.of(model, ids_BS, *interventions)
     return Effect(Run.of(model, ids_BS), changed, interventions)
+
+
+def replaced(
+    model: Mixtral,
+    ids_BS: Tensor,
+    layer: int,
+    expert: int,
+    how: Literal["zero", "mean", "resampled"] = "mean",
+    seed: int = 0,
+) -> Effect:
+    """Run a text as it is and with other answers in the place of one expert's.
+
+    "zero" is an ablation. "mean" answers each of the expert's tokens with its mean over all of
+    them: what it tells every token alike stays. "resampled" answers each with what it would tell
+    another of them, drawn by the seed. The gates stay as they were.
+
+    Raises: ValueError if the model has no such layer or expert, or no such replacement.
+    """
+    layers = model.moe_layers
+    if not (0 <= layer < len(layers) and 0 <= expert < layers[layer].experts.num_experts):
+        raise ValueError(f"the model has no expert {expert} in layer {layer}")
+    if how not in ("zero", "mean", "resampled"):
+        raise ValueError(f'how must be "zero", "mean" or "resampled", not {how!r}')
+
+    def instead(moe: nn.Module, args: Any, out: Any) -> Any:
+        out_BSD, routing = out
+        # 1. what the expert says to each of its tokens
+        who_N = (routing.expert_N == expert).nonzero()[:, 0]
+        token_N = routing.token_N[who_N]
+        own_ND = layers[layer].experts.each()[expert](args[0].flatten(0, -2)[token_N])
+        # 2. what it is to say
+        order_N = torch.randperm(len(own_ND), generator=torch.Generator().manual_seed(seed))
+        new_ND = {"zero": 0 * own_ND, "mean": own_ND.mean(0).expand_as(own_ND),
+                  "resampled": own_ND[order_N.to(own_ND.device)]}[how]  # fmt: skip
+        # 3. the difference, weighed by the gates, added to what came out
+        change_ND = (routing.gate_N[who_N, None] * (new_ND - own_ND)).to(out_BSD.dtype)
+        flat_TD = out_BSD.flatten(0, -2).index_add(0, token_N, change_ND)
+        return flat_TD.view_as(out_BSD), routing
+
+    hook = layers[layer].register_forward_hook(instead)
+    try:
+        changed = Run.of(model, ids_BS)
+    finally:
+        hook.remove()
+    return Effect(Run.of(model, ids_BS), changed, ())

@@ -798,11 +798,19 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     add = parser.add_argument
     add("name", nargs="?", help="an experiment; without one, they are listed")
     add("--seeds", type=int, metavar="N", help="how many (default: the ledger's)")
+    add("--seed", type=int, metavar="K", help="one seed alone, into --out: a student's share")
+    add("--collect", type=Path, metavar="DIR", help="join the shares in a folder, and judge them")
     add("--out", type=Path, metavar="FILE", help="where to keep the result (default: the ledger's)")
     add("--table", action="store_true", help="write LEDGER.md and README's column from the results")
     args = parser.parse_args(argv)
-    if args.name:
+    if args.name and args.collect:
+        print(collect(args.name, args.collect, args.out, root))
+    elif args.name and args.seed is not None:
+        share(args.name, args.seed, args.out, root)
+    elif args.name:
         reproduce(args.name, args.seeds, args.out, root)
+    elif args.collect or args.seed is not None:
+        raise ValueError("name the experiment: without a name they are listed")
     elif not args.table:
         for name in names(root):
             experiment = load(name, root)
@@ -812,6 +820,58 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
             write(path, text)
         print("LEDGER.md and README.md say what the results say.")
     return 0
+
+
+def keep(result: Result, path: Path) -> None:
+    """Write a result as the ledger keeps it."""
+    text = json.dumps(asdict(result), indent=1, ensure_ascii=False, allow_nan=False)
+    # A list on one line: a seed more then changes a line, not the file.
+    text = re.sub(r"\[\n[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
+    write(path, text + "\n")
+
+
+def share(name: str, seed: int, out: Path | None, root: Path = ROOT) -> None:
+    """Run one seed of an experiment and keep it in a file of its own, to be collected.
+
+    Raises: ValueError if the seed is negative.
+    """
+    if seed < 0:
+        raise ValueError(f"a seed is 0 or more, not {seed}")
+    path = out or Path(f"{name}-{seed}.json")
+    target(path)  # told before the run
+    keep(run(name, [seed], root), path)
+    print(f"{path}: seed {seed}; hand it in")
+
+
+def collect(name: str, folder: Path, out: Path | None = None, root: Path = ROOT) -> str:
+    """Join what a class measured, one seed or more in each file, and judge it as the ledger does.
+
+    Seeds may come from many machines and versions; the last line says from how many.
+
+    Raises: ValueError naming the file that is another experiment's, was run with another config, or
+            has a seed that another file has too; or if there are fewer than two seeds.
+    """
+    experiment = load(name, root)
+    wanted = json.loads(json.dumps(experiment.config))
+    joined: Result | None = None
+    whose: dict[int, str] = {}
+    machines = set()
+    for path in sorted(folder.rglob("*.json")):
+        one = read(path)
+        if one.name != name or one.config != wanted:
+            what = "of another experiment" if one.name != name else "with another config"
+            raise ValueError(f"{path}: a result {what}: {one.name}, not {name} as it is here")
+        if twice := [seed for seed in one.seeds if seed in whose]:
+            raise ValueError(f"{path}: seed {twice[0]} is in {whose[twice[0]]} too")
+        whose |= dict.fromkeys(one.seeds, path.relative_to(folder).as_posix())
+        machines.add(json.dumps([one.versions, one.hardware], sort_keys=True))
+        joined = together(joined, one) if joined else one
+    if joined is None or len(joined.seeds) < 2:
+        raise ValueError(f"{folder} holds {len(whose)} seeds; an interval needs at least 2")
+    if out:
+        keep(joined, out)
+    of = f"{len(whose)} seeds of {len(machines)} kinds of machine"
+    return f"{experiment.title}\n\n{rows(experiment, joined)}\n{of}"
 
 
 def reproduce(name: str, seeds: int | None, out: Path | None, root: Path = ROOT) -> Result:
@@ -837,10 +897,7 @@ def reproduce(name: str, seeds: int | None, out: Path | None, root: Path = ROOT)
     else:
         print(f"{experiment.title}: {seeds} seeds ...", flush=True)
         result = run(name, range(seeds), root)
-    text = json.dumps(asdict(result), indent=1, ensure_ascii=False, allow_nan=False)
-    # A list on one line: a seed more then changes a line, not the file.
-    text = re.sub(r"\[\n[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
-    write(path, text + "\n")
+    keep(result, path)
     print(rows(experiment, result))
     print(f"{path}: kept, {result.seconds:.0f} s")
     return result

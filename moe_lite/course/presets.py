@@ -163,7 +163,7 @@ PRESETS = {
 _DOCS = "transformers 5.23, defaults of its config"
 PUBLISHED = {
     "GShard-600B": Published(
-        2020, "600B", None, "softmax, second by lot", "loss", "2.0 x mean", "bf16",
+        2020, "600B", None, "softmax, second at random", "loss", "2.0 x mean", "bf16",
         "arXiv:2006.16668, Table 1, Algorithm 1, appendix A.2",
     ),
     "Switch-Base": Published(
@@ -263,6 +263,45 @@ PUBLISHED = {
 }  # fmt: skip
 """What was published of each; how a total that looks different was counted, the tests say."""
 
+DEFAULTS, MODEL = "transformers' defaults", "transformers' model of these sizes"
+READ = {
+    "GShard-600B": "nothing",
+    "Switch-Base": MODEL,
+    "Switch-C": "nothing",
+    "Mixtral 8x7B": DEFAULTS,
+    "Mixtral 8x22B": MODEL,
+    "DeepSeekMoE-16B": "README: 16.4B",
+    "DBRX": "README: 132B, 36B, 4 of 16 experts; " + MODEL,
+    "DeepSeek-V2": "README: 236B, 21B; " + MODEL,
+    "OLMoE": "README: 6.9B, 1.3B; " + MODEL,
+    "DeepSeek-V3": DEFAULTS,
+    "Qwen3-30B-A3B": "card: loss over the global batch; " + MODEL,
+    "Qwen3-235B-A22B": "card of its sibling: loss over the global batch; " + MODEL,
+    "Llama 4 Scout": DEFAULTS,
+    "Llama 4 Maverick": MODEL,
+    "Kimi K2": "README: 1T, 32B, 61 layers, 8 of 384 experts and a shared one, 2048 wide; " + MODEL,
+    "GLM-4.5": "README: 355B, 32B; " + MODEL,
+    "GLM-4.5-Air": "README: 106B, 12B; " + MODEL,
+    "gpt-oss-120b": "README: 117B, 5.1B, experts in MXFP4; " + DEFAULTS,
+    "gpt-oss-20b": "README: 21B, 3.6B, experts in MXFP4; " + MODEL,
+    "LongCat-Flash": "abstract: 560B, 27B on average, experts that compute nothing",
+    "Qwen3-Next-80B-A3B": DEFAULTS,
+    "MiniMax-M2": "README: 230B, 10B; " + DEFAULTS,
+    "DeepSeek-V3.2": DEFAULTS,
+    "Nemotron 3 Nano": MODEL,
+    "GLM-5": DEFAULTS,
+    "Qwen3.5-35B-A3B": DEFAULTS,
+    "Gemma 4 26B-A4B": MODEL,
+    "DeepSeek-V4-Flash": DEFAULTS,
+}
+"""What of a model's sources was opened for this table, and what stands there.
+
+"defaults" are the sizes that transformers' own config has when nothing is passed; "of these sizes"
+is its model, given sizes that were known and not read. All else in a row, how tokens choose and
+what evens the load among it, was known beforehand and not looked up: `Published.source` says where
+it can be.
+"""
+
 
 def granularity(a: Architecture) -> float:
     """Return into how many parts an FFN of width 4 D is cut: 4 D / F of an expert.
@@ -276,7 +315,8 @@ def granularity(a: Architecture) -> float:
 
 
 def table(since: int = 0) -> str:
-    """Return who does what in Markdown, oldest first: shape, gate, balance, capacity, precision."""
+    """Return who does what in Markdown, oldest first: shape, gate, balance, capacity, precision,
+    and what was read of its sources."""
     rows = []
     for name, a in PRESETS.items():
         p = PUBLISHED[name]
@@ -287,12 +327,12 @@ def table(since: int = 0) -> str:
         cells = (
             name, str(p.year), total, f"{active:.1f}B", str(a.experts), str(a.top_k),
             str(a.shared) if a.shared else "", f"{granularity(a):.3g}", p.gate, p.balance,
-            p.capacity, p.precision,
+            p.capacity, p.precision, READ[name],
         )  # fmt: skip
         rows.append("| " + " | ".join(cells) + " |")
     head = (
         "| model | year | total | active | E | K | shared | granularity | gate | balance "
-        "| full expert | weights |\n|---|---|--:|--:|--:|--:|--:|--:|---|---|---|---|\n"
+        "| full expert | weights | read |\n|---|---|--:|--:|--:|--:|--:|--:|---|---|---|---|---|\n"
     )
     return head + "\n".join(rows) + "\n"
 

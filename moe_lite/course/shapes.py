@@ -136,7 +136,9 @@ class Sheet:
 
     def block(self, x: float, y: float, text: str, *, width: float | None = None) -> Shape:
         """Draw anything else: a sum, a loss, attention."""
-        shape = self._box(x, y, width or self._width(text), 0.42, text, PAPER, LINE)
+        tall = 0.42 + 0.22 * text.count("\n")
+        name = text.replace("\n", " ")
+        shape = self._box(x, y, width or self._width(text), tall, name, PAPER, LINE)
         self._words(x, y, text)
         return shape
 

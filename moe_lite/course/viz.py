@@ -94,10 +94,14 @@ def routing_map(trace: RoutingTrace, *, ax: Axes | None = None) -> Figure:
     colors = expert_colors(max(r.num_experts for r in trace.layers))
     rgb = np.array([_rgb(c) for c in (*colors, "#FFFFFF")])  # index -1 is the last: white
     ax.imshow(rgb[cells], aspect="auto", interpolation="nearest")
-    if T <= 64:
+    sheet = ax.get_figure()
+    assert sheet is not None
+    wide = 0.85 * ax.get_position().width * 72 * sheet.bbox.width / sheet.dpi / T  # a cell's, in pt
+    size = min(7.0, 1.3 * wide / len(str(len(colors) - 1)))
+    if size >= 4.5:
         for (layer, token), e in np.ndenumerate(cells):
             text = "·" if e < 0 else str(e)
-            ax.text(token, layer, text, ha="center", va="center", fontsize=7,
+            ax.text(token, layer, text, ha="center", va="center", fontsize=size,
                     color=INK if e < 0 else _on(colors[e]))  # fmt: skip
     elif alone and len(colors) <= 16:
         for e, color in enumerate(colors):
@@ -151,7 +155,10 @@ def token_routing(
 
 
 def load_bars(routing: Routing | RoutingTrace, layer: int = 0, *, ax: Axes | None = None) -> Figure:
-    """Draw each expert's share of the kept pairs, with the line where all would be equal.
+    """Draw each expert's share of the kept pairs, and by a mark its share of their gates.
+
+    The line is where all would be equal. A mark far below its bar is an expert that is often
+    second choice: balanced, and hardly used.
 
     Raises: ValueError if a trace is empty or has no such layer.
     """
@@ -163,18 +170,21 @@ def load_bars(routing: Routing | RoutingTrace, layer: int = 0, *, ax: Axes | Non
     E = routing.num_experts
     load = routing.load_E().numpy()
     share = load / max(load.sum(), 1)
+    mass = routing.gates_TE().double().sum(0).numpy()
+    mass = mass / max(mass.sum(), 1e-12)
     ax = ax or _axes(min(12.0, max(4.5, 1 + 0.42 * E)), 2.6)
     ax.bar(range(E), 100 * share, color=expert_colors(E), width=0.8)
     ax.axhline(100 / E, color=INK, lw=1.2, ls="--")
+    ax.plot(range(E), 100 * mass, ls="", marker="_", ms=min(16, 240 / E), mew=2.5, color=INK)
     for e, s in enumerate(share):
         ax.annotate(f"{100 * s:.1f}", (e, 100 * s), xytext=(0, 2), textcoords="offset points",
                     ha="center", va="bottom", fontsize=8 if E <= 16 else 5.5,
                     rotation=0 if E <= 32 else 90)  # fmt: skip
     ax.set_xticks(range(E), [str(e) for e in range(E)], fontsize=9 if E <= 32 else 5.5)
     ax.set_xlim(-0.6, E - 0.4)
-    ax.set_ylim(0, 100 * max(share.max(), 1 / E) * 1.25)
+    ax.set_ylim(0, 100 * max(share.max(), mass.max(), 1 / E) * 1.25)
     title = f"Load{where} (dashed: equal share, {100 / E:.1f}%)"
-    return _finish(ax, title, "expert", "share of pairs (%)")
+    return _finish(ax, title, "expert", "share of pairs (mark: of gates), %")
 
 
 def overview(trace: RoutingTrace, layer: int = 0) -> Figure:

@@ -151,8 +151,10 @@ def test_the_filter_keeps_one_experts_tokens(open_page, make_trace):
     page = open_page(RoutingExplorer(trace, layer=2))
     rows = page.locator(".load .bar")
     routing = trace.layers[2]
-    load_E = routing.load_E()
+    load_E, mass_E = routing.load_E(), routing.gates_TE().sum(0)
     for e in range(8):
+        mass = rows.nth(e).locator(".mass").inner_text().rstrip("%")
+        assert float(mass) == pytest.approx((100 * mass_E[e] / mass_E.sum()).item(), abs=0.06)
         assert (
             rows.nth(e).locator(".value").inner_text() == f"{100 * load_E[e] / load_E.sum():.1f}%"
         )

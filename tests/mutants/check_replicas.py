@@ -57,7 +57,7 @@ def work_of_a_copy(load_E, spare):
 
 
 def one_too_many(load_E, spare):
-    """not, one by one, a copy for whoever has the most load per copy"""
+    """not, one by one, a copy for the expert with the most load per copy"""
     return _greedy(load_E, spare + 1, max)
 
 

@@ -519,3 +519,16 @@ check_balance_is_used = [
         lambda loss: bool(loss(torch.tensor(2.5), _leaning().detach(), 1.0) > 2.5),
     ),
 ]
+
+
+WORTH = "not the square of the gates' sum over the sum of their squares"
+check_experts_worth = [
+    ("the sum of squares", "this is the sum of squares", lambda g: (g * g).sum(1)),
+    ("a root too much", "the root is not taken", lambda g: g.sum(1) / g.norm(dim=1)),
+    ("the mean squared", "square the sum, not the mean", lambda g: g.mean(1) ** 2 / (g * g).sum(1)),
+    ("cubes", WORTH, lambda g: g.sum(1) ** 3 / (g**3).sum(1)),
+    ("over the tokens", "experts_worth: ", lambda g: g.sum(0) ** 2 / (g * g).sum(0)),
+    ("of the two largest", "experts_worth: ",
+     lambda g: g.topk(2).values.sum(1) ** 2 / g.topk(2).values.square().sum(1)),
+    ("K for all", "experts_worth: ", lambda g: torch.full((len(g),), float(g.shape[1]))),
+]  # fmt: skip

@@ -1,5 +1,8 @@
 """Chapter 13's harvest: (what a learner did, a phrase of what the check says, the answer)."""
 
+import torch
+import torch.nn.functional as F
+
 check_least_time = [
     ("adds them", "at the same time", lambda a, b, p, w: a / p + b / w),
     ("multiplies", "least_time: ", lambda a, b, p, w: (a / p) * (b / w)),
@@ -37,4 +40,85 @@ check_three_reasons = [
     ("turned round", "the sign is turned round", lambda d, r, p, m: (d - r, r - p, p - m)),
     ("two parts", "three_reasons: ", lambda d, r, p, m: (p - d, m - p)),
     ("the sum alone", "three_reasons: ", lambda d, r, p, m: m - d),
+]
+
+
+def _run(x, w1, w3, w2, o, cut=None, act=F.silu):
+    out = [
+        F.linear(act(F.linear(a, b)) * F.linear(a, c), d)
+        for a, b, c, d in zip(
+            (cut or x.split)(o.diff().tolist()), w1.unbind(), w3.unbind(), w2.unbind(), strict=True
+        )
+    ]
+    return torch.cat(out)
+
+
+def _sliced(x, w1, w3, w2, o):
+    return torch.cat(
+        [
+            F.linear(F.silu(F.linear(a, w1[e])) * F.linear(a, w3[e]), w2[e])
+            for e, a in enumerate(x.split(o.diff().tolist()))
+        ]
+    )
+
+
+def _row_by_row(x, w1, w3, w2, o):
+    e = torch.searchsorted(o[1:].contiguous(), torch.arange(len(x)), right=True)
+    up = F.silu(torch.einsum("rd,rfd->rf", x, w1[e])) * torch.einsum("rd,rfd->rf", x, w3[e])
+    return torch.einsum("rf,rdf->rd", up, w2[e])
+
+
+check_expert_blocks = [
+    ("one slice after another", "right, but the backward pass writes", _sliced),
+    ("a copy of the weights for each row", "right, but the backward pass writes", _row_by_row),
+    (
+        "w1 and w3 swapped",
+        "silu belongs to w1's projection",
+        lambda x, a, b, c, o: _run(x, b, a, c, o),
+    ),
+    ("relu", "that is a ReLU, not silu", lambda x, a, b, c, o: _run(x, a, b, c, o, act=torch.relu)),
+    (
+        "even blocks",
+        "not each block of rows through its own expert",
+        lambda x, a, b, c, o: torch.cat(
+            [
+                F.linear(F.silu(F.linear(p, q)) * F.linear(p, r), s)
+                for p, q, r, s in zip(
+                    x.tensor_split(len(a)), a.unbind(), b.unbind(), c.unbind(), strict=True
+                )
+            ]
+        ),
+    ),
+    (
+        "weights detached",
+        "right numbers, but no gradient reaches w1, so what is behind can never learn",
+        lambda x, a, b, c, o: _run(x, a.detach(), b.detach(), c.detach(), o),
+    ),
+    (
+        "rows detached",
+        "right numbers, but no gradient reaches x_RD, so what is behind can never learn",
+        lambda x, a, b, c, o: _run(x.detach(), a, b, c, o),
+    ),
+    (
+        "expert 0 for all",
+        "expert 0's weights were used for every block",
+        lambda x, a, b, c, o: F.linear(F.silu(F.linear(x, a[0])) * F.linear(x, b[0]), c[0]),
+    ),
+    (
+        "experts from the back",
+        "not each block of rows through its own expert",
+        lambda x, a, b, c, o: _run(x, a.flip(0), b.flip(0), c.flip(0), o),
+    ),
+    (
+        "silu of the product",
+        "not each block of rows through its own expert",
+        lambda x, a, b, c, o: torch.cat(
+            [
+                F.linear(F.silu(F.linear(p, q) * F.linear(p, r)), s)
+                for p, q, r, s in zip(
+                    x.split(o.diff().tolist()), a.unbind(), b.unbind(), c.unbind(), strict=True
+                )
+            ]
+        ),
+    ),
 ]

@@ -367,7 +367,7 @@ def _copies(load, spare, weight=lambda load, n: load / n):
 check_replicas = [
     (
         "by the load after one more",
-        "not, one by one, a copy for whoever has the most load per copy",
+        "not, one by one, a copy for the expert with the most load per copy",
         lambda load, spare: _copies(load, spare, lambda a, n: a / (n + 1)),
     ),
     (
@@ -385,17 +385,17 @@ check_replicas = [
     ),
     (
         "one spare place left free",
-        "not, one by one, a copy for whoever has the most load per copy",
+        "not, one by one, a copy for the expert with the most load per copy",
         lambda load, spare: _copies(load, max(0, spare - 1)),
     ),
     (
         "idle experts are not held",
-        "not, one by one, a copy for whoever has the most load per copy",
+        "not, one by one, a copy for the expert with the most load per copy",
         lambda load, spare: [n * (a > 0) for n, a in zip(_copies(load, spare), load, strict=True)],
     ),
     (
         "in proportion, rounded down, and one",
-        "not, one by one, a copy for whoever has the most load per copy",
+        "not, one by one, a copy for the expert with the most load per copy",
         lambda load, spare: [1 + int(spare * a / max(1, sum(load))) for a in load],
     ),
     (
@@ -404,3 +404,35 @@ check_replicas = [
         lambda load, spare: sorted(_copies(load, spare), reverse=True),
     ),
 ]
+
+
+def _nodes(s, nodes, k, limit, best=None):
+    s_TNM = s.view(len(s), nodes, -1)
+    worth = s_TNM.topk(best or k // limit, dim=-1).values.sum(-1)
+    kept = torch.zeros(len(s), nodes).scatter(1, worth.topk(limit).indices, 1)
+    picked = s_TNM.masked_fill(kept[..., None] == 0, -torch.inf).flatten(1).topk(k).indices
+    return kept, picked // s_TNM.shape[-1]
+
+
+def _others(node_TK, home_T):
+    return torch.tensor([len(set(n) - {h}) for n, h in
+                         zip(node_TK.tolist(), home_T.tolist(), strict=True)])  # fmt: skip
+
+
+check_copies_leaving = [
+    ("the limit itself", "copies_leaving: ", lambda s, h, n, k, m: torch.full_like(h, m)),
+    ("the limit less one for home", "copies_leaving: ",
+     lambda s, h, n, k, m: torch.full_like(h, m - 1)),
+    ("all nodes that are allowed", "a node that is allowed but not chosen",
+     lambda s, h, n, k, m: _nodes(s, n, k, m)[0].scatter(1, h[:, None], 0).sum(1)),
+    ("whether any leaves", "how many nodes, not whether",
+     lambda s, h, n, k, m: (_nodes(s, n, k, m)[1] != h[:, None]).any(1)),
+    ("what stays", "copies_leaving: ",
+     lambda s, h, n, k, m: (_nodes(s, n, k, m)[1] == h[:, None]).sum(1)),
+    ("the worst nodes", "copies_leaving: ",
+     lambda s, h, n, k, m: _others(_nodes(-s, n, k, m)[1], h)),
+    ("only the first choice travels", "copies_leaving: ",
+     lambda s, h, n, k, m: (_nodes(s, n, k, m)[1][:, 0] != h).long()),
+    ("home node taken for an expert", "copies_leaving: ",
+     lambda s, h, n, k, m: _others(_nodes(s, n, k, m)[1], h // (s.shape[1] // n))),
+]  # fmt: skip

@@ -32,7 +32,7 @@ def _sorted(load_E, spare):
     return sorted(copies_E, reverse=True)
 
 
-GREEDY = "not, one by one, a copy for whoever has the most load per copy"
+GREEDY = "not, one by one, a copy for the expert with the most load per copy"
 check_replicas = [
     ("halves the load for every copy more", GREEDY, _halve),
     ("doubles the busiest, each once", "replicas: ", _once_each),
@@ -40,3 +40,29 @@ check_replicas = [
     ("gives everybody all spare places", GREEDY, _each_gets_all),
     ("sorts the copies", "the right numbers, but in another order", _sorted),
 ]
+
+
+def _reads(E, K, T):
+    return E * (1 - (1 - K / E) ** T)
+
+
+EXPERTS = "not the experts of g + 1 tokens over the tokens that a check keeps"
+check_reads_per_token = [
+    ("the token of the check left out", "the check itself gives a token",
+     lambda E, K, g, p: _reads(E, K, g + 1) / max(1e-9, sum(p**i for i in range(1, g + 1)))),
+    ("all or nothing", "keeps the first two",
+     lambda E, K, g, p: _reads(E, K, g + 1) / (1 + g * p**g)),
+    ("one power too few", "the powers of p go up to g",
+     lambda E, K, g, p: _reads(E, K, g + 1) / max(1e-9, sum(p**i for i in range(g)))),
+    ("one power too many", EXPERTS,
+     lambda E, K, g, p: _reads(E, K, g + 1) / sum(p**i for i in range(g + 2))),
+    ("the endless sum", "reads_per_token",
+     lambda E, K, g, p: _reads(E, K, g + 1) * (1 - p)),
+    ("how much worse than one token", "how many times what a token reads alone",
+     lambda E, K, g, p: _reads(E, K, g + 1) / sum(p**i for i in range(g + 1)) / K),
+    ("reads only for the right ones", EXPERTS,
+     lambda E, K, g, p: _reads(E, K, sum(p**i for i in range(g + 1)))
+     / sum(p**i for i in range(g + 1))),
+    ("whole experts", "reads_per_token",
+     lambda E, K, g, p: round(_reads(E, K, g + 1) / sum(p**i for i in range(g + 1)))),
+]  # fmt: skip

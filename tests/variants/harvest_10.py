@@ -178,3 +178,9 @@ def _jacobian(loss):
 
 
 check_balance_is_used = [("backward, tried", _backward), ("autograd's jacobian, 0-d", _jacobian)]
+
+
+check_experts_worth = [
+    ("token by token", lambda g: [sum(row) ** 2 / sum(x * x for x in row) for row in g.tolist()]),
+    ("by the spread", lambda g: g.shape[1] / (1 + g.var(1, correction=0) / g.mean(1) ** 2)),
+]

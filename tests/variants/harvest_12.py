@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 check_block_counts = [
     (
@@ -102,25 +101,3 @@ check_sum_by_token = [
         ),
     ),
 ]
-
-
-def _split_once(x, w1, w3, w2, o):
-    parts = [torch.split(w, 1) for w in (w1, w3, w2)]
-    return torch.vstack(
-        [
-            (F.silu(a @ b[0].T) * (a @ c[0].T)) @ d[0].T
-            for a, b, c, d in zip(x.tensor_split(o[1:-1].tolist()), *parts, strict=True)
-        ]
-    )
-
-
-def _padded(x, w1, w3, w2, o):
-    n = o.diff()
-    e = torch.repeat_interleave(torch.arange(len(n)), n)
-    place = torch.arange(len(x)) - o[e]
-    wide = x.new_zeros(len(n), max(int(n.max()), 1), x.shape[1]).index_put((e, place), x)
-    up = F.silu(wide @ w1.mT) * (wide @ w3.mT)
-    return (up @ w2.mT)[e, place]
-
-
-check_expert_blocks = [("split once", _split_once), ("one batched product", _padded)]

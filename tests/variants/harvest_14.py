@@ -130,3 +130,27 @@ def _by_quotients(load, spare):
     quotients = [(-Fraction(a, n), n, e) for e, a in enumerate(load) for n in range(1, spare + 1)]
     seats = sorted(quotients, key=lambda q: (q[0], q[2]))[:spare]
     return np.array([1 + sum(e == i for _, _, e in seats) for i in range(len(load))])
+
+
+def _by_rank(score_TE, home_T, nodes, top_k, limit):
+    out, size = [], score_TE.shape[1] // nodes
+    for row, home in zip(score_TE, home_T, strict=True):
+        best = [row[n * size : (n + 1) * size].sort(descending=True).values for n in range(nodes)]
+        worth = torch.stack([b[: top_k // limit].sum() for b in best])
+        allowed = set(worth.argsort(descending=True)[:limit].tolist())
+        order = [e for e in row.argsort(descending=True).tolist() if e // size in allowed]
+        out.append(sum(1 for node in {e // size for e in order[:top_k]} if node != int(home)))
+    return torch.tensor(out)
+
+
+def _one_hot(score_TE, home_T, nodes, top_k, limit):
+    s_TNM = score_TE.unflatten(1, (nodes, -1))
+    worth_TN = s_TNM.sort(-1, descending=True).values[..., : top_k // limit].sum(-1)
+    kept_TN = torch.nn.functional.one_hot(worth_TN.topk(limit).indices, nodes).sum(1)
+    masked = torch.where(kept_TN[..., None] > 0, s_TNM, -1e9).flatten(1)
+    used = torch.nn.functional.one_hot(masked.topk(top_k).indices, score_TE.shape[1]).sum(1)
+    there = used.unflatten(1, (nodes, -1)).sum(-1) > 0
+    return (there & (torch.arange(nodes) != home_T[:, None])).sum(1).tolist()
+
+
+check_copies_leaving = [("row by row", _by_rank), ("by one-hot", _one_hot)]

@@ -2,6 +2,8 @@
 
 from fractions import Fraction
 
+import torch
+
 
 def _exact(load_E, spare):
     copies_E = [1] * len(load_E)
@@ -21,3 +23,22 @@ def _by_recursion(load_E, spare):
 
 
 check_replicas = [("compares exact fractions", _exact), ("by recursion", _by_recursion)]
+
+
+def _draws_by_expectation(E, K, g, p):
+    spared = 1.0
+    for _ in range(g + 1):
+        spared *= (E - K) / E
+    # 1, p, p², ...: the chance that the token after so many guesses is kept
+    kept, chance = 0.0, 1.0
+    for _ in range(g + 1):
+        kept, chance = kept + chance, chance * p
+    return (E - E * spared) / kept
+
+
+check_reads_per_token = [
+    ("step by step", _draws_by_expectation),
+    ("as a tensor", lambda E, K, g, p: torch.tensor(
+        E * (1 - (1 - K / E) ** (g + 1)), dtype=torch.float64)
+        / (torch.tensor(p, dtype=torch.float64) ** torch.arange(g + 1)).sum()),
+]  # fmt: skip

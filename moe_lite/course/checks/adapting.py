@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .verdict import Check, fit, number, randn, refuse
+from .verdict import Check, Mistakes, fit, number, randn, refuse
 
 
 def check_quantize(quantize: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -64,3 +64,140 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
         wrong(f"q * scale is up to {worst:.3g} steps away from w; rounding costs half a step, the "
               "step being the row's largest absolute value / 127")  # fmt: skip
     return True
+
+
+def _means(value_N: Tensor, expert_N: Tensor, E: int, per: Tensor | None = None) -> Tensor:
+    """Add up each expert's pairs and divide, by their number unless told by what."""
+    sum_E = torch.zeros(E, dtype=value_N.dtype).index_add(0, expert_N, value_N)
+    return sum_E / (expert_N.bincount(minlength=E).clamp(min=1) if per is None else per)
+
+
+def check_reap(reap: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> None:
+    """Check REAP's score: (expert_N, gate_N, answer_ND, num_experts) -> score_E."""
+
+    def right(expert_N: Tensor, gate_N: Tensor, answer_ND: Tensor, E: int) -> Tensor:
+        return _means(gate_N * answer_ND.norm(dim=-1), expert_N, E)
+
+    def mistakes(expert_N: Tensor, gate_N: Tensor, answer_ND: Tensor, E: int) -> Mistakes:
+        length_N, many = answer_ND.norm(dim=-1), torch.tensor(float(len(expert_N)))
+        one = torch.tensor(1.0)
+        middle_ED = torch.stack([_means(gate_N * x_N, expert_N, E) for x_N in answer_ND.T], 1)
+        return [
+            ("that is a sum; the mean does not ask how often an expert is used",
+             _means(gate_N * length_N, expert_N, E, one)),
+            ("divide by the expert's own pairs, not by all: else a busy one is ahead again",
+             _means(gate_N * length_N, expert_N, E, many)),
+            ("this is use, the share of pairs; REAP looks at what an expert does",
+             expert_N.bincount(minlength=E) / many),
+            ("the gates are left out: an answer counts as much as it is weighed",
+             _means(length_N, expert_N, E)),
+            ("these are the gates alone; how long is the answer?", _means(gate_N, expert_N, E)),
+            ("the length is the root of the sum of squares; this is its square",
+             _means(gate_N * length_N**2, expert_N, E)),
+            ("the length is the root of the sum of squares, not the sum of absolute values",
+             _means(gate_N * answer_ND.abs().sum(-1), expert_N, E)),
+            ("the length first, then the mean: answers that point apart cancel in a sum of vectors",
+             middle_ED.norm(dim=-1)),
+            ("a mean of products is not the product of two means",
+             _means(gate_N, expert_N, E) * _means(length_N, expert_N, E))]  # fmt: skip
+
+    wrong = "not the mean over an expert's pairs of gate times length of the answer"
+    check = Check("reap", reap, right, mistakes, wrong)
+    # Expert 0: 0.5 x 5 and 0.25 x 2, mean 1.5; expert 1: 0.75 x 2; expert 2: nobody came.
+    check.on("experts [0, 1, 0], gates [0.5, 0.75, 0.25], answers [[3, 4], [0, -2], [0, 2]], E = 3",
+             torch.tensor([0, 1, 0]), torch.tensor([0.5, 0.75, 0.25]),
+             torch.tensor([[3.0, 4], [0, -2], [0, 2]]), 3)  # fmt: skip
+    for seed, (N, E, D) in enumerate(((40, 4, 3), (60, 8, 5), (12, 2, 7))):
+        expert_N = randn(seed, N, E).argmax(1)
+        gate_N = randn(seed + 9, N).sigmoid()
+        check.on(f"{N} pairs, {E} experts", expert_N, gate_N, randn(seed + 5, N, D), E)
+    check.passed("what an expert says, weighed as it is weighed, however often it is asked.")
+
+
+def check_prune_router(prune: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> None:
+    """Check pruning the router: (router_ED, score_E, drop) -> (its rows that stay, number_E)."""
+
+    def right(router_ED: Tensor, score_E: Tensor, drop: int) -> tuple[Tensor, Tensor]:
+        keep = score_E.argsort(descending=True)[: len(score_E) - drop].sort().values
+        number_E = torch.full((len(score_E),), -1)
+        number_E[keep] = torch.arange(len(keep))
+        return router_ED[keep], number_E
+
+    def mistakes(router_ED: Tensor, score_E: Tensor, drop: int) -> Mistakes:
+        (E, D), (rows, number_E) = router_ED.shape, right(router_ED, score_E, drop)
+        stays_E = number_E >= 0
+        best = score_E.argsort(descending=True)[: E - drop]
+        by_score_E = torch.full((E,), -1)
+        by_score_E[best] = torch.arange(E - drop)
+        same_E = torch.arange(E)
+        return [
+            ("a row of zeros is no pruned row: its logit is 0, and 0 may well win; take it out",
+             (router_ED * stays_E[:, None], ...)),
+            ("these are the ones with the highest scores; they are to stay",
+             right(router_ED, -score_E, drop)),
+            ("the last ones are gone, whatever their scores",
+             (router_ED[: E - drop], same_E.where(same_E < E - drop, -1))),
+            ("the experts lie in their old order, so the rows must; sorted by score, each token "
+             "goes to a stranger", (router_ED[best], by_score_E)),
+            ("an expert is a row; these are columns",
+             (router_ED[:, : E][:, stays_E], ...) if D >= E else None),
+            ("these are the old numbers of those that stay; asked is each old expert's new number",
+             (rows, stays_E.nonzero()[:, 0])),
+            ("those behind a gap move up: new numbers are 0, 1, 2 ... without one",
+             (rows, same_E.where(stays_E, -1))),
+            ("an expert that is gone has no number, -1", (rows, stays_E.cumsum(0) - 1)),
+            ("numbers begin at 0", (rows, (stays_E.cumsum(0)).where(stays_E, -1))),
+            ("these say whether an expert stays, not its new number", (rows, stays_E))]  # fmt: skip
+
+    check = Check("prune_router", prune, right, mistakes,
+                  "not the rows of the experts that stay, in their order, and their new numbers",
+                  parts=("rows", "numbers"))  # fmt: skip
+    check.on("four rows, scores [0.3, 0.1, 0.4, 0.2], drop 1",
+             torch.arange(12.0).view(4, 3), torch.tensor([0.3, 0.1, 0.4, 0.2]), 1)  # fmt: skip
+    for seed, (E, D, drop) in enumerate(((6, 8, 2), (8, 8, 3), (5, 2, 1))):
+        check.on(f"{E} experts, drop {drop}", randn(seed, E, D), randn(seed + 1, E), drop)
+    check.passed("rows out, the others in their old order, and numbers without a gap.")
+
+
+def check_distinct_copies(distinct_copies: Callable[[Tensor], int]) -> None:
+    """Check how many different experts there are: w_EFD -> a whole number, equal within 1e-6."""
+
+    def right(w_EFD: Tensor) -> int:
+        near_EE = (w_EFD[:, None] - w_EFD).flatten(2).abs().amax(-1) <= 1e-6
+        return int((near_EE.long().argmax(1) == torch.arange(len(w_EFD))).sum())
+
+    def mistakes(w_EFD: Tensor) -> Mistakes:
+        E, count = len(w_EFD), right(w_EFD)
+        near_EE = (w_EFD[:, None] - w_EFD).flatten(2).abs().amax(-1) <= 1e-6
+        rounded = w_EFD.double().mul(1e5).round()
+        return [
+            ("copies that differ by rounding alone are one and the same: allow 1e-6",
+             len(w_EFD.flatten(1).unique(dim=0))),
+            ("all experts were counted, equal or not", E),
+            ("these differ from expert 0; among themselves they may be equal, and expert 0 is one "
+             "too", int((~near_EE[0]).sum())),
+            ("these differ from expert 0, and expert 0; among themselves they may be equal",
+             int((~near_EE[0]).sum()) + 1),
+            ("these are pairs that differ", int((~near_EE).sum()) // 2),
+            ("these have no twin; a group of twins is one expert more",
+             int((near_EE.sum(1) == 1).sum())),
+            ("these are the numbers that occur in the weights, not the experts",
+             len(rounded.unique())),
+            ("equal sums do not make equal experts", len(rounded.sum((1, 2)).unique())),
+            ("the first row alone does not make equal experts", len(rounded[:, 0].unique(dim=0))),
+            ("that is how many are superfluous", E - count)]  # fmt: skip
+
+    wrong = "not the number of experts that differ by more than 1e-6 in some weight"
+    check = Check("distinct_copies", distinct_copies, right, mistakes, wrong)
+    a, b, c = randn(0, 4, 3), randn(1, 4, 3), randn(2, 4, 3)
+    rounded = a + 1e-8 * randn(3, 4, 3)
+    check.on("four copies of one", torch.stack([a, a, a, a]))
+    check.on("a, b, a, b", torch.stack([a, b, a, b]))
+    check.on("a, a but for rounding, b, c", torch.stack([a, rounded, b, c]))
+    check.on("a, its rows turned round, and b", torch.stack([a, a.flip(0), b]))
+    late = b.clone()
+    late[1:] = c[1:]
+    check.on("b, and two that share its first row", torch.stack([b, late, late, b, c]))
+    check.on("a, b, c, all different", torch.stack([a, b, c]))
+    check.on("one expert", a[None])
+    check.passed("one for each that is unlike all before it.")

@@ -324,12 +324,30 @@ def _seats(T: int) -> list[tuple[str, Seat, bool, str]]:
     ]  # fmt: skip
 
 
+def _crowd(seed: int, T: int) -> tuple[Tensor, Tensor]:
+    scores_TE = randn(seed, T, EXPERTS) + torch.tensor([1.0, 0.3, 0.0, -0.6])
+    top_TK, expert_TK = scores_TE.topk(2)
+    return top_TK, expert_TK
+
+
+def _cutting_shows(top_TK: Tensor, expert_TK: Tensor) -> bool:
+    """Ask whether foresight shows by cutting off the end too, the least that an answer may try."""
+
+    def shows(seat: Seat) -> bool:
+        gate_TK = top_TK.softmax(-1)
+        keep_TK = seat(expert_TK, gate_TK)
+        cut = [seat(expert_TK[:t], gate_TK[:t]) for t in range(1, len(expert_TK))]
+        return any(not torch.equal(part, keep_TK[: len(part)]) for part in cut)
+
+    return shows(_by("choice")) and shows(_by("gate"))
+
+
 def check_looks_ahead(looks_ahead: Callable[[Seat, Tensor, Tensor], bool]) -> None:
     """Check a detector of foresight: (seat, expert_TK, gate_TK) -> bool."""
     check = Check("looks_ahead", looks_ahead)
     for seed, T in enumerate((16, 16, 11)):
-        scores_TE = randn(seed, T, EXPERTS) + torch.tensor([1.0, 0.3, 0.0, -0.6])
-        top_TK, expert_TK = scores_TE.topk(2)
+        draws = (_crowd(seed + step, T) for step in range(0, 3000, 3))
+        top_TK, expert_TK = next(draw for draw in draws if _cutting_shows(*draw))
         for name, seat, right, verdict in _seats(T):
             check.on(f"{T} tokens, {EXPERTS} experts, {PLACES} places each: {name}", seat,
                      expert_TK, top_TK.softmax(-1), right=right, otherwise=verdict)  # fmt: skip

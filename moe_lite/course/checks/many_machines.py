@@ -108,3 +108,70 @@ def check_rank_weights(rank_weights: Callable[[Tensor], Tensor]) -> None:
     for tokens in ([30, 10], [7, 0, 3], [5, 5, 5, 5], [4, 1, 2], [9], [0, 0, 6, 2, 1]):
         check.on(f"tokens {tokens}", torch.tensor(tokens))
     check.passed("R times a rank's share of the tokens: the mean over all of them, everywhere.")
+
+
+Leaving = Callable[[Tensor, Tensor, int, int, int], Tensor]
+
+
+def check_copies_leaving(copies_leaving: Leaving) -> None:
+    """Check copies that leave a node: (score_TE, home_T, nodes, top_k, limit) -> copies_T."""
+
+    def chosen(score_TE: Tensor, nodes: int, k: int, limit: int, worth: str = "best") -> Tensor:
+        node_TNE = score_TE.view(len(score_TE), nodes, -1)
+        size = node_TNE.shape[-1]
+        take = {"best": min(k // limit, size), "one": 1, "all": size}[worth]
+        kept_TM = node_TNE.topk(take).values.sum(-1).topk(limit).indices
+        lost_TN = torch.ones(len(score_TE), nodes, dtype=torch.bool).scatter(1, kept_TM, False)
+        allowed_TE = score_TE.masked_fill(lost_TN.repeat_interleave(size, 1), -torch.inf)
+        return allowed_TE.topk(k).indices
+
+    def others(node_TK: Tensor, home_T: Tensor, nodes: int) -> Tensor:
+        """Count the nodes that hold one of a token's experts, without its own."""
+        there_TN = torch.zeros(len(node_TK), nodes, dtype=torch.bool).scatter(1, node_TK, True)
+        return there_TN.scatter(1, home_T[:, None], False).sum(1)
+
+    def right(score_TE: Tensor, home_T: Tensor, nodes: int, k: int, limit: int) -> Tensor:
+        size = score_TE.shape[1] // nodes
+        return others(chosen(score_TE, nodes, k, limit) // size, home_T, nodes)
+
+    def mistakes(score_TE: Tensor, home_T: Tensor, nodes: int, k: int, limit: int) -> Mistakes:
+        size = score_TE.shape[1] // nodes
+        node_TK = chosen(score_TE, nodes, k, limit) // size
+        away_TK = node_TK != home_T[:, None]
+        spread_TK = chosen(score_TE, nodes, k, limit) % nodes
+        every_T = away_TK.any(1)
+
+        def by(worth: str) -> Tensor:
+            return others(chosen(score_TE, nodes, k, limit, worth) // size, home_T, nodes)
+
+        node_TNE = score_TE.view(len(score_TE), nodes, -1)
+        kept_TM = node_TNE.topk(min(k // limit, size)).values.sum(-1).topk(limit).indices
+        return [
+            ("all nodes were allowed: keep the best few, then choose among their experts",
+             others(score_TE.topk(k).indices // size, home_T, nodes)),
+            ("a node gets one copy, however many of its experts a token wants", away_TK.sum(1)),
+            ("what stays in the token's own node does not leave it",
+             others(node_TK, torch.full_like(home_T, nodes), nodes + 1)),
+            ("a node that is allowed but not chosen gets no copy", others(kept_TM, home_T, nodes)),
+            ("a node is judged by its best k / limit experts together, not by one", by("one")),
+            ("a node is judged by its best k / limit experts, not by all that it has", by("all")),
+            ("experts are neighbours; here they are dealt out like cards",
+             others(spread_TK, home_T, nodes)),
+            ("a token may need two copies and more: how many nodes, not whether one", every_T),
+            ("keep the tokens apart: this is their sum",
+             right(score_TE, home_T, nodes, k, limit).sum()),
+        ]  # fmt: skip
+
+    check = Check("copies_leaving", copies_leaving, right, mistakes,
+                  "not one copy for each other node that holds a chosen expert")  # fmt: skip
+    # The nodes' best two: 8 + 3, 9 + 1, 7 + 6. So node 2, experts 4 and 5, and one copy.
+    check.on("scores [[8, 3, 9, 1, 7, 6]], home node 0, 3 nodes, K = 2, limit 1",
+             torch.tensor([[8.0, 3, 9, 1, 7, 6]]), torch.tensor([0]), 3, 2, 1)  # fmt: skip
+    check.on("scores [[9, 8, 7, 1, 2, 3]], home node 2, 3 nodes, K = 2, limit 2",
+             torch.tensor([[9.0, 8, 7, 1, 2, 3]]), torch.tensor([2]), 3, 2, 2)  # fmt: skip
+    sizes = (6, 16, 4, 4, 2), (9, 24, 6, 6, 3), (7, 32, 8, 8, 4), (8, 12, 3, 2, 1)
+    for seed, (T, E, nodes, k, limit) in enumerate(sizes):
+        home_T = randn(seed + 7, T, nodes).argmax(1)
+        check.on(f"{T} tokens, {E} experts on {nodes} nodes, K = {k}, limit {limit}",
+                 randn(seed, T, E).sigmoid(), home_T, nodes, k, limit)  # fmt: skip
+    check.passed("the best few nodes, the best experts there, and a copy for each other node.")

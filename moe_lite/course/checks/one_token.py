@@ -38,7 +38,7 @@ def check_first_expert(first_expert: Callable[[Routing, int], int]) -> None:
     check = Check("first_expert", first_expert, lambda routing, token: _mine(routing, token)[0][0],
                   mistakes, "not the token's first expert")  # fmt: skip
     for trace, what in _traces():
-        for token in {0, 1, 2, len(trace.tokens) - 1}:
+        for token in range(len(trace.tokens)):
             check.on(f"{what}, token {token}", trace.layers[0], token)
     check.passed("you can read a routing.")
 
@@ -153,12 +153,14 @@ def _traces() -> list[tuple[RoutingTrace, str]]:
                [[0.3, 0.6, 0.05, 0.05], [0.1, 0.5, 0.3, 0.1], [0.2, 0.05, 0.65, 0.1]],
                [[0.3, 0.1, 0.1, 0.5], [0.2, 0.3, 0.1, 0.4], [0.25, 0.1, 0.05, 0.6]]]  # fmt: skip
     logits = torch.tensor(by_hand).log()
+    few_LTE, bias_E = randn(3, 3, 8, 5), 2 * randn(4, 5)
+    bias_E[few_LTE[0, 0].argmax()] -= 4  # whatever was drawn, the first token shows it
     biased = "chosen with a bias, so that the best score is not always the first choice"
     return [
         (_trace(logits, 2), "three tokens, three layers, four experts"),
         (_trace(randn(1, 3, 9, 6) - torch.arange(6) * 0.8, 2), "nine tokens, three layers"),
         (_trace(randn(2, 4, 7, 8), 3), "seven tokens with three choices, four layers"),
-        (_trace(randn(3, 3, 8, 5), 2, 2 * randn(4, 5)), f"eight tokens, three layers, {biased}"),
+        (_trace(few_LTE, 2, bias_E), f"eight tokens, three layers, {biased}"),
     ]
 
 

@@ -129,7 +129,7 @@ def check_replicas(replicas: Callable[[list[int], int], list[int]]) -> None:
              [load / n for load, n in zip(load_E, copies_E, strict=True)])]  # fmt: skip
 
     check = Check("replicas", replicas, right, mistakes,
-                  "not, one by one, a copy for whoever has the most load per copy")  # fmt: skip
+                  "not, one by one, a copy for the expert with the most load per copy")  # fmt: skip
     # 9 -> 4.5 each, still the most -> 3 each
     check.on("loads [9, 4, 1, 2], room for 2 more", [9, 4, 1, 2], 2)
     check.on("loads [9, 8, 1, 2], room for 2 more", [9, 8, 1, 2], 2)
@@ -137,3 +137,44 @@ def check_replicas(replicas: Callable[[list[int], int], list[int]]) -> None:
     check.on("loads [100, 60, 30, 5, 5, 0], room for 6 more", [100, 60, 30, 5, 5, 0], 6)
     check.on("loads [1, 2, 40, 3, 7, 1, 1, 9], room for 5 more", [1, 2, 40, 3, 7, 1, 1, 9], 5)
     check.passed("the heaviest copy is halved first; who is seldom chosen keeps one.")
+
+
+def check_reads_per_token(reads: Callable[[int, int, int, float], float]) -> None:
+    """Check experts read for a token that is kept: (experts, top_k, guesses, right) -> float."""
+
+    def kept(guesses: int, right: float) -> float:
+        return sum(right**i for i in range(guesses + 1))
+
+    def answer(E: int, K: int, g: int, right: float) -> float:
+        return _in_use(E, K, g + 1) / kept(g, right)
+
+    def mistakes(E: int, K: int, g: int, right: float) -> Mistakes:
+        tokens, read = kept(g, right), _in_use(E, K, g + 1)
+        return [
+            ("tokens of one check share experts by chance: not K (g + 1) of them",
+             K * (g + 1) / tokens),
+            ("the check runs g guesses and the token before them, g + 1",
+             _in_use(E, K, g) / tokens),
+            ("so it is in a dense model: the check reads what one token reads", K / tokens),
+            ("a guess counts only if all before it are right: 1 + p + p² + ..., not 1 + g p",
+             read / (1 + g * right)),
+            ("the check itself gives a token, whatever was guessed",
+             read / (tokens - 1) if g and right else None),
+            ("as if every guess were right", read / (g + 1)),
+            ("a check that fails at the third guess keeps the first two",
+             read / (1 + g * right**g)),
+            ("that is one check; how many tokens does it give?", read),
+            ("that is tokens for an expert, asked is experts for a token", tokens / read),
+            ("a check keeps one token more: the powers of p go up to g",
+             read / kept(g - 1, right) if g else None),
+            ("that is how many times what a token reads alone; asked is how many experts",
+             read / tokens / K),
+        ]  # fmt: skip
+
+    check = Check("reads_per_token", reads, answer, mistakes,
+                  "not the experts of g + 1 tokens over the tokens that a check keeps")  # fmt: skip
+    # (8, 2, 1, 0.5): 3.5 experts for 1.5 tokens
+    for E, K, g, right in ((8, 2, 1, 0.5), (8, 2, 0, 0.5), (8, 2, 3, 0.8), (256, 8, 3, 0.8),
+                           (64, 8, 7, 0.9), (4, 4, 2, 0.5), (16, 1, 5, 1.0)):  # fmt: skip
+        check.on(f"{E} experts, K = {K}, {g} guesses, right {right:.0%}", E, K, g, right)
+    check.passed("g + 1 tokens read, and 1 + p + ... + p^g kept.")

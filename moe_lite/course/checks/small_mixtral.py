@@ -379,3 +379,36 @@ def check_balance_is_used(balance_is_used: Callable[[Loss], bool]) -> None:
     for name, loss, right, why in cases:
         check.on(f"the loss {name}", loss, right=right, otherwise=why)
     check.passed("sound losses accepted, and those that teach the router nothing caught.")
+
+
+def check_experts_worth(experts_worth: Callable[[Tensor], Tensor]) -> None:
+    """Check how many experts a token's sum is worth: gate_TK -> worth_T."""
+
+    def right(gate_TK: Tensor) -> Tensor:
+        return gate_TK.sum(1).square() / gate_TK.square().sum(1)
+
+    def mistakes(gate_TK: Tensor) -> Mistakes:
+        sum_T, square_T = gate_TK.sum(1), gate_TK.square().sum(1)
+        share_TK = gate_TK / sum_T[:, None]
+        entropy_T = -torch.special.xlogy(share_TK, share_TK).sum(1)
+        return [
+            ("gates need not add up to 1: square their sum above the line", 1 / square_T),
+            ("so many experts are chosen; one with a gate of 0.01 hardly counts",
+             (gate_TK > 0).sum(1).float()),
+            ("this is the sum of squares; its inverse, times the sum squared", square_T),
+            ("upside down", square_T / sum_T.square()),
+            ("the entropy makes a number of experts too, but another one", entropy_T.exp()),
+            ("that is how much larger the sum is than the largest gate", sum_T / gate_TK.amax(1)),
+            ("the root is not taken: 2 for two equal gates", sum_T / square_T.sqrt()),
+            ("a number for each token: this is their mean", right(gate_TK).mean()),
+            ("square the sum, not the mean", right(gate_TK) / gate_TK.shape[1] ** 2)]  # fmt: skip
+
+    check = Check("experts_worth", experts_worth, right, mistakes,
+                  "not the square of the gates' sum over the sum of their squares")  # fmt: skip
+    check.on("gates [[0.5, 0.5], [1, 0], [0.75, 0.25], [0.2, 0.2]]",
+             torch.tensor([[0.5, 0.5], [1, 0], [0.75, 0.25], [0.2, 0.2]]))  # fmt: skip
+    for seed, (T, K) in enumerate(((5, 2), (7, 4), (3, 8))):
+        gate_TK = randn(seed, T, 2 * K).softmax(1).topk(K).values
+        check.on(f"{T} tokens, K = {K}, gates not divided", gate_TK)
+        check.on(f"{T} tokens, K = {K}, gates that add up to 1", gate_TK / gate_TK.sum(1)[:, None])
+    check.passed("K for equal gates, 1 for a single one, whatever they add up to.")

@@ -9,6 +9,7 @@ tensor that they hold.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import itertools
 import math
@@ -40,24 +41,44 @@ class CheckFailed(AssertionError):
         return [f"✗ {self}"]
 
 
+class NotFilledIn(NotImplementedError):
+    """Say that an exercise still raises NotImplementedError: in one line, without frames."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"… {self}"]
+
+
 class CheckBroken(RuntimeError):
     """Say that the check went wrong, not the answer: a bug of the course."""
 
 
+_VARIANT = contextvars.ContextVar("variant", default=0)  # the seed of the check that runs
+
+
 def judged(check: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the check, with any error of its own raised as CheckBroken."""
+    """Return the check with a ``seed=``, and any error of its own raised as CheckBroken.
+
+    Each seed draws other numbers; 0 are those of the exercises.
+    """
 
     @functools.wraps(check)
-    def guarded(*answer: Any) -> Any:
+    def guarded(*answer: Any, seed: int = 0) -> Any:
+        token = _VARIANT.set(seed)
         try:
             return check(*answer)
-        except (CheckFailed, NotImplementedError):
+        except CheckFailed:
             raise
+        except NotImplementedError:
+            name = getattr(answer[0], "__name__", "the exercise") if answer else "the exercise"
+            said = f"{name} is not filled in yet: it still raises NotImplementedError"
+            raise NotFilledIn(said) from None
         except Exception as error:
             raise CheckBroken(
                 f"{check.__name__} itself went wrong, which says nothing about your answer; "
                 f"please report it: {type(error).__name__}: {error}"
             ) from error
+        finally:
+            _VARIANT.reset(token)
 
     return guarded
 
@@ -76,9 +97,17 @@ def refuse(
     raise CheckFailed(f"{exercise}: {verdict}{shown}")
 
 
+def generator(seed: int) -> torch.Generator:
+    """Make the source of a check's random numbers: the same each time, others for another variant.
+
+    torch's own generator is left alone.
+    """
+    return torch.Generator().manual_seed(seed + 1_000_003 * _VARIANT.get())
+
+
 def randn(seed: int, *shape: int) -> Tensor:
-    """Draw normal numbers that are the same each time, leaving torch's own generator alone."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    """Draw normal numbers from a check's own generator."""
+    return torch.randn(shape, generator=generator(seed))
 
 
 # --- calling -------------------------------------------------------------------------------------

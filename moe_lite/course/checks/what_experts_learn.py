@@ -9,11 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .verdict import Check, Mistakes, call, number, randn, refuse, same, show
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from .verdict import Check, Mistakes, call, generator, number, randn, refuse, same, show
 
 
 def _draw(rng: torch.Generator, high: int, *shape: int) -> Tensor:
@@ -166,8 +162,8 @@ def check_shuffle_within_words(shuffle: Callable[[Tensor, Tensor, int], Tensor])
         return [shuffle(label_T, ids_T, seed) for seed in (*range(SEEDS), 0)]
 
     check = Check(exercise, every_seed, lambda label_T, ids_T: True, see=within)
-    for ids_T in (torch.tensor([7, 2, 7, 2, 7, 2, 7, 9]), _draw(_generator(1), 5, 60),
-                  1000 * _draw(_generator(2), 3, 25)):  # fmt: skip
+    for ids_T in (torch.tensor([7, 2, 7, 2, 7, 2, 7, 9]), _draw(generator(1), 5, 60),
+                  1000 * _draw(generator(2), 3, 25)):  # fmt: skip
         check.on(f"{len(ids_T)} tokens, labelled 0, 1, 2, ...", torch.arange(len(ids_T)), ids_T)
     check.passed("every word keeps its labels, and only the places among its tokens change.")
 
@@ -240,7 +236,7 @@ def check_repetition(repetition: Callable[[Tensor, int], float]) -> None:
     small_T = torch.tensor([3, 3, 1, 1, 1, 0, 0, 0])
     check.on(f"experts {small_T.tolist()} in two texts of 4", small_T, 4)
     for texts, length, E in ((5, 7, 8), (3, 20, 3), (4, 4, 5), (30, 3, 4)):
-        steps = _draw(_generator(length), 2, texts * length)
+        steps = _draw(generator(length), 2, texts * length)
         check.on(f"{texts} texts of {length}, {E} experts", steps.cumsum(0) // 2 % E, length)
     check.passed("neighbours within a text, and no others.")
 
@@ -253,7 +249,7 @@ Routed = tuple[Tensor, Tensor, Tensor, int]
 
 def _routed(cause: str, seed: int, texts: int, length: int, E: int, strength: float) -> Routed:
     """Make texts on 4 topics, routed to E experts for a reason that is known."""
-    rng, words = _generator(seed), 12
+    rng, words = generator(seed), 12
 
     def rare(share: float) -> Tensor:
         return torch.rand(texts, length, generator=rng) < share
@@ -346,7 +342,7 @@ World = tuple[Tensor, Tensor, Tensor, int]
 
 def _dealt(seed: int, texts: int, length: int, lean: float, plant: str = "") -> World:
     """Deal 2 of 8 experts to each token by chance, or for a reason that is planted."""
-    rng, T = _generator(seed), texts * length
+    rng, T = generator(seed), texts * length
     ids_T, domain_T = _draw(rng, 30, T), (torch.arange(texts) % 3).repeat_interleave(length)
     score_TE = torch.rand(T, 8, generator=rng) * torch.linspace(1, lean, 8)
     place_T, word_T = torch.arange(T), _draw(rng, 8, 30)[ids_T]
@@ -407,7 +403,7 @@ def check_investigation(investigate: Investigate) -> None:
     kept = 0
     for seed in range(5):
         expert_TK, *rest = _dealt(9, 24, 40, 1.2, plant)
-        mixed = expert_TK[torch.randperm(len(expert_TK), generator=_generator(seed))]
+        mixed = expert_TK[torch.randperm(len(expert_TK), generator=generator(seed))]
         kept += ask((mixed, *rest), f"experts that followed the {plant}, dealt out anew")[2]  # type: ignore[arg-type]
     if kept > 2:
         refuse(exercise, f"the claim holds where experts follow the {plant}; they are dealt out "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..facts import Arm
-from .verdict import Check, Mistakes
+from .verdict import Check, Mistakes, generator
 
 
 def check_stored_bits(stored_bits: Callable[[float, int, int], float]) -> None:
@@ -211,7 +211,7 @@ def check_holders(holders: Callable[[Tensor, Tensor], Tensor]) -> None:
     check.on("entries known: yes, yes, yes, no; without expert 0: yes, no, yes, no; without "
              "expert 1: yes, no, no, yes", known, without)  # fmt: skip
     for E, N in ((4, 4), (16, 50), (3, 7), (1, 5)):
-        draw = torch.Generator().manual_seed(E)
+        draw = generator(E)
         known = torch.rand(N, generator=draw) < 0.7
         check.on(f"{N} entries, {E} experts", known, torch.rand(E, N, generator=draw) < 0.6)
     check.passed("what goes with the expert was held by it.")

@@ -232,8 +232,9 @@ def plan(
                 settled[cell.key] = Result("refused", refused[cell.name])
             else:
                 steps.append(
-                    {"kind": "check", "key": cell.key, "check": cell.check, "name": cell.name}
-                )
+                    {"kind": "check", "key": cell.key, "check": cell.check, "name": cell.name,
+                     "seed": lab.seed, "expects": cell.expects}
+                )  # fmt: skip
         extras(cell.key)
     return steps, settled, notes
 

@@ -42,6 +42,7 @@ class Cell:
     check: str = ""  # of a check: "rank", for checks.check_rank
     name: str = ""  # of a check: what it is called with
     points: float = 0.0
+    expects: str = ""  # of a check without a function of its own: the word that is right
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Lab:
     cells: tuple[Cell, ...]
     limit_s: float = 60.0  # of computing, for one cell
     memory_gb: float = 4.0
+    seed: int = 0  # of the checks as they grade; in the notebook they take 0
     titles: Mapping[str, str] = field(default_factory=dict)  # "05.2" -> "Stand in line"
 
     @property
@@ -69,17 +71,21 @@ class Lab:
         answers = [cell for cell in self.cells if cell.kind == "answer"]
         return {name: cell for cell in answers for name in cell.names if name in names}
 
-    def save(self, folder: Path) -> None:
-        """Write lab.json, which holds the solutions: it stays with the teacher."""
-        write(folder / "lab.json", json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n")
+    def save(self, path: Path) -> None:
+        """Write it as JSON, which holds the solutions: it stays with the teacher."""
+        write(path, json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> Lab:
-        """Read a lab from its folder.
+    def load(cls, folder: Path, student: str = "") -> Lab:
+        """Read a lab from its folder: everybody's, or a student's where each has another one.
 
         Raises: ValueError if there is none that `teach lab` made.
         """
         path = folder / "lab.json"
+        if student and (folder / "variants").is_dir():
+            path = folder / "variants" / f"{student}.json"
+            if not path.is_file():
+                raise ValueError(f"no variant of this lab was made for {student}")
         if not path.is_file():
             raise ValueError(f"there is no lab in {folder}: `teach lab` makes one")
         try:
@@ -185,7 +191,7 @@ def exercise(name: str, cells: Sequence[tuple[str, str]], points: float | None) 
     return found
 
 
-def assemble(name: str, asked: Sequence[str], root: Path = build.ROOT, **limits: float) -> Lab:
+def assemble(name: str, asked: Sequence[str], root: Path = build.ROOT, **limits: Any) -> Lab:
     """Put a lab together from the course's exercises, in the order of the chapters asked for.
 
     Raises: ValueError if an exercise is not there.
@@ -254,7 +260,8 @@ def secrets(lab: Lab) -> set[str]:
     """Return the lines of the solutions that nothing given holds too."""
 
     def lines(texts: Sequence[str]) -> set[str]:
-        return {line.strip() for text in texts for line in text.splitlines() if line.strip()}
+        said = {line.strip() for text in texts for line in text.splitlines()}
+        return {line for line in said if re.search(r"\w", line)}  # a bracket alone tells nothing
 
     given = lines([cell.source for cell in lab.cells])
     return lines(list(solved(lab).values())) - given
@@ -276,6 +283,12 @@ def leaks(lab: Lab, folder: Path) -> list[str]:
     return found
 
 
+def taken(folder: Path, replace: bool) -> None:
+    """Keep a lab that is there from being written over unasked."""
+    if (folder / "lab.json").exists() and not replace:
+        raise FileExistsError(f"there is a lab in {folder}: name another folder, or pass --force")
+
+
 def make(lab: Lab, folder: Path, root: Path = build.ROOT, replace: bool = False) -> str:
     """Write a lab's folder once it has been verified, and say what was verified.
 
@@ -286,8 +299,7 @@ def make(lab: Lab, folder: Path, root: Path = build.ROOT, replace: bool = False)
     """
     from .verify import verify
 
-    if (folder / "lab.json").exists() and not replace:
-        raise FileExistsError(f"there is a lab in {folder}: name another folder, or pass --force")
+    taken(folder, replace)
     said = verify(lab, root)
     with commit(folder) as part:
         for place, answers in (("release", None), ("key", solved(lab))):
@@ -296,7 +308,7 @@ def make(lab: Lab, folder: Path, root: Path = build.ROOT, replace: bool = False)
             write(part / place / f"{lab.name}.ipynb", text)
         if told := leaks(lab, part / "release"):
             raise ValueError(f"the released lab would give answers away: {told[0]}")
-        lab.save(part)
+        lab.save(part / "lab.json")
         if not (folder / "submitted").exists():
             (part / "submitted").mkdir()
     return said

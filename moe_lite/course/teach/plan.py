@@ -25,6 +25,7 @@ class Section:
     texts: list[str] = field(default_factory=list)
     codes: list[str] = field(default_factory=list)
     pictures: list[tuple[str, str]] = field(default_factory=list)  # (base64 PNG, what is said next)
+    prints: list[str] = field(default_factory=list)  # what its cells printed
 
     @property
     def words(self) -> int:
@@ -40,6 +41,25 @@ class Section:
         text = "\n".join(self.texts)
         found = [" ".join(one.split()) for one in BOLD.findall(text) if not TURN.match(f"**{one}")]
         return [one for one in found if one.endswith((".", "!", "?")) or len(one.split()) > 4]
+
+    @property
+    def sentences(self) -> list[str]:
+        """The sentences that a slide can hold: those that begin a paragraph or an item first."""
+        firsts, rest = [], []
+        told = re.sub(r"<details>.*?</details>|\[\^", "", self.text, flags=re.S)
+        told = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", told)
+        for part in re.split(r"\n\s*\n|\n(?=- )", told):
+            part = " ".join(part.split()).removeprefix("- ")
+            if re.match(r"[\w*`$]", part) and not part.startswith("$$") and not TURN.match(part):
+                said = re.split(r"(?<=[.?!])\s", part)
+                kept = [one for one in said if 4 <= len(one.split()) <= 32 and one[-1] in ".?!"]
+                firsts += kept[:1]
+                rest += kept[1:]
+        return firsts + rest
+
+    @property
+    def text(self) -> str:
+        return "\n\n".join(self.texts)
 
 
 @dataclass
@@ -102,6 +122,7 @@ def read(number: str, root: Path = ROOT) -> Chapter:
         if cell.cell_type == "code":
             at.codes.append(cell.source)
             for output in cell.get("outputs", ()):
+                at.prints += ["".join(output["text"])] if output.get("name") == "stdout" else []
                 picture = output.get("data", {}).get("image/png")
                 waiting += [picture] if picture else []
             continue

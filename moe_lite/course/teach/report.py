@@ -10,7 +10,6 @@ import csv
 import html
 import io
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 
 from ...files import commit, write
@@ -89,21 +88,26 @@ def shape(source: str) -> str:
 
 
 def twins(lab: Lab, graded: Sequence[Graded]) -> list[str]:
-    """List pairs of students whose longer answers are one, but for names and layout."""
+    """List groups of students whose longer answers are one, but for names and layout."""
     given = {cell.key: shape(cell.solution) for cell in lab.cells if cell.kind == "answer"}
-    shapes: list[dict[str, str]] = []
-    for one in graded:
-        try:
-            mine = {key: shape(source) for key, source in one.answers.items()}
-        except (RecursionError, MemoryError):
-            mine = {}
-        shapes.append({k: s for k, s in mine.items() if s.count("(") > TWINS and s != given.get(k)})
     exercises = {cell.key: cell.exercise for cell in lab.cells}
-    found = []
-    for (a, mine), (b, theirs) in combinations(zip(graded, shapes, strict=True), 2):
-        if same := [exercises[key] for key in mine if mine[key] == theirs.get(key)]:
-            found.append(f"{a.student} and {b.student} gave one answer to {', '.join(same)}")
-    return found
+    groups: dict[tuple[str, str], list[str]] = {}
+    for one in graded:
+        for key, source in one.answers.items():
+            try:
+                mine = shape(source)
+            except (RecursionError, MemoryError):
+                continue
+            if mine.count("(") > TWINS and mine != given.get(key):
+                groups.setdefault((key, mine), []).append(one.student)
+    same: dict[tuple[str, ...], list[str]] = {}
+    for (key, _), students in groups.items():
+        if len(students) > 1:
+            same.setdefault(tuple(students), []).append(exercises[key])
+    return [
+        f"{', '.join(who[:-1])} and {who[-1]} gave one answer to {', '.join(sorted(set(to)))}"
+        for who, to in same.items()
+    ]
 
 
 def to_look_at(lab: Lab, graded: Sequence[Graded]) -> str:

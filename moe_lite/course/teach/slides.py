@@ -7,12 +7,14 @@ options are tested wrong answers (quiz.py). A small file, teaching/decks/NN.md, 
     text, a list or a table                what stands on it, in Markdown
     [figure: Title of a section, 2]        its second picture
     [code: Title of a section, 1]          its first cell that a slide can hold
+    [print: Title of a section, 1]         the first that its cells printed and a slide can hold
     [widget: BalanceSimplex("leaning")]    live
     [explorer: To be, or not to be]        the course's model on a text, live
     [vote: 1]                              the first question of the quiz
     [notes: Title of a section]            what to say: that section's text
 
-    [chapter]                              a slide for each section, and a vote after every third
+    [chapter]                              a slide for each section, a vote after every third, and
+                                           the chapter's own last lines
 
 A chapter without such a file is the last line alone.
 """
@@ -30,10 +32,10 @@ from pathlib import Path
 
 from ..build import ROOT
 from . import quiz
-from .plan import Chapter, Section, plain, read
+from .plan import LAST, Chapter, Section, plain, read
 
 COLUMNS, LINES = 60, 8  # of code, that the last row can read
-MARK = re.compile(r"^\[(figure|code|widget|explorer|vote|notes): (.+)\]$", re.M)
+MARK = re.compile(r"^\[(figure|code|print|widget|explorer|vote|notes): (.+)\]$", re.M)
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.S)
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -87,12 +89,12 @@ def fits(code: str) -> bool:
     return len(lines) <= LINES and max(map(len, lines), default=0) <= COLUMNS
 
 
-def code(one: Section, number: int) -> str:
-    """Return a cell of a section; only what the last row can read counts.
+def code(one: Section, number: int, kind: str = "code") -> str:
+    """Return a cell of a section, or what one printed; only what the last row can read counts.
 
     Raises: ValueError if there are not so many.
     """
-    small = [cell for cell in one.codes if fits(cell)]
+    small = [text for text in (one.codes if kind == "code" else one.prints) if fits(text)]
     if not 0 < number <= len(small):
         raise ValueError(f"section {one.title!r} has {len(small)} cells for a slide, not {number}")
     return f"<pre>{html.escape(small[number - 1])}</pre>"
@@ -155,13 +157,21 @@ def derived(chapter: Chapter) -> str:
     """Return the deck file that a chapter without one gets: a slide for each section."""
     parts = []
     for at, one in enumerate(chapter.taught):
-        lines = [f"# {one.title}", *(f"- {claim}" for claim in one.claims[:3])]
-        lines += [f"[figure: {one.title}, 1]"] * bool(one.pictures)
-        if not one.pictures and any(map(fits, one.codes)):
-            lines += [f"[code: {one.title}, 1]"]
+        said = one.claims[:3]
+        said += [s for s in one.sentences if not any(claim in s for claim in said)][: 3 - len(said)]
+        lines = [f"# {one.title}", *(f"- {claim}" for claim in said)]
+        shown = {
+            "figure": bool(one.pictures),
+            "print": any(map(fits, one.prints)),
+            "code": any(map(fits, one.codes)),
+        }
+        lines += [f"[{kind}: {one.title}, 1]" for kind, there in shown.items() if there][:1]
         parts.append("\n".join([*lines, f"[notes: {one.title}]"]))
         if at % 3 == 2:
             parts.append(f"# Vote\n[vote: {at // 3 + 1}]\n[notes: {one.title}]")
+    for one in chapter.sections:
+        if one.title in LAST[1:]:
+            parts.append(f"# {one.title}\n{one.text}\n[notes: {one.title}]")
     return "\n\n".join(parts)
 
 
@@ -174,9 +184,10 @@ def slide(text: str, chapter: Chapter, asked: Sequence[quiz.Question]) -> str:
     notes, shown = [], []
     for kind, what in MARK.findall(rest):
         head, _, number = what.rpartition(", ")
-        if kind in ("figure", "code"):
-            show = figure if kind == "figure" else code
-            shown.append(show(chapter.section(head), int(number)))
+        if kind == "figure":
+            shown.append(figure(chapter.section(head), int(number)))
+        elif kind in ("code", "print"):
+            shown.append(code(chapter.section(head), int(number), kind))
         elif kind == "notes":
             notes += [chapter.section(what).title, *chapter.section(what).texts]
         elif kind == "vote":
@@ -207,7 +218,7 @@ def deck(number: str, root: Path = ROOT) -> str:
     path = root / "teaching" / "decks" / f"{number}.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else "[chapter]"
     text = text.replace("[chapter]", derived(chapter))
-    goals = "\n".join(f"- {goal}" for goal in chapter.goals[:5])
+    goals = "\n".join(f"- {goal}" for goal in chapter.goals[:5] or chapter.intro.sentences[:3])
     made = [
         f'<section class="title"><h1>{html.escape(chapter.question)}</h1>{markdown(goals)}'
         f'<aside class="notes">{html.escape(plain(chapter.intro.texts[0]))}</aside></section>'

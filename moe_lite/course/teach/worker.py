@@ -84,11 +84,11 @@ def run(step: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     return {"status": "ran"}
 
 
-def judge(check: Any, answer: Any, sealed: Any) -> dict[str, Any]:
+def judge(check: Any, answer: Any, sealed: Any, seed: int) -> dict[str, Any]:
     """Put an answer to a check: right, wrong (with the verdict), empty, or the check is broken."""
     sys.stdout = io.StringIO()  # whatever the answers did to the last one
     try:
-        check(answer)
+        check(answer, seed=seed)
     except NotImplementedError:
         return {"status": "empty"}
     except sealed.CheckFailed as error:
@@ -99,7 +99,15 @@ def judge(check: Any, answer: Any, sealed: Any) -> dict[str, Any]:
     return {"status": "right"}
 
 
-def mutants(path: str, check: Any, sealed: Any) -> dict[str, Any]:
+def word(answer: Any, expects: str) -> dict[str, Any]:
+    """Compare a word that was chosen with the one that is right."""
+    if not isinstance(answer, str) or not answer.strip():
+        return {"status": "empty"}
+    right = answer.strip().upper() == expects
+    return {"status": "right"} if right else {"status": "wrong", "said": f"it is {expects}"}
+
+
+def mutants(path: str, check: Any, sealed: Any, seed: int) -> dict[str, Any]:
     """Put every wrong answer of a file of mutants to a check; name those that pass."""
     spec = importlib.util.spec_from_file_location("mutants", path)
     assert spec and spec.loader
@@ -112,7 +120,7 @@ def mutants(path: str, check: Any, sealed: Any) -> dict[str, Any]:
         and not name.lower().startswith("right")
         and getattr(value, "__module__", "") == "mutants"
     ]
-    passed = [n for n, value in wrong if judge(check, value, sealed)["status"] == "right"]
+    passed = [n for n, value in wrong if judge(check, value, sealed, seed)["status"] == "right"]
     return {"status": "tried", "count": len(wrong), "passed": passed}
 
 
@@ -120,12 +128,14 @@ def do(step: dict[str, Any], names: dict[str, Any], sealed: Any) -> dict[str, An
     """Do one step of a job."""
     if step["kind"] == "run":
         return run(step, names)
+    if step["kind"] == "check" and step["name"] not in names:
+        return {"status": "missing"}
+    if step.get("expects"):
+        return word(names[step["name"]], step["expects"])
     check = getattr(sealed, f"check_{step['check']}")
     if step["kind"] == "mutants":
-        return mutants(step["path"], check, sealed)
-    if step["name"] not in names:
-        return {"status": "missing"}
-    return judge(check, names[step["name"]], sealed)
+        return mutants(step["path"], check, sealed, step["seed"])
+    return judge(check, names[step["name"]], sealed, step["seed"])
 
 
 def main() -> None:

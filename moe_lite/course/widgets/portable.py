@@ -126,7 +126,8 @@ script-src 'sha256-{digest}'; style-src 'unsafe-inline'{"; worker-src blob:" * b
         """Add the still face to the live one, for pages such as GitHub's that run no kernel."""
         data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
         still = base64.b64encode(self.png()).decode()
-        return {**data, "image/png": still, "text/plain": self.title}, metadata
+        alt = {"image/png": {"alt": self.title}}
+        return {**data, "image/png": still, "text/plain": self.title}, {**metadata, **alt}
 
 
 def bounded(proposal: Any, **bounds: tuple[float, float]) -> Any:

@@ -82,7 +82,7 @@ function unpack(model) {
   const first = new Uint16Array(L * T).fill(NONE); // where the token went: gives the colour
   const depth = new Uint8Array(L * T); // 0..4: how much of its weight went there: the tint
   const lost = new Uint8Array(L * T); // how many of its pairs were dropped
-  const load = sizes.map((E) => new Uint32Array(E));
+  const load = sizes.map((E) => new Uint32Array(E)), gates = sizes.map((E) => new Float64Array(E));
   const kept = new Uint32Array(L), dropped = new Uint32Array(L);
   for (let l = 0, row = 0; l < L; l++) {
     for (let t = 0; t < T; t++, row++) {
@@ -92,6 +92,7 @@ function unpack(model) {
         if (n++ === 0) { first[row] = expert[i]; top = gate[i]; }
         sum += gate[i];
         load[l][expert[i]]++;
+        gates[l][expert[i]] += gate[i];
       }
       kept[l] += n;
       depth[row] = n > 1 && sum > 0 ? Math.round(4 * clamp((top / sum - 1 / n) / (1 - 1 / n), 0, 1)) : 4;
@@ -100,8 +101,9 @@ function unpack(model) {
   const before = sizes.map((_, l) => sum(sizes.slice(0, l))), base = before.map((n) => n * T);
   const queues = model.get("queues");
   const share = (l, e) => load[l][e] / Math.max(1, kept[l]);
+  const all = gates.map((g_E) => sum(g_E)), mass = (l, e) => (all[l] > 0 ? gates[l][e] / all[l] : 0);
   return {
-    T, L, E: Math.max(...sizes), tokens, names, sizes, first, depth, lost, load, dropped, share,
+    T, L, E: Math.max(...sizes), tokens, names, sizes, first, depth, lost, load, dropped, share, mass,
     colors: model.get("colors"),
     prob: (l, t, e) => { const i = base[l] + t * sizes[l] + e; return filmed ? filmed.prob(i) : probs[i]; }, // in thousandths
     logit: (l, t, e) => { const i = base[l] + t * sizes[l] + e; return filmed ? filmed.logit(i) : logit[i] / 100; },
@@ -257,11 +259,11 @@ function build(model, el, which = "") {
   const loads = h("div.bars", { role: "group", "aria-label": "Load of each expert; press one to see its tokens" }), loadRows = [];
   const loadTitle = h("h2"), loadNote = h("p.quiet");
   for (let e = 0; e < E; e++) {
-    const fill = h("i"), equal = h("u"), value = h("span.value"), count = h("span.count");
+    const fill = h("i"), equal = h("u"), mark = h("b"), value = h("span.value"), mass = h("span.mass"), count = h("span.count");
     const row = h(`button.bar.e${e}`, { type: "button", "aria-pressed": "false", tabIndex: e ? -1 : 0 },
-      chip(e), h("span.track", {}, fill, equal), value, count);
+      chip(e), h("span.track", {}, fill, equal, mark), value, mass, count);
     on(row, "click", () => set({ expert: get("expert") === e ? -1 : e }));
-    loadRows.push({ row, fill, equal, value, count });
+    loadRows.push({ row, fill, equal, mark, value, mass, count });
   }
   loads.append(...loadRows.map((r) => r.row));
   const load = h("section.panel.load", {}, loadTitle, loadNote, loads);
@@ -423,15 +425,17 @@ function build(model, el, which = "") {
     const l = get("layer"), size = data.sizes[l], filter = get("expert");
     say(loadTitle, `Load of layer ${l}`);
     const gone = data.dropped[l] ? ` ${data.dropped[l]} pairs were dropped.` : "";
-    say(loadNote, `Each expert’s share of the (token, expert) pairs, and their number; dashed: an equal share, ${percent(1 / size)}.${gone} Click an expert to see its tokens.`);
+    say(loadNote, `Each expert’s share of the (token, expert) pairs (bar), of the gates (thick mark), and its number of pairs; dashed: an equal share, ${percent(1 / size)}.${gone} Click an expert to see its tokens.`);
     const entry = clamp(filter, 0, size - 1);
-    loadRows.forEach(({ row, fill, equal, value, count }, e) => {
+    loadRows.forEach(({ row, fill, equal, mark, value, mass, count }, e) => {
       row.hidden = e >= size;
       if (row.hidden) return;
       const share = data.share(l, e);
       fill.style.width = `${(100 * share) / data.maxShare}%`;
       equal.style.left = `${100 / size / data.maxShare}%`;
       say(value, percent(share));
+      mark.style.left = `${Math.min(100, (100 * data.mass(l, e)) / data.maxShare)}%`;
+      say(mass, percent(data.mass(l, e)));
       say(count, `${data.load[l][e]}`);
       put(row, "aria-pressed", e === filter);
       row.tabIndex = e === entry ? 0 : -1;
