@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from moe_lite.capacity import queue_rank
-from moe_lite.causal import ablate, top_k
 from moe_lite.config import MixtralConfig
+from moe_lite.course.causal import ablate, top_k
 from moe_lite.course.data import load_tokenizer, pieces
 from moe_lite.course.effects import effect
 from moe_lite.course.film import Film

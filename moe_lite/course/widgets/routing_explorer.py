@@ -14,9 +14,9 @@ import traitlets as t
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ...causal import Intervention, ablate, intervene, top_k
 from ...model import Mixtral
 from ...trace import RoutingTrace, record
+from ..causal import Intervention, ablate, intervene, top_k
 from ..data import encode, load_tokenizer, pieces
 from ..effects import Effect, Run
 from ..film import Film
