@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,14 +27,14 @@ class Facts:
     """Hold what a block says of its routing besides the scores.
 
     Args: biases, scales: (E,) for the choice, and for the weights. groups: of experts, and how
-          many of them a token may use. code: of its gate. scored: whether logits were found.
-          eps: the rounding of the model's type.
+          many of them a token may use. named: SCORES that its code names. scored: whether
+          logits were found. eps: the rounding of the model's type.
     """
 
     biases: list[Tensor]
     scales: list[Tensor]
     groups: tuple[int, int]
-    code: str
+    named: list[str]
     scored: bool
     eps: float
 
@@ -50,13 +52,14 @@ class Facts:
             next((s for m in sites for n in names if isinstance(s := getattr(m, n, None), int)), 1)
             for names in (GROUPS, KEPT)
         ]
-        gates = [type(m) for n, m in block.named_modules() if "gate" in n or "router" in n]
+        modules = [m for n, m in block.named_modules() if "gate" in n or "router" in n]
+        *gates, own = (cast(Hashable, type(module)) for module in (*modules, block))
         weights = [p for p in block.parameters() if p.is_floating_point()]
         return cls(
             [v for n, v in vectors.items() if "bias" in n and not n.endswith(".bias")],
             [v for n, v in vectors.items() if "per_expert_scale" in n],
             (sizes[0], sizes[1]),
-            "".join(inspect.getsource(c) for c in dict.fromkeys(gates)),
+            [name for kind in gates for name in _named(kind)] or _named(own),
             scored,
             max([1e-5, *(2 * torch.finfo(p.dtype).eps for p in weights)]),
         )
@@ -85,10 +88,12 @@ def explain(routing: Routing, facts: Facts) -> tuple[Routing, str]:
         for scale_E in (*facts.scales, torch.ones(routing.num_experts)):
             off, spread = _misfit(routing, score(logits_TE) * scale_E)
             if off <= facts.eps:
-                fits.append((spread > facts.eps, not _named(name, facts.code), name))
+                fits.append((spread > facts.eps, name not in facts.named, name))
     if not fits:
         return unknown, "scores unknown: the weights follow from none that the gate says"
-    name = min(fits)[2]
+    best, name = min(fits)[:2], min(fits)[2]
+    if len({fit[2] for fit in fits if fit[:2] == best}) > 1:  # as with a single weight of 1
+        return unknown, "scores unknown: the weights would follow from several"
     score_TE = SCORES[name](logits_TE)
     known = replace(
         routing, logits_TE=logits_TE, probs_TE=score_TE / score_TE.sum(dim=-1, keepdim=True)
@@ -109,8 +114,13 @@ def explain(routing: Routing, facts: Facts) -> tuple[Routing, str]:
     return known, f"{name}; choice unknown: it is not the best of these scores"
 
 
-def _named(name: str, code: str) -> bool:
-    return name.replace("sqrt ", "sqrt") in code
+@cache
+def _named(kind: type) -> list[str]:
+    try:
+        code = inspect.getsource(kind).lower().replace("_", "")
+    except (OSError, TypeError):  # typed in, not read from a file
+        code = ""
+    return [name for name in SCORES if name.replace(" ", "") in code]
 
 
 def _misfit(routing: Routing, score_TE: Tensor) -> tuple[float, float]:

@@ -26,7 +26,8 @@ TINY: dict[str, Any] = dict(
     num_shared_experts=1, moe_num_shared_experts=1, sliding_window=8, decoder_sparse_step=1,
     mlp_only_layers=[], d_model=32, d_ff=32, num_heads=4, d_kv=8, n_heads=4, n_layers=3,
     max_seq_len=128, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8,
-    linear_value_head_dim=8, mamba_d_state=8, mamba_n_heads=4, mamba_d_head=16, mamba_expand=2,
+    linear_value_head_dim=8, linear_head_dim=8, linear_num_heads=4,
+    mamba_d_state=8, mamba_n_heads=4, mamba_d_head=16, mamba_expand=2,
     mamba_d_conv=4, mamba_chunk_size=8, mamba_num_heads=4, mamba_head_dim=16, mamba_dt_rank=4,
     num_dense_layers=1, moe_layer_start_index=1, expert_num=6, zero_expert_num=2,
     index_n_heads=2, index_head_dim=8, index_topk=8, encoder_layers=2, decoder_layers=2,
@@ -38,19 +39,46 @@ TINY: dict[str, Any] = dict(
 )  # fmt: skip
 LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 SPARSE = {"mlp_layer_types": ["sparse"] * 3}
+INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8,
+           "indexer_budget": 8, "indexer_compress_ratio": 2}  # fmt: skip
+ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0],
+                            "partial_rotary_factor": 0.5}}  # fmt: skip
+HEADS = {"num_key_value_heads": 4}
 EXTRA: dict[str, dict[str, Any]] = {
-    "qwen3_next": LINEAR, "qwen3_5_moe": LINEAR, "beam": SPARSE, "step3p7": SPARSE,
+    "qwen3_next": LINEAR, "qwen3_5_moe": LINEAR, "qwen4_exp": LINEAR | INDEXER,
+    "bailing_hybrid": LINEAR, "kimi_linear": LINEAR, "granitemoehybrid": LINEAR,
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "axk2": HEADS, "deepseek_v32": HEADS, "glm_moe_dsa": HEADS, "mistral_large4": HEADS,
+    "dots3_note": HEADS,
+    "glm5_next": LINEAR | SPARSE | HEADS | {"index_topk": 16, "qk_rope_head_dim": 0},
+    "glm4v_moe": ROPE, "hy_v4_vl": ROPE, "longcat_flash": {"head_dim": 4},
+    "ernie4_5_vl_moe": {
+        "moe_intermediate_size": [16, 16],
+        "rope_parameters": ROPE["rope_parameters"] | {"mrope_section": [1, 1, 2]},
+    }, "deepseek_ocr2": SPARSE,
+    "deepseek_v4": {"mlp_layer_types": ["hash_moe", "moe", "moe"]}, "beam": SPARSE,
+    "step3p7": SPARSE,
     "zaya": {"num_experts_per_tok": 1}, "nemotron_h": {"mamba_num_heads": 4, "n_groups": 2},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 6, "moe_top_k": 2},
     },
 }  # fmt: skip
-# Sparse, but not small or not a language model: half a minute of building for nothing to read.
+# No language model by itself, or one whose code only speaks of experts.
 LEFT_OUT = ("cosmos3_omni", "evolla", "nemotron3_5_transcribe", "pi0", "decision_transformer",
-            "vitpose", "vitpose_backbone")  # fmt: skip
-SUFFIXES = ("TextForCausalLM", "ForCausalLM", "ThinkerForConditionalGeneration",
-            "ForConditionalGeneration", "ForTokenClassification", "TextModel", "Model")  # fmt: skip
+            "vitpose", "vitpose_backbone", "bamba")  # fmt: skip
+# Further settings, of every family that has them: experts in groups, and a single expert.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "groups": {"n_group": 3, "topk_group": 2, "num_expert_group": 3, "topk_method":
+               "group_limited_greedy"},
+    "one expert": {"num_experts_per_tok": 1, "top_k_experts": 1, "moe_k": 1, "moe_topk": 1},
+    "one expert, its own score": {"num_experts_per_tok": 1, "top_k_experts": 1, "moe_k": 1,
+                                  "moe_topk": 1, "norm_topk_prob": False},
+}  # fmt: skip
+SUFFIXES = ("TextForCausalLM", "ForCausalLM", "ThinkerTextModel", "ForConditionalGeneration",
+            "ForTokenClassification", "TextModel", "Model")  # fmt: skip
 
 
 def names() -> list[str]:
@@ -63,8 +91,11 @@ def names() -> list[str]:
     return [name for name in dict.fromkeys(spoken) if name not in LEFT_OUT]
 
 
-def build(name: str, **more: Any) -> nn.Module:
-    """Build a family's language model, opinionated; raises whatever its config or class does."""
+def build(name: str, variant: str = "as it is") -> nn.Module | None:
+    """Build a family's language model, opinionated; None if it does not have the variant.
+
+    Raises whatever its config or class does.
+    """
     import transformers
 
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
@@ -76,7 +107,9 @@ def build(name: str, **more: Any) -> nn.Module:
         and c.__module__ == module.__name__
     }
     plain = [
-        n for n, c in classes.items() if "text_config" not in (c.config_class.sub_configs or {})
+        n
+        for n, c in classes.items()
+        if "text_config" not in (getattr(c.config_class, "sub_configs", None) or {})
     ]
     found = [
         sorted((n for n in pool if n.endswith(suffix)), key=len)
@@ -92,6 +125,11 @@ def build(name: str, **more: Any) -> nn.Module:
         sizes.pop("head_dim", None)
     for key in [k for k in sizes if k in aliases and aliases[k] in sizes and aliases[k] != k]:
         del sizes[key]
+    more = {key: value for key, value in VARIANTS[variant].items() if key in known}
+    if VARIANTS[variant] and more.items() <= {**sizes, **EXTRA.get(name, {})}.items():
+        return None
+    if "its own" in variant and "norm_topk_prob" not in known:
+        return None
     torch.manual_seed(0)
     return opinionated(made(kind(**sizes | EXTRA.get(name, {}) | more)))
 
@@ -110,4 +148,6 @@ def opinionated(model: nn.Module) -> nn.Module:
             tensor.uniform_(0.5, 2.0)
         elif "bias" in name and tensor.is_floating_point() and not name.endswith(".bias"):
             tensor.normal_(std=0.3)
+        elif name.endswith("tid2eid"):  # experts by token, all different
+            tensor.copy_(torch.rand(len(tensor), 6).argsort(-1)[:, : tensor.shape[1]])
     return model.eval()

@@ -413,8 +413,9 @@ def pack(trace: RoutingTrace, model: Mixtral | None = None) -> dict[str, Any]:
     (layer, token), counted layer by layer; row r owns the pairs start[r] .. start[r+1]-1, best
     first. Probabilities travel as thousandths and scores as hundredths, rounded here once,
     because that is what the page prints; what is NaN is unknown, and travels as a number of its
-    own. Weights are few enough to travel whole. Of the model only the queues are read: who stands in front. A trace alone does not say; then those do
-    whose token comes first or, where experts choose, whose weight is larger.
+    own. Weights are few enough to travel whole. Of the model only the queues are read: who stands
+    in front. A trace alone does not say; then those do whose token comes first or, where experts
+    choose, whose weight is larger.
 
     Raises: ValueError for an empty trace, an index that does not exist, a probability outside
             0..1, or a weight that is not finite.
