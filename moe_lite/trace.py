@@ -196,8 +196,9 @@ class Recorder:
         for batch in self._batches:
             B, S = batch.ids_BS.shape
             place_BS = total + torch.arange(B * S).view(B, S)
-            for call in batch.calls:
-                part = place_BS[:, call.start : call.end]
+            later = [*(call.start for call in batch.calls[1:]), S]
+            for call, again in zip(batch.calls, later, strict=True):  # from there, read again
+                part = place_BS[:, call.start : min(call.end, again)]
                 gone = part.new_full((B, call.end - call.start - part.shape[1]), -1)
                 placed.append((call, torch.cat([part, gone], dim=1).flatten()))
             ids.append(batch.ids_BS.flatten())
