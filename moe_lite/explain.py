@@ -133,9 +133,8 @@ def _misfit(routing: Routing, score_TE: Tensor) -> tuple[float, float]:
     off_N = gate_N / gate_T[routing.token_N] - score_N / score_T[routing.token_N]
     off = off_N.abs().max() if len(gate_N) else zero_T.sum()
     factor_T = (gate_T / score_T)[gate_T > 1e-30]
-    if not len(factor_T):
-        return float(off), 0.0
-    return float(off), float((factor_T.max() - factor_T.min()) / factor_T.max())
+    spread = (factor_T.max() - factor_T.min()) / factor_T.max() if len(factor_T) else 0.0
+    return float(off), float(spread)
 
 
 def _limit(rank_TE: Tensor, groups: int, kept: int, by: str) -> Tensor:

@@ -7,6 +7,7 @@ explain it where they do (:mod:`~moe_lite.explain`); where they do not, they are
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -157,12 +158,11 @@ class Recorder:
                 output = generate(*args, **kwargs)
             finally:
                 first, self._first = self._first, None
-            texts = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
+            texts: Tensor = getattr(output, "sequences", output)
             for batch in self._batches[first:]:
-                length = batch.ids_BS.shape[1] if texts is None else texts.shape[1]
-                batch.cut(length)
+                batch.cut(texts.shape[1])
                 read = batch.ids_BS
-                told = read if texts is None else texts.detach().cpu()[:, : read.shape[1]]
+                told = texts.detach().cpu()[:, : read.shape[1]]
                 if beams > 1 or len(self._batches) > first + 1 or not torch.equal(read, told):
                     self._refusal = (
                         "generate read other texts than it returned, as beam search does: "
@@ -278,10 +278,7 @@ def record(model: nn.Module, tokenizer: Any = None) -> Iterator[Recorder]:
         hooks.callback(model.register_forward_pre_hook(recorder._begin, with_kwargs=True).remove)
         hooks.callback(model.register_forward_hook(recorder._end).remove)
         for name, block in blocks.items():
-
-            def ours(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                recorder._add(name, output[1])
-
+            ours = lambda _, args, out, name=name: recorder._add(name, out[1])  # noqa: E731
             hooks.callback(block.register_forward_hook(ours).remove)
         for n, module in experts.items():
             around = model.get_submodule(n.rpartition(".")[0])
@@ -337,10 +334,8 @@ def _received(
         rows = [s for s in rows if s.shape != weight.shape or not torch.equal(s, weight)]
     # Of scores and logits of one width the logits are those that can be negative.
     logits_TE = next((s for s in rows if not (s >= 0).all()), rows[0] if rows else None)
-    E = E if logits_TE is None else logits_TE.shape[1]
     scores_TE = weight.new_full((T, E), torch.nan) if logits_TE is None else logits_TE
-    scores_TE = scores_TE.float()
-    weight = weight.float()
+    scores_TE, weight, E = scores_TE.float(), weight.float(), scores_TE.shape[1]
     if dense:
         token_N, expert_N = (index != 0).nonzero(as_tuple=True)
         gate_N = weight.expand(T, E)[token_N, expert_N]
@@ -374,8 +369,9 @@ def _shower(tokenizer: Any) -> Callable[[list[int]], list[str]]:
 def _spelt(tokenizer: Any, i: int) -> str:
     """Spell one token; sentencepiece's, decoded alone, would lose the space before it."""
     own = getattr(tokenizer, "convert_ids_to_tokens", getattr(tokenizer, "id_to_token", None))
-    raw = own(i) if own else ""
-    return raw.replace("\u2581", " ") if raw and "\u2581" in raw else str(tokenizer.decode([i]))
+    raw = (own(i) if own else "") or ""
+    shown = re.sub("^<0x(..)>$", r"⟨\1⟩", raw.replace("\u2581", " "))  # a byte of a character
+    return shown if shown != raw else str(tokenizer.decode([i]))
 
 
 def _join(parts: list[tuple[Routing, Tensor]], total: int) -> Routing:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moe_lite import Mixtral, MixtralConfig
+from moe_lite import Mixtral, MixtralConfig, hf
 from moe_lite.trace import record
 
 transformers = pytest.importorskip("transformers")
@@ -139,3 +139,35 @@ def test_two_generations_are_two_texts():
     want = [*first[0, :-1].tolist(), *second[0, :-1].tolist()]
     assert rec.trace.tokens == [str(i) for i in want]
     assert rec.trace.text_T.tolist() == [0] * 10 + [1] * 10
+
+
+@pytest.mark.parametrize("given", [None, "one", "two"], ids=str)
+@pytest.mark.parametrize("configured", [None, "one", "two"], ids=str)
+def test_prompts_of_unequal_length_end_as_transformers_lets_them(given, configured, tmp_path):
+    """The same tokens as transformers': padded on the left, until one of several ends."""
+    reference = theirs()
+    prompts = torch.tensor([[0, 0, 0, 5, 9, 5, 9], [3, 4, 7, 3, 4, 8, 3], [0, 5, 1, 2, 3, 4, 5]])
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7, [0] + [1] * 6])
+    how = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    free = reference.generate(prompts, **how)
+    one, other = int(free[0, 9]), int(free[1, 10])  # these will be drawn
+    kinds = {None: None, "one": one, "two": [one, other]}
+    reference.config.eos_token_id = reference.generation_config.eos_token_id = kinds[configured]
+    reference.save_pretrained(tmp_path)
+    more = {} if given is None else {"eos_token_id": kinds[given]}
+    want = reference.generate(prompts, **how, **more)
+    got = hf.load(tmp_path).generate(prompts, 12, temperature=0, mask_BS=mask, **more)
+    ends = kinds[given or configured]
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
+    assert got.shape == want.shape
+    for mine, theirs_ in zip(got[:, 7:].tolist(), want[:, 7:].tolist(), strict=True):
+        stop = next((n + 1 for n, i in enumerate(mine) if i in ends), len(mine))
+        assert mine[:stop] == theirs_[:stop] and set(mine[stop:]) <= set(ends[:1])
+    if ends:
+        assert got[0, 9] == one and set(got[0, 10:].tolist()) <= {one}
+
+
+def test_padding_on_the_right_is_refused():
+    mask = torch.tensor([[1] * 7, [1] * 6 + [0]])
+    with pytest.raises(ValueError, match="pad on the left"):
+        Mixtral(MixtralConfig(**SIZES)).generate(PROMPTS, 3, mask_BS=mask)

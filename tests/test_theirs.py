@@ -114,7 +114,7 @@ def test_a_trace_from_a_file_becomes_a_page(tmp_path, capsys):
         out = tmp_path / "a.html"
         assert cli.main(["explore", "--trace", str(tmp_path / name), "--out", str(out)]) == 0
         pages.append(state_of(out.read_text(encoding="utf-8")))
-    (known, a), (unknown, b) = pages
+    (known, a), (_, b) = pages
     assert a["expert"].tolist() == b["expert"].tolist()
     assert np.allclose(a["gate"], b["gate"])
     assert known["rules"] == ["softmax"] * 3 and (b["probs"] == 0xFFFF).all()
