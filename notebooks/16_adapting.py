@@ -40,8 +40,8 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import torch
 
-from moe_lite import Experts, Mixtral, MoELayer, TopKRouter, causal, hf, train
-from moe_lite.course import data, effects, ledger, sweep, viz
+from moe_lite import Experts, Mixtral, MoELayer, TopKRouter, hf, train
+from moe_lite.course import causal, data, effects, ledger, sweep, viz
 
 torch.manual_seed(0)
 torch.set_num_threads(1)

@@ -39,8 +39,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from moe_lite import Mixtral, causal, hf, record
-from moe_lite.course import analysis, cost, data, effects, languages, ledger, presets, recipes, viz
+from moe_lite import Mixtral, hf, record
+from moe_lite.course import analysis, causal, cost, data, effects, languages, ledger, presets, viz
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer
 
@@ -490,7 +490,7 @@ for layer in (0, 5):
 # Chance is $k/E = 25\%$ if experts are equally used (the thin line).
 
 # %%
-film = Film.load(hf.PRETRAINED / "mixtral-mini" / recipes.FILM)
+film = Film.load(hf.PRETRAINED / "mixtral-mini" / "film.safetensors")
 final = film.trace(film.steps[-1])
 steps = film.steps
 kept = torch.stack([analysis.saturation(film.trace(step), final) for step in steps])
