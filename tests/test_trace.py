@@ -15,6 +15,7 @@ from torch import nn
 from moe_lite import trace
 from moe_lite.config import MixtralConfig
 from moe_lite.layer import MoELayer
+from moe_lite.losses import load_balancing_loss
 from moe_lite.model import Mixtral
 from moe_lite.routers import NoisyTopKRouter
 from moe_lite.routing import Routing
@@ -386,6 +387,38 @@ def test_a_real_tokenizer(model):
     with trace.record(model, tokenizer) as rec:
         model(torch.tensor([[0, 1, 2, 3, 0, 1]]))
     assert rec.trace.tokens == ["to", "be", "or", "not", "to", "be"]
+
+
+def test_a_tokenizer_of_mixtrals_kind_keeps_spaces_and_bytes(model):
+    """Decoded one by one, its tokens would lose the space before them and show no byte."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    words = ["<unk>", "<0xC3>", "<0xA9>", "\u2581To", "\u2581be", ",", "\u2581or"]
+    bpe = tokenizers.models.BPE({w: i for i, w in enumerate(words)}, [], byte_fallback=True)
+    own = tokenizers.Tokenizer(bpe)
+    own.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.Replace("\u2581", " "), tokenizers.decoders.ByteFallback(),
+         tokenizers.decoders.Fuse(), tokenizers.decoders.Strip(" ", 1, 0)]
+    )  # fmt: skip
+    for tokenizer in (own, transformers.PreTrainedTokenizerFast(tokenizer_object=own)):
+        with trace.record(model, tokenizer) as rec:
+            model(torch.tensor([[3, 4, 5, 6, 4, 1, 2]]))
+        assert rec.trace.tokens == [" To", " be", ",", " or", " be", "⟨C3⟩", "⟨A9⟩"]
+
+
+def test_the_attention_mask_of_a_call_becomes_the_mask_of_the_trace():
+    model = theirs("mixtral").eval()
+    ids, mask = torch.randint(1, 40, (2, 6)), torch.ones(2, 6, dtype=int)
+    mask[1, 3:] = 0
+    with trace.record(model) as rec, torch.no_grad():
+        model(ids, attention_mask=mask)
+    with trace.record(model) as alone, torch.no_grad():
+        model(ids[:1])
+        model(ids[1:, :3])
+    for padded, bare in zip(rec.trace.layers, alone.trace.layers, strict=True):
+        assert padded.mask_T.tolist() == mask.bool().flatten().tolist()
+        torch.testing.assert_close(padded.load_E(), bare.load_E())
+        torch.testing.assert_close(load_balancing_loss(padded), load_balancing_loss(bare))
 
 
 # --------------------------------------------------------------------------- manners
