@@ -108,10 +108,7 @@ class Recorder:
         if mine and start:
             batch = mine[-1]
         elif start:
-            raise ValueError(
-                f"this call goes on from position {start} of a cache whose beginning was not "
-                "recorded: record from the text's first token"
-            )
+            raise ValueError(f"the {start} tokens in this call's cache were read before recording")
         else:
             if self._first is not None:  # without a cache, generate reads all from the start again
                 del self._batches[self._first :]
@@ -220,13 +217,11 @@ class Recorder:
                 raise ValueError(f"a call of the model did not reach {name}: no whole trace")
             for n in range(passes.pop()):
                 parts = [(call.layers[name][n], place_T) for call, place_T in placed]
-                for routing, place_T in parts:
-                    if routing.num_tokens != len(place_T):
-                        raise ValueError(
-                            f"{name} routed {routing.num_tokens} tokens where the model was given "
-                            f"{len(place_T)}: it reads another text, as an encoder beside a "
-                            "decoder does; record that part of the model by itself"
-                        )
+                if any(routing.num_tokens != len(place_T) for routing, place_T in parts):
+                    raise ValueError(
+                        f"{name} did not route the tokens that the model was given: it reads "
+                        "another text, as an encoder does; record that part of the model by itself"
+                    )
                 routing, rule = _join(parts, total), ""
                 if name in self._facts:
                     routing, rule = explain(routing, self._facts[name])

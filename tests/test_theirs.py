@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from moe_lite.trace import record
 from tests import families
 
 transformers = pytest.importorskip("transformers")
+ROOT = Path(__file__).resolve().parent.parent
 TEXT = "to be or not to be that is the question"
 FAMILIES = {  # name: whether its page must say "unknown"
     "mixtral": False, "olmoe": False, "qwen3_moe": False, "gpt_oss": False, "deepseek_v3": False,
@@ -157,3 +159,18 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, capsys
     (tmp_path / "tokenizer.json").unlink()  # then it would be the course's own
     assert cli.main(["explore", TEXT, "--model", str(tmp_path)]) == 1
     assert "the model has 64 tokens and the tokenizer 4096" in capsys.readouterr().err
+
+
+def test_the_page_on_tracing_does_what_it_says(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "tracing.md").read_text(encoding="utf-8")
+    saved("olmoe", tmp_path / "FOLDER")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer())
+    fast.save_pretrained(tmp_path / "FOLDER")
+    (tmp_path / "choices.csv").write_text(re.search(r"```\n(token,.*?)```", page, re.S)[1])
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(block.replace("To be, or not to be", TEXT), names)
+    assert names["trace"].tokens == ["To", " be"] and len(names["recorded"].trace.layers) == 3
+    for line in re.findall(r"^python -m moe_lite (explore --trace .*)$", page, re.M):
+        assert cli.main(line.split()) == 0

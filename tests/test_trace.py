@@ -421,6 +421,31 @@ def test_the_attention_mask_of_a_call_becomes_the_mask_of_the_trace():
         torch.testing.assert_close(load_balancing_loss(padded), load_balancing_loss(bare))
 
 
+def test_a_text_whose_beginning_was_not_recorded_is_refused():
+    model = theirs("mixtral").eval()
+    with torch.no_grad():
+        cache = model(torch.tensor([[1, 2, 3]])).past_key_values
+    with (
+        pytest.raises(ValueError, match="the 3 tokens in this call's cache were read before rec"),
+        trace.record(model),
+    ):
+        model(torch.tensor([[4]]), past_key_values=cache)
+
+
+def test_a_decoder_beside_an_encoder_is_refused():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SwitchTransformersConfig(
+        vocab_size=40, d_model=16, d_ff=16, num_layers=2, num_decoder_layers=2, num_heads=2,
+        d_kv=8, num_experts=4, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    model = transformers.SwitchTransformersForConditionalGeneration(config).eval()
+    with trace.record(model) as rec, torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]), decoder_input_ids=torch.tensor([[0, 4]]))
+    with pytest.raises(ValueError, match="it reads another text, as an encoder does"):
+        _ = rec.trace
+
+
 # --------------------------------------------------------------------------- manners
 
 
