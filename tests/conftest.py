@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from torch import nn
 
 from moe_lite import routers
+from moe_lite.course import recent
 from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.routers import Router, Scores, TopKRouter
 
@@ -69,6 +70,10 @@ ROUTERS: dict[str, Callable[..., Router]] = {
     "a tree": lambda D, E, V: HierarchicalRouter(
         TopKRouter(D, 2, 1), [TopKRouter(D, E // 2, 2) for _ in range(2)]
     ),
+    "quantile": lambda D, E, V: recent.QuantileRouter(D, E, 2),
+    "threshold": lambda D, E, V: recent.ThresholdRouter(D, E, 2),
+    "idle experts": lambda D, E, V: recent.IdleRouter(D, E, 2),
+    "relu": lambda D, E, V: recent.ReLURouter(D, E, 2),
     "a reader's, scaled": lambda D, E, V: Scaled(D, E, 2),
     "a reader's, cosine": lambda D, E, V: Cosine(D, E, 2),
 }

@@ -236,3 +236,22 @@ def adapting() -> Sheet:
             box = sheet.expert(x + gap * (j - 1.5), 0.8, e, str(e), idle=gone, width=width)
             sheet.arrow(router, box, taken=not gone)
     return sheet
+
+
+def claims() -> Sheet:
+    """Draw chapter 18's idea: a rule that was written first sends the evidence to a verdict."""
+    sheet = Sheet(9.2, 3.9, "A trial: the rule stands before the run, and the interval decides")
+    claim, run = sheet.token(1.3, 3.3, "“twice as fast”"), sheet.block(1.3, 0.7, "the run")
+    rule = sheet.router(4.1, 2.0, "rule")
+    sheet.arrow(claim, rule, "says: at least 1.5")
+    sheet.arrow(run, rule, "0.9 to 1.1")
+    sheet.note(1.3, 2.0, "first this,\nand only then the run")
+    for e, (y, verdict, taken) in enumerate(
+        ((3.4, "holds", False), (2.0, "does not hold", True), (0.6, "undecided", False))
+    ):
+        box = sheet.expert(7.2, y, e, verdict, idle=not taken, width=1.6)
+        sheet.arrow(rule, box, taken=taken)
+    sheet.note(7.2, 2.7, "all of it inside", size=8.5)
+    sheet.note(7.2, 1.3, "all of it outside", size=8.5)
+    sheet.note(7.2, 0.12, "across the border", size=8.5)
+    return sheet

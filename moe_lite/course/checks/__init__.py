@@ -21,7 +21,7 @@ CHAPTERS = (
     "one_token", "competing_experts", "hierarchies", "in_between", "sparsely_gated", "capacity",
     "balancing", "stability", "expert_choice", "fine_grained", "small_mixtral", "what_for",
     "dispatch_paths", "triton_kernels", "where_time_goes", "many_machines", "serving", "adapting",
-    "what_experts_learn",
+    "what_experts_learn", "claims",
 )  # fmt: skip
 __all__ = ["CheckFailed", "check_environment"]
 for _chapter in CHAPTERS:

@@ -1,0 +1,196 @@
+"""Routers of 2024 to 2026, each one or two steps changed: quantiles, thresholds, nothing, ReLU.
+
+They are here and not in the library because they are a year or two old. All that knows routers
+takes them (``tests/conftest.py`` has them in its list), and a name is given when it is wanted::
+
+    sweep(settings, seeds, routers={**ROUTERS, **RECENT})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..routers import Router, Scores, SigmoidBiasRouter, TopKRouter, linear_scores
+from ..routing import Routing
+
+
+def pairs(scores: Scores, chosen_TE: Tensor, gate_TE: Tensor) -> Routing:
+    """Return the routing of any set of (token, expert) pairs, token by token."""
+    token_N, expert_N = chosen_TE.nonzero(as_tuple=True)
+    gate_N = gate_TE[token_N, expert_N]
+    return Routing(scores.logits_TE, scores.probs_TE, token_N, expert_N, gate_N)
+
+
+def real(scores: Scores) -> Tensor:
+    """Return what the choice of a batch ranks, without padding: (T, E), detached."""
+    mask_T, wish_TE = scores.mask_T, scores.choose_TE.detach()
+    return wish_TE if mask_T is None else wish_TE[mask_T.reshape(-1).bool()]
+
+
+class QuantileRouter(SigmoidBiasRouter):
+    """Set the bias at once to what would have balanced the last batch: no rate, no loss.
+
+    A token's bar is the best score, bias included, that it did not choose. An expert that lowers
+    its scores by its (q+1)-largest margin over those bars keeps the q = T*K/E tokens that want it
+    most. So the bias is a quantile of the margins.
+
+    >>> router = QuantileRouter(4, num_experts=8, top_k=2)
+    >>> x_TD = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0))
+    >>> for _ in range(20):
+    ...     router.update(router(x_TD).load_E())
+    >>> (router(x_TD).load_E() - 1000).abs().max() <= 5
+    tensor(True)
+
+    Source: Su 2026 (kexue.fm/archives/11619), and the Kimi K3 report, both by notes on them.
+    """
+
+    next_E: Tensor | None = None
+
+    @torch.no_grad()
+    def choose(self, scores: Scores, k: int | None = None) -> Routing:  # type: ignore[override]
+        if self.training and (T := len(plain_TE := real(scores) - self.bias_E)):
+            # 1. each token's bar: its best score that is not among the K
+            bar_T1 = (plain_TE + self.bias_E).topk(min(self.top_k + 1, plain_TE.shape[1])).values
+            margin_TE = plain_TE - bar_T1[:, -1:]
+            # 2. each expert's share of the tokens, and the margin that the next one has
+            q = T * self.top_k // margin_TE.shape[1]
+            self.next_E = -margin_TE.topk(min(q + 1, T), dim=0).values[-1]
+        with torch.enable_grad():
+            return super().choose(scores, k)
+
+    @torch.no_grad()
+    def update(self, load_E: Tensor) -> None:
+        """Take the bias that the last batch asked for."""
+        if self.next_E is not None:
+            self.bias_E.copy_(self.next_E)
+
+
+class ThresholdRouter(TopKRouter):
+    """Let an expert take every token above its own threshold: causal, and balanced on average.
+
+    The threshold follows the score that expert choice would have stopped at: the K/E quantile of
+    a batch, averaged over batches. A token is taken or not by itself, so nothing leaks; it may have
+    many experts, or none.
+
+    Args:   decay: of the average over batches. Shapes: threshold_E (E,), a float32 buffer.
+    Source: Sun et al. 2026 (arXiv:2603.11535), abstract and introduction.
+    """
+
+    threshold_E: Tensor
+    batches: Tensor
+    next_E: Tensor | None = None
+
+    def __init__(self, hidden_size: int, num_experts: int, top_k: int = 2, *,
+                 decay: float = 0.99, **options: Any):  # fmt: skip
+        super().__init__(hidden_size, num_experts, top_k, **{"renormalize": False} | options)
+        self.decay = decay
+        self.register_buffer("threshold_E", torch.full((num_experts,), 0.5))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
+        logits_TE = linear_scores(x_TD, self.weight)
+        score_TE = logits_TE.sigmoid()
+        probs_TE = score_TE / score_TE.sum(-1, keepdim=True).clamp(min=1e-20)
+        return Scores(logits_TE, probs_TE, score_TE, score_TE)
+
+    def choose(self, scores: Scores, k: int | None = None) -> Routing:
+        if self.training and (T := len(real(scores))):
+            count = max(1, T * self.top_k // scores.choose_TE.shape[1])
+            self.next_E = real(scores).topk(count, dim=0).values[-1]
+        return pairs(scores, scores.choose_TE > self.threshold_E, scores.weigh_TE)
+
+    @torch.no_grad()
+    def update(self, load_E: Tensor) -> None:
+        """Move the thresholds towards those of the last batch; the first batch sets them."""
+        if self.next_E is not None:
+            step = max(1 - self.decay, 1 / (1 + float(self.batches)))
+            self.threshold_E.lerp_(self.next_E.to(self.threshold_E.dtype), step)
+            self.batches += 1
+
+
+class IdleRouter(TopKRouter):
+    """Add experts that compute nothing: a token that chooses one spends less.
+
+    All idle experts share one row of scores. What a token gives to them is lost to the sum, so that
+    its gates add up to less than 1; the token itself passes beside the layer, as always.
+
+    Args:   idle: how many of them there are beside the E. Shapes: idle_D (D,), their row.
+    Source: MoE++ 2024 and LongCat 2025, known from others' mention.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int, top_k: int = 2, *, idle: int = 2,
+                 **options: Any):  # fmt: skip
+        super().__init__(hidden_size, num_experts, top_k, **options)
+        self.idle = idle
+        self.idle_D = torch.nn.Parameter(torch.randn(hidden_size) * hidden_size**-0.5)
+
+    def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
+        logits_TE = linear_scores(x_TD, self.weight)
+        idle_TI = linear_scores(x_TD, self.idle_D[None]).expand(-1, self.idle)
+        share_TE = torch.cat([logits_TE, idle_TI], 1).softmax(-1)[:, : logits_TE.shape[1]]
+        return Scores(logits_TE, logits_TE.softmax(-1), share_TE, share_TE)
+
+    def choose(self, scores: Scores, k: int | None = None) -> Routing:
+        # 1. an idle expert's share is what the others leave, divided among them
+        idle_TI = (1 - scores.weigh_TE.sum(1, keepdim=True)).expand(-1, self.idle) / self.idle
+        best_TK = torch.cat([scores.choose_TE, idle_TI], 1).topk(k or self.top_k).indices
+        # 2. the chosen are weighed together, and the idle ones are left out
+        share_TK = torch.cat([scores.weigh_TE, idle_TI], 1).gather(1, best_TK)
+        gate_TK = share_TK / share_TK.sum(1, keepdim=True) if self.renormalize else share_TK
+        E = scores.choose_TE.shape[1]
+        chosen_TE = torch.zeros_like(scores.choose_TE, dtype=torch.bool)
+        rows_T1 = torch.arange(len(best_TK), device=best_TK.device)[:, None].expand_as(best_TK)
+        busy_TK = best_TK < E
+        at = (rows_T1[busy_TK], best_TK[busy_TK])
+        gate_TE = torch.zeros_like(scores.weigh_TE).index_put(at, gate_TK[busy_TK])
+        return pairs(scores, chosen_TE.index_put(at, torch.tensor(True)), gate_TE)
+
+
+class ReLURouter(TopKRouter):
+    """Choose and weigh by ReLU: the experts above 0, smooth everywhere but at 0.
+
+    How many that are is held by a penalty whose weight follows the share that is active, up by a
+    factor if it is above K / E and down if it is below. ``penalty`` has to be added to the loss.
+
+    Args:   factor: of one step. Shapes: weight_of_penalty (), a float32 buffer.
+    Source: Wang et al. 2024, ReMoE (arXiv:2412.14711), known from others' mention.
+    """
+
+    weight_of_penalty: Tensor
+
+    def __init__(self, hidden_size: int, num_experts: int, top_k: int = 2, *,
+                 factor: float = 1.2, **options: Any):  # fmt: skip
+        super().__init__(hidden_size, num_experts, top_k, **{"renormalize": False} | options)
+        self.factor, self.active = factor, 0.0
+        self.register_buffer("weight_of_penalty", torch.tensor(1e-8))
+
+    def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
+        logits_TE = linear_scores(x_TD, self.weight)
+        return Scores(logits_TE, logits_TE.softmax(-1), logits_TE.detach(), logits_TE.relu())
+
+    def choose(self, scores: Scores, k: int | None = None) -> Routing:
+        chosen_TE = scores.choose_TE > 0
+        if self.training and (T := len(real(scores))):
+            self.active = float((real(scores) > 0).sum()) / (T * chosen_TE.shape[1])
+        return pairs(scores, chosen_TE, scores.weigh_TE)
+
+    @torch.no_grad()
+    def update(self, load_E: Tensor) -> None:
+        """Make the penalty heavier if too many experts are active, else lighter."""
+        up = self.active > self.top_k / len(load_E)
+        self.weight_of_penalty *= self.factor if up else 1 / self.factor
+
+    def penalty(self, routing: Routing) -> Tensor:
+        """Return the gates' sum for each token, in the weight of now: to be added to the loss."""
+        return self.weight_of_penalty * routing.gate_N.sum() / max(1, routing.num_tokens)
+
+
+RECENT: dict[str, Callable[..., Router]] = {
+    "quantile": QuantileRouter.from_config, "threshold": ThresholdRouter.from_config,
+    "idle experts": IdleRouter.from_config, "relu": ReLURouter.from_config,
+}  # fmt: skip
+"""Each by a name, made for a model, as :data:`~moe_lite.routers.ROUTERS` are."""

@@ -1,0 +1,102 @@
+"""Claims on trial: the rules, the verdicts, and README's table."""
+
+import math
+import statistics
+from html import escape
+
+import pytest
+
+from moe_lite.checked import read_json
+from moe_lite.course import leads, trial
+from moe_lite.course.claims import CLAIMS, Claim
+from moe_lite.course.sayings import SAYINGS
+
+RULE = Claim("", "field", "", "", "", (1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "spread", "said"),
+    [(1, 2, False, "holds"), (0, 0.99, False, "does not hold"), (2.1, 3, True, "does not hold"),
+     (0.5, 1.5, False, "undecided"), (0.5, 1.5, True, "it depends"),
+     (math.nan, math.nan, False, "cannot be known")],
+)  # fmt: skip
+def test_a_verdict_is_that_of_the_whole_interval(low, high, spread, said):
+    assert trial.verdict(RULE, trial.Evidence(low, high, "", spread)) == said
+
+
+def test_every_claim_has_evidence_and_a_better_sentence():
+    keys = [claim.key for claim in CLAIMS]
+    assert len(keys) == len(set(keys)) >= 20
+    assert set(trial.EVIDENCE) == set(trial.INSTEAD) == set(keys)
+    assert all(claim.holds[0] <= claim.holds[1] for claim in CLAIMS)
+
+
+def test_what_the_course_used_to_say_does_not_stand_any_more():
+    """Its card said in bold that the twin is ahead; more pairs, whichever are stored, do not."""
+    own = [claim for claim in CLAIMS if claim.kind == "course"]
+    assert own and all(
+        trial.verdict(claim, trial.EVIDENCE[claim.key]()) in ("undecided", "does not hold")
+        for claim in own
+    )
+
+
+def test_an_interval_that_touches_a_border_in_print_decides_nothing():
+    ahead = Claim("", "field", "", "", "", (-math.inf, 0))
+    assert trial.verdict(ahead, trial.Evidence(0.0001, 0.065, "")) == "undecided"
+    assert trial.verdict(ahead, trial.Evidence(0.001, 0.065, "")) == "does not hold"
+
+
+def test_the_lead_counts_every_pair_that_was_trained_to_the_end():
+    for step, at in ((3250, 3250), (None, 4000)):
+        study = leads.lead_of("whole", at, "whole dense", at, "as shipped", "dense")
+        pairs = [*study.by_seed.values(), *leads.on_a_cpu(step).by_seed.values()]
+        found = trial.lead(step)
+        assert (found.low + found.high) / 2 == pytest.approx(statistics.mean(pairs))
+        assert found.where.startswith(f"{len(pairs)} pairs")
+
+
+def test_the_sets_of_text_share_no_window():
+    _, corpus = trial.box()
+    sets = [trial.held_out(corpus, first).ids_BS for first in range(0, trial.GRID, 2)]
+    rows = [tuple(row.tolist()) for ids_BS in sets for row in ids_BS]
+    assert len(rows) == len(set(rows)) == 2 * len(corpus.domains) * len(sets)
+
+
+def test_everything_is_measured():
+    found = {claim.key: trial.EVIDENCE[claim.key]() for claim in CLAIMS}
+    assert not [key for key, each in found.items() if math.isinf(each.low)]
+    assert set(read_json(trial.KEPT)) == {"unused", "pinned", "topics", "monosemantic", "committee"}
+
+
+def test_the_table_in_readme_is_what_the_evidence_says():
+    page = trial.README.read_text(encoding="utf-8")
+    assert trial.fill(page) == page, "run python -m moe_lite.course.trial"
+
+
+def test_a_card_escapes_what_it_quotes():
+    assert "GPT-4o" in trial.card("closed") and "CANNOT BE KNOWN" in trial.card("closed")
+    assert trial.softmax_order() < 1e-12
+
+
+def test_every_claim_says_who_says_so_and_what_was_read():
+    assert set(SAYINGS) == {claim.key for claim in CLAIMS}
+    for key, said in SAYINGS.items():
+        assert said.words and said.who and said.where and said.when, key
+        if said.quoted:  # only what somebody read can be quoted
+            assert said.read not in ("not read", "secondary source"), key
+        assert escape(said.words) in trial.card(key)
+    unread = [key for key, said in SAYINGS.items() if said.read in ("not read", "secondary source")]
+    assert all("our words" in trial.card(key) for key in unread)
+
+
+def test_the_finding_on_quantiles_is_what_is_stored():
+    stored = read_json(leads.ROOT / "experiments" / "results" / "quantile" / "steps.json")
+    kept, text = stored["measures"], (leads.ROOT / "notebooks" / "18_claims.py").read_text("utf-8")
+    for first, until in ((5, 50), (151, 200)):
+        found = trial.between(kept, first, until)
+        said = f"{-found.mean:.2f} lower over", f"[{-found.high:.2f}, {-found.low:.2f}]"
+        assert found.count == 5 and found.high < 0 and all(part in text for part in said)
+    loss = trial.between(kept)
+    assert f"{loss.mean:.3f} nats [{loss.low:.3f}, {loss.high:+.3f}]".replace("-", "−") in text
+    by_hand = [a - b for a, b in zip(kept["loss at quantile"], kept["loss at u 0.01"], strict=True)]
+    assert loss.mean == pytest.approx(statistics.mean(by_hand))
