@@ -20,8 +20,7 @@ from typing import Any, get_args
 import torch
 import torch.nn.functional as F
 
-from moe_lite import causal
-from moe_lite.course import analysis, effects
+from moe_lite.course import analysis, causal, effects
 from moe_lite.course.languages import Cause, Languages, agreement
 from moe_lite.course.ledger import Claim, Experiment, Measures, Pair, unfinished
 from moe_lite.files import write

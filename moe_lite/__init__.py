@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 _HOME = {
-    "causal": ("ablate", "ban", "force", "intervene", "swap", "top_k"),
     "config": ("MixtralConfig", "TrainConfig"),
     "evaluation": ("evaluate",),
     "experts": ("Experts",),
@@ -33,8 +32,6 @@ __all__ = sorted(name for names in _HOME.values() for name in names)
 
 if TYPE_CHECKING:  # the same for who reads types; tests/test_facade.py holds the two equal
     # isort: off
-    from .causal import ablate as ablate, ban as ban, force as force
-    from .causal import intervene as intervene, swap as swap, top_k as top_k
     from .config import MixtralConfig as MixtralConfig, TrainConfig as TrainConfig
     from .evaluation import evaluate as evaluate
     from .experts import Experts as Experts

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import MixtralConfig
@@ -52,16 +55,19 @@ class Generator(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Collection[int] | None = None,
+        mask_BS: Tensor | None = None,
     ) -> Tensor:
         """Continue each row of ids, token by token, and return prompt and continuation.
 
         Args:    temperature: 0 takes the likeliest token (greedy). top_k: sample among the k
                  likeliest. top_p: among the fewest tokens whose probability reaches p.
                  seed: the same seed gives the same text. eos_token_id: a row that has
-                 produced it is filled with it; when all have, generation stops.
-        Raises:  ValueError for an empty prompt, a setting out of range, or a text that would
-                 outgrow the model's context.
+                 produced one of these is filled with the first; when all have, generation
+                 stops. None: the config's; (): none. mask_BS: True (or 1) for real tokens, of
+                 prompts of unequal length, which are padded on the left.
+        Raises:  ValueError for an empty prompt, a setting out of range, padding at the end, or
+                 a text that would outgrow the model's context.
         """
         if temperature < 0 or (top_k is not None and top_k < 1):
             raise ValueError(f"temperature {temperature} or top_k {top_k} is out of range")
@@ -75,6 +81,11 @@ class Generator(nn.Module):
                 f"prompt and continuation make {total} tokens, more than the model's context "
                 f"of {self.config.max_position_embeddings}"
             )
+        if mask_BS is not None and not mask_BS[:, -1:].all():
+            raise ValueError("a prompt ends with padding: pad on the left, so that it goes on")
+        eos = self.config.eos_token_id if eos_token_id is None else eos_token_id
+        ends = [eos] if isinstance(eos, int) else list(eos or ())
+        ends_N = torch.tensor(ends, dtype=torch.int64, device=ids_BS.device)
         weight = self.embed_tokens.weight
         cache = KVCache(self.config, len(ids_BS), total, weight.device, weight.dtype)
         generator = torch.Generator(ids_BS.device)
@@ -82,14 +93,16 @@ class Generator(nn.Module):
         done_B = torch.zeros(len(ids_BS), dtype=torch.bool, device=ids_BS.device)
         new_BS = ids_BS
         for _ in range(max_new_tokens):
-            logits_BV = self(new_BS, cache=cache).logits_BSV[:, -1]
+            logits_BV = self(new_BS, mask_BS, cache=cache).logits_BSV[:, -1]
             next_B = sample(logits_BV, temperature, top_k, top_p, generator)
-            if eos_token_id is not None:
-                next_B = next_B.masked_fill(done_B, eos_token_id)
-                done_B |= next_B == eos_token_id
+            if ends:
+                next_B = next_B.masked_fill(done_B, ends[0])
+                done_B |= torch.isin(next_B, ends_N)
             new_BS = next_B[:, None]
             ids_BS = torch.cat([ids_BS, new_BS], dim=1)
-            if eos_token_id is not None and done_B.all():
+            if mask_BS is not None:
+                mask_BS = F.pad(mask_BS, (0, 1), value=1)
+            if ends and done_B.all():
                 break
         return ids_BS
 

@@ -35,7 +35,7 @@ class Routing:
     Shapes:
         logits_TE: router scores before any softmax, float32 (float64 for float64 input).
         probs_TE:  their softmax over all E experts, or their sigmoids divided by their sum;
-                   same type, and each token's sum to 1.
+                   same type, and each token's sum to 1. In a trace NaN where no gate says them.
         token_N:   int64, the token of each pair.
         expert_N:  int64, its expert.
         gate_N:    its weight in the combine; carries the router's gradient.

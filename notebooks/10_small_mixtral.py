@@ -111,6 +111,10 @@ print("their probabilities, which do not sum to 1\n", gate_TK)
 gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
 print(gate_TK)
 
+# %%
+# Your turn: add 5 to all logits of a token, then double them. Which of the two changes its gates?
+print((logits_TE + 0).topk(2).values.softmax(dim=-1))
+
 # %% [markdown]
 # Look at the first row: 0.731 and 0.269. Those are $1/(1+e^{-1})$ and its complement: the two
 # logits differ by 1, and *nothing else matters*. The other experts' scores cancelled when we
@@ -174,6 +178,7 @@ def moe(x_TD, gate_TK, expert_TK, experts):
 # %%
 scalers = [lambda x, e=e: x * 10**e for e in range(4)]
 print(moe(torch.ones(3, 1), gate_TK, expert_TK, scalers))
+# Your turn: what comes back for the second token? Work it out from its experts and gates first.
 
 # %% [markdown]
 # Now real experts: the `DenseFFN` of above, eight times. The library keeps the eight in one
@@ -258,6 +263,11 @@ assert total - idle == count.active == 12_879_925_248
 print(f"in bf16, held in memory: {2 * total / 1e9:.1f} GB")
 print(f"read for one token:      {2 * (total - idle) / 1e9:.1f} GB")
 print(f"cache of 32,768 tokens:  {cost.kv_cache_bytes(c, 32768) / 2**30:.1f} GiB")
+# Your turn: sixteen experts half as wide, four for a token. Which of the numbers change? Predict.
+finer = MixtralConfig(num_local_experts=8, num_experts_per_tok=2, intermediate_size=14336)
+print(
+    f"total {cost.count_parameters(finer).total:,}, active {cost.count_parameters(finer).active:,}"
+)
 
 # %% [markdown]
 # That pair of numbers, 93.4 GB held and 25.8 GB touched, is the whole bargain of sparse models:
@@ -376,14 +386,15 @@ print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 
 # %%
 ahead = [r for r in leads.leads(leads.stored(), lambda s: s % 250 == 0) if "whole" in r.axis]
-fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
-for color, name in zip(
-    ("#0072B2", "#D55E00", "#009E73"), ("as shipped", "scale 2", "4 of 16, scale 4"), strict=True
-):
-    those = [r for r in ahead if r.name == name]
+timed = leads.equal_time("whole", "as shipped", "whole dense, longer", "dense, 4,700 steps")
+curves = {"as shipped": ahead, "scale 2": ahead, "4 of 16, scale 4": ahead, "at equal time": timed}
+fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
+for color, (name, found) in zip(viz.HUES, curves.items(), strict=False):
+    those = [r for r in found if r.name == name or found is timed]
     middle, low, high = zip(*(r.interval for r in those), strict=True)
-    ax.plot([r.step for r in those], middle, color=color, label=name)
-    ax.fill_between([r.step for r in those], low, high, color=color, alpha=0.15, lw=0)
+    steps, dashed = [r.step for r in those], "--" if found is timed else "-"
+    ax.plot(steps, middle, dashed, color=color, label=name)
+    ax.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
 ax.axhline(0, color="0.5", lw=0.8)
 ax.set(xlabel="step of 4,000", ylabel="bits per byte ahead of the twin")
 ax.legend(frameon=False)
@@ -402,8 +413,8 @@ print("as shipped, equal time: ", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*late.inte
 # %% [markdown]
 # **At equal active size and equal steps the mixture is ahead, and at the end still: by 0.037 bits
 # per byte [0.022, 0.052].** At equal *time* (a step takes 1.2 of the twin's on a CPU, so the twin
-# goes 4,700 steps) it is undecided, four seeds. And the model in the box? It ended 0.016 *behind*
-# its twin. Why one run may is worth a look.
+# goes 4,700 steps; dashed) it is behind at first, and at the end undecided. And the model in the
+# box? It ended 0.016 *behind* its twin. Why one run may is worth a look.
 #
 # ### Where the lead is
 #

@@ -39,8 +39,8 @@ from dataclasses import replace
 
 import torch
 
-from moe_lite import Experts, Mixtral, MoELayer, TopKRouter, causal, hf, train
-from moe_lite.course import data, drawings, effects, ledger, sweep, viz
+from moe_lite import Experts, Mixtral, MoELayer, TopKRouter, hf, train
+from moe_lite.course import causal, data, drawings, effects, ledger, sweep, viz
 
 torch.manual_seed(0)
 torch.set_num_threads(1)

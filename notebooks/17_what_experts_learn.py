@@ -42,8 +42,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from moe_lite import Mixtral, causal, hf, record
-from moe_lite.course import analysis, data, drawings, effects, languages, ledger, viz
+from moe_lite import Mixtral, hf, record
+from moe_lite.course import analysis, causal, data, drawings, effects, languages, ledger, viz
 from moe_lite.course.widgets import RoutingExplorer
 
 torch.manual_seed(0)

@@ -31,8 +31,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from moe_lite import causal, hf, record
-from moe_lite.course import analysis, cost, data, effects, ledger, presets, recipes, viz
+from moe_lite import hf, record
+from moe_lite.course import analysis, causal, cost, data, effects, ledger, presets, recipes, viz
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from traitlets import TraitError
 
-from moe_lite.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.config import MixtralConfig
+from moe_lite.course.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.course.data import load_tokenizer, pieces
 from moe_lite.course.effects import effect
 from moe_lite.course.film import Film

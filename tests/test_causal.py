@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lite.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.config import MixtralConfig
+from moe_lite.course.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.course.effects import effect, replaced
 from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.layer import MoELayer

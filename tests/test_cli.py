@@ -157,9 +157,9 @@ def test_explore_without_a_model_names_the_option(tmp_path, fails):
     assert "nowhere" in said and "--model FOLDER" in said
 
 
-def test_explore_refuses_another_architecture(tmp_path, fails):
+def test_explore_refuses_another_model_without_weights(tmp_path, fails):
     (tmp_path / "config.json").write_text('{"model_type": "olmoe"}', encoding="utf-8")
-    assert "olmoe" in fails("explore", TEXT, "--model", tmp_path)
+    assert "no weights in safetensors" in fails("explore", TEXT, "--model", tmp_path)
 
 
 def test_explore_refuses_a_folder_without_weights(tmp_path, fails):

@@ -23,13 +23,14 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from moe_lite import hf
 from moe_lite.checkpoint import load_checkpoint, save_checkpoint
 from moe_lite.config import MixtralConfig, TrainConfig
-from moe_lite.course import ledger
+from moe_lite.course import ledger, traces
 from moe_lite.course.data import encode, load_tokenizer, pieces
 from moe_lite.course.film import Film
 from moe_lite.course.recipes import RECIPES, Recipe, read_recipe
 from moe_lite.history import History
 from moe_lite.model import Mixtral
 from moe_lite.routing import Routing
+from moe_lite.trace import RoutingTrace
 from moe_lite.train import make_optimizer
 
 CASES = int(os.environ.get("FUZZ_CASES", "10000"))
@@ -367,6 +368,31 @@ def read_part(folder: Path) -> None:
     assert isinstance(ledger.unfinished(folder / ".part.json", MARK), dict)
 
 
+def whole_trace(folder: Path) -> None:
+    nan_TE = torch.full((6, 3), torch.nan)
+    index_TK = torch.tensor([[0, 2]] * 6)
+    hidden = Routing.from_choices(nan_TE, nan_TE, index_TK, torch.rand(6, 2))
+    where = torch.zeros(6).long(), torch.arange(6)
+    trace = RoutingTrace([*"abcdef"], (hidden,) * 2, ("0", "1"), "it", ("scores unknown",) * 2,
+                         *where)  # fmt: skip
+    traces.save(trace, folder / "trace.safetensors")
+
+
+def read_trace(folder: Path) -> None:
+    trace = traces.load(folder / "trace.safetensors")
+    assert all(layer.gates_TE().shape[0] == len(trace.tokens) for layer in trace.layers)
+
+
+def whole_table(folder: Path) -> None:
+    rows = [f"{t},{n},{e},0.{e}5,w{t}" for t in range(4) for n in (0, 10) for e in (1, 2)]
+    (folder / "table.csv").write_text("\n".join(["token,layer,expert,weight,text", *rows]) + "\n")
+
+
+def read_table(folder: Path) -> None:
+    trace = traces.from_csv(folder / "table.csv")
+    assert all(layer.gates_TE().shape[0] == len(trace.tokens) for layer in trace.layers)
+
+
 KINDS = {  # name: (share of the cases, the file, make it whole, spoil it, read it)
     "recipe": (3, "recipe.json", whole_recipe, spoil_text, read_a_recipe),
     "config": (3, "config.json", whole_model, spoil_text, read_config),
@@ -375,6 +401,8 @@ KINDS = {  # name: (share of the cases, the file, make it whole, spoil it, read 
     "index": (1, "model.safetensors.index.json", lambda f: whole_model(f, 300), spoil_text,
               read_model),
     "film": (3, "film.safetensors", whole_film, spoil_tensors, read_film),
+    "trace": (3, "trace.safetensors", whole_trace, spoil_tensors, read_trace),
+    "table": (2, "table.csv", whole_table, spoil_lines, read_table),
     "history": (3, "history.jsonl", whole_history, spoil_lines, read_history),
     "state": (1, "step-00000005/state.json", whole_checkpoint, spoil_text, read_checkpoint),
     "rows": (1, "step-00000005/history.jsonl", whole_checkpoint, spoil_lines, read_checkpoint),

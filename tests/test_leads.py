@@ -40,6 +40,14 @@ def test_other_text_or_another_schedule_is_no_pair(other):
     assert leads.leads([DENSE, SPARSE | other], lambda step: True) == []
 
 
+def test_at_equal_time_the_twin_is_further_on(monkeypatch):
+    monkeypatch.setattr(leads, "stored", lambda: [DENSE, SPARSE])
+    # a step as long as 1.5 of the twin's: step 2 against 3, half way from 3.0 to 2.0, 4.0 to 3.0
+    two, *rest = leads.equal_time("s", "moe", "d", "plain", 1.5)
+    assert two.step == 2 and two.by_seed == pytest.approx({1: 0.0, 0: -0.4}) and rest == []
+    assert [r.step for r in leads.equal_time("s", "moe", "d", "plain", 1)] == [2, 3]
+
+
 def test_the_phone_book_stands_for_itself():
     assert leads.mean({"drama": 1.0, "code": 3.0, "phone book": 100.0}) == 2.0
 

@@ -16,9 +16,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from moe_lite import hf
-from moe_lite.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.config import MixtralConfig
 from moe_lite.course import cli
+from moe_lite.course.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.course.data import load_tokenizer, pieces
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer

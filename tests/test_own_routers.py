@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from moe_lite import hf, routers
-from moe_lite.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.config import MixtralConfig
 from moe_lite.course import eras
+from moe_lite.course.causal import ablate, ban, force, intervene, swap, top_k
 from moe_lite.course.data import load_tokenizer, pieces
 from moe_lite.course.effects import effect
 from moe_lite.course.film import Film

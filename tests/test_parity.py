@@ -185,7 +185,7 @@ def test_greedy_generation_token_for_token(seed):
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False,
             pad_token_id=0, eos_token_id=None, use_cache=cacheable(config),
         )  # fmt: skip
-    actual = ours.generate(ids, 20, temperature=0)
+    actual = ours.generate(ids, 20, temperature=0, eos_token_id=())
     assert actual.tolist() == expected.tolist()
 
 

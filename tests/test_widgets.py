@@ -95,6 +95,17 @@ def test_thousandths_are_the_nearest():
     assert unpack(state)["probs"].tolist() == [63, 123, 124, 691]
 
 
+def test_what_is_unknown_is_sent_as_unknown():
+    probs_TE = torch.tensor([[0.25, 0.75], [torch.nan, torch.nan]])
+    routing = Routing(probs_TE.log(), probs_TE, *(torch.zeros(2, dtype=int) for _ in "NN"),
+                      torch.ones(2))  # fmt: skip
+    trace = RoutingTrace(["a", "b"], (routing,), ("0",), "a test", ("scores unknown: why",))
+    sent = unpack(pack(trace))
+    assert sent["probs"].tolist() == [250, 750, 0xFFFF, 0xFFFF]
+    assert sent["logit"].tolist() == [-139, -29, -32768, -32768]
+    assert pack(trace)["rules"] == ["scores unknown: why"]
+
+
 def test_selection_layer_and_filter_can_be_set_and_watched():
     widget = RoutingExplorer(make_trace("abcde"), layer=1)
     assert (widget.selected, widget.layer, widget.expert) == (-1, 1, -1)
@@ -154,7 +165,7 @@ def with_routing(**changes):
         (lambda: with_routing(expert_N=torch.tensor([0, 3])), "layer mlp names expert 3, but"),
         (lambda: with_routing(token_N=torch.tensor([0, -1])), "layer mlp names token -1, but"),
         (lambda: with_routing(gate_N=torch.tensor([1, torch.nan])), "mlp has a gate weight that"),
-        (lambda: with_routing(probs_TE=torch.full((2, 3), torch.nan)), "mlp has a probability out"),
+        (lambda: with_routing(probs_TE=torch.tensor([[torch.nan, 0, 1]] * 2)), "mlp has a prob"),
         (lambda: with_routing(probs_TE=torch.full((2, 3), 1.5)), "mlp has a probability outside"),
     ],
 )

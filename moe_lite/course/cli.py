@@ -101,7 +101,14 @@ def explore(argv: Sequence[str]) -> int:
         "--model",
         type=Path,
         metavar="FOLDER",
-        help="a checkpoint in Hugging Face's Mixtral layout (default: the course's own)",
+        help="a folder that transformers reads, of any sparse model (default: the course's own)",
+    )
+    parser.add_argument("--file", type=Path, metavar="FILE", help="a file that holds the text")
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="a trace instead: .safetensors, or a .csv table"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: as it is stored"
     )
     parser.add_argument("--compare", metavar="TEXT", help="another text, to stand beside it")
     parser.add_argument(
@@ -115,6 +122,13 @@ def explore(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: routing.html, live.html")
     args = parser.parse_args(argv)
+    from ..checked import read_text
+
+    if args.file and (args.text or args.film):
+        raise ValueError("give a text or a --file with one, and neither to a film")
+    args.text = read_text(args.file) if args.file else args.text
+    if args.trace and (args.text or args.model or args.compare or args.film or args.live):
+        raise ValueError("a trace has its own text, and stands alone: give --trace FILE")
     args.out = args.out or Path("live.html" if args.live else "routing.html")
     beside = args.compare is not None or args.compare_model is not None
     texts = [args.text, args.compare if args.compare is not None else args.text][: 1 + beside]
@@ -124,7 +138,12 @@ def explore(argv: Sequence[str]) -> int:
         raise ValueError(
             "a live page has its own film, and stands alone: give --live and a --model"
         )
-    if not args.film and not args.live and not all(text.strip() for text in texts):
+    if (
+        not args.film
+        and not args.live
+        and not args.trace
+        and not all(text.strip() for text in texts)
+    ):
         raise ValueError("there is no text to explore: give at least one word")
     for text in texts:
         try:
@@ -134,6 +153,7 @@ def explore(argv: Sequence[str]) -> int:
 
     from .. import files
     from ..hf import PRETRAINED
+    from . import traces
     from .film import Film
     from .widgets import RoutingExplorer
 
@@ -148,12 +168,20 @@ def explore(argv: Sequence[str]) -> int:
     if args.film:
         widget = RoutingExplorer(film=Film.load(_folder(folder) / "film.safetensors"))
         shown = f"{len(widget.film['steps'])} steps of a training"
+    elif args.trace:
+        read = traces.from_csv if args.trace.suffix.lower() == ".csv" else traces.load
+        widget, shown = RoutingExplorer(read(args.trace)), "recorded elsewhere"
     else:
-        _, _, other = _run(texts[-1], args.compare_model or folder) if beside else [None] * 3
-        model, tokenizer, trace = _run(args.text, folder)
-        own = {"model": model, "tokenizer": tokenizer, "text": args.text}
+        run = partial(_run, dtype=args.dtype)
+        _, _, other = run(texts[-1], args.compare_model or folder) if beside else [None] * 3
+        model, tokenizer, trace = run(args.text, folder)
+        own = {"model": model, "tokenizer": tokenizer, "text": args.text} if model else {}
         widget = RoutingExplorer(trace, **own, beside=other)
-        shown = f"{len(widget.precompute().answers) - 1} answers to “what if”"
+        if model:
+            shown = f"{len(widget.precompute().answers) - 1} answers to “what if”"
+        else:
+            unknown = sum("unknown" in rule for rule in trace.rules)
+            shown = f"{unknown} of which do not say what their choice follows from"
     widget.to_html(args.out)
     print(
         f"{args.out}: {len(widget.tokens)} tokens through {len(widget.layer_names)} layers of "
@@ -180,22 +208,37 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _run(text: str, folder: Path) -> tuple[Any, Any, Any]:
-    """Run a text through the model in a folder: the model, its tokenizer and the trace."""
+def _run(text: str, folder: Path, dtype: str | None = None) -> tuple[Any, Any, Any]:
+    """Run a text through the model in a folder: the model if it is ours, tokenizer and trace."""
     import torch
 
     from ..checked import check_room
     from ..trace import record
+    from . import theirs
     from .data import encode, pieces
 
-    model, tokenizer = _load(folder)
+    kind = getattr(torch, dtype) if dtype else None
+    ours = not (_folder(folder) / "config.json").is_file() or not theirs.is_theirs(folder)
+    if ours:
+        model, tokenizer = _load(folder, kind)
+        window, most = model.config.sliding_window, model.config.max_position_embeddings
+    else:
+        count, size = theirs.size(folder, kind)
+        print(f"{folder}: {count:,} parameters, {size / 1e9:.2f} GB of memory", flush=True)
+        tokenizer = _tokenizer(folder)
+        model = theirs.load(folder, kind)
+        vocab, most = theirs.context(model)
+        window = True
+        _agree(folder, tokenizer, vocab)
     ids = encode(tokenizer, text)
-    S = len(ids) if model.config.sliding_window else 0  # a window needs a mask, S by S
+    if len(ids) > most:
+        raise ValueError(f"{len(ids)} tokens are more than the model's context of {most}")
+    S = len(ids) if window else 0  # a window needs a mask, S by S
     check_room(8 * S * S, f"the attention over {len(ids):,} tokens")
-    ids_BS = torch.tensor([ids])
     with torch.inference_mode(), record(model, partial(pieces, tokenizer)) as recorded:
-        model(ids_BS)
-    return model, tokenizer, replace(recorded.trace, source=folder.resolve().name)
+        model(torch.tensor([ids]))
+    trace = replace(recorded.trace, source=folder.resolve().name)
+    return model if ours else None, tokenizer, trace
 
 
 def _live(text: str, folder: Path) -> Any:
@@ -214,21 +257,31 @@ def _live(text: str, folder: Path) -> Any:
     )  # fmt: skip
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
+def _load(folder: Path, dtype: Any = None) -> tuple[Any, Any]:
     """Load the model in a folder and its tokenizer."""
     from .. import hf
+
+    tokenizer = _tokenizer(folder)
+    model = hf.load(folder, dtype=dtype)
+    _agree(folder, tokenizer, model.config.vocab_size)
+    return model, tokenizer
+
+
+def _tokenizer(folder: Path) -> Any:
+    """Load the tokenizer in a folder; where there is none, the course's own."""
     from .data import load_tokenizer
 
     own = _folder(folder) / "tokenizer.json"
-    tokenizer = load_tokenizer(own if own.is_file() else None)
-    model = hf.load(folder)
-    known, vocab = tokenizer.get_vocab_size(), model.config.vocab_size
-    if known > vocab or not (own.is_file() or known == vocab):
+    return load_tokenizer(own if own.is_file() else None)
+
+
+def _agree(folder: Path, tokenizer: Any, vocab: int) -> None:
+    known = tokenizer.get_vocab_size()
+    if known > vocab or not ((folder / "tokenizer.json").is_file() or known == vocab):
         raise ValueError(
             f"the model has {vocab} tokens and the tokenizer {known}: "
             f"put the tokenizer.json that the model was trained with into {folder}"
         )
-    return model, tokenizer
 
 
 def bench(argv: Sequence[str]) -> int:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..causal import Intervention, intervene
 from ..model import Mixtral
 from ..routing import Routing
+from .causal import Intervention, intervene
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,8 @@ class Effect:
 def effect(model: Mixtral, ids_BS: Tensor, *interventions: Intervention) -> Effect:
     """Run a text as it is and with interventions.
 
-    >>> from moe_lite import MixtralConfig, ablate, ban
+    >>> from moe_lite import MixtralConfig
+    >>> from moe_lite.course.causal import ablate, ban
     >>> model = Mixtral(MixtralConfig(vocab_size=64, hidden_size=32, intermediate_size=48,
     ...     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2))
     >>> found = effect(model, torch.arange(10).view(1, 10), ablate(1, 3), ban(0, 2, tokens=4))

@@ -20,6 +20,7 @@ from ..model import Mixtral
 from ..routing import Routing
 from ..trace import RoutingTrace
 from .data import Corpus, pieces
+from .traces import check_routing
 
 WORDS = {"domains": tuple[str, ...], "tokens": list[str], "wanted": list[int], "top_k": int}
 IDS = ("ids_BS", "domain_BS")
@@ -199,7 +200,7 @@ class Film:
             shapes.add(tuple(x_LTE.shape))
         for step, routings in self.routings.items():
             for layer, routing in enumerate(routings):
-                _check_routing(routing, f"routing.{step}.{layer}")
+                check_routing(routing, f"routing.{step}.{layer}")
                 shapes.add((len(routings), routing.num_tokens, routing.num_experts))
         if len(shapes) > 1 or next(iter(shapes))[1] != T:
             raise ValueError(f"frames have (L, T, E) = {sorted(shapes)}, but one, with T = {T}, "
@@ -259,28 +260,6 @@ def _restored(parts: dict[str, Tensor]) -> Routing:
             raise ValueError(f"per_token has {found['per_token'].numel()} numbers")
         found["per_token"] = int(found["per_token"])
     return Routing(**found)
-
-
-def _check_routing(routing: Routing, what: str) -> None:
-    """Refuse a routing whose parts do not fit: the end of a part's name says its shape."""
-    if routing.logits_TE.dim() != 2 or not routing.logits_TE.numel():
-        raise ValueError(f"{what}.logits_TE has shape {tuple(routing.logits_TE.shape)}")
-    T, E, N = routing.num_tokens, routing.num_experts, routing.token_N.numel()
-    for name, part in vars(routing).items():
-        if not isinstance(part, Tensor):
-            continue
-        shape = tuple({"T": T, "E": E, "N": N}[letter] for letter in name.rpartition("_")[2])
-        dtype = {"token_N": torch.int64, "expert_N": torch.int64, "keep_N": torch.bool,
-                 "mask_T": torch.bool}.get(name, torch.float32)  # fmt: skip
-        if part.shape != shape or part.dtype != dtype or not part.isfinite().all():
-            raise ValueError(f"{what}.{name} is {part.dtype} {tuple(part.shape)}, not a finite "
-                             f"{dtype} {shape}")  # fmt: skip
-    for name, index_N, size in (("token_N", routing.token_N, T), ("expert_N", routing.expert_N, E)):
-        if N and not 0 <= int(index_N.min()) <= int(index_N.max()) < size:
-            raise ValueError(f"{what}.{name} leads outside the {size} there are")
-    K = routing.per_token
-    if K is not None and (K < 1 or N != T * K or (routing.token_N != torch.arange(N) // K).any()):
-        raise ValueError(f"{what}.per_token is {K}, but token_N says otherwise")
 
 
 def filmed(film: Film, model: Mixtral, path: Path) -> Callable[[dict[str, Any]], None]:

@@ -148,6 +148,35 @@ def lead_of(
     return Lead(name or axis, step, found[axis]["of"], lead)
 
 
+def equal_time(axis: str, name: str, over: str, other: str, slower: float = 1.175) -> list[Lead]:
+    """Pair two stored axes' runs by seed, each step of the first with what the twin had by then.
+
+    Args: slower: how long a step takes, in steps of the twin; between its marks the twin's bits
+          are taken from the straight line.
+    """
+    found = {r["axis"]: r for r in stored()}
+
+    def curves(axis: str, name: str) -> dict[int, dict[int, float]]:
+        runs = [r for r in found[axis]["runs"] if r["name"] == name]
+        return {r["seed"]: {int(s): mean(b) for s, b in r["bits"].items()} for r in runs}
+
+    def at(curve: dict[int, float], step: float) -> float:
+        before = max(s for s in curve if s <= step)
+        if before == step:
+            return curve[before]
+        after = min(s for s in curve if s > step)
+        share = (step - before) / (after - before)
+        return curve[before] * (1 - share) + curve[after] * share
+
+    ours, theirs, of = curves(axis, name), curves(over, other), found[axis]["of"]
+    ends = max(next(iter(theirs.values())))
+    return [
+        Lead(name, step, of, {s: at(theirs[s], slower * step) - ours[s][step]
+                              for s in ours if s in theirs}, axis=axis)
+        for step in next(iter(ours.values())) if slower * step <= ends
+    ]  # fmt: skip
+
+
 def stored() -> list[dict[str, Any]]:
     """Read every stored axis."""
     return [read_json(path) for path in sorted(RESULTS.glob("*.json"))]

@@ -2,13 +2,14 @@
 
 import re
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
 
 from moe_lite.capacity import queue_rank
-from moe_lite.causal import ablate, top_k
 from moe_lite.config import MixtralConfig
+from moe_lite.course.causal import ablate, top_k
 from moe_lite.course.data import load_tokenizer, pieces
 from moe_lite.course.effects import effect
 from moe_lite.course.film import Film
@@ -240,6 +241,27 @@ def test_scores_noise_and_bias_are_said(open_page):
     page.keyboard.press("Shift+ArrowDown")
     words = "In the choice: expert 0 bias +0.250; expert 2 bias −0.500."
     page.get_by_text(words, exact=True).wait_for()
+
+
+def test_unknown_scores_are_said_to_be_unknown(open_page, make_trace):
+    trace = make_trace("abcd", L=2, E=3)
+    known, other = trace.layers
+    nan_TE = torch.full_like(known.logits_TE, torch.nan)
+    hidden = replace(other, logits_TE=nan_TE, probs_TE=nan_TE)
+    rules = ("softmax", "scores unknown: no gate says them")
+    page = open_page(RoutingExplorer(replace(trace, layers=(known, hidden), rules=rules)))
+    page.locator(".tok").nth(2).click()
+    page.get_by_text("those chosen. The choice: softmax.").wait_for()
+    shares = page.locator(".one .value:visible").all_inner_texts()
+    assert sum(map(float, shares)) == pytest.approx(1, abs=0.002)
+    page.keyboard.press("Shift+ArrowDown")
+    page.get_by_text("are unknown (scores unknown: no gate says them).").wait_for()
+    for column in (".value", ".logit"):
+        assert page.locator(f".one {column}:visible").all_inner_texts() == ["?"] * 3
+    weights = page.locator(".one .weight:visible").all_inner_texts()
+    assert sorted(filter(None, weights), reverse=True) == [
+        f"× {gate:.3f}" for gate in sorted(other.gate_N[4:6].tolist(), reverse=True)
+    ]
 
 
 def make_film(T, L, E, steps):

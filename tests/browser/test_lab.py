@@ -46,7 +46,7 @@ model = Mixtral(MixtralConfig(
 widget = RoutingExplorer("To be, or not to be", model=model, layer=1)
 widget""",
     """\
-from moe_lite.causal import ablate
+from moe_lite.course.causal import ablate
 from moe_lite.course.effects import effect
 expert = int(widget.trace.layers[1].expert_N[2 * 3])  # token 3's first
 found = effect(model, widget.effect.base.ids_BS, ablate(1, expert, tokens=3))

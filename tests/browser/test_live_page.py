@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from moe_lite import hf
-from moe_lite.causal import ban, intervene
 from moe_lite.course import cli
+from moe_lite.course.causal import ban, intervene
 from moe_lite.course.data import load_tokenizer, pieces
 from moe_lite.course.film import Film
 from moe_lite.course.widgets.live import LARGEST, LivePage, openings

@@ -3,7 +3,8 @@
 // filter, -1 none), `frame` (of a film), and a `question` with its `answer`. Each panel builds its
 // elements once and later changes only what differs.
 
-const NONE = 0xffff; // the first expert of a token that reached none; the loss of a first token
+const NONE = 0xffff; // the first expert of a token that reached none; a probability that is unknown
+const NO_SCORE = -32768; // a logit that is unknown
 const ARRAYS = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i2: Int16Array, f4: Float32Array };
 const LEFT = 30; // pixels for the layer numbers beside the map
 const MANY = 16; // above this number of experts, bars stand in columns
@@ -105,8 +106,9 @@ function unpack(model) {
   return {
     T, L, E: Math.max(...sizes), tokens, names, sizes, first, depth, lost, load, dropped, share, mass,
     colors: model.get("colors"),
-    prob: (l, t, e) => { const i = base[l] + t * sizes[l] + e; return filmed ? filmed.prob(i) : probs[i]; }, // in thousandths
-    logit: (l, t, e) => { const i = base[l] + t * sizes[l] + e; return filmed ? filmed.logit(i) : logit[i] / 100; },
+    prob: (l, t, e) => { const i = base[l] + t * sizes[l] + e; return filmed ? filmed.prob(i) : probs[i] === NONE ? NaN : probs[i]; }, // in thousandths
+    logit: (l, t, e) => { const i = base[l] + t * sizes[l] + e; return filmed ? filmed.logit(i) : logit[i] === NO_SCORE ? NaN : logit[i] / 100; },
+    rule: (l) => (filmed ? "" : model.get("rules")?.[l] ?? ""),
     added: (l, t, e) => { // what chance and a controller added to the score, in words
       const chance = noise?.[base[l] + t * sizes[l] + e] ?? 0, steady = bias?.[before[l] + e] ?? 0;
       return [chance && `noise ${signed(chance / 100, 2)}`, steady && `bias ${signed(steady, 3)}`].filter(Boolean).join(", ");
@@ -146,10 +148,14 @@ function unpack(model) {
       return hit;
     },
     // One scale for all tokens, layers and frames, so that bars may be compared while stepping.
-    maxProb: filmed ? 1000 : Math.max(1, probs.reduce((a, b) => Math.max(a, b), 0)),
+    maxProb: filmed ? 1000 : Math.max(1, probs.reduce((a, b) => (b === NONE ? a : Math.max(a, b)), 0)),
     maxShare: filmed ? filmed.most : Math.max(...sizes.map((E, l) => Math.max(1.5 / E, ...Array.from({ length: E }, (_, e) => share(l, e))))),
   };
 }
+
+/** A number, or that it is not known. */
+const known = (value, text) => (Number.isNaN(value) ? "?" : text(value));
+const scored = (value) => known(value, (x) => signed(x, 2));
 
 /** Says in a sentence where a layer sends a token. */
 function describe(data, l, t, name, most) {
@@ -373,7 +379,10 @@ function build(model, el, which = "") {
       return;
     }
     say(sentence, describe(data, l, t, spell, 3));
-    say(hint, "Each expert’s score (logit), its probability (bar), and × the weight of those chosen.");
+    const rule = data.rule(l), unsure = rule.includes("unknown");
+    say(hint, Number.isNaN(data.prob(l, t, 0))
+      ? `× is the weight that an expert was given. Its score and probability are unknown${unsure ? ` (${rule})` : ""}.`
+      : `Each expert’s score (logit), its probability (bar), and × the weight of those chosen.${rule && ` The choice: ${rule}.`}`);
     soon(paintPlaces);
     const pairs = new Map(data.pairs(l, t).map((p) => [p.expert, p]));
     gateRows.forEach(({ row, fill, score, value, weight }, e) => {
@@ -382,9 +391,9 @@ function build(model, el, which = "") {
       const p = data.prob(l, t, e), pair = pairs.get(e);
       const state = `bar e${e}${pair ? (pair.kept ? " chosen" : " dropped") : ""}`;
       if (row.className !== state) row.className = state;
-      fill.style.width = `${(100 * p) / data.maxProb}%`;
-      say(score, signed(data.logit(l, t, e), 2));
-      say(value, (p / 1000).toFixed(3));
+      fill.style.width = `${(100 * (p || 0)) / data.maxProb}%`;
+      say(score, scored(data.logit(l, t, e)));
+      say(value, known(p, (x) => (x / 1000).toFixed(3)));
       say(weight, !pair ? "" : pair.kept ? `× ${pair.gate.toFixed(3)}` : "dropped");
     });
     steps.forEach(({ button, chips }, at) => {
@@ -413,7 +422,7 @@ function build(model, el, which = "") {
     say(queue, places.length ? `In the queues: ${places.join("; ")}.` : "");
     if (!numbersOfAll.open) return;
     table.replaceChildren(...data.names.flatMap((_, at) => data.pairs(at, t).map((pair, i) =>
-      h(`tr${at === l ? ".here" : ""}`, {}, ...[i ? "" : String(at), String(pair.expert), pair.kept ? pair.gate.toFixed(3) : "dropped", signed(data.logit(at, t, pair.expert), 2), stand(pair, at)].map((cell) => h("td", {}, cell))))));
+      h(`tr${at === l ? ".here" : ""}`, {}, ...[i ? "" : String(at), String(pair.expert), pair.kept ? pair.gate.toFixed(3) : "dropped", scored(data.logit(at, t, pair.expert)), stand(pair, at)].map((cell) => h("td", {}, cell))))));
   }
 
   function announce() {

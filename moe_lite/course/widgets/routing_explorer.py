@@ -14,9 +14,9 @@ import traitlets as t
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ...causal import Intervention, ablate, intervene, top_k
 from ...model import Mixtral
 from ...trace import RoutingTrace, record
+from ..causal import Intervention, ablate, intervene, top_k
 from ..data import encode, load_tokenizer, pieces
 from ..effects import Effect, Run
 from ..film import Film
@@ -30,6 +30,7 @@ TOP = 5  # next tokens that travel for each position
 LAYER_RUNS = 4096  # layers run for a page, all its questions together: seconds
 NEW = 12  # tokens of a continuation
 NO_LOSS = 0xFFFF  # nothing predicted the first token
+UNKNOWN = 0xFFFF  # a probability that no gate says
 
 
 class RoutingExplorer(PortableWidget):
@@ -70,6 +71,7 @@ class RoutingExplorer(PortableWidget):
     arrays = t.Dict().tag(sync=True)
     data = t.Bytes().tag(sync=True)
     source = t.Unicode().tag(sync=True)
+    rules = t.List(t.Unicode()).tag(sync=True)  # for each layer what its choice follows from
     queues: t.List = t.List().tag(
         sync=True
     )  # for each layer who stands in front, and the group's size
@@ -410,9 +412,10 @@ def pack(trace: RoutingTrace, model: Mixtral | None = None) -> dict[str, Any]:
     ``arrays`` says for each array its type, its offset in the block and its length. A row is a
     (layer, token), counted layer by layer; row r owns the pairs start[r] .. start[r+1]-1, best
     first. Probabilities travel as thousandths and scores as hundredths, rounded here once,
-    because that is what the page prints; weights are few enough to travel whole. Of the model
-    only the queues are read: who stands in front. A trace alone does not say; then those do
-    whose token comes first or, where experts choose, whose weight is larger.
+    because that is what the page prints; what is NaN is unknown, and travels as a number of its
+    own. Weights are few enough to travel whole. Of the model only the queues are read: who stands
+    in front. A trace alone does not say; then those do whose token comes first or, where experts
+    choose, whose weight is larger.
 
     Raises: ValueError for an empty trace, an index that does not exist, a probability outside
             0..1, or a weight that is not finite.
@@ -433,13 +436,14 @@ def pack(trace: RoutingTrace, model: Mixtral | None = None) -> dict[str, Any]:
                 raise ValueError(f"layer {name} names {what} {bad}, but there are only {size}")
         if not np.isfinite(gate).all():
             raise ValueError(f"layer {name} has a gate weight that is not finite")
-        if not ((prob >= 0) & (prob <= 1 + 1e-6)).all():
+        unknown = np.isnan(prob).all(axis=1, keepdims=True)
+        if not (unknown | (prob >= 0) & (prob <= 1 + 1e-6)).all():
             raise ValueError(f"layer {name} has a probability outside 0..1")
         counts.append(np.bincount(token, minlength=T))
         experts.append(expert)
         gates.append(gate)
         keeps.append(keep)
-        probs.append(np.floor(prob * 1000 + 0.5).ravel())
+        probs.append(np.where(unknown, UNKNOWN, np.floor(prob * 1000 + 0.5)).ravel())
     # Widest first, so that each array begins at a multiple of its item size.
     parts = {
         "start": np.concatenate([[0], *counts]).cumsum().astype("<u4"),
@@ -476,10 +480,12 @@ def pack(trace: RoutingTrace, model: Mixtral | None = None) -> dict[str, Any]:
         "arrays": arrays,
         "data": b"".join(part.tobytes() for part in parts.values()),
         "source": trace.source,
+        "rules": list(trace.rules),
         "queues": queues,
     }
 
 
 def _hundredths(scores: Sequence[Tensor]) -> np.ndarray:
     flat = np.concatenate([score.detach().cpu().double().numpy().ravel() for score in scores])
-    return np.clip(np.nan_to_num(flat) * 100, -32767, 32767).round().astype("<i2")
+    rounded = np.clip(np.nan_to_num(flat) * 100, -32767, 32767).round()
+    return np.where(np.isnan(flat), -32768, rounded).astype("<i2")

@@ -11,10 +11,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .layer import MoELayer
-from .model import Mixtral
-from .routers import Scores
-from .routing import Routing
+from ..layer import MoELayer
+from ..model import Mixtral
+from ..routers import Scores
+from ..routing import Routing
 
 Kind = Literal["force", "ablate", "ban", "swap", "top_k"]
 Tokens = int | Iterable[int] | Tensor | None
