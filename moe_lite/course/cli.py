@@ -1,4 +1,4 @@
-"""The commands: ``python -m moe_lite {lab,test,build,train,explore,bench,reproduce,read,teach}``.
+"""The commands: ``python -m moe_lite {lab,test,build,book,train,explore,bench,reproduce,read,teach}``.
 
 Each imports what it needs when it runs: all can be listed, and ``read`` run, without the course's
 packages.
@@ -27,19 +27,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def lab(argv: Sequence[str]) -> int:
     """Open JupyterLab on the first notebook; arguments go on to it."""
     first = sorted(_clone("notebooks").glob("[0-9][0-9]_*.ipynb"))[:1]
-    from jupyterlab.handlers.announcements import NeverCheckForUpdate
     from jupyterlab.labapp import LabApp
 
-    LabApp.launch_instance(
-        [
-            f"--ServerApp.root_dir={ROOT}",
-            # Nothing here needs the network, nor should a question stand before the first page.
-            f"--LabApp.check_for_updates_class={NeverCheckForUpdate.__module__}.NeverCheckForUpdate",
-            "--LabApp.news_url=None",
-            *argv,
-            *map(str, first),
-        ]
-    )
+    from .lab import arguments
+
+    LabApp.launch_instance([*arguments(ROOT), *argv, *map(str, first)])
     return 0
 
 
@@ -59,6 +51,14 @@ def build(argv: Sequence[str]) -> int:
     """Build notebooks and exercises from their sources, or --check them."""
     _clone("notebooks")
     from .build import main
+
+    return main(argv)
+
+
+def book(argv: Sequence[str]) -> int:
+    """Make a website of the notebooks, exercises and ledger, with the widgets alive."""
+    _clone("notebooks")
+    from .book import main
 
     return main(argv)
 
@@ -240,7 +240,7 @@ def teach(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command
-    for command in (lab, test, build, train, explore, bench, reproduce, read, teach)
+    for command in (lab, test, build, book, train, explore, bench, reproduce, read, teach)
 }
 
 
@@ -248,7 +248,7 @@ def installs(command: str) -> str:
     """Return what to type to install what a command needs, with or without a clone."""
     if (ROOT / "course.py").is_file():
         return f"`python course.py {command}`"
-    extras = {"test": "test", "build": "test", "bench": "test", "teach": "teach"}
+    extras = {"test": "test", "build": "test", "bench": "test", "book": "book", "teach": "teach"}
     extra = extras.get(command, "course")
     return f'`pip install "moe-lite[{extra}]"`'
 
