@@ -7,6 +7,7 @@ from typing import Any
 
 from .build import WIDGET, metadata
 
+HIDDEN = ("__pycache__", "*~", "[0-9][0-9]_*.py")  # a chapter's source is its notebook's twin
 SETTINGS = Path(__file__).parent / "assets" / "lab"
 
 
@@ -16,7 +17,7 @@ def arguments(root: Path) -> list[str]:
         f"--ServerApp.root_dir={root}",
         f"--LabApp.app_settings_dir={SETTINGS}",
         f"--ContentsManager.pre_save_hook={__name__}.before_saving",
-        *(f"--ContentsManager.hide_globs={glob}" for glob in ("__pycache__", "*~", "[0-9][0-9]_*.py")),
+        *(f"--ContentsManager.hide_globs={glob}" for glob in HIDDEN),
         # Nothing here needs the network, nor should a question stand before the first page.
         "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
         "--LabApp.news_url=None",

@@ -86,7 +86,7 @@ class Book:
         path.write_bytes(data)
 
     def links(self, text: str, folder: str) -> str:
-        """Lead each link to a page of the book: solutions are folded in exercises, code is listed."""
+        """Lead each link to a page of the book; solutions are folded in the exercises."""
 
         def lead(link: re.Match[str]) -> str:
             to, anchor = link[1], link[2] or ""
@@ -116,14 +116,18 @@ class Book:
             made = getattr(widgets, page["widget"]).document("".join(data["text/plain"]), state)
             self.keep(f"widgets/{name}.html", made.encode())
             label = escape("".join(data["text/plain"]), quote=True)
-            shown = f'<iframe class="widget" loading="lazy" title="{label}" src="../widgets/{name}.html"></iframe>'
+            source = f"../widgets/{name}.html"
+            shown = (
+                f'<iframe class="widget" loading="lazy" title="{label}" src="{source}"></iframe>'
+            )
         elif png := data.get("image/png"):
             picture = base64.b64decode("".join(png))
             self.keep(f"figures/{name}.png", picture)
             said = "".join(data.get("text/plain", ""))
             alt = escape(f"Figure: {title}" if said.startswith("<") else said, quote=True)
             slab = "" if clear(picture) else " slab"
-            shown = f'<img class="figure-png{slab}" loading="lazy" alt="{alt}" src="../figures/{name}.png">'
+            source = f'loading="lazy" src="../figures/{name}.png"'
+            shown = f'<img class="figure-png{slab}" alt="{alt}" {source}>'
         else:
             return output
         return {"output_type": "display_data", "metadata": {}, "data": {"text/html": shown}}
