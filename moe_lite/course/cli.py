@@ -1,4 +1,4 @@
-"""The commands of ``python -m moe_lite``: {lab,test,build,book,train,explore,bench,reproduce,read,teach}.
+"""The commands: lab, test, build, book, train, explore, bench, reproduce, read, teach.
 
 Each imports what it needs when it runs: all can be listed, and ``read`` run, without the course's
 packages.

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 LINK = re.compile(r"(?<!\!)\]\((?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?\)")
 GITHUB = ("README.md", "CONTRIBUTING.md", "LICENSE")
 OPTIONS = {
-    "extensions": ["myst_nb", "moe_lite.course.book"],
+    "extensions": ["furo", "myst_nb", "moe_lite.course.book"],
     "project": "MoE Lite",
     "html_title": "MoE Lite",
     "html_theme": "furo",
