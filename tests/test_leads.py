@@ -69,3 +69,12 @@ def test_an_axis_is_trained_stored_and_read_again(tmp_path, monkeypatch):
     (again,) = leads.stored()
     assert again["steps"] == 2 and len(again["runs"]) == 2 and "final" in again["runs"][0]
     assert set(again["runs"][0]["bits"]) == {"1", "2"}
+
+
+def test_the_pair_made_on_a_cpu_is_the_one_the_card_tells():
+    end, early = leads.on_a_cpu(), leads.on_a_cpu(1500)
+    assert (early.step, end.step, end.of) == (1500, 4000, 4000)
+    assert f"{early.by_seed[0]:.3f} {end.by_seed[0]:.3f}" == "0.039 0.004"
+    card = (leads.ROOT / "checkpoints" / "mixtral-mini" / "README.md").read_text("utf-8")
+    row = " | ".join(f"{value:+.3f}" for value in end.by_domain.values())
+    assert f"| {row} | {end.by_seed[0]:+.3f} |" in card.replace("−", "-")

@@ -84,3 +84,22 @@ def lead_of(
 def stored() -> list[dict[str, Any]]:
     """Read every stored axis."""
     return [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
+
+
+def on_a_cpu(step: int | None = None) -> Lead:
+    """Pair the whole runs of mixtral-mini's recipe that two cores made, at a step or at the end.
+
+    At a step 8 windows of each domain are read, at the end (``None``) the 64 of the model card.
+    """
+    found = [read_json(path) for path in sorted((RESULTS.parent / "cpu_pairs").glob("*.json"))]
+    at = [
+        r["final"] if step is None else {a: b[str(step)] for a, b in r["bits"].items()}
+        for r in found
+    ]
+    lead = {
+        r["seed"]: mean(b["dense"]) - mean(b["as shipped"]) for r, b in zip(found, at, strict=True)
+    }
+    domains = {
+        d: statistics.mean(b["dense"][d] - b["as shipped"][d] for b in at) for d in at[0]["dense"]
+    }
+    return Lead("as shipped", step or found[0]["of"], found[0]["of"], lead, domains)
