@@ -33,7 +33,8 @@ class Run:
     Args: aux_coef, z_coef, lr: instead of the stack's. gate_scale: a factor on the gates.
           first: a factor on all first weights. bias_step: of a bias on the choice, moved against
           the load after each step (Wang et al. 2024), 0 for none. sigmoid: scores by a sigmoid.
-          corpus: which of the stack's texts.
+          raw: gates are not divided by their sum. by_text: the balancing loss counts within each
+          text, not over the batch. corpus: which of the stack's texts.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Run:
     first: float = 1.0
     bias_step: float = 0.0
     sigmoid: bool = False
+    raw: bool = False
+    by_text: bool = False
     corpus: int = 0
 
 
@@ -55,6 +58,7 @@ class Stack:
 
     Args: model: the shape of all. shared: experts of the E that every token uses with weight 1,
           beside its K. dense_first: the first layer has one expert as wide as a token's all.
+          chunk: experts choose tokens, K / E of each so many (Zhou et al. 2022); 0: tokens choose.
           training: steps, batch, warm-up; what a Run names comes from the Run.
     """
 
@@ -65,6 +69,7 @@ class Stack:
     device: str = "cpu"
     shared: int = 0
     dense_first: bool = False
+    chunk: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     graphed: bool = False
 
@@ -112,7 +117,9 @@ class Stack:
             of("gate_scale"),
             of("bias_step"),
         )
-        self.sigmoid_N = of("sigmoid").bool()
+        self.sigmoid_N, self.raw_N, self.by_text_N = (
+            of(name).bool() for name in ("sigmoid", "raw", "by_text")
+        )
         self.dtype = torch.bfloat16 if self.training.autocast == "on" else None
 
     # --- one model, N times ----------------------------------------------------------------------
@@ -172,11 +179,15 @@ class Stack:
         probs = logits.softmax(-1)
         score = torch.where(self.sigmoid_N[:, None, None], logits.sigmoid(), probs)
         with torch.no_grad():
-            bias = self.bias[layer][..., :routed]
-            chosen = (score + bias).topk(self.model.num_experts_per_tok, dim=-1).indices
-            keep = torch.zeros_like(score).scatter_(-1, chosen, 1.0)
+            wanted, K = score + self.bias[layer][..., :routed], self.model.num_experts_per_tok
+            if self.chunk:  # (N, chunks, tokens of a chunk, E)
+                wanted, K = wanted.unflatten(1, (-1, self.chunk)), self.chunk * K // routed
+            axis = -2 if self.chunk else -1
+            chosen = wanted.topk(K, dim=axis).indices
+            keep = torch.zeros_like(wanted).scatter_(axis, chosen, 1.0).view_as(score)
         gate = score * keep
-        gate = gate / gate.sum(-1, keepdim=True) * self.scale_N[:, None, None]
+        total = gate.sum(-1, keepdim=True).masked_fill(self.raw_N[:, None, None], 1.0)
+        gate = gate / total * self.scale_N[:, None, None]
         if self.shared:
             gate = torch.cat([gate, gate.new_ones(*gate.shape[:2], self.shared)], -1)
         share = score / score.sum(-1, keepdim=True)
@@ -197,9 +208,16 @@ class Stack:
         E = next(iter(routed.values()))["probs"].shape[-1]
         f = {layer: r["keep"].mean(1) for layer, r in routed.items()}
         over = self.model.num_experts_per_tok
-        balance_N = torch.stack(
-            [E / over * (f[layer] * r["probs"].mean(1)).sum(-1) for layer, r in routed.items()]
-        ).mean(0)
+        balances = []
+        for layer, r in routed.items():
+            of_batch_N = (f[layer] * r["probs"].mean(1)).sum(-1)
+            if self.by_text_N.any():
+                f_NBE, P_NBE = (r[part].unflatten(1, (-1, ids_NBS.shape[2])).mean(2)
+                                for part in ("keep", "probs"))  # fmt: skip
+                of_text_N = (f_NBE * P_NBE).sum(-1).mean(1)
+                of_batch_N = torch.where(self.by_text_N, of_text_N, of_batch_N)
+            balances.append(E / over * of_batch_N)
+        balance_N = torch.stack(balances).mean(0)
         z_N = torch.stack([r["logits"].logsumexp(-1).square().mean(1) for r in routed.values()])
         parts["balance"], parts["z"] = balance_N.detach(), z_N.mean(0).detach()
         parts["load"] = torch.stack([E / over * f_NE.amax(-1) for f_NE in f.values()]).mean(0)

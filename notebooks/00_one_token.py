@@ -11,12 +11,15 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # What happens to one token?
 #
 # Ten minutes, no mathematics. You will look inside a language model that really was trained, click
 # on a word, and see which parts of the model it went through, and which it did not. Then you will
 # know what this course is about, that your machine is ready for it, and how its exercises work.
+#
+# **No kernel?** On any machine with Python, `python course.py explore --live` opens a page
+# that runs this model while you type; it needs no notebook. What you read here without running it
+# keeps its pictures.
 #
 # **You need:** nothing. **Time:** ten minutes; the cells run in a few seconds on any laptop, with
 # no GPU and no network.
@@ -30,7 +33,7 @@ import torch
 from IPython.display import Markdown
 
 from moe_lite import load_pretrained, record
-from moe_lite.course import checks, cost, data, eras, viz
+from moe_lite.course import checks, cost, data, drawings, eras, viz
 from moe_lite.course.widgets import RoutingExplorer
 
 ready = checks.check_environment()
@@ -58,6 +61,13 @@ print(show(ids))
 # In most models every token goes through everything. In a **mixture of experts** each layer has
 # several feed-forward networks, called experts, and in front of them a small **router** that looks
 # at the token and picks two. The others do nothing for it.
+
+# %%
+drawings.one_token()
+
+# %% [markdown]
+# The dials are the *gates*: how much of each expert's answer counts. The same shapes stand for the
+# same things in every chapter.
 #
 # Here is such a model. It was trained by this course's own code for 80 minutes on one processor
 # core, on Shakespeare, Python, classical Japanese, English prose, and sums.
@@ -102,6 +112,8 @@ explorer = RoutingExplorer(recorded.trace, layer=5)
 explorer
 
 # %% [markdown]
+# **Your turn: change.** Put a text of your own into `text` above and run the cell again.
+#
 # (Where no kernel runs, on GitHub for instance, you see a picture. `python -m moe_lite explore "any
 # text"` makes a page that you can click in anywhere, and send to a friend.)
 #
@@ -130,10 +142,14 @@ explorer
 # ## Follow one token
 #
 # Here is the way of a single token, in words: in each layer, two of eight.
+#
+# **Your turn: predict.** Will `self` have the same expert in all six layers? Guess, then run; then
+# change the word, for instance to `" to"` or `" God"`.
 
 # %%
+my_word = "self"
 tokens = recorded.trace.tokens
-token = tokens.index("self")
+token = tokens.index(my_word) if my_word in tokens else tokens.index("self")
 for name, routing in zip(recorded.trace.layer_names, recorded.trace.layers, strict=True):
     mine = routing.token_N == token
     pairs = zip(routing.expert_N[mine].tolist(), routing.gate_N[mine].tolist(), strict=True)
@@ -149,11 +165,19 @@ for name, routing in zip(recorded.trace.layer_names, recorded.trace.layers, stri
 viz.routing_map(recorded.trace)
 
 # %% [markdown]
+# **Your turn: fill.** How many of the 48 expert networks did our token meet? Replace the `None`.
+
+# %%
+my_count = None
+met = sum(int((routing.token_N == token).sum()) for routing in recorded.trace.layers)
+print("your answer is", "still to come" if my_count is None else my_count == met)
+
+# %% [markdown]
 # Two experts of eight, in six layers: our token met 12 of 48 expert networks. The other 36 were in
 # memory for nothing this time. That is the bargain: *know much, compute little*, and a router that
 # must choose well. It is also the trouble: what if all tokens want the same expert? What if an
 # expert is full? How does a router learn, when what it did not choose was never tried? Those are
-# the next twelve chapters.
+# the chapters to come.
 #
 # ## How the exercises work
 #
@@ -195,20 +219,25 @@ checks.check_load(load)
 # |---|---|---|
 # | 01 | Why would experts divide the work? | 1991 |
 # | 02 | Can experts have managers? | 1994 |
-# | 03 | How do you skip the work without losing the gradient? | 2017 |
-# | 04 | What if an expert is full? | 2020 |
-# | 05 | What does a balancing loss really push on? | 2021 |
-# | 06 | Why did it blow up? | 2022 |
-# | 07 | What if experts chose the tokens? | 2022 |
-# | 08 | Why many small experts? | 2024 |
-# | 09 | How do you build a small Mixtral? | 2024 |
-# | 10 | Where do the tokens go, in silicon? | |
-# | 11 | How does it get bigger than a machine? | |
-# | 12 | What do experts learn? | |
+# | 03 | What was tried between 1995 and 2016? | 1995 |
+# | 04 | How do you skip the work without losing the gradient? | 2017 |
+# | 05 | What if an expert is full? | 2020 |
+# | 06 | What does a balancing loss really push on? | 2021 |
+# | 07 | Why did it blow up? | 2022 |
+# | 08 | What if experts chose the tokens? | 2022 |
+# | 09 | Why many small experts? | 2024 |
+# | 10 | How do you build a small Mixtral? | 2024 |
+# | 11 | What are experts for? |  |
+# | 12 | Where do the tokens go, in silicon? |  |
+# | 13 | Where does the time go? |  |
+# | 14 | How does it get bigger than a machine? |  |
+# | 15 | How is a sparse model served? |  |
+# | 16 | How do you adapt one? |  |
+# | 17 | What do experts learn? |  |
+# | 18 | Claims on trial |  |
 #
-# The [README](../README.md) says which of them are there already. In a hurry? Read 09, which builds
-# the whole model. Want the story? Start with 01, where two small networks fall out over four
-# vowels.
+# In a hurry? Read 10, which builds the whole model. Want the story? Start with 01, where two small
+# networks fall out over four vowels.
 #
 # Most of these chapters are about one small thing: how the router makes its list. In the library it
 # takes four steps. It *scores* every expert, *chooses* some, *weighs* the chosen and, where an

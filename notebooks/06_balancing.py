@@ -154,6 +154,10 @@ for lead in (0.0, 2.0, 4.0, 8.0):
     p = z_TE.softmax(-1)[0, 0]
     print(f"all 64 tokens at expert 0 with p = {p:.3f}: push on its score {64 * slope[0, 0]:.3f}")
 
+# %%
+# Your turn: who pays most on average, and what if expert 2 were the crowded one? Change f.
+print((p_TE * torch.tensor([0.25, 0.0, 0.75])).sum(-1))
+
 # %% [markdown]
 # The torn hear it best. At $p = 0.998$ the crowd is as large as before, and the push a hundredth.
 #
@@ -169,14 +173,10 @@ simplex = BalanceSimplex("leaning")
 simplex
 
 # %% [markdown]
-# **Try it.** Press *One step down the loss* a few times: the crowd at 0 thins out. Then pick
-# *sure* under *Start*: nine tokens of twelve at expert 0, and the arrows are too short to see.
-# Press *Ten steps*; hardly anything happens. Then *all tie*: everyone at the same place, all arrows
-# alike, so the herd runs from expert to expert for ever, because nobody can be told apart. And
-# *below 1*: look at the value, and at expert 2. Drag a token, or P and with it all (or
-# choose with the slider *Moves* what the arrow keys move in the triangle), and try to get the value
-# as low as you can. (Without a kernel, on GitHub for instance, you see a picture. In Python the
-# same numbers are `simplex.value`, `simplex.routing` and `simplex.step()`.)
+# **Try it.** Press *One step down the loss* a few times: the crowd at 0 thins out. Then pick *sure*
+# under *Start*: the arrows are too short to see, and *Ten steps* hardly move anything. Then *all
+# tie*: the herd runs from expert to expert for ever. And *below 1*: look at the value, and at
+# expert 2. Drag a token, and try to get the value as low as you can.
 
 # %%
 for start in BalanceSimplex.STARTS:
@@ -234,55 +234,15 @@ for E in (3, 4, 8, 16):
     tried = [(round(lowest(torch.arange(busy), E), 3), busy) for busy in range(1, E + 1)]
     print(f"{E:2} experts: {min(tried)[0]:.3f}, with tokens at {min(tried)[1]} of them")
 
+# %%
+# Your turn: how low can it go with 32 experts? Predict 4/N or so, then run it with your own count.
+print(min(32 / (h * (32 - h + 1)) for h in range(1, 33)))
+
 # %% [markdown]
 # With eight experts the loss can be **0.4**, and it is that where half of them get no token at all.
-# (Here $h$ experts share the tokens equally. Each token believes as much in every empty expert as
-# in its own, so its own has the share $1/(N - h + 1)$ and all empty ones, which cost nothing, have
-# the rest. The loss is $N / (h\,(N - h + 1))$, least where about half are empty: roughly $4/N$.
-# For two experts it is the 7/8 from above.)
-#
-# For three experts we can draw it whole. Each point of this triangle is a set of counts $f$, and
-# its colour is the least loss that any beliefs can give it. In formulas: a token that goes to $e$
-# does best to spread its belief evenly over $e$ and the cheapest others.
-
-
-# %%
-def least(f_NE):
-    E, total = f_NE.shape[1], 0
-    for e in range(E):
-        others = torch.cat([f_NE[:, :e], f_NE[:, e + 1 :]], dim=1).sort(dim=-1).values
-        prices = torch.cat([f_NE[:, e : e + 1], others], dim=1)  # its own, then the cheapest
-        pays = prices.cumsum(-1) / torch.arange(1, E + 1)  # spread over the first so many
-        total = total + f_NE[:, e] * pays.amin(-1)
-    return E * total
-
-
-# %%
-n = 240
-i, j = torch.meshgrid(torch.arange(n + 1), torch.arange(n + 1), indexing="ij")
-f_N3 = torch.stack([n - i - j, i, j], dim=-1).flatten(0, 1) / n
-low_ij = least(f_N3).view(n + 1, n + 1).where(i + j <= n, torch.nan)
-x_ij, y_ij = (i + j / 2) / n, j / n * 3**0.5 / 2
-
-# %%
-fig, ax = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
-levels = [0.75, 0.8, 0.85, 0.9, 0.95, 0.999, 1.01]
-drawn = ax.contourf(x_ij, y_ij, low_ij, levels=levels, cmap="cividis")
-fig.colorbar(drawn, label="least loss at these counts")
-for e, (x, y) in enumerate(((0, -0.06), (1, -0.06), (0.5, 0.9))):
-    ax.text(x, y, f"all at {e}", ha="center")
-ax.plot(0.5, 3**-0.5 / 2, "w*", ms=13, mec="black", label="equal counts: exactly 1")
-edges = [0.5, 0.25, 0.75], [0, 3**0.5 / 4, 3**0.5 / 4]
-ax.plot(*edges, "wo", mec="black", label="one is dead: 0.75")
-ax.set(aspect="equal", xlim=(-0.35, 1.1))
-ax.axis("off")
-legend = ax.legend(loc="upper left", frameon=False)
-
-# %% [markdown]
-# Perfect balance, the star, is not the lowest point of this landscape. It is the *highest*, level
-# with total collapse in the corners. The lowest points are those with one expert dead and the
-# other two equal. (The notebook's `lowest` and this formula agree; try `lowest` on counts of your
-# own.)
+# (With $h$ busy experts the loss is $N / (h\,(N - h + 1))$, least where about half are empty:
+# roughly
+# $4/N$.)
 #
 # ## 5. Then why does it balance?
 #
@@ -336,6 +296,7 @@ lean_E = torch.linspace(1.5, -1.5, E)
 layers = [(torch.randn(T, E) + lean).requires_grad_() for lean in (lean_E, lean_E.flip(0))]
 
 
+# %%
 def share_and(P_E, r):
     f_E = torch.bincount(r.expert_N, minlength=E) / len(r.expert_N)
     return E * (f_E * P_E).sum()
@@ -389,37 +350,20 @@ for name, code in CODES.items():
 # %% [markdown]
 # Read it line by line.
 #
-# - **GShard** counts first choices only and takes the *mean* over experts where Switch takes $N$
-#   times the sum. That is a factor of $N^2$: the same name, the same symbol, and at eight experts
-#   a push of a few hundredths.
-# - **transformers' Mixtral** does not divide by $K$, so its value at balance is 2. And it pools the
-#   layers before it multiplies: our two layers lean opposite ways, each by itself badly, and the
-#   pooled counts look even. What it says here is close to what it says at balance, and though its
-#   $f$ is twice ours, it pushes less. Readers have [pointed this
-#   out](https://github.com/huggingface/transformers/issues/28255): expert 0 of layer 3 and expert 0
-#   of layer 7 have nothing but their number in common.
-# - **A sum over the layers** pushes $L$ times as hard. With 32 layers, $\alpha = 0.01$ is 0.32.
-# - **P from the chosen experts alone** looks like a detail and turns the direction. An expert that
-#   was not chosen is not in $P$: however cheap it is, its price is not looked at. **nanoMoE**, a
-#   well-read teaching code, takes the softmax over the chosen and so renormalises them: then belief
-#   can only be moved among experts that the token already goes to. (And it does not divide by $K$.)
-# - **P detached** has the right value. Every dashboard is green.
+# - **GShard** takes the *mean* over experts where Switch takes $N$ times the sum: a factor of
+#   $N^2$.
+# - **transformers' Mixtral** does not divide by $K$, and it pools the layers before it multiplies:
+#   two layers that lean opposite ways look even together ([pointed
+#   out](https://github.com/huggingface/transformers/issues/28255) by readers).
+# - **A sum over the layers** pushes $L$ times as hard.
+# - **P from the chosen experts alone** turns the direction: a cheap expert that was not chosen is
+#   not looked at. **nanoMoE** renormalises over the chosen, with the same effect.
+# - **P detached** has the right value, and every dashboard is green.
 #
-# What follows for you: *an $\alpha$ without its code is not a number.* When you carry a coefficient
-# from one code base to another, print these four columns first.
+# So *an $\alpha$ without its code is not a number.*
 #
-# **Padding** deserves a line of its own. All padding looks alike to the router, so it goes to the
-# same experts. If it counts, the loss pushes *real* tokens away from those:
-
-# %%
-padded_TE = torch.cat([torch.randn(300, E), torch.randn(1, E).expand(200, E) * 2])
-routing, real_T = route(padded_TE, K), torch.arange(500) < 300
-print(f"real tokens alone {losses.load_balancing_loss(routing, real_T):.3f}", end=", ")
-print(f"padding counted {losses.load_balancing_loss(routing):.3f}")
-
-# %% [markdown]
-# The library's losses take the mask (`mask_T`), or find it in the routing, where the layer has put
-# it.
+# **Padding** must not count: all of it goes to the same experts, and would push *real* tokens away.
+# The library's losses take a mask (`mask_T`), or find it in the routing.
 #
 # ### Four patients
 #
@@ -492,9 +436,6 @@ legend = fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper c
 #   the loss is sound, only twice as strong as its $\alpha$ says. A sum over two layers looks the
 #   same. To tell the two apart you would have to change $K$ or the number of layers.
 #
-# A single curve would not have been enough for any of them. Exercise 6 has you find seven faults
-# without any curve, with questions.
-#
 # </details>
 #
 # ## 7. Balanced within what?
@@ -528,6 +469,10 @@ def scoped(routings, scope, group=64):
 
 routings = [route(torch.randn(1024, E), K) for _ in range(2)]
 torch.testing.assert_close(scoped(routings, "batch"), losses.load_balancing_loss(routings))
+
+# %%
+# Your turn: within groups of 16 tokens, is the loss of random tokens larger or smaller?
+print(scoped(routings, "text"), scoped(routings, "text", group=16))
 
 # %% [markdown]
 # Note what travels: only $f$, eight numbers per layer, without a gradient. Each text keeps its own
@@ -581,49 +526,38 @@ for ax, (name, run) in zip(panels, runs.items(), strict=True):
 bar = fig.colorbar(image, ax=panels, label="share of the domain's choices")
 
 # %% [markdown]
-# Each row is a domain, each column an expert of the second layer; a bright cell is an expert that
-# a domain leans on. Balanced over the batch, rows differ: domains have experts of their own, and
-# all experts are used. Balanced within each text, the rows are more alike, as they have to be.
-# "An expert tells 100% of the domain" would mean that the choice gives it away entirely.
+# Each row is a domain, each column an expert of the second layer. Balanced over the batch, rows
+# differ; within each text they are more alike, as they have to be.
 #
-# One seed, 60 steps: an illustration. From the ledger, more seeds and 250 steps each, at this
-# weight and at the paper's 0.008 (`python -m moe_lite reproduce qiu2025`):
+# One seed, 60 steps: an illustration. In the ledger (`qiu2025`, seven seeds), an expert over the
+# batch tells a quarter of the domain and far less within each text, clear of 0; and "mixed", which
+# counts over as few tokens as "text" but from all texts, is better than "text". So it is their
+# sameness that hurts, not their number.
+#
+# ### When does it begin to cost?
+#
+# Over 3,000 steps, with twelve seeds, on the bench of chapter 05 (`qiu2025_long`):
 
 # %%
-stored = ledger.stored("qiu2025")
-print(f"stored result, {len(stored.seeds)} seeds, mean ± 95% interval; less batch: seed by seed")
-for name in ("text, 0.08", "mixed, 0.08", "batch, 0.08", "text, 0.008", "batch, 0.008"):
-    less = ledger.Pair(f"loss at {name}", f"loss at batch, {name.split(', ')[1]}")
-    print(f"{name:13} loss {stored[f'loss at {name}']!s:13} less batch {stored[less]!s:15}", end="")
-    print(f"domain told {stored[f'domain told by expert at {name}']!s:15}", end="")
-    print(f"MaxVio {stored[f'MaxVio at {name}']}")
+stored = ledger.stored("qiu2025_long")
+pairs = {f"α = {a}": ledger.Pair(f"text, {a}", f"batch, {a}") for a in (0.01, 0.1)}
+viz.effects(stored, pairs, 0.0159, "held-out loss, text − batch, nats")
 
 # %%
-print(ledger.verdicts("qiu2025"))
+print(ledger.verdicts("qiu2025_long"))
 
 # %% [markdown]
-# **Decided: what the experts become.** Balanced over the batch, an expert's choice tells a quarter
-# of the domain, and far less where every text has to be balanced by itself; at both weights the
-# difference is clear of 0. In the paper that is Figure 1, with code, mathematics and literature.
-#
-# **Decided at the larger weight: the price.** There, balance within each text costs some 0.15 nats,
-# about 16% in perplexity, where the paper's models lose 1.6%: the same side, another size. **Out of
-# reach: the price at the paper's weight.** Our mean is of the paper's size and means nothing, for
-# the interval is several times as wide; the ledger's *n* says how many seeds it would take.
-#
-# **And the reason is the paper's.** "Mixed" counts $f$ over no more tokens than "text" does, only
-# drawn from all texts. It is better than "text", clear of 0. That it is *as good* as "batch", to
-# 0.02 nats, is not yet shown; what is left for a difference is small beside the price. So it is not
-# how *many* tokens are counted together, it is whether they are all alike.
+# **Balance within each text costs something**, at both weights and clear of 0: most at the
+# beginning, and at the end 0.03 nats at the larger one, twice the paper's 0.016. At about the
+# paper's weight it is 0.012, give or take 0.007. That is the paper's side, and whether it is the
+# paper's size seven more seeds would decide.
 #
 # ## 8. How much?
 #
-# The weight $\alpha$ sets how loud the market speaks against the language model. Switch tried 0.1
-# to 0.00001 and took 0.01. Wang et al. 2024 draw the dilemma in their Figure 2, with $\alpha$ = 0,
-# 0.0001, 0.001 and 0.01: a small $\alpha$ leaves the load uneven, a large one costs perplexity.
-# They then do away with the loss altogether, which is chapter 09. Here is our figure of that kind:
-# six weights, several seeds, 250 steps (`python -m moe_lite reproduce lossfree2024_alpha`).
-
+# The weight $\alpha$ sets how loud the market speaks against the language model. Wang et al. 2024
+# draw the dilemma in their Figure 2: a small $\alpha$ leaves the load uneven, a large one costs
+# perplexity. Here are six weights, five seeds, 250 steps (`lossfree2024_alpha`).
+#
 # Seeds differ in text and start, so each model's loss is set against that of the model with
 # $\alpha$ = 0.001 and *the same seed*.
 
@@ -645,21 +579,10 @@ legend = ax.legend(frameon=False)
 print(ledger.verdicts("lossfree2024_alpha"))
 
 # %% [markdown]
-# **Decided: a small weight leaves the load uneven.** Without a loss the busiest expert has more
-# than twice the mean load; at 0.001, the paper's own choice, still twice; at 0.01 about one and a
-# half times.
-#
-# **Open: whether 0.01 costs anything.** How small an effect could we have seen? Read the intervals
-# above: they reach several hundredths of a nat to either side, and do so even for models that are
-# asked for nearly the same thing, as with 0 and 0.0001. That is what chance does to a model of this
-# size in 250 steps. The paper's models are a thousand times larger and read a hundred thousand
-# times as much, and its Table 2 rests on 9.56 against 9.50, six thousandths of a nat. We cannot say
-# that the price at 0.01 is not there; we can say that we would not see it.
-#
-# **Decided: there is a price.** At 1, a hundred times the paper's largest, balance is nearly
-# perfect and the loss is higher by about a tenth of a nat, clear of 0. Where "large" begins is a
-# matter of the model, of the code (section 6), and of the scope: the same weight of 0.08 that costs
-# nothing we can see over the batch costs 0.15 nats within each text.
+# **What you may believe now:** a small weight leaves the load uneven, and a weight of 1, a hundred
+# times the paper's largest, costs about a tenth of a nat. **What is open: whether 0.01 costs
+# anything.** These intervals reach several hundredths to either side. On the longer bench, with a
+# sigmoid gate (chapter 09), ten times the weight is -0.008 ± 0.009 nats: no price to be seen.
 #
 # ## Exercises
 #

@@ -68,6 +68,10 @@ for x in (1.005, 3.14159, 40.3, 128.5, 129.5, 1500.0):
         f"{x:9.5g} becomes {rounded.item():9.5g}, the next number is {above - rounded:.4g} higher"
     )
 
+# %%
+# Your turn: which of 255.4, 256.4 and 257.4 survives best? Predict, then run.
+print(torch.tensor([255.4, 256.4, 257.4]).bfloat16())
+
 # %% [markdown]
 # Adding and multiplying survive this well: an error of half a percent in one of a thousand
 # activations drowns in the others. But a router ends in an **exponential**, and there a
@@ -83,10 +87,6 @@ print("bfloat16  ", logits.bfloat16().float().softmax(-1)[10].item())
 # %% [markdown]
 # The best expert's probability fell by 36%, to one in eleven, and it is no longer the best: all are
 # equal, and whoever stands first in the list gets the token.
-#
-# (Their Figure 2 lists such "roundoff errors" for many ranges, 0.25 for 32 to 64 and 8 for 1024 to
-# 2048. Those are the distances between neighbours; a number that is rounded to the nearest is off
-# by half of that at most.)
 #
 # ## 2. The direction that nobody watches
 #
@@ -290,6 +290,10 @@ for s in (1.0, 0.1):
     best = logits_TE.softmax(-1).amax(-1).mean()
     print(f"s = {s:3}: logits ±{logits_TE.std():.2f}, a token's best expert has {best:.2f}")
 
+# %%
+# Your turn: which s makes the first logits half as large as at s = 1? Change the 0.5.
+print((x_TD @ first_weights(8, 256, 0.5).T).std())
+
 # %% [markdown]
 # (A little less than $\sqrt{s}$, because cutting the tails at $2\sigma$ leaves 0.88 of the
 # deviation.) With $s = 0.1$ the router begins almost undecided: the best of eight has little more
@@ -358,12 +362,12 @@ viz.curves(
     "c, added to all logits of a token", "loss of that token",
 )  # fmt: skip
 
+# %%
+# Your turn: at which common level is the z-loss of 8 equal logits zero? Try yours.
+print(z_loss(torch.full((1, 8), -1.0)))
+
 # %% [markdown]
 # One has a bottom and the other has not. In section 9 you can watch what that does.
-#
-# Would it not be simpler to *clip* the logits? ST-MoE says no, and you can now see why: clipping
-# comes after the rounding. It is itself a very coarse rounding, and what is beyond the clip gets no
-# gradient with which to come back.
 #
 # ## 8. Try to make it blow up
 #
@@ -428,28 +432,15 @@ for setting in stored.config["settings"]:
 print(ledger.verdicts("stmoe2022"))
 
 # %% [markdown]
-# **Where it begins.** At a rate of 0.1, twenty times the one that suits this model, all three
-# baseline runs are stable; at 0.4 two of them; at 1.0 none, and they end *above* what bare
-# frequencies give. But nothing blew up: in 33 runs there was not one infinite number. AdamW's step
-# is as long as the rate says, however steep the loss, and the normalisations take the size out of
-# every layer. At this scale an instability looks like *unlearning*, not like an explosion.
+# **Where it begins.** At twenty times the rate that suits this model all baseline runs are stable;
+# at two hundred times none, and the dense twin, which has no router, fails as well. Nothing blew
+# up: in 33 runs there was not one infinite number. Here an instability looks like *unlearning*.
+# What fails first is the *balance*: from 0.1 on nearly half of all tokens are dropped.
 #
-# **Is it the router?** At 1.0 it is not the router alone: the dense twin, which has none, fails in
-# all three runs too. At 0.4 three runs of each cannot say which ends lower. What *is* sure is the
-# last column: from 0.1 on nearly half of all tokens find their expert full and are dropped. Of all
-# that could fail, the *balance* fails first.
-#
-# **The z-loss does what it promises: that is decided.** At 0.4 it brings $\log Z$ from 66 down to
-# 9, at 1.0 from 171 to 20, and both intervals are far from 0. **What it costs, and whether it saves
-# runs, is not.** The loss at 0.4 is the same give or take 0.44 nats, in which a large price and a
-# large gain would both find room, and shares of stable runs out of three cannot be told apart (the
-# ledger's *n* says how many it takes). The same goes for the router's precision and for first
-# weights of $s = 1$.
-#
-# **Update clipping: not the paper's catastrophe.** In the paper it made every run stable "at a
-# catastrophic loss of quality", 2.45 nats. Here a price of half of that is excluded. But the
-# situations differ. The paper clips a model whose rate is right, and it crawls. We clip one whose
-# rate is far too large, and there a clip is a smaller rate by another name.
+# **The z-loss does what it promises.** At 0.4 it brings $\log Z$ from 66 down to 9, at 1.0 from 171
+# to 20, clear of 0. **What it costs, and whether it saves runs, is open**: the interval of 0.44
+# nats has room for a large price and a large gain. **Update clipping** does not cost half of the
+# paper's 2.45 nats; but the paper clips a model whose rate is right, and we one whose rate is not.
 #
 # ### Precision and first weights
 #
@@ -470,34 +461,18 @@ for setting in stored.config:
 print(ledger.verdicts("switch2021_stability"))
 
 # %% [markdown]
-# **What we can exclude: disasters.** The paper's bfloat16 router diverged, 2 nats above; its larger
-# first weights cost 0.9. Neither happens here, nor half of it: both intervals end far below.
+# **Excluded: disasters.** The paper's bfloat16 router diverged, 2 nats above, and larger first
+# weights cost 0.9; here half of either lies outside the interval. The logits are two to five, and
+# rounding moves three to seven tokens in a thousand. The `offset` rows add a constant before
+# rounding: only at 1024, where nearly all logits tie, is there a price, 0.16 ± 0.13.
 #
-# **What we cannot tell: hundredths.** Is a router in float32 as good as float32 everywhere? It is
-# 0.036 nats above it, give or take 0.048. And the bfloat16 router is 0.036 *below* the float32 one,
-# give or take as much. We had first read these two equal numbers in opposite ways, as "it is
-# enough" and "it is not needed". They say the same: three seeds see nothing below a twentieth of
-# a nat.
+# **Undecided: hundredths.** The selective router is 0.036 nats above float32, the bfloat16 router
+# 0.036 below, each give or take 0.048. We had read these equal numbers in opposite ways. They say
+# the same: three seeds see nothing below a twentieth of a nat. The same goes for first weights,
+# with AdamW and with Adafactor.
 #
-# The other columns say why no disaster is to be expected. The logits are two to five, and rounding
-# moves three to seven tokens in a thousand. The `offset` rows ask how far away the trouble is.
-# There a constant is added to each logit before it is rounded, in training too. With 16, 8% of the
-# tokens are moved, with 128 nearly half, and no loss shows that is larger than a quarter of a nat.
-# At 1024, where the numbers are 8 apart and nearly all logits tie, there is one: 0.16, give or take
-# 0.13. So it is the *choice* that is worth little here: after 120 steps our eight experts can
-# hardly be told apart, and one will do for another. The paper's 32 experts stand in a far larger
-# model.
-#
-# **Small first weights.** Ours ends lower with $s = 1$ in all three seeds, and three seeds on one
-# side are no finding: the interval holds 0. A guess about the paper's effect can be tested all the
-# same: Adafactor, the optimizer of T5 and ST-MoE, takes steps in units of each weight's own size,
-# so there $s$ sets the learning rate too. The two last rows repeat the comparison with Adafactor.
-# It does not decide either: -0.05, give or take 0.18.
-#
-# **What this leaves.** Of the mechanism everything can be seen: what bfloat16 cannot say, logits
-# that run away at a high rate, a z-loss that holds them. Of the *harm* only that it is not the
-# papers', at this size. ST-MoE says of its own that it came "at the largest scales". All three
-# remedies are a line each, and can be in place before.
+# **What you may believe now:** the mechanism, all of it; and that at this size its *harm* is not
+# the papers', who say that it came "at the largest scales". **Open:** what any remedy costs.
 #
 # ## 9. What goes wrong: three bugs that run
 #

@@ -441,7 +441,7 @@ print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 # a token does not meet are not wasted, since other tokens shaped them, but they are not worth as
 # much as if every token used them all. Counted in *seconds*, it pays for sorting tokens, adding the
 # answers back, and multiplying eight small matrices where its small twin multiplies one large one
-# (chapter 12). Many people have measured a mixture that is slower than a dense model, taken it for
+# (chapter 13). Many people have measured a mixture that is slower than a dense model, taken it for
 # a mistake of theirs, and made none.
 #
 # A hundred steps with one seed are an illustration. Here is the recipe of the model in the box
@@ -478,8 +478,8 @@ print("one whole pair on a CPU, at", marks)
 # they were stopped, it is 0.042 bits per byte [0.018, 0.066].** Who is ahead at the *end* is open.
 # Two pairs were trained to the end, both on a CPU: the model in the box ended 0.016 *behind* its
 # twin, and the pair in the last line, level at its end, had been 0.039 ahead. Both end ahead in
-# Japanese and prose, behind in code. At equal *time* (a step takes 1.2 times the twin's on a CPU) it is
-# undecided as well.
+# Japanese and prose, behind in code. At equal *time* (a step takes 1.2 times the twin's on a CPU)
+# it is undecided as well.
 #
 # ### Two experts are 1.4, and an averaged mixture is half a network
 #

@@ -25,14 +25,12 @@
 #
 # In this chapter you
 #
-# - see why writing a text is about bytes and reading it about arithmetic;
 # - find out what 144 GPUs are for;
 # - hold popular experts twice, and watch everybody wait less;
 # - count what guessing ahead costs a sparse model;
-# - keep experts on the disk, or send the token to them;
 # - catch a server whose padding works harder than its users' texts.
 #
-# **You need:** PyTorch and chapter 14. No GPU, no network.
+# **You need:** PyTorch and chapter 14.
 # **Time:** an hour to read and try; the cells run in under a minute on two CPU cores.
 
 # %%
@@ -561,8 +559,7 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 # $1 + 0.8 + 0.8^2 + 0.8^3 =$ 2.95 tokens. Four tokens need $8\,(1 - (3/4)^4) =$ 5.5 experts of
 # Mixtral, 2.7 times as many as one; of DeepSeek-V3 30.5, 3.8 times. With what all tokens share,
 # bytes grow 2.53 and 2.57 times. A dense model would read the same bytes for four as for one. So
-# speculation, nearly free there, gains about a sixth here, and more only in a batch that reads all
-# experts anyway.
+# speculation gains about a sixth here, and more only in a batch that reads all experts anyway.
 #
 # </details>
 #
@@ -572,9 +569,8 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 #
 # <details><summary>Answer</summary>
 #
-# 59 ms, 272 ms, and 24 ms. A vector of 2,880 numbers is lighter than the matrices it is multiplied
-# with: let the token travel, once more. That is what llama.cpp (`--n-cpu-moe`) and ktransformers
-# do, and why a slow processor beats a fast card that has to wait for its weights.
+# 59 ms, 272 ms, and 24 ms. A vector of 2,880 numbers is lighter than its matrices: let the token
+# travel. That is what llama.cpp (`--n-cpu-moe`) and ktransformers do.
 #
 # </details>
 #
@@ -603,7 +599,7 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 # | traffic with copies | `TrafficMatrix(..., spare=1)` | pairs take turns |
 # | MXFP4 | `weights="fp4"` | 4.25 bits with its scale |
 #
-# **Read on:** DeepSeek-V3's section 3.4; SGLang's report on serving it with 96 GPUs
+# **Read on:** SGLang's report on serving it with 96 GPUs
 # (lmsys.org/blog/2025-05-05-large-scale-ep); Pope et al. 2022
 # ([arXiv:2211.05102](https://arxiv.org/abs/2211.05102)) for the arithmetic of inference. Next,
 # chapter 16: a model that is there already, and has to become another.

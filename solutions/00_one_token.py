@@ -11,7 +11,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Exercises 00: What happens to one token?
 #
 # Four small exercises for the chapter [What happens to one

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Exercises 02: Can experts have managers?
 #
-# Six exercises for the chapter [Can experts have
-# managers?](../notebooks/02_hierarchies.ipynb), about an hour and a half together, no GPU. The
-# first five build EM for a tree of experts from its parts; the sixth is the constraint of 2013.
+# Five exercises for the chapter [Can experts have
+# managers?](../notebooks/02_hierarchies.ipynb), an hour and twenty minutes together, no GPU. They
+# build EM for a tree of experts from its parts.
 #
 # Each ends with a check that runs your function, first on numbers you can do by hand, and says
 # which idea would lead to your result if it is off. Any correct solution passes.
@@ -27,7 +27,6 @@
 # | 3 | An expert's M step | ●●○○○ | ●●●●○ | 10 |
 # | 4 | A gate's M step | ●●●○○ | ●●●○○ | 20 |
 # | 5 | The M step, and its promise | ●●●●○ | ●●●●● | 25 |
-# | 6 | Hold the leader back | ●○○○○ | ●●●●○ | 10 |
 
 # %%
 import torch
@@ -306,52 +305,3 @@ for step in range(6):
     except NotImplementedError:
         print("... once m_step is written")
         break
-
-# %% [markdown]
-# ## 6. Hold the leader back
-#
-# *Difficulty ●○○○○ · importance ●●●●○ · 10 minutes*
-#
-# Eigen, Ranzato and Sutskever keep, for each expert, the sum of its gates so far, `total_E`. An
-# expert whose total is more than `margin` above the *mean* of all totals is closed for now: its
-# gate is set to 0, and each token's other gates are divided by their sum.
-#
-# By hand: gates 0.5, 0.3, 0.2; totals 9, 5, 1, with the mean 5. With a margin of 3, expert 0 is 4
-# ahead and closed: 0, 0.6, 0.4. With a margin of 6 nobody is.
-#
-# <details>
-# <summary>Hint 1</summary>
-#
-# `total_E - total_E.mean() > margin` is a row of truth values, one for each expert.
-#
-# </details>
-#
-# <details>
-# <summary>Hint 2</summary>
-#
-# Multiply the gates by the *opposite* of that row, and divide by `sum(dim=-1, keepdim=True)`. Do
-# not change `gate_TE` itself: whoever called you still needs it.
-#
-# </details>
-
-
-# %%
-def constrain(gate_TE: Tensor, total_E: Tensor, margin: float) -> Tensor:
-    """Close the gates of experts that are too far ahead.
-
-    Args:    gate_TE: each token's gates, adding up to 1; total_E: their sums so far.
-    Returns: (T, E), each row adding up to 1, with a gradient to gate_TE.
-    """
-    ### BEGIN SOLUTION
-    open_TE = gate_TE * (total_E - total_E.mean() <= margin)
-    return open_TE / open_TE.sum(dim=-1, keepdim=True)
-    ### END SOLUTION
-
-
-# %%
-checks.check_constrain(constrain)
-
-# %% [markdown]
-# Why can this never close *all* experts, whatever the totals? (Somebody is always at or below the
-# mean.) And why does the gate still learn, though a mask has no gradient? (The open gates have
-# one: those that are left compete as before.)

@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Exercises 03: How do you skip the work without losing the gradient?
+# # Exercises 04: How do you skip the work without losing the gradient?
 #
 # Five exercises for the chapter [How do you skip the work without losing the
 # gradient?](../notebooks/04_sparsely_gated.ipynb), about an hour and a quarter together, no GPU.

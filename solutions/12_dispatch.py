@@ -11,12 +11,13 @@
 # ---
 
 # %% [markdown]
-# # Exercises 10: Where do the tokens go, in silicon?
+# # Exercises 12: Where do the tokens go, in silicon?
 #
-# Six puzzles for the chapter [Where do the tokens go, in
-# silicon?](../notebooks/12_dispatch.ipynb), about an hour and a half together, no GPU. Together the
-# first five are a dispatcher, from the router's answer to the tokens' sums; the sixth is a backward
-# pass with a fault.
+# Seven puzzles for the chapter [Where do the tokens go, in
+# silicon?](../notebooks/12_dispatch.ipynb), about two hours together, no GPU. Together the first
+# five are a dispatcher, from the router's answer to the tokens' sums; the last two are Triton
+# kernels, which its interpreter runs on the CPU. (Where Triton is not installed, their checks say
+# so in one sentence and check nothing.)
 #
 # Think of the five as a GPU would have them: many small programs at once, none of which may wait
 # for another, so **no two of them write to the same place**. You may write yours in any way that
@@ -31,9 +32,14 @@
 # | 3 | A row for each pair | ●●●○○ | ●●●●● | 20 |
 # | 4 | Cut into tiles | ●●●○○ | ●●●●● | 20 |
 # | 5 | The way back | ●●●○○ | ●●●●● | 15 |
-# | 6 | A backward pass that does too much | ●●●●○ | ●●●●○ | 20 |
+# | 6 | A kernel with a mask | ●●●●○ | ●●●●○ | 25 |
+# | 7 | A kernel that fetches | ●●●●○ | ●●●○○ | 20 |
 
 # %%
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # kernels then run on the CPU; set before Triton comes in
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,6 +47,14 @@ from torch import Tensor
 from moe_lite import Experts, TopKRouter
 from moe_lite.course import checks, viz
 from moe_lite.fast import BACKENDS
+
+try:
+    import triton.language as tl
+except ImportError:  # then the two kernels are only read
+
+    class tl:
+        constexpr = int
+
 
 torch.set_printoptions(precision=3, sci_mode=False)
 expert_N = torch.tensor([1, 0, 2, 1, 1, 2, 0, 2, 1, 0, 2, 1])  # six tokens, two pairs each
@@ -346,62 +360,105 @@ torch.testing.assert_close(out_TD, BACKENDS["loop"](x_TD, experts, routing))
 print("your dispatcher gives what the library gives")
 
 # %% [markdown]
-# ## 6. A backward pass that does too much
+# ## 6. A kernel with a mask
 #
-# *Difficulty ●●●●○ · importance ●●●●○ · 20 minutes*
+# *Difficulty ●●●●○ · importance ●●●●○ · 25 minutes*
 #
-# This is right, forward and backward, and is what people write first. With 128 experts its backward
-# pass is some ten times slower than it has to be (the figure in the chapter's section 10).
-
-
-# %%
-def slow_expert_blocks(x_RD, w1, w3, w2, offsets_E1):
-    out = []
-    for e, x in enumerate(x_RD.split(offsets_E1.diff().tolist())):
-        hidden = F.silu(F.linear(x, w1[e])) * F.linear(x, w3[e])
-        out.append(F.linear(hidden, w2[e]))
-    return torch.cat(out)
-
-
-# %% [markdown]
-# With 48 experts it writes 96 times the bytes that the weights have. Write it so that each weight's
-# gradient is written *once*. The check counts bytes; give it the slow one too, if you like.
+# The grouped product of the chapter's section 6, from the inside: you are one program and compute
+# `BM` × `BN` cells of $y = x w^T$ for one expert. The check launches all programs, on sizes that
+# are no multiple of the tile, and the memory around every tensor is NaN. Write the body of
+# the kernel
+# only; the check calls Triton. (`tl.dot` wants tiles of 16 on a GPU; in the interpreter, and with
+# `tl.sum(X[:, None, :] * W[None, :, :], 2)` anywhere, 4 will do.)
 #
 # <details>
 # <summary>Hint 1</summary>
 #
-# Autograd's answer to `w1[e]` is a tensor as large as `w1`, zero but for one slice; $E$ of them
-# are made and added.
+# `x` is the address of $x$'s first cell, and row $r$ begins `r * D` further on. Expert $e$'s row
+# $c$ of $w$ begins at `(e * M + c) * D`.
 #
 # </details>
 #
 # <details>
 # <summary>Hint 2</summary>
 #
-# `w1.unbind()` takes the whole stack apart in *one* operation. Its backward pass is one stack.
+# Three masks: rows before `offsets[e + 1]`, columns of $y$ before $M$, and along the sum, $i < D$.
+# A load takes a mask and what to read where it is off: `tl.load(address, mask, 0.0)`.
 #
 # </details>
 
 
 # %%
-def expert_blocks(x_RD: Tensor, w1: Tensor, w3: Tensor, w2: Tensor, offsets_E1: Tensor) -> Tensor:
-    """Run each expert on its block of rows, y = W2 (silu(W1 x) * W3 x).
+def masked_product(
+    x, w, y, offsets, tile_expert, tile_row, D, M,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+) -> None:  # fmt: skip
+    """Compute my tile of y = x w^T: program 0 is the tile's number, program 1 the columns' block.
 
-    Args:    w1, w3: (E, F, D); w2: (E, D, F).
-    Returns: y_RD.
+    Args:    x: (R, D). w: (E, M, D). y: (R, M). offsets: (E + 1). tile_expert, tile_row: each
+             tile's expert and first row. BM, BN, BK: rows, columns and the pieces of D in a tile.
     """
     ### BEGIN SOLUTION
-    blocks = x_RD.split(offsets_E1.diff().tolist())
-    weights = zip(blocks, w1.unbind(), w3.unbind(), w2.unbind(), strict=True)
-    return torch.cat(
-        [F.linear(F.silu(F.linear(x, a)) * F.linear(x, b), c) for x, a, b, c in weights]
-    )
+    t, n = tl.program_id(0), tl.program_id(1)
+    e = tl.load(tile_expert + t)
+    r = (tl.load(tile_row + t) + tl.arange(0, BM))[:, None]
+    mine = r < tl.load(offsets + e + 1)
+    c = (n * BN + tl.arange(0, BN))[None, :]
+    acc = tl.zeros((BM, BN), tl.float32)
+    for k in range(0, D, BK):
+        i = (k + tl.arange(0, BK))[None, :]
+        X = tl.load(x + r * D + i, mine & (i < D), 0.0)
+        W = tl.load(w + (e * M + c.T) * D + i, (c.T < M) & (i < D), 0.0)
+        acc += tl.sum(X[:, None, :] * W[None, :, :], 2)
+    tl.store(y + r * M + c, acc, mine & (c < M))
     ### END SOLUTION
 
 
 # %%
-checks.check_expert_blocks(expert_blocks)
+checks.check_masked_product(masked_product)
 
 # %% [markdown]
-# Nothing in the forward pass gave it away, and a profile says only "zeros" and "add". What did was
-# a count, made before: *how many bytes must this write at least, and how many does it?*
+# ## 7. A kernel that fetches
+#
+# *Difficulty ●●●●○ · importance ●●●○○ · 20 minutes*
+#
+# Exercise 5 once more, fused: program $t$ is a token, and fetches its $K$ rows of $y$ where they
+# lie, weighs each with its gate on the way, and writes the sum once. No sorted copy is made,
+# and nobody else writes there. Rows from `kept` on were never computed, and hold NaN.
+#
+# <details>
+# <summary>Hint 1</summary>
+#
+# Pair $n = tK + k$ lies in row `row[n]`, and `gate` is in the order of the rows.
+#
+# </details>
+#
+# <details>
+# <summary>Hint 2</summary>
+#
+# A mask that knows both, the row and the width: `d < tl.where(r < kept, D, 0)`. A gate of 0 is not
+# enough.
+#
+# </details>
+
+
+# %%
+def fused_gather(y, gate, row, out, D, kept, K: tl.constexpr, BD: tl.constexpr) -> None:
+    """Add up one token's K rows: program 0 is the token, program 1 the block of columns.
+
+    Args:    y: (R, D), in expert order. gate: (R). row: the row of each pair. out: (T, D).
+             kept: rows that were computed. K: rows for each token. BD: columns in a block.
+    """
+    ### BEGIN SOLUTION
+    t = tl.program_id(0)
+    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    acc = tl.zeros((BD,), tl.float32)
+    for k in range(K):
+        r = tl.load(row + t * K + k)
+        acc += tl.load(gate + r) * tl.load(y + r * D + d, d < tl.where(r < kept, D, 0), 0.0)
+    tl.store(out + t * D + d, acc, d < D)
+    ### END SOLUTION
+
+
+# %%
+checks.check_fused_gather(fused_gather)

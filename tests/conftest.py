@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
+if beside := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # so that notebooks share the cores
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(beside)))
 
 import pytest
 import torch
@@ -120,9 +122,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:], config.stash[QUICK] = kept, left
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that writes the summary what --quick left out, where it is not this one."""
+    if (told := getattr(session.config, "workeroutput", None)) is not None:
+        told["left"] = dict(session.config.stash.get(QUICK, {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """Hear it: each of xdist's workers collects all tests, so one of them is enough."""
+    node.config.stash[QUICK] = Counter(getattr(node, "workeroutput", {}).get("left", {}))
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "took":
+                terminalreporter.write_line(value)
     if left := config.stash.get(QUICK, None):
         parts = ", ".join(f"{count} of {what}" for what, count in left.most_common())
         terminalreporter.write_line(

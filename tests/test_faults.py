@@ -232,6 +232,7 @@ ACTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow("a fault at every write")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("prepare", ACTS, ids=lambda act: act.__name__)
 def test_no_moment_loses_anything(prepare, tmp_path, monkeypatch, record_property):

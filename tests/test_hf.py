@@ -389,6 +389,10 @@ BREAK = {
         lambda f: rewrite(f / "config.json", num_local_experts=2),
         r"holds the unexpected tensor model\.layers\.0\.block_sparse_moe\.experts\.2\.w",
     ),
+    "a thousand layers": (
+        lambda f: rewrite(f / "config.json", num_hidden_layers=1000),
+        r"config.json: num_hidden_layers 1,000 and num_local_experts 3 ask for more than",
+    ),
     "layers without end": (
         lambda f: rewrite(f / "config.json", num_hidden_layers=10**9),
         r"config.json: num_hidden_layers 1,000,000,000 and num_local_experts 3 ask for more than",

@@ -83,6 +83,7 @@ def test_no_rank_outlives_its_parent(tmp_path, how):
     until(lambda: not any(map(alive, ids)))
 
 
+@pytest.mark.slow("ranks")
 @posix
 def test_a_rank_that_a_signal_ends_takes_the_others_along_and_is_named(tmp_path):
     parent, ids = sleepers(tmp_path)

@@ -182,6 +182,7 @@ def given(claim, truth, seeds, spread):
     return {verdict: verdicts.count(verdict) / DRAWS for verdict in ledger.SIGNS}
 
 
+@pytest.mark.slow("the rules on simulated data")
 @pytest.mark.parametrize("spread", [0.3, 1.0])  # in units of the paper's effect
 @pytest.mark.parametrize("seeds", [3, 4, 6, 12, 20])
 @pytest.mark.parametrize(
@@ -199,6 +200,7 @@ def test_the_rules_are_seldom_wrong(truth, wrong, seeds, spread):
     assert sum(share[verdict] for verdict in wrong) <= 0.06, share
 
 
+@pytest.mark.slow("the rules on simulated data")
 @pytest.mark.parametrize(
     ("truth", "right"),
     [(0.0, "null"), (0.25, "other size"), (1.0, "reproduced"), (3.0, "other size"),
@@ -219,6 +221,7 @@ def test_equality_is_seldom_claimed_of_what_differs(seeds):
     assert given(EQUAL, 0.0, 20, 0.02)["equal"] > 0.9
 
 
+@pytest.mark.slow("the rules on simulated data")
 @pytest.mark.parametrize("seeds", [3, 6, 12, 20])
 @pytest.mark.parametrize(("truth", "wrong"), [(0.0, "reproduced"), (0.5, "null"), (1.0, "null")])
 def test_bounds_do_not_make_the_rules_wrong(truth, wrong, seeds):

@@ -89,6 +89,7 @@ def compare(model, reply, ids, *question):
     return worst
 
 
+@pytest.mark.slow("the trained model")
 def test_the_shipped_model_is_the_same_in_javascript(ask):
     model, tokenizer = hf.load_pretrained(), load_tokenizer()
     film = hf.PRETRAINED / "mixtral-mini" / "film.safetensors"
@@ -308,6 +309,7 @@ def test_the_tokenizer_is_the_same(ask):
     assert spelled["words"] == pieces(tokenizer, range(4096))
 
 
+@pytest.mark.slow("every code point")
 def test_every_code_point(ask):
     """Each alone and between letters, so that its class is what the tokenizers library says."""
     tokenizer = load_tokenizer()

@@ -1,7 +1,7 @@
 """The notebooks run, the exercises wait, and what is committed is what the sources give.
 
-``pytest -m notebooks`` runs these alone. Each prints its seconds beside what it is to take on two
-quiet cores; only a hang fails.
+``pytest -m notebooks`` runs these alone. The summary has each one's seconds beside what it is to
+take on two quiet cores; only a hang fails.
 """
 
 import os
@@ -40,22 +40,21 @@ def elsewhere(tmp_path):
     return copy
 
 
-def run(target, folder, capsys, **options):
+def run(target, folder, record_property, **options):
     notebook = build.draft(target)
     seconds = build.execute(notebook, folder, target.name, **options)
-    with capsys.disabled():
-        print(f"\n  {target.name}: {seconds:.0f} s of {build.BUDGET_S:.0f}", end="  ")
+    record_property("took", f"{target.name}: {seconds:.0f} s of {build.BUDGET_S:.0f}")
     return notebook
 
 
 @pytest.mark.parametrize("target", named(EXECUTED))
-def test_a_notebook_runs_from_its_source(target, elsewhere, capsys):
-    run(target, elsewhere(target), capsys)
+def test_a_notebook_runs_from_its_source(target, elsewhere, record_property):
+    run(target, elsewhere(target), record_property)
 
 
 @pytest.mark.parametrize("target", named(EXERCISES))
-def test_an_unfilled_exercise_fails_only_as_not_implemented(target, elsewhere, capsys):
-    notebook = run(target, elsewhere(target), capsys, allow_errors=True)
+def test_an_unfilled_exercise_fails_only_as_not_implemented(target, elsewhere, record_property):
+    notebook = run(target, elsewhere(target), record_property, allow_errors=True)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     raised = {
         index: output.ename

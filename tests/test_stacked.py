@@ -8,8 +8,10 @@ import torch
 from experiments.stacked import Run, Stack
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course.data import load_corpus
+from moe_lite.evaluation import cross_entropy
+from moe_lite.losses import load_balancing_loss, router_z_loss
 from moe_lite.model import Mixtral
-from moe_lite.routers import TopKRouter
+from moe_lite.routers import ExpertChoiceRouter, TopKRouter
 from moe_lite.train import train
 
 MODEL = MixtralConfig(
@@ -78,3 +80,60 @@ def test_a_bias_evens_out_the_load(corpus):
     stack.train(say=lambda said: None)
     none, bias = (sum(row["load"][n] for row in stack.rows[-20:]) / 20 for n in (0, 1))
     assert bias < none - 0.1
+
+
+def over_batch(routings):
+    return torch.stack([load_balancing_loss(r) for r in routings]).mean()
+
+
+def loss_by_library(config, run, corpus, gate, balance=over_batch):
+    """Return what the trainer would minimise on the first batch, and its gradient's norm."""
+    torch.manual_seed(run.seed)
+    model = Mixtral(config)
+    for layer in model.moe_layers:
+        weight = layer.gate.weight
+        layer.gate = gate()
+        layer.gate.weight = weight
+    batch = corpus.batch("train", TRAINING.batch_size, TRAINING.seq_len, seed=run.seed, step=0)
+    out = model(batch.ids_BS)
+    loss = cross_entropy(out.logits_BSV, batch.targets_BS)
+    loss = loss + run.aux_coef * balance(out.routings)
+    loss = loss + run.z_coef * torch.stack([router_z_loss(r) for r in out.routings]).mean()
+    grads = torch.autograd.grad(loss, list(model.parameters()))
+    return loss.item(), torch.stack([g.norm() for g in grads]).norm().item()
+
+
+@pytest.mark.parametrize("chunk", [0, 12, 24, 72])
+def test_raw_gates_and_experts_that_choose_are_the_librarys(corpus, chunk):
+    def gate():
+        if chunk:
+            return ExpertChoiceRouter(32, 4, capacity_factor=2, group_size=chunk)
+        return TopKRouter(32, 4, 2, renormalize=False)
+
+    run = Run("raw", raw=True, aux_coef=0.0 if chunk else 0.1, z_coef=0.1)
+    stack = Stack(MODEL, TRAINING, [run], [corpus], chunk=chunk)
+    total, _row, _ = stack.losses(*stack.batch(0))
+    norm = torch.stack([g.norm() for g in torch.autograd.grad(total, stack.leaves)]).norm()
+    assert (total.item(), norm.item()) == pytest.approx(
+        loss_by_library(MODEL, run, corpus, gate), rel=1e-4
+    )
+
+
+def test_a_text_is_balanced_by_itself(corpus):
+    def by_text(routings):
+        texts = []
+        for r in routings:
+            keep_TE = torch.zeros_like(r.probs_TE).scatter(1, r.expert_N.view(-1, 2), 1.0)
+            for k_SE, p_SE in zip(keep_TE.split(24), r.probs_TE.split(24), strict=True):
+                texts.append(4 * (k_SE.mean(0) / 2 * p_SE.mean(0)).sum())
+        return torch.stack(texts).mean()
+
+    runs = [Run("text", by_text=True, aux_coef=1.0), Run("batch", aux_coef=1.0)]
+    stack = Stack(MODEL, TRAINING, runs, [corpus])
+    found = [
+        loss_by_library(MODEL, runs[0], corpus, lambda: TopKRouter(32, 4, 2), balance)[0]
+        for balance in (by_text, over_batch)
+    ]
+    total, row, _ = stack.losses(*stack.batch(0))
+    assert row["balance"][0] > row["balance"][1]
+    assert total.item() == pytest.approx(sum(found), rel=1e-5)

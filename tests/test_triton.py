@@ -49,6 +49,7 @@ def test_schedule_covers_every_row_once():
         assert covered == list(range(int(offsets[-1])))
 
 
+@pytest.mark.slow("kernels in the interpreter")
 def test_the_gpu_tests_pass_in_the_interpreter():
     pytest.importorskip("triton")
     done = subprocess.run(

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_lite.course import viz
+from moe_lite.course import ledger, viz
 from moe_lite.routers import TopKRouter
 from moe_lite.routing import Routing
 from moe_lite.trace import RoutingTrace
@@ -189,3 +189,19 @@ def test_strips_need_rows_and_an_expert_for_each_box():
         viz.strips({})
     with pytest.raises(ValueError, match="'token' has 2 boxes but 1 experts"):
         viz.strips({"token": ([1, 2], [0])})
+
+
+def test_effects_are_paired_curves_with_their_band_and_the_papers_line():
+    result = ledger.Result(
+        "fake", [0, 1], {}, {f"loss: step {n} at {name}": [by + n, by + n + d]
+                             for n in (10, 100) for name, by, d in (("a", 1.0, 5), ("b", 3.0, 4))},
+        {}, {}, 1.0,
+    )  # fmt: skip
+    (ax,) = viz.effects(result, {"b - a": ledger.Pair("b", "a")}, 0.7, "nats").axes
+    assert list(ax.lines[0].get_xdata()) == [10, 100]
+    assert list(ax.lines[0].get_ydata()) == [1.5, 1.5]  # 2 and 1: each seed with itself
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() - band.min() == pytest.approx(2 * 12.706 * 0.5, rel=1e-3)
+    assert 0.7 in [line.get_ydata()[0] for line in ax.lines]
+    with pytest.raises(ValueError, match="'c'"):
+        viz.effects(result, {"": ledger.Pair("c", "a")}, None, "nats")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ from ..trace import RoutingTrace
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from .ledger import Pair, Result
 
 INK, QUIET = "#1b1f24", "#59636e"
 
@@ -221,6 +223,41 @@ def curves(
     return _finish(ax, title, xlabel, ylabel)
 
 
+def effects(
+    result: Result,
+    pairs: Mapping[str, Pair],
+    paper: float | None,
+    ylabel: str,
+    *,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw differences between settings over training: means over seeds, 95% bands, and the paper.
+
+    Args:    result: holds "loss: step N at NAME"; pairs: label -> the two NAMEs of a difference,
+             taken seed by seed. paper: its number, drawn as a line.
+    Raises:  ValueError if the result has no such curve.
+    """
+    marks = [key[11:].split(" at ") for key in result.measures if key.startswith("loss: step ")]
+    ax = ax or _axes(6.4, 3.6)
+    for (label, pair), color in zip(pairs.items(), HUES, strict=False):
+        steps = [int(step) for step, name in marks if name == pair.a]
+        if not steps:
+            raise ValueError(f"{result.name} holds no curve of {pair.a!r}")
+        whole = [(f"loss: step {step} at {pair.a}", f"loss: step {step} at {pair.b}")
+                 for step in steps]  # fmt: skip
+        over = [result[type(pair)(a, b, pair.by)] for a, b in whole]
+        low, high = [e.low for e in over], [e.high for e in over]
+        ax.plot(steps, [e.mean for e in over], color=color, marker=".", label=label)
+        ax.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
+    ax.axhline(0, color=INK, lw=0.8)
+    if paper is not None:
+        ax.axhline(paper, color=INK, ls=":", label="the paper, at its end")
+    ax.set_xscale("log")
+    ax.grid(color="#D8DEE4", lw=0.6)
+    ax.legend(frameon=False, fontsize=8)
+    return _finish(ax, f"{len(result.seeds)} seeds, paired", "training step", ylabel)
+
+
 def strips(
     rows: Mapping[str, tuple[Sequence[object], Sequence[int] | None]], cuts: Sequence[float] = ()
 ) -> Figure:
@@ -305,6 +342,25 @@ def plane(
     below = f"    (idle: expert {', '.join(idle)})" if idle else ""
     ax.legend(frameon=False, loc="upper right", handletextpad=0.1)
     return _finish(ax, title, f"F1, kHz{below}", "F2, kHz")
+
+
+def live(draw: Callable[[Any], Figure], control: Any) -> Any:
+    """Return an ipywidgets control with the picture that ``draw`` makes of its value below it.
+
+    ``interact`` would do as much, but its output area does not pass the build.
+    """
+    from ipywidgets import Image, VBox
+
+    picture = Image()
+
+    def redraw(change: object = None) -> None:
+        png = io.BytesIO()
+        draw(control.value).savefig(png, format="png", dpi=90)
+        picture.value = png.getvalue()
+
+    control.observe(redraw, "value")
+    redraw()
+    return VBox([control, picture])
 
 
 # ---------------------------------------------------------------------------------- helpers

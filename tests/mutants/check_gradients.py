@@ -40,7 +40,7 @@ def prior_for_posterior(logits_TE, out_TEO, target_TO):
 
 
 def of_the_second_error(logits_TE, out_TEO, target_TO):
-    """that is E2's derivative: the worse expert is moved more"""
+    """that is E2's derivative: each expert is weighted by p, not by h"""
     p, h, rest = _parts(logits_TE, out_TEO, target_TO)
     return p - h, -2 * p[..., None] * rest
 

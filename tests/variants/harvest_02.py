@@ -136,20 +136,3 @@ def _averages(tree, x, y, h):
 
 
 check_m_step = [("all at once, einsum", _whole), ("NumPy's weighted average", _averages)]
-
-check_constrain = [
-    (
-        "where",
-        lambda g, t, m: torch.nn.functional.normalize(
-            torch.where(t > t.mean() + m, 0.0, g), p=1, dim=-1
-        ),
-    ),
-    (
-        "token by token, float64",
-        lambda g, t, m: torch.stack([row / sum(row) for row in g.double() * (t <= t.mean() + m)]),
-    ),
-    (
-        "logarithms of the open",
-        lambda g, t, m: (g.log() + torch.where(t - t.mean() > m, -torch.inf, 0.0)).softmax(-1),
-    ),
-]

@@ -18,9 +18,10 @@ from ..machine import check_environment
 from .verdict import CheckFailed, judged
 
 CHAPTERS = (
-    "one_token", "competing_experts", "hierarchies", "sparsely_gated", "capacity", "balancing",
-    "stability", "expert_choice", "fine_grained", "small_mixtral", "what_for", "dispatch_paths",
-    "many_machines", "serving", "adapting", "what_experts_learn",
+    "one_token", "competing_experts", "hierarchies", "in_between", "sparsely_gated", "capacity",
+    "balancing", "stability", "expert_choice", "fine_grained", "small_mixtral", "what_for",
+    "dispatch_paths", "triton_kernels", "where_time_goes", "many_machines", "serving", "adapting",
+    "what_experts_learn",
 )  # fmt: skip
 __all__ = ["CheckFailed", "check_environment"]
 for _chapter in CHAPTERS:

@@ -159,7 +159,8 @@ def check_gradients(answer: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Ten
             ("the sign: the error falls when an answer moves towards d, so the derivative is "
              "negative where d is larger", h_TE1 * rest_TEO),
             ("p where h belongs: this is half of E2's derivative", -p_TE1 * rest_TEO),
-            ("that is E2's derivative: the worse expert is moved more", -2 * p_TE1 * rest_TEO),
+            ("that is E2's derivative: each expert is weighted by p, not by h",
+             -2 * p_TE1 * rest_TEO),
             ("that is E1's derivative: all are told the blend's error", -2 * p_TE1 * blended),
             ("every expert is told the error of the blend, not its own", -h_TE1 * blended),
             ("every expert is moved by its whole error, whoever is responsible", -rest_TEO),

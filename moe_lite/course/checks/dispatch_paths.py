@@ -9,10 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from .verdict import Check, Mistakes, randn, refuse, same
+from .verdict import Check, Mistakes, randn, same
 
 
 def _chosen(seed: int, N: int, E: int) -> Tensor:
@@ -245,77 +243,3 @@ def check_sum_by_token(
             given += ", and a NaN that was computed, in row 2"
         check.on(given, y_RD, gate_R, _rows(expert_N), K, kept)
     check.passed("each token fetches its own rows, in the order of its choices.")
-
-
-class _Written(TorchDispatchMode):
-    """Add up the bytes that operations write; a view writes none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        alias = [r.alias_info for r in func._schema.returns]
-        if not any(a is not None and not a.is_write for a in alias):
-            self.bytes += sum(t.nbytes for t in tree_leaves(out) if isinstance(t, Tensor))
-        return out
-
-
-Block = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-def check_expert_blocks(expert_blocks: Block) -> None:
-    """Check experts over their blocks: (x_RD, w1, w3, w2, offsets_E1) -> y_RD, and its backward.
-
-    The backward pass is watched: it has to write the weights' gradients once, not E times.
-    """
-    exercise = "expert_blocks"
-
-    def rows(act: Any, *args: Tensor) -> Tensor:
-        x, w1, w3, w2, offsets_E1 = args
-        block_R = torch.arange(len(w1)).repeat_interleave(offsets_E1.diff())
-        up1, up3 = (torch.einsum("rd,rfd->rf", x, w[block_R]) for w in (w1, w3))
-        return torch.einsum("rf,rdf->rd", act(up1) * up3, w2[block_R])
-
-    def mistakes(x: Tensor, w1: Tensor, w3: Tensor, w2: Tensor, offsets_E1: Tensor) -> Mistakes:
-        first = [w[:1].expand_as(w) for w in (w1, w3, w2)]
-        last = [w.roll(1, 0) for w in (w1, w3, w2)]
-        even = (torch.arange(len(offsets_E1)) * len(x)).div(len(w1), rounding_mode="floor")
-        return [
-            ("silu belongs to w1's projection", rows(F.silu, x, w3, w1, w2, offsets_E1)),
-            ("silu is missing", rows(lambda up: up, x, w1, w3, w2, offsets_E1)),
-            ("that is a sigmoid, not silu", rows(torch.sigmoid, x, w1, w3, w2, offsets_E1)),
-            ("that is a ReLU, not silu", rows(F.relu, x, w1, w3, w2, offsets_E1)),
-            ("that is a GELU, not silu", rows(F.gelu, x, w1, w3, w2, offsets_E1)),
-            ("expert 0's weights were used for every block", rows(F.silu, x, *first, offsets_E1)),
-            ("each block is one expert off", rows(F.silu, x, *last, offsets_E1)),
-            ("rows cut in equal blocks, not at the offsets", rows(F.silu, x, w1, w3, w2, even)),
-        ]  # fmt: skip
-
-    check = Check(exercise, expert_blocks, lambda *args: rows(F.silu, *args), mistakes,
-                  "not each block of rows through its own expert")  # fmt: skip
-    for sizes, D, width in (([2, 0, 3], 4, 6), ([0, 4, 1, 1], 3, 3), ([2] * 48, 16, 24),
-                            ([16] * 4, 48, 64)):  # fmt: skip
-        E, R = len(sizes), sum(sizes)
-        given = f"{E} experts with {sizes if E < 9 else sizes[0]} rows each"
-        offsets_E1 = F.pad(torch.tensor(sizes).cumsum(0), (1, 0))
-        shapes = (R, D), (E, width, D), (E, width, D), (E, D, width)
-        args = *[randn(i, *shape) / 2 for i, shape in enumerate(shapes)], offsets_E1
-        check.on(given, *args)
-        check.slopes(given, *args, of={"x_RD": 0, "w1": 1, "w3": 2, "w2": 3})
-        if R < 64:
-            continue
-        check.judge()
-        leaves = [arg.requires_grad_() for arg in args[:4]]
-        y_RD = expert_blocks(*leaves, offsets_E1)  # type: ignore[call-arg]
-        with _Written() as watch:
-            torch.autograd.grad(y_RD, leaves, randn(9, R, D))
-        times = watch.bytes / sum(w.nbytes for w in leaves[1:])
-        why = "nothing may be copied for each row" if E < 9 else (
-            "a slice's gradient is as large as the whole stack; take the stack apart once, before "
-            "the loop")  # fmt: skip
-        if times > 10:
-            refuse(exercise, f"right, but the backward pass writes {times:.0f} times the bytes of "
-                   f"the weights: {why}", given)  # fmt: skip
-    check.passed("every block by its own expert, and every gradient written once.")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..hierarchy import HME, affine, constrain, random_tree, sum_upwards
+from ..hierarchy import HME, affine, random_tree, sum_upwards
 from .verdict import Check, Mistakes, call, randn, refuse, show
 
 DAMPING = 1e-3
@@ -367,50 +367,3 @@ def _gate_likelihoods(gate_GD: Tensor, x_TD: Tensor, posterior_TN: Tensor) -> Te
     score_TG = x_TD @ gate_GD.mT
     step_TG2 = F.logsigmoid(torch.stack([score_TG, -score_TG], dim=-1))
     return (posterior_TN[:, 1:].unflatten(-1, (len(gate_GD), 2)) * step_TG2).sum(dim=(0, 2))
-
-
-def check_constrain(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
-    """Check Eigen's constraint: (gate_TE, total_E, margin) -> gate_TE."""
-
-    def mistakes(gate_TE: Tensor, total_E: Tensor, margin: float) -> Mistakes:
-        ahead_E = total_E - total_E.mean()
-        shut_E = ahead_E > margin
-        open_TE = gate_TE * ~shut_E
-
-        def closed(shut_E: Tensor) -> Tensor:
-            open_TE = gate_TE * ~shut_E
-            return open_TE / open_TE.sum(-1, keepdim=True)
-
-        lag = "the experts that lag behind are closed; those ahead should be"
-        soft = "the open gates went through a softmax; divide them by their sum"
-        leader_E = shut_E & (total_E == total_E.max())
-        return [
-            ("the gates of a token no longer add up to 1: renormalise after closing", open_TE),
-            (lag, closed(ahead_E < -margin)),
-            (lag, closed(~shut_E)),
-            ("every expert above the mean is closed, whatever the margin", closed(ahead_E > 0)),
-            ("totals are compared with the margin, not mean plus it", closed(total_E > margin)),
-            ("totals are compared with their median", closed(total_E - total_E.median() > margin)),
-            ("only the leader is closed; everyone too far ahead should be", closed(leader_E)),
-            ("exactly the margin ahead is still open: more than that", closed(ahead_E >= margin)),
-            ("whoever is far behind is closed as well", closed(ahead_E.abs() > margin)),
-            ("the weight is shared out over the tokens; it belongs to the token it was taken from: "
-             "sum over the experts", open_TE / open_TE.sum(0, keepdim=True)),
-            ("the constraint is not applied: these are the gates as they came", gate_TE),
-            (soft, gate_TE.masked_fill(shut_E, -torch.inf).softmax(-1)),
-            (soft, open_TE.softmax(-1))]  # fmt: skip
-
-    nan = "a sum over the tokens is 0 for a closed expert; sum over the experts"
-    otherwise = "not the open gates over their sum"
-    check = Check("constrain", answer, constrain, mistakes, otherwise, nan=nan)
-    gate_TE, total_E = torch.tensor([[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]]), torch.tensor([9.0, 5, 1])
-    for margin in (3.0, 6.0, 4.0):
-        given = f"gates [[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]], totals [9, 5, 1], margin {margin:g}"
-        check.on(given, gate_TE, total_E, margin)
-    for seed, (T, E) in enumerate(((5, 6), (1, 4), (6, 6), (4, 8)), 1):
-        gate_TE, total_E = randn(seed, T, E).softmax(-1), 10 * randn(seed + 9, E).abs()
-        given = f"random gates of {T} tokens, {E} experts, margin {seed}"
-        check.on(given, gate_TE, total_E, float(seed))
-    check.slopes("random gates, margin 3", randn(1, 5, 6).softmax(-1), 10 * randn(10, 6).abs(), 3.0,
-                 of={"the gates": 0})  # fmt: skip
-    check.passed("whoever is too far ahead waits, and each token's gates still add up to 1.")

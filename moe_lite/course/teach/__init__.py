@@ -1,8 +1,8 @@
-"""Teach with the course: ``python -m moe_lite teach {lab,grade}``.
+"""Teach with the course: ``python -m moe_lite teach {lab,grade,plan,quiz,slides}``.
 
 ``lab`` makes a folder out of exercises of any chapters, and proves that it grades as it must before
 it writes it; ``grade`` grades the notebooks handed in. Needs no server and no account: a lab is a
-folder, a submission a notebook.
+folder, a submission a notebook. ``plan``, ``quiz`` and ``slides`` make a lecture of the chapters.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from ...files import target, write
 
 
 def positive(text: str) -> float:
@@ -24,9 +26,12 @@ def positive(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     """Return the reader of the command line."""
     top = argparse.ArgumentParser(
-        prog="python -m moe_lite teach", description="Make labs out of exercises, and grade them."
+        prog="python -m moe_lite teach",
+        description="Make labs out of exercises and grade them; plan a lecture.",
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="{lab,grade}")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="{lab,grade,plan,quiz,slides}"
+    )
     lab = commands.add_parser("lab", help="make a verified lab out of exercises")
     lab.add_argument("folder", type=Path, help="the lab's folder; its name is the lab's")
     lab.add_argument(
@@ -52,6 +57,16 @@ def parser() -> argparse.ArgumentParser:
     grade.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="students at a time"
     )
+    plan = commands.add_parser("plan", help="plan a lecture: minutes, votes, what to cut")
+    plan.add_argument("chapters", nargs="+", metavar="NN", help="the chapters, in order")
+    plan.add_argument("--minutes", type=int, default=90, metavar="N", help="together (90)")
+    for name, made in (("quiz", "questions: HTML to print or click, GIFT"), ("slides", "a deck")):
+        one = commands.add_parser(name, help=f"make {made} of a chapter, in one file each")
+        one.add_argument("chapter", metavar="NN")
+        one.add_argument(
+            "--out", type=Path, metavar="FILE",
+            help=f"default: {name}-NN.html" + ("; .gift for Moodle" if name == "quiz" else ""),
+        )  # fmt: skip
     return top
 
 
@@ -71,7 +86,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{args.nbgrader}: next, there, `nbgrader generate_assignment {name}`")
         print(f"Give out {args.folder / 'release'}; put what comes back into submitted/.")
         return 0
+    if args.command == "plan":
+        from . import plan
+
+        print(plan.page(args.chapters, args.minutes), end="")
+        return 0
+    if args.command in ("quiz", "slides"):
+        out = args.out or Path(f"{args.command}-{args.chapter}.html")
+        write(target(out), lecture(args.command, args.chapter, out.suffix == ".gift"))
+        print(f"{out}: open it in any browser" if out.suffix != ".gift" else f"{out}: import it")
+        return 0
     return grade_all(args.folder, args.submitted or args.folder / "submitted", max(1, args.jobs))
+
+
+def lecture(kind: str, chapter: str, gift: bool) -> str:
+    """Return a chapter's quiz or its deck."""
+    from . import plan, quiz, slides
+
+    plan.read(chapter)  # a chapter that is not there is told in plan's words
+    if kind == "slides":
+        return slides.deck(chapter)
+    asked = quiz.questions(chapter)
+    return quiz.gift(asked) if gift else quiz.page(chapter, asked)
 
 
 def grade_all(folder: Path, submitted: Path, jobs: int) -> int:

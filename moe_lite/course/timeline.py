@@ -1,0 +1,96 @@
+"""The years between: what was tried with experts from 1989 to 2017, as data and as a drawing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from .viz import HUES, INK, QUIET, _axes, _finish
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Thread = Literal["how to fit them", "other experts", "skip the work"]
+THREADS: tuple[Thread, ...] = ("how to fit them", "other experts", "skip the work")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Hold one entry: year, who, in one sentence what, where it is printed, what of it was read.
+
+    ``read`` is "text" or "abstract"; an entry that nobody here has read is not in the list.
+    """
+
+    year: int
+    who: str
+    what: str
+    source: str
+    read: Literal["text", "abstract"]
+    thread: Thread
+
+
+STEPS = (
+    Step(1989, "Hampshire, Waibel", "A gate network blends speakers' networks to tell b, d and g.",
+         "The Meta-Pi Network, 1989; IEEE PAMI 14:751, 1992", "abstract", "other experts"),
+    Step(1991, "Jacobs et al.", "A loss that makes experts compete divides vowels among them.",
+         "Neural Computation 3:79-87", "text", "how to fit them"),
+    Step(1994, "Jordan, Jacobs", "A tree of gates is fitted by EM, without a step size.",
+         "Neural Computation 6:181-214", "text", "how to fit them"),
+    Step(1994, "Xu, Jordan, Hinton", "A gate made of densities has its M step in closed form.",
+         "An Alternative Model for Mixtures of Experts, NIPS 7", "abstract", "how to fit them"),
+    Step(1995, "Waterhouse et al.", "Bayesian fitting keeps experts from over-fitting.",
+         "Bayesian Methods for Mixtures of Experts, NIPS 8", "abstract", "how to fit them"),
+    Step(2001, "Rasmussen, Ghahramani", "Experts are Gaussian processes, and there are as many as "
+         "the data ask for.", "Infinite Mixtures of Gaussian Process Experts, NIPS 14", "abstract",
+         "other experts"),
+    Step(2002, "Collobert et al.", "Each support vector machine gets a small part of the data, so "
+         "that training is parallel.", "Neural Computation 14:1105-1114", "abstract",
+         "other experts"),
+    Step(2012, "Yuksel et al.", "A survey of twenty years: fitting, Gaussian processes, the number "
+         "of experts, the depth of trees.", "Twenty Years of Mixture of Experts, IEEE TNNLS "
+         "23:1177", "abstract", "other experts"),
+    Step(2013, "Bengio et al.", "Four ways to send a gradient through a gate that is open or shut.",
+         "arXiv:1308.3432", "abstract", "skip the work"),
+    Step(2013, "Eigen et al.", "Layers of experts behind one another; each layer has its gate.",
+         "arXiv:1312.4314", "text", "skip the work"),
+    Step(2014, "Cho, Bengio", "Bits choose weights: far more parameters than arithmetic.",
+         "arXiv:1406.7362", "abstract", "skip the work"),
+    Step(2015, "E. Bengio et al.", "Masks over blocks of neurons are learned by reinforcement.",
+         "arXiv:1511.06297", "abstract", "skip the work"),
+    Step(2017, "Shazeer et al.", "Noisy top-k gating runs 4 experts of thousands.",
+         "arXiv:1701.06538", "text", "skip the work"),
+    Step(2017, "Gross et al.", "Each image goes to one expert, which trains alone.",
+         "Hard Mixtures of Experts, CVPR 2017", "abstract", "skip the work"),
+)  # fmt: skip
+
+
+def timeline(steps: tuple[Step, ...] = STEPS) -> Figure:
+    """Draw the steps from left to right, one row for each thread.
+
+    Raises: ValueError if there is no step.
+    """
+    if not steps:
+        raise ValueError("there is no step to draw")
+    ax = _axes(12, 4.8)
+    for row, thread in enumerate(THREADS):
+        color, y = HUES[(0, 2, 5)[row]], -row
+        mine = [step for step in steps if step.thread == thread]
+        ax.plot([1988, 2018], [y, y], color=color, lw=1.2, alpha=0.5)
+        ax.text(1987.6, y, thread, ha="right", va="center", color=INK, weight="bold")
+        for i, step in enumerate(mine):
+            up = 0.17 + 0.2 * (i // 2 % 2) if i % 2 == 0 else -0.17 - 0.2 * (i // 2 % 2)
+            ax.plot([step.year] * 2, [y, y + 0.8 * up], color=color, lw=0.8)
+            ax.plot(step.year, y, "osD"[row], color=color, ms=8)
+            ax.text(step.year, y + up, f"{step.year} {step.who}", ha="center", fontsize=8.5,
+                    va="bottom" if up > 0 else "top", color=INK)  # fmt: skip
+    ax.set(xlim=(1983, 2019.5), ylim=(-2.6, 0.6), yticks=[])
+    ax.set_xticks(range(1990, 2020, 5))
+    ax.tick_params(colors=QUIET)
+    figure = _finish(ax)
+    ax.spines["left"].set_visible(False)
+    return figure
+
+
+def sentences(steps: tuple[Step, ...] = STEPS) -> str:
+    """Return the entries as lines of text: year, who, what, and what of the source was read."""
+    return "\n".join(f"{s.year} {s.who}: {s.what} [{s.source}; {s.read} read]" for s in steps)
