@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 LINK = re.compile(r"(?<!\!)\]\((?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?\)")
 GITHUB = ("README.md", "CONTRIBUTING.md", "LICENSE")
 OPTIONS = {
-    "extensions": ["furo", "myst_nb", "moe_lite.course.book"],
+    "extensions": ["myst_nb", "moe_lite.course.book"],
     "project": "MoE Lite",
     "html_title": "MoE Lite",
     "html_theme": "furo",
@@ -263,11 +263,10 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         book.write()
         _live().to_html(folder / "extra" / "live.html")
         options = {**OPTIONS, "html_extra_path": [str(book.extra)]}
+        book.put("conf.py", "".join(f"{name} = {value!r}\n" for name, value in options.items()))
         with docutils_namespace():
-            app = Sphinx(
-                book.source, None, folder / "html", folder / "trees", "html",
-                confoverrides=options, status=None,
-            )  # fmt: skip
+            source = str(book.source)
+            app = Sphinx(source, source, folder / "html", folder / "trees", "html", status=None)
             app.build()
         if app.statuscode:
             raise ValueError("Sphinx could not make the book: see what it says above")
