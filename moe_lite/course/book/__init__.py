@@ -25,7 +25,7 @@ from ..widgets.portable import PAGE
 
 HERE = Path(__file__).parent
 LINK = re.compile(r"(?<!\!)\]\((?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?\)")
-GITHUB = ("README.md", "CONTRIBUTING.md", "LICENSE")
+CHART = "application/vnd.plotly.v1+json"
 OPTIONS = {
     "extensions": ["myst_nb", "moe_lite.course.book"],
     "project": "MoE Lite",
@@ -35,7 +35,7 @@ OPTIONS = {
     "html_copy_source": False,
     "html_show_copyright": False,
     "html_css_files": ["book.css"],
-    "html_js_files": [["book.js", {"type": "module"}]],
+    "html_js_files": [["book.js", {"defer": "defer"}]],
     "html_static_path": [str(HERE)],
     "pygments_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
@@ -74,6 +74,8 @@ class Book:
             raise ValueError(f"no notebooks/*.ipynb in {root}: build them first")
         self.listings: set[Path] = set()
         self.words: list[str] = []
+        self.titles: dict[str, str] = {}  # of each page, as the list at the side has it
+        self.charted: set[Path] = set()
 
     def put(self, name: str, text: str) -> None:
         path = self.source / name
@@ -99,14 +101,16 @@ class Book:
                 name = name.replace("solutions/", "exercises/", 1)
             elif name == "README.md":
                 name = "index.md"
-            elif path.suffix in (".py", ".md", ".json", "") and name != "LEDGER.md":
+            elif path.suffix == ".json":  # to be downloaded
+                self.put(name, path.read_text("utf-8"))
+            elif path.suffix in (".py", ".md", "") and name != "LEDGER.md":
                 self.listings.add(path)
                 name = f"library/{name}.md"
             return f"]({up}{name}{anchor})"
 
         return LINK.sub(lead, text)
 
-    def output(self, output: dict[str, Any], name: str, title: str) -> dict[str, Any]:
+    def output(self, output: dict[str, Any], path: Path, name: str, title: str) -> dict[str, Any]:
         """Return an output as the book shows it."""
         data = output.get("data", {})
         if page := data.get(PAGE):
@@ -120,6 +124,15 @@ class Book:
             shown = (
                 f'<iframe class="widget" loading="lazy" title="{label}" src="{source}"></iframe>'
             )
+        elif chart := data.get(CHART):
+            said = json.dumps(chart).replace("<", "\\u003c")
+            shown = (
+                f'<div class="chart" role="figure" aria-label="{escape(f"Chart: {title}")}">'
+                f'<script type="application/json">{said}</script></div>'
+            )
+            if path not in self.charted:  # once a page, and only where it is needed
+                self.charted.add(path)
+                shown = '<script defer src="../_static/plotly.min.js"></script>\n' + shown
         elif png := data.get("image/png"):
             picture = base64.b64decode("".join(png))
             self.keep(f"figures/{name}.png", picture)
@@ -134,6 +147,10 @@ class Book:
 
     def notebook(self, path: Path, answers: Path | None = None) -> None:
         """Add a notebook; an exercise gets its answers, folded."""
+        from pygments import highlight
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import PythonLexer
+
         notebook, folder, title = json.loads(path.read_text("utf-8")), path.parent.name, ""
         solved = {}
         if answers:
@@ -147,24 +164,26 @@ class Book:
             if cell["cell_type"] == "markdown":
                 if heads := re.findall(r"^#+ (.+)$", text, flags=re.M):
                     title = re.sub(r"[*`$]", "", heads[-1])
+                    first = re.sub(r"[*`$]|^Exercises \d\d: ", "", heads[0])
+                    self.titles.setdefault(f"{folder}/{path.stem}", f"{path.stem[:2]} {first}")
                 text = self.links(text, folder)
                 if folder == "notebooks":
                     self.glossary(text, path)
             else:
                 name = f"{folder[0]}{path.stem}-{at}"
                 cell["outputs"] = [
-                    self.output(output, f"{name}-{n}", title)
+                    self.output(output, path, f"{name}-{n}", title)
                     for n, output in enumerate(cell["outputs"])
                 ]
                 if text.count("\n") > 30:
                     cell["metadata"]["tags"] = ["hide-input"]
-            cells.append({**cell, "source": text})
             found = re.search(r"^(?:def|class) (\w+)", text, flags=re.M)
             if answers and "# YOUR CODE HERE" in text and found and found[1] in solved:
-                code = escape(solved[found[1]])
-                fold = f"<details><summary>A solution</summary>\n<pre>{code}</pre>\n</details>"
+                code = highlight(solved[found[1]], PythonLexer(), HtmlFormatter())
+                fold = f"<details><summary>A solution</summary>{code}</details>"
                 show = {"output_type": "display_data", "metadata": {}, "data": {"text/html": fold}}
                 cell["outputs"] = [show]
+            cells.append({**cell, "source": text})
         if folder == "notebooks":
             other = "exercises" if (self.root / "exercises" / path.name).exists() else ""
             more = f" · [Exercises](../exercises/{path.name})" if other else ""
@@ -197,25 +216,26 @@ class Book:
         ledger = (self.root / "LEDGER.md").read_text("utf-8")
         self.put("LEDGER.md", self.links(ledger, ""))
         rows = "\n".join(sorted(set(self.words), key=str.lower))
-        self.put("words.md", f"# Words\n\n| word | meaning | chapter |\n|---|---|---|\n{rows}\n")
+        head = "| word | meaning | chapter |\n|---|---|---|"
+        self.put("glossary.md", f"# Glossary\n\n{head}\n{rows}\n")
         self.put("run.md", RUN)
         table = self.links(table.split("\nTo do an exercise")[0], "")
+        pages = {"Chapters": "notebooks/", "Exercises": "exercises/"}
+        lists = {
+            caption: [f"{title} <{at}>" for at, title in self.titles.items() if at.startswith(folder)]
+            for caption, folder in pages.items()
+        }
+        lists["Beside them"] = ["LEDGER", "glossary", "run"]
         trees = "".join(
-            f"\n```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(pages) + "\n```\n"
-            for name, pages in (
-                ("Chapters", [f"notebooks/{path.stem}" for path in self.chapters]),
-                ("Exercises", [f"exercises/{path.stem}" for path in exercises]),
-                ("Beside them", ["LEDGER", "words", "run"]),
-            )
+            f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(rows) + "\n```\n"
+            for caption, rows in lists.items()
         )
         self.put("index.md", f"{FRONT}\n{table}\n{trees}")
         for path in self.listings:
             name, text = path.relative_to(self.root).as_posix(), path.read_text("utf-8")
-            kind = {".py": "python", ".json": "json"}.get(path.suffix, "text")
-            self.put(
-                f"library/{name}.md",
-                f"---\norphan: true\n---\n# {name}\n\n~~~~{kind}\n{text}\n~~~~\n",
-            )
+            kind = "python" if path.suffix == ".py" else "text"
+            text = f"---\norphan: true\n---\n# {name}\n\n~~~~{kind}\n{text}\n~~~~\n"
+            self.put(f"library/{name}.md", text)
         if (picture := self.root / "docs" / "explorer.png").is_file():
             self.keep("explorer.png", picture.read_bytes())
 
@@ -254,6 +274,8 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(prog="python -m moe_lite book", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("site"), metavar="FOLDER")
     out, started = parser.parse_args(argv).out, time.monotonic()
+    if out.is_dir() and any(out.iterdir()) and not (out / ".buildinfo").is_file():
+        raise ValueError(f"{out} holds something else than a book: choose a new or empty folder")
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace
 
@@ -270,6 +292,11 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
             app.build()
         if app.statuscode:
             raise ValueError("Sphinx could not make the book: see what it says above")
+        if book.charted:
+            import plotly
+
+            script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+            shutil.copy(script, folder / "html" / "_static")
         shutil.copytree(folder / "html", site, dirs_exist_ok=True)
         pages = len([*site.rglob("*.html")])
         size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) / 1e6
