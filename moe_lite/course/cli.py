@@ -25,13 +25,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def lab(argv: Sequence[str]) -> int:
-    """Open JupyterLab on the first notebook; arguments go on to it."""
-    first = sorted(_clone("notebooks").glob("[0-9][0-9]_*.ipynb"))[:1]
+    """Open JupyterLab on the map of the chapters; arguments go on to it."""
+    notebooks = sorted(_clone("notebooks").glob("[0-9][0-9]_*.ipynb"))
     from jupyterlab.labapp import LabApp
 
-    from .lab import arguments
+    from ..files import write
+    from .lab import arguments, landing
 
-    LabApp.launch_instance([*arguments(ROOT), *argv, *map(str, first)])
+    page = ROOT / "map.md"
+    try:
+        write(page, landing(ROOT))
+    except OSError:  # a clone that may only be read
+        page = notebooks[0]
+    LabApp.launch_instance([*arguments(ROOT), *argv, str(page)])
     return 0
 
 

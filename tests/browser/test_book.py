@@ -14,7 +14,9 @@ pytest.importorskip("myst_nb", reason='no myst-nb: pip install "moe-lite[book]"'
 pytest.importorskip("furo", reason='no furo: pip install "moe-lite[book]"')
 ROOT = Path(__file__).resolve().parents[2]
 LINKS = "() => [...document.querySelectorAll('a[href]')].map((a) => a.href)"
-SOURCES = "() => [...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src)"
+SOURCES = (
+    "() => [...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src)"
+)
 WIDE = "() => document.documentElement.scrollWidth > innerWidth"
 
 
@@ -75,4 +77,3 @@ def test_no_page_errs_asks_elsewhere_or_leads_nowhere(site, browser, record_prop
     record_property("took", said)
     assert (errors, outside, dead, found) == ([], [], [], [])
     assert len(pages) > 2 * len([*(ROOT / "notebooks").glob("*.ipynb")])
-

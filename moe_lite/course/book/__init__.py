@@ -222,7 +222,9 @@ class Book:
         table = self.links(table.split("\nTo do an exercise")[0], "")
         pages = {"Chapters": "notebooks/", "Exercises": "exercises/"}
         lists = {
-            caption: [f"{title} <{at}>" for at, title in self.titles.items() if at.startswith(folder)]
+            caption: [
+                f"{title} <{at}>" for at, title in self.titles.items() if at.startswith(folder)
+            ]
             for caption, folder in pages.items()
         }
         lists["Beside them"] = ["LEDGER", "glossary", "run"]

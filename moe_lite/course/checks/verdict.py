@@ -40,19 +40,30 @@ class CheckFailed(AssertionError):
         return [f"✗ {self}"]
 
 
+class NotWritten(NotImplementedError):
+    """Say of an exercise that nobody has begun it: no news to whoever only reads."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Show one line in a notebook, and no frame."""
+        return [f"· {self}"]
+
+
 class CheckBroken(RuntimeError):
     """Say that the check went wrong, not the answer: a bug of the course."""
 
 
 def judged(check: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the check, with any error of its own raised as CheckBroken."""
+    """Return the check: an answer not begun is NotWritten, an error of its own CheckBroken."""
 
     @functools.wraps(check)
     def guarded(*answer: Any) -> Any:
         try:
             return check(*answer)
-        except (CheckFailed, NotImplementedError):
+        except CheckFailed:
             raise
+        except NotImplementedError:
+            exercise = check.__name__.removeprefix("check_")
+            raise NotWritten(f"{exercise}: not written yet") from None
         except Exception as error:
             raise CheckBroken(
                 f"{check.__name__} itself went wrong, which says nothing about your answer; "
