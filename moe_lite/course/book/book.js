@@ -33,6 +33,11 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", retheme);
   for (const box of document.querySelectorAll("pre, .table-wrapper, math[display=block], .toc-scroll, .sidebar-scroll")) box.tabIndex = 0;
   // What the theme's markup leaves unsaid to a screen reader.
+  if (!document.querySelector("h1")) {
+    const head = document.createElement("h1");
+    head.textContent = document.title.split(" - ")[0];
+    document.querySelector("article")?.prepend(head);
+  }
   const aside = { ".sidebar-drawer": "Chapters", ".toc-drawer": "On this page" };
   for (const [at, name] of Object.entries(aside)) document.querySelector(at)?.setAttribute("aria-label", name);
   for (const caption of document.querySelectorAll(".caption[role=heading]")) caption.ariaLevel = 2;

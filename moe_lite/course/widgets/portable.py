@@ -134,10 +134,11 @@ script-src 'sha256-{digest}'; style-src 'unsafe-inline'{"; worker-src blob:" * b
         """Add the still face to the live one, for pages such as GitHub's that run no kernel."""
         data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
         still = base64.b64encode(self.png()).decode()
-        state = json.dumps(self.state(), default=deflated).replace("<", "\\u003c")
-        packed = deflated(state.encode())["deflated"]
-        if len(packed) <= LARGEST:
-            data = {**data, PAGE: {"widget": type(self).__name__, "state": packed}}
+        if os.environ.get("MOE_LITE_PAGES"):  # as the notebooks are built: for the book
+            state = json.dumps(self.state(), default=deflated).replace("<", "\\u003c")
+            packed = deflated(state.encode())["deflated"]
+            if len(packed) <= LARGEST:
+                data = {**data, PAGE: {"widget": type(self).__name__, "state": packed}}
         return {**data, "image/png": still, "text/plain": self.title}, metadata
 
 
