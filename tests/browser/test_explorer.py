@@ -505,16 +505,3 @@ def test_two_thousand_tokens_answer(open_page, make_trace, capsys):
     assert layer(page) == 9 and selected(page) == 9 * 37
     assert page.locator("[role=status]").inner_text().startswith("Expert 9 got ")
     assert page.locator(".frame").evaluate("f => f.scrollLeft") == 2700
-
-
-def test_a_theme_that_turns_off_screen_is_there_on_return(open_page, make_trace):
-    """JupyterLab hides what is off screen with content-visibility: no transition runs there."""
-    page = open_page(RoutingExplorer(make_trace(["a", "b"])))
-    page.settle()
-    assert page.locator(".moe.dark").count() == 0
-    page.evaluate("document.querySelector('#widget').style.contentVisibility = 'hidden'")
-    page.settle()
-    page.evaluate("document.documentElement.dataset.theme = 'dark'")
-    page.settle()
-    page.evaluate("document.querySelector('#widget').style.contentVisibility = 'visible'")
-    page.locator(".moe.dark").wait_for(timeout=60_000)
