@@ -13,22 +13,26 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from moe_lite import files
 from moe_lite.config import MixtralConfig, TrainConfig
-from moe_lite.course.data import BOOK, DOMAINS, load_corpus
+from moe_lite.course.data import BOOK, DOMAINS, Corpus, load_corpus
+from moe_lite.course.film import Film, log_steps
 from moe_lite.course.leads import RESULTS, leads, stored
-from moe_lite.course.recipes import LONG, MINI
+from moe_lite.course.recipes import LONG, MINI, export
 
 from .stacked import Run, Stack
 
 SHORT = replace(LONG, steps=1000)
+WHOLE = replace(LONG, eval_windows=64)  # as many windows at every look as at the end
 FINE = replace(MINI, num_local_experts=16, num_experts_per_tok=4, intermediate_size=128)
 DENSE = MINI.dense()
 
@@ -38,6 +42,8 @@ class Axis:
     """Say what is trained together: one shape, and runs that differ in what they name.
 
     Args: runs: name -> what differs from the shipped recipe. book: with the phone book too.
+          base: the dense twin that others are held against. keep: the runs whose weights and film
+          are kept, of the first seed.
     """
 
     model: MixtralConfig
@@ -46,11 +52,15 @@ class Axis:
     seeds: int = 5
     book: bool = False
     shared: int = 0
-    base: bool = False  # the dense twin that the others are held against
+    base: bool = False
+    keep: tuple[str, ...] = ()
 
 
 SCALE2 = {"gate_scale": 2.0}
-BIAS = SCALE2 | {"aux_coef": 0.0, "bias_step": 0.001}
+SCALE4 = {"gate_scale": 4.0}
+BIASED = {"aux_coef": 0.0, "bias_step": 0.001}
+BIAS = SCALE2 | BIASED
+SLOWER = {"lr": 2e-3}
 AXES = {
     "dense": Axis(DENSE, SHORT, {"dense": {}, "dense, lr 4.5e-3": {"lr": 4.5e-3}}, base=True),
     "gate scale": Axis(
@@ -79,21 +89,80 @@ AXES = {
     "long finer, book": Axis(
         FINE, LONG, {"4 of 16, scale 4": {"gate_scale": 4.0}}, seeds=3, book=True
     ),
+    # To the last step, five seeds, looked at through 64 windows: what an edition is chosen by.
+    "whole dense": Axis(
+        DENSE, WHOLE, {"dense": {}, "dense, lr 2e-3": SLOWER}, book=True, base=True,
+        keep=("dense",),
+    ),
+    "whole": Axis(
+        MINI, WHOLE, {"as shipped": {}, "scale 2": SCALE2}, book=True, keep=("scale 2",)
+    ),
+    "whole finer": Axis(
+        FINE, WHOLE,
+        {"4 of 16, scale 4": SCALE4, "4 of 16, scale 4, bias": SCALE4 | BIASED,
+         "4 of 16, scale 4, lr 2e-3": SCALE4 | SLOWER},
+        book=True, keep=("4 of 16, scale 4",),
+    ),
+    "whole five dense": Axis(DENSE, WHOLE, {"dense": {}}, base=True),
+    "whole five": Axis(MINI, WHOLE, {"as shipped": {}}),
+    "whole dense, all": Axis(MINI.dense("total"), WHOLE, {"as wide as all": {}}, 3, book=True),
+    "whole dense, longer": Axis(
+        DENSE, replace(WHOLE, steps=4700), {"dense, 4,700 steps": {}}, book=True
+    ),
 }  # fmt: skip
 
 
+@torch.no_grad()
+def recall(stack: Stack, windows: int = 64) -> list[float | None]:
+    """Return the share of phone numbers that each run knows, None for a run that saw no book.
+
+    A number counts if each of its five digits is the likeliest next token after name and digits
+    before it, in windows of the book where at least 40 tokens stand before it.
+    """
+    known: list[float | None] = [None] * len(stack.runs)
+    for at, corpus in enumerate(cast(Sequence[Corpus], stack.corpora)):
+        if BOOK not in corpus.domains:
+            continue
+        colon = corpus.tokenizer.encode("a:").ids[-1]
+        batch = corpus.windows(BOOK, stack.training.seq_len, windows)
+        ids_BS, targets_BS = batch.ids_BS, batch.targets_BS
+        right = torch.cat(
+            [stack.best(ids).cpu() == targets
+             for ids, targets in zip(ids_BS.split(16), targets_BS.split(16), strict=True)], 1,
+        )  # fmt: skip
+        starts = [(b, s) for b, s in (ids_BS == colon).nonzero().tolist()
+                  if 40 <= s < ids_BS.shape[1] - 6]  # fmt: skip
+        for n, run in enumerate(stack.runs):
+            if run.corpus == at:
+                hits = [bool(right[n, b, s + 1 : s + 6].all()) for b, s in starts]
+                known[n] = sum(hits) / len(hits)
+    return known
+
+
 def result(axis: str, stack: Stack, machine: str) -> dict[str, Any]:
-    """Put together what is stored of a stack, as far as it came."""
+    """Put together what is stored of a stack, as far as it came.
+
+    ``train``: the mean loss over the 250 steps before; ``copying``: the held-out loss of tokens
+    that can be copied and of the others; both in nats per token.
+    """
     ended = stack.step == stack.training.steps
-    final = stack.evaluate(64) if ended else None
+    final = stack.evaluate(max(stack.training.eval_windows, 64)) if ended else None
     usual = Run("")
+    copying = stack.by_copying(stack.training.eval_windows)
     runs = []
     for n, run in enumerate(stack.runs):
         mine = {f.name: getattr(run, f.name) for f in fields(run)}
         differs = {k: v for k, v in mine.items() if k not in ("name", "seed")
                    and v != getattr(usual, k)}  # fmt: skip
-        bits = {str(row["step"]): row["bits"][n] for row in stack.rows if "bits" in row}
-        runs.append({"name": run.name, "seed": run.seed, "differs": differs, "bits": bits}
+        looks = [row for row in stack.rows if "bits" in row]
+        bits = {str(row["step"]): row["bits"][n] for row in looks}
+        train = {
+            str(step): statistics.mean(float(r["loss"][n]) for r in stack.rows[step - 250 : step])
+            for step in range(250, stack.step + 1, 250)
+        }
+        known = {str(row["step"]): row["recall"][n] for row in looks if "recall" in row}
+        runs.append({"name": run.name, "seed": run.seed, "differs": differs, "bits": bits,
+                     "train": train, "copying": copying[n]} | ({"recall": known} if known else {})
                     | ({"final": final[n]} if final else {}))  # fmt: skip
     a = AXES[axis]
     return {
@@ -103,13 +172,36 @@ def result(axis: str, stack: Stack, machine: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(axis: str, device: str, seconds: float = math.inf) -> dict[str, Any]:
-    """Train an axis and return its result; ``seconds``: stop then, whatever has been done."""
-    a = AXES[axis]
+def measure(
+    axis: str, device: str, seconds: float = math.inf, corpus: Corpus | None = None,
+    out: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train an axis and return its result; ``seconds``: stop then, whatever has been done.
+
+    Args: corpus: instead of the axis's own. out: where weights and films go that are to be kept.
+    """
+    end, a = time.monotonic() + seconds, AXES[axis]
     runs = [Run(name, seed=s, **what) for name, what in a.runs.items() for s in range(a.seeds)]
-    corpus = load_corpus((*DOMAINS, BOOK) if a.book else DOMAINS)
-    stack = Stack(a.model, a.training, runs, [corpus], device, shared=a.shared)
-    stack.train(until=time.monotonic() + seconds)
+    corpus = corpus or load_corpus((*DOMAINS, BOOK) if a.book else DOMAINS)
+    stack = Stack(a.model, a.training, runs, [corpus], device, shared=a.shared,
+                  fuse=device == "cuda")  # fmt: skip
+    kept = [n for n, run in enumerate(runs) if out and run.name in a.keep and run.seed == 0]
+    sparse = a.model.num_local_experts > 1
+    films = {n: Film.of(corpus, log_steps(a.training.steps, 16)) for n in kept if sparse}
+
+    def each(stack: Stack) -> None:
+        for n, film in films.items():
+            if stack.step in film.wanted:
+                film.take(stack.one(n).to(device), stack.step)
+        if a.book and "bits" in stack.rows[-1]:
+            stack.rows[-1]["recall"] = recall(stack)
+
+    for n, film in films.items():
+        film.take(stack.one(n).to(device), 0)
+    stack.train(each=each, until=end)
+    for n in kept:
+        folder = cast(Path, out) / runs[n].name.replace(" ", "_").replace(",", "")
+        export(stack.one(n), corpus.tokenizer, folder, torch.bfloat16, films.get(n))
     machine = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return result(axis, stack, f"{machine}, torch {torch.__version__}")
 
@@ -135,11 +227,12 @@ def main() -> None:
     parser.add_argument("axis", nargs="?", choices=AXES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop then, and keep that")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="weights and films go there")
     args = parser.parse_args()
     if args.axis is not None:
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"{args.axis.replace(' ', '_').replace(',', '')}.json"
-        write(measure(args.axis, args.device, args.seconds), path)
+        write(measure(args.axis, args.device, args.seconds, out=args.keep), path)
     print("bits per byte ahead of the dense twin of equal active size (mean, 95 % interval, seeds)")
     for lead in leads(stored(), lambda step: step % 500 == 0 or step == 3250):
         middle, low, high = lead.interval

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_lite.config import MixtralConfig, TrainConfig
+from moe_lite.course.leads import copied
 from moe_lite.evaluation import Corpus
 from moe_lite.model import Mixtral, rotary
 
@@ -52,6 +53,33 @@ class Run:
     corpus: int = 0
 
 
+def _swiglu(up1_NTH: Tensor, up3_NTH: Tensor, gate_NTE: Tensor | None) -> Tensor:
+    """SwiGLU of all experts side by side, each one's part times its gate."""
+    a = F.silu(up1_NTH) * up3_NTH
+    if gate_NTE is None:
+        return a
+    return (a.unflatten(-1, (gate_NTE.shape[-1], -1)) * gate_NTE.to(a.dtype)[..., None]).flatten(-2)
+
+
+def _cross_entropy(logits_NTV: Tensor, targets_NBS: Tensor) -> Tensor:
+    flat = logits_NTV.flatten(0, 1).float()
+    nats = F.cross_entropy(flat, targets_NBS.flatten(), reduction="none")
+    return nats.view(len(logits_NTV), -1)
+
+
+def _adamw(
+    theta_NP: Tensor, first_NP: Tensor, second_NP: Tensor, grad_NP: Tensor, clip_N: Tensor,
+    decay_P: Tensor, wd_N: Tensor, rate_N: Tensor, now: Tensor, beta1: float, beta2: float,
+) -> None:  # fmt: skip
+    """Change weights and moments by one step of AdamW; now: its two corrections."""
+    grad_NP = grad_NP * clip_N[:, None]
+    first_NP.lerp_(grad_NP, 1 - beta1)
+    second_NP.mul_(beta2).addcmul_(grad_NP, grad_NP, value=1 - beta2)
+    size_NP = (second_NP / now[1]).sqrt() + 1e-8
+    kept_NP = theta_NP * (1 - (rate_N * wd_N)[:, None] * decay_P)
+    theta_NP.copy_(kept_NP - (rate_N / now[0])[:, None] * first_NP / size_NP)
+
+
 @dataclass
 class Stack:
     """Hold the weights and moments of N runs of one shape, and take their steps together.
@@ -60,6 +88,7 @@ class Stack:
           beside its K. dense_first: the first layer has one expert as wide as a token's all.
           chunk: experts choose tokens, K / E of each so many (Zhou et al. 2022); 0: tokens choose.
           training: steps, batch, warm-up; what a Run names comes from the Run.
+          fuse: compile what only moves memory (SwiGLU with its gates, cross entropy, AdamW).
     """
 
     model: MixtralConfig
@@ -70,11 +99,17 @@ class Stack:
     shared: int = 0
     dense_first: bool = False
     chunk: int = 0
+    fuse: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
     graphed: bool = False
 
     def __post_init__(self) -> None:
         c, states = self.model, []
+        self.swiglu, self.cross_entropy, self.adamw = _swiglu, _cross_entropy, _adamw
+        if self.fuse:
+            self.swiglu = torch.compile(_swiglu, dynamic=True)
+            self.cross_entropy = torch.compile(_cross_entropy, dynamic=True)
+            self.adamw = torch.compile(_adamw, dynamic=True)
         self.experts = [c.num_local_experts] * c.num_hidden_layers
         self.width = [c.intermediate_size] * c.num_hidden_layers
         if self.dense_first:
@@ -120,6 +155,7 @@ class Stack:
         self.sigmoid_N, self.raw_N, self.by_text_N = (
             of(name).bool() for name in ("sigmoid", "raw", "by_text")
         )
+        self.any_by_text = any(run.by_text for run in self.runs)
         self.dtype = torch.bfloat16 if self.training.autocast == "on" else None
 
     # --- one model, N times ----------------------------------------------------------------------
@@ -160,14 +196,14 @@ class Stack:
     def _experts(
         self, x_NTD: Tensor, layer: int, w: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        at, E, width = f"layers.{layer}.block_sparse_moe.", self.experts[layer], self.width[layer]
+        at = f"layers.{layer}.block_sparse_moe."
         w1, w3, w2 = (w[f"{at}experts.{name}"] for name in ("w1", "w3", "w2"))
         up1, up3 = (torch.bmm(x_NTD, x.flatten(1, 2).mT) for x in (w1, w3))
-        a = F.silu(up1) * up3
+        gate_NTE: Tensor | None = None
         routing: dict[str, Tensor] = {}
-        if E > 1:
+        if self.experts[layer] > 1:
             gate_NTE, routing = self._route(x_NTD, layer, w[at + "gate.weight"])
-            a = (a.unflatten(-1, (E, width)) * gate_NTE.to(a.dtype)[..., None]).flatten(-2)
+        a = self.swiglu(up1, up3, gate_NTE)
         return torch.bmm(a, w2.transpose(2, 3).flatten(1, 2)), routing
 
     def _route(
@@ -211,7 +247,7 @@ class Stack:
         balances = []
         for layer, r in routed.items():
             of_batch_N = (f[layer] * r["probs"].mean(1)).sum(-1)
-            if self.by_text_N.any():
+            if self.any_by_text:  # a bool: a graph's recording cannot ask the device
                 f_NBE, P_NBE = (r[part].unflatten(1, (-1, ids_NBS.shape[2])).mean(2)
                                 for part in ("keep", "probs"))  # fmt: skip
                 of_text_N = (f_NBE * P_NBE).sum(-1).mean(1)
@@ -232,11 +268,7 @@ class Stack:
 
     def _nats(self, hidden_NTD: Tensor, targets_NBS: Tensor) -> Tensor:
         head_NVD = self.leaves[self.names.index("embed_tokens.weight")]
-        logits_NTV = torch.bmm(hidden_NTD, head_NVD.mT)
-        flat = logits_NTV.flatten(0, 1).float()
-        return F.cross_entropy(flat, targets_NBS.flatten(), reduction="none").view(
-            len(logits_NTV), -1
-        )
+        return self.cross_entropy(torch.bmm(hidden_NTD, head_NVD.mT), targets_NBS)
 
     # --- training --------------------------------------------------------------------------------
 
@@ -308,14 +340,11 @@ class Stack:
         )  # fmt: skip
         with torch.no_grad():
             row["norm"] = norm_N = grad_NP.norm(dim=1)
-            grad_NP *= (t.grad_clip / (norm_N + 1e-6)).clamp(max=1.0)[:, None]
-            rate_N1 = (self.lr_N * now[0])[:, None]
-            beta1, beta2 = t.betas
-            self.theta_NP *= 1 - rate_N1 * self.wd_N[:, None] * self.decay_P
-            self.first_NP.lerp_(grad_NP, 1 - beta1)
-            self.second_NP.mul_(beta2).addcmul_(grad_NP, grad_NP, value=1 - beta2)
-            size = (self.second_NP / now[2]).sqrt_().add_(1e-8)
-            self.theta_NP -= rate_N1 / now[1] * self.first_NP / size
+            clip_N = (t.grad_clip / (norm_N + 1e-6)).clamp(max=1.0)
+            self.adamw(
+                self.theta_NP, self.first_NP, self.second_NP, grad_NP, clip_N,
+                self.decay_P, self.wd_N, self.lr_N * now[0], now[1:], *t.betas,
+            )  # fmt: skip
             for layer, f_NE in loads.items():  # Wang et al. 2024: against the load, by its sign
                 push_NE = self.gamma_N[:, None] * (f_NE.mean(-1, keepdim=True) - f_NE).sign()
                 self.bias[layer][:, 0, : f_NE.shape[1]] += push_NE
@@ -372,6 +401,45 @@ class Stack:
                 for n in those:
                     found[n][domain] = bits_N[n]
         return found
+
+    @torch.no_grad()
+    def by_copying(self, windows: int) -> list[dict[str, dict[str, float]]]:
+        """Return each run's held-out nats per token by domain, of what can be copied and what not.
+
+        What can be copied: :func:`moe_lite.course.leads.copied`.
+        """
+        found: list[dict[str, dict[str, float]]] = [{} for _ in self.runs]
+        for number, corpus in enumerate(self.corpora):
+            those = [n for n, run in enumerate(self.runs) if run.corpus == number]
+            for domain in corpus.domains if those else ():
+                batch = corpus.windows(domain, self.training.seq_len, windows)
+                sums, counts = torch.zeros(2, len(self.runs)), torch.zeros(2)
+                for ids, targets in zip(
+                    batch.ids_BS.split(16), batch.targets_BS.split(16), strict=True
+                ):
+                    copied_T = copied(ids, targets).flatten()
+                    both = [part.to(self.device).expand(len(self.runs), -1, -1)
+                            for part in (ids, targets)]  # fmt: skip
+                    with self._autocast():
+                        nats_NT = self._nats(self.hidden(both[0])[0], both[1]).cpu()
+                    for at, chosen_T in enumerate((copied_T, ~copied_T)):
+                        sums[at] += nats_NT[:, chosen_T].sum(1)
+                        counts[at] += chosen_T.sum()
+                for n in those:
+                    share = counts[0] / counts.sum()
+                    found[n][domain] = {"copied": float(sums[0, n] / counts[0]),
+                                        "new": float(sums[1, n] / counts[1]),
+                                        "share": float(share)}  # fmt: skip
+        return found
+
+    @torch.no_grad()
+    def best(self, ids_BS: Tensor) -> Tensor:
+        """Return the likeliest next token by each run, (N, B, S)."""
+        ids_NBS = ids_BS.to(self.device).expand(len(self.runs), -1, -1)
+        with self._autocast():
+            hidden, _ = self.hidden(ids_NBS)
+            head_NVD = self.leaves[self.names.index("embed_tokens.weight")]
+            return torch.bmm(hidden, head_NVD.mT).argmax(-1).view(ids_NBS.shape)
 
     def one(self, n: int) -> Mixtral:
         """Return run n as a Mixtral of its own; its gates' scale is folded into w2."""

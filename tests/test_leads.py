@@ -1,6 +1,9 @@
 """Leads of sparse over dense: paired by seed, on the same text, schedule and step."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from experiments import recipe
 from moe_lite.course import leads
@@ -41,6 +44,39 @@ def test_the_phone_book_stands_for_itself():
     assert leads.mean({"drama": 1.0, "code": 3.0, "phone book": 100.0}) == 2.0
 
 
+def test_a_run_is_held_against_the_twin_of_its_own_learning_rate():
+    slow = {"name": "slow", "seed": 0, "differs": {"lr": 1.0}, "bits": at(s2=9.0, s4=9.0)}
+    base = DENSE | {"runs": [*DENSE["runs"], slow]}
+    runs = [{"name": "moe, slow", "seed": 0, "differs": {"lr": 1.0, "z": 1}, "bits": at(s2=3.0)}]
+    other = [{"name": "moe, fast", "seed": 0, "differs": {"lr": 2.0}, "bits": at(s2=2.0)}]
+    found = leads.leads([base, SPARSE | {"runs": runs + other}], lambda step: True)
+    assert {r.name: r.by_seed for r in found} == {"moe, slow": {0: 6.0}, "moe, fast": {0: 1.0}}
+
+
+def test_what_was_looked_at_through_more_windows_is_no_pair():
+    more = {"training": {"eval_windows": 64}}
+    assert leads.leads([DENSE, SPARSE | more], lambda step: True) == []
+
+
+def test_a_token_can_be_copied_if_it_followed_the_same_one_before():
+    ids, targets = torch.tensor([[7, 5, 7, 5, 7]]), torch.tensor([[5, 7, 5, 8, 5]])
+    assert leads.copied(ids, targets).tolist() == [[False, False, True, False, True]]
+    both = torch.tensor([[1, 2], [1, 2]])  # another text's pair is no one's past
+    assert not leads.copied(both, both + 1).any()
+
+
+def test_loss_by_copying_splits_the_whole_loss():
+    corpus = recipe.load_corpus(("code",), max_bytes=60_000)
+    model = leads.Mixtral(replace(recipe.MINI, num_hidden_layers=1, hidden_size=24)).eval()
+    got = leads.loss_by_copying(model, corpus, "code", windows=3, seq_len=40)
+    batch = corpus.windows("code", 40, 3)
+    with torch.no_grad():
+        whole = leads.cross_entropy(model(batch.ids_BS).logits_BSV, batch.targets_BS)
+    assert 0 < got["share"] < 1
+    mixed = got["share"] * got["copied"] + (1 - got["share"]) * got["new"]
+    assert mixed == pytest.approx(float(whole), rel=1e-5)
+
+
 def test_what_is_stored_is_what_the_axes_say():
     found = leads.stored()
     assert found
@@ -56,8 +92,6 @@ def test_what_is_stored_is_what_the_axes_say():
 
 
 def test_an_axis_is_trained_stored_and_read_again(tmp_path, monkeypatch):
-    from dataclasses import replace
-
     tiny = replace(recipe.LONG, steps=2, batch_size=2, seq_len=16, eval_every=1, eval_windows=1)
     short = replace(recipe.AXES["finer"], training=tiny, seeds=1)
     monkeypatch.setitem(recipe.AXES, "finer", short)

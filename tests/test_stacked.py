@@ -1,9 +1,11 @@
 """Many runs in one stack are the runs that the trainer makes, each for itself."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from experiments.stacked import Run, Stack
 from moe_lite.config import MixtralConfig, TrainConfig
@@ -137,3 +139,24 @@ def test_a_text_is_balanced_by_itself(corpus):
     total, row, _ = stack.losses(*stack.batch(0))
     assert row["balance"][0] > row["balance"][1]
     assert total.item() == pytest.approx(sum(found), rel=1e-5)
+
+
+@pytest.mark.parametrize("how", [{}, {"by_text": True}, {"sigmoid": True, "bias_step": 0.1}])
+def test_a_step_can_be_recorded(corpus, how):
+    """A recorded graph cannot ask the device a question, and a tensor without values neither."""
+    stack = Stack(MODEL, TRAINING, [Run("one"), Run("other", **how)], [corpus])
+    batch, now = stack.batch(0), torch.ones(3)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        row = stack._work(*map(mode.from_tensor, batch), mode.from_tensor(now))
+    assert row["loss"].shape == (2,)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile wants a C++ compiler")
+def test_fused_parts_compute_the_same(corpus):
+    plain, fused = (Stack(MODEL, TRAINING, RUNS, [corpus], fuse=fuse) for fuse in (False, True))
+    for stack in (plain, fused):
+        stack.train(say=lambda said: None)
+    for mine, theirs in zip(plain.rows, fused.rows, strict=True):
+        for name in ("loss", "norm", "balance"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+    torch.testing.assert_close(plain.theta_NP, fused.theta_NP, rtol=1e-3, atol=1e-4)

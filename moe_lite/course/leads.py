@@ -7,7 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..checked import read_json
+from ..evaluation import Corpus, cross_entropy
+from ..model import Mixtral
 from .data import BOOK
 from .ledger import ROOT
 
@@ -28,6 +33,7 @@ class Lead:
     of: int
     by_seed: dict[int, float]
     by_domain: dict[str, float] = field(default_factory=dict)
+    axis: str = ""
 
     @property
     def interval(self) -> tuple[float, float, float]:
@@ -41,18 +47,24 @@ class Lead:
 
 
 def leads(found: Sequence[dict[str, Any]], steps: Callable[[int], bool]) -> list[Lead]:
-    """Pair every run with the dense one of its seed, text and schedule, at each step in common."""
+    """Pair every run with the dense one of its seed, text and schedule, at each step in common.
+
+    The twin has the run's learning rate where one was trained with it, else the recipe's.
+    """
     table: list[Lead] = []
-    bases = {(r["of"], r["book"]): r for r in found if r["base"]}
+
+    def kind(r: dict[str, Any]) -> tuple[Any, ...]:  # how many windows were looked at, too
+        return r["of"], r["book"], r.get("training", {}).get("eval_windows")
+
+    bases = {kind(r): r for r in found if r["base"]}
     for each in found:
-        base = bases.get((each["of"], each["book"]))
-        if base is None:
+        base = bases.get(kind(each))
+        if base is None or each is base:
             continue
-        twins = {r["seed"]: r["bits"] for r in base["runs"] if not r["differs"]}
         for name in dict.fromkeys(r["name"] for r in each["runs"]):
-            runs = [r for r in each["runs"] if r["name"] == name and r["seed"] in twins]
-            if each is base and not runs[0]["differs"]:
-                continue
+            runs = [r for r in each["runs"] if r["name"] == name]
+            twins = {r["seed"]: r["bits"] for r in _twins(base, runs[0]["differs"].get("lr"))}
+            runs = [r for r in runs if r["seed"] in twins]
             common = set.intersection(*(set(r["bits"]) & set(twins[r["seed"]]) for r in runs))
             for step in sorted(filter(steps, map(int, common))):
                 at = str(step)
@@ -61,8 +73,63 @@ def leads(found: Sequence[dict[str, Any]], steps: Callable[[int], bool]) -> list
                     d: statistics.mean(twins[r["seed"]][at][d] - r["bits"][at][d] for r in runs)
                     for d in runs[0]["bits"][at]
                 }
-                table.append(Lead(name, step, each["of"], lead, domains))
+                table.append(Lead(name, step, each["of"], lead, domains, each["axis"]))
     return table
+
+
+def _twins(base: dict[str, Any], lr: float | None) -> list[dict[str, Any]]:
+    plain = [r for r in base["runs"] if not r["differs"]]
+    return [r for r in base["runs"] if lr and r["differs"] == {"lr": lr}] or plain
+
+
+def copied(ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
+    """Say which targets can be copied: they followed the same token before, in their window.
+
+    >>> copied(torch.tensor([[7, 5, 7, 5]]), torch.tensor([[5, 7, 5, 8]]))
+    tensor([[False, False,  True, False]])
+    """
+    pair_BS = ids_BS * (1 + int(targets_BS.max())) + targets_BS
+    return (pair_BS[:, :, None] == pair_BS[:, None]).tril(-1).any(-1)
+
+
+@torch.no_grad()
+def loss_by_copying(
+    model: Mixtral, corpus: Corpus, domain: str, windows: int = 64, seq_len: int = 256
+) -> dict[str, float]:
+    """Return the held-out loss of "new" and of "copied" tokens, nats per token, and their share."""
+    batch = corpus.windows(domain, seq_len, windows)
+    nats, many = torch.zeros(2), torch.zeros(2)
+    model.eval()
+    for ids_BS, targets_BS in zip(batch.ids_BS.split(16), batch.targets_BS.split(16), strict=True):
+        nats_T = cross_entropy(model(ids_BS).logits_BSV, targets_BS, reduction="none")
+        copied_T = copied(ids_BS, targets_BS).flatten()
+        for at, those_T in enumerate((~copied_T, copied_T)):
+            nats[at] += nats_T[those_T].sum()
+            many[at] += those_T.sum()
+    new, copied_ = (nats / many).tolist()
+    return {"copied": copied_, "new": new, "share": float(many[1] / many.sum())}
+
+
+def by_copying(axis: str, name: str, over: str, other: str) -> dict[str, dict[str, Lead]]:
+    """Pair two stored axes' runs by seed at their end, what can be copied apart from what is new.
+
+    Returns: for each domain the leads "new" and "copied" (see :func:`copied`), in nats per token.
+    """
+    found = {r["axis"]: r for r in stored()}
+    ours, theirs = (
+        {r["seed"]: r["copying"] for r in found[a]["runs"] if r["name"] == n}
+        for a, n in ((axis, name), (over, other))
+    )
+    step, of = found[axis]["steps"], found[axis]["of"]
+    return {
+        domain: {
+            what: Lead(name, step, of, {
+                seed: theirs[seed][domain][what] - ours[seed][domain][what] for seed in ours
+            })
+            for what in ("new", "copied")
+        }
+        for domain in next(iter(ours.values()))
+    }  # fmt: skip
 
 
 def lead_of(
@@ -77,7 +144,7 @@ def lead_of(
         return {r["seed"]: r["bits"][str(step)] for r in rows if r["name"] == name}
 
     ours, theirs = bits(axis, step, name), bits(over, at, other)
-    lead = {seed: mean(theirs[seed]) - mean(ours[seed]) for seed in ours}
+    lead = {seed: mean(theirs[seed]) - mean(ours[seed]) for seed in ours if seed in theirs}
     return Lead(name or axis, step, found[axis]["of"], lead)
 
 
@@ -103,3 +170,9 @@ def on_a_cpu(step: int | None = None) -> Lead:
         d: statistics.mean(b["dense"][d] - b["as shipped"][d] for b in at) for d in at[0]["dense"]
     }
     return Lead("as shipped", step or found[0]["of"], found[0]["of"], lead, domains)
+
+
+def copying_on_a_cpu() -> dict[str, dict[str, dict[str, float]]]:
+    """Return what :func:`loss_by_copying` gave for the arms of the pair of seed 0, by domain."""
+    found = read_json(RESULTS.parent / "cpu_pairs" / "seed0.json")["copying"]
+    return {arm: dict(domains) for arm, domains in found.items()}
