@@ -59,9 +59,7 @@ def clone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(clone):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moe_lite.course.book._live", LivePage)
-        assert main(["--out", str(clone / "site")], clone) == 0
+    assert main(["--out", str(clone / "site")], LivePage, clone) == 0
     return clone / "site"
 
 
@@ -95,8 +93,8 @@ def test_a_folder_that_holds_something_else_is_left_alone(clone, site):
     (clone / "mine").mkdir()
     (clone / "mine" / "thesis.txt").write_text("years", encoding="utf-8")
     with pytest.raises(ValueError, match="mine holds something else than a book"):
-        main(["--out", str(clone / "mine")], clone)
+        main(["--out", str(clone / "mine")], LivePage, clone)
     assert [p.name for p in (clone / "mine").iterdir()] == ["thesis.txt"]
     with pytest.raises(ValueError, match="build them first"):
-        main(["--out", str(clone / "new")], clone / "mine")
+        main(["--out", str(clone / "new")], LivePage, clone / "mine")
     assert not (clone / "new").exists()

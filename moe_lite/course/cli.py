@@ -71,9 +71,10 @@ def build(argv: Sequence[str]) -> int:
 def book(argv: Sequence[str]) -> int:
     """Make a website of the notebooks, exercises and ledger, with the widgets alive."""
     _clone("notebooks")
+    from ..hf import PRETRAINED
     from .book import main
 
-    return main(argv)
+    return main(argv, lambda: _live("", PRETRAINED / "mixtral-mini"))
 
 
 def train(argv: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
 
-from moe_lite.course.book import main
+from moe_lite.course import cli
 
 pytest.importorskip("sphinx", reason='no Sphinx: pip install "moe-lite[book]"')
 pytest.importorskip("myst_nb", reason='no myst-nb: pip install "moe-lite[book]"')
@@ -26,7 +26,7 @@ WIDE = "() => document.documentElement.scrollWidth > innerWidth"
 def site(tmp_path_factory):
     """Make the book once."""
     out = tmp_path_factory.mktemp("book") / "site"
-    assert main(["--out", str(out)], ROOT) == 0
+    assert cli.book(["--out", str(out)]) == 0
     return out
 
 

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class Book:
         from pygments.lexers import PythonLexer
 
         notebook, folder, title = json.loads(path.read_text("utf-8")), path.parent.name, ""
-        solved = {}
+        solved: dict[str, str] = {}
         if answers:
             for cell in json.loads(answers.read_text("utf-8"))["cells"]:
                 text = "".join(cell["source"])
@@ -271,8 +271,8 @@ def clear(picture: bytes) -> bool:
         return image.convert("RGBA").getpixel((0, 0))[3] < 128  # type: ignore[index]
 
 
-def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Write the site, whole or not at all."""
+def main(argv: Sequence[str], live: Callable[[], Any], root: Path = ROOT) -> int:
+    """Write the site, whole or not at all, with the page that ``live`` makes at its front."""
     parser = argparse.ArgumentParser(prog="python -m moe_lite book", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("site"), metavar="FOLDER")
     out, started = parser.parse_args(argv).out, time.monotonic()
@@ -285,7 +285,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         folder = Path(name)
         book = Book(root, folder)
         book.write()
-        _live().to_html(folder / "extra" / "live.html")
+        live().to_html(folder / "extra" / "live.html")
         options = {**OPTIONS, "html_extra_path": [str(book.extra)]}
         book.put("conf.py", "".join(f"{name} = {value!r}\n" for name, value in options.items()))
         with docutils_namespace():
@@ -305,10 +305,3 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     seconds = time.monotonic() - started
     print(f"{out}: {pages} pages, {size:.1f} MB, built in {seconds:.0f} s; open {out}/index.html")
     return 0
-
-
-def _live() -> Any:
-    from ...hf import PRETRAINED
-    from ..cli import _live as live
-
-    return live("", PRETRAINED / "mixtral-mini")

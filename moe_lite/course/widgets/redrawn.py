@@ -29,8 +29,8 @@ class Redrawn(PortableWidget):
     _esm = HERE / "redrawn.js"
     _css = HERE / "redrawn.css"
 
-    controls = t.List().tag(sync=True)
-    drawn = t.List().tag(sync=True)  # the picture now, as SVG, and what it says
+    controls: t.List[Any] = t.List().tag(sync=True)
+    drawn: t.List[Any] = t.List().tag(sync=True)  # the picture now, as SVG, and what it says
 
     def moves(self) -> list[Move]:
         """List the controls."""
