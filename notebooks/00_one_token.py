@@ -17,9 +17,10 @@
 # on a word, and see which parts of the model it went through, and which it did not. Then you will
 # know what this course is about, that your machine is ready for it, and how its exercises work.
 #
-# **No kernel?** On any machine with Python, `python course.py explore --live` opens a page
-# that runs this model while you type; it needs no notebook. What you read here without running it
-# keeps its pictures.
+# **No kernel?** On any machine with Python, `python course.py explore --live` writes a page,
+# `live.html`, that runs this model while you type. Any browser opens it, without Python and without
+# a network, so you can send it to a friend. What you read here without running it keeps its
+# pictures.
 #
 # **You need:** nothing. **Time:** ten minutes; the cells run in a few seconds on any laptop, with
 # no GPU and no network.
@@ -33,7 +34,7 @@ import torch
 from IPython.display import Markdown
 
 from moe_lite import load_pretrained, record
-from moe_lite.course import checks, cost, data, drawings, eras, viz
+from moe_lite.course import checks, cost, data, drawings, eras, timeline, viz
 from moe_lite.course.widgets import RoutingExplorer
 
 ready = checks.check_environment()
@@ -134,8 +135,7 @@ explorer
 # full stop wherever it stands: all three go to the same expert. By layer 5 the one in `3.14` has
 # parted from the others: it goes with the code, they go with the commas of prose. So is expert 6
 # "the Japanese expert"? Careful. It also gets the `+` and the `=` of the sums, and an `And`. It is
-# *tempting* to give experts names, and this course will spend its last chapter on what it takes to
-# earn one.
+# *tempting* to give experts names, and chapter 17 asks what it takes to earn one.
 #
 # </details>
 #
@@ -239,7 +239,15 @@ checks.check_load(load)
 # In a hurry? Read 10, which builds the whole model. Want the story? Start with 01, where two small
 # networks fall out over four vowels.
 #
-# Most of these chapters are about one small thing: how the router makes its list. In the library it
+# A good part of the story came before the models of today. Here are its first 28 years on one line:
+# most of the work went into *fitting* small experts and into other *kinds* of expert. Only the last
+# row leads to the model above. (Chapter 03 says what each of them did.)
+
+# %%
+timeline.timeline()
+
+# %% [markdown]
+# Most chapters are about one small thing: how the router makes its list. In the library it
 # takes four steps. It *scores* every expert, *chooses* some, *weighs* the chosen and, where an
 # expert can be full, *limits* how many tokens it takes. Each paper changed one or two of the steps.
 # This table is read off the code, with the lines of code that each change took:

@@ -136,9 +136,8 @@ print(f"you: expert {guess_expert} with {guess_share}; it is {leaf_E.argmax()}, 
 # ## 3. Why a step of EM cannot hurt
 #
 # We want parameters $\theta$ under which the data are likely. The trouble is a sum inside a
-# logarithm:
-# $\log \sum_e \pi_e P_e$. Multiply and divide by any weights $h_e$ that add up to 1, and use
-# **Jensen's inequality**, which says that the logarithm of a mean is at least the mean of the
+# logarithm, $\log \sum_e \pi_e P_e$. Multiply and divide by any weights $h_e$ that add up to 1, and
+# use **Jensen's inequality**, which says that the logarithm of a mean is at least the mean of the
 # logarithms (a logarithm bends down):
 #
 # $$\log \sum_e h_e \frac{\pi_e P_e}{h_e} \;\ge\; \sum_e h_e \log \frac{\pi_e P_e}{h_e}$$
@@ -164,6 +163,7 @@ def log_joint(theta):  # log(1/2 N(y | mean, 1)) for both experts
     return -((case_T[:, None] - mean_2) ** 2) / 2 - math.log(2 * math.sqrt(2 * math.pi))
 
 
+# %%
 def likelihood(theta):
     return log_joint(theta).logsumexp(-1).sum()
 
@@ -174,11 +174,27 @@ def bound(theta, at):
 
 
 # %%
+level_G = [likelihood(t).item() for t in theta_G]
+lines = {"likelihood": (theta_G, level_G)}
+for at in (0.0, 1.0, 3.0):
+    spot = torch.tensor(at).double()
+    lines[f"bound for h at {at}"] = (theta_G, [bound(t, spot).item() for t in theta_G])
+figure = viz.curves(lines, "theta", "nats")
+figure.axes[0].set_ylim(-290, -70)
+figure
+
+# %% [markdown]
+# Each bound lies under the likelihood and touches it where its $h$ was taken. Now one of them, with
+# its M step, to move:
+
+
+# %%
 def top_of_bound(at):  # the M step
     h_T = log_joint(torch.tensor(at).double()).softmax(-1)[:, 1]
     return ((h_T * case_T).sum() / h_T.sum()).item()
 
 
+# %%
 def lines_at(at):
     spot, top = torch.tensor(at).double(), torch.tensor(top_of_bound(at)).double()
     y_G = [bound(t, spot).item() for t in theta_G]
@@ -192,7 +208,6 @@ def lines_at(at):
 
 # %%
 places = [x / 2 for x in range(-5, 10)]
-level_G = [likelihood(t).item() for t in theta_G]
 fig = go.Figure(lines_at(-1.5) + [go.Scatter(x=theta_G.tolist(), y=level_G, name="likelihood")])
 fig.frames = [go.Frame(data=lines_at(at), name=str(at), traces=[0, 1, 2]) for at in places]
 move = {"frame": {"duration": 0}, "mode": "immediate"}
@@ -241,6 +256,7 @@ def gates_by_hand(tree, x_TD, h_TN, ridge):
         yield v + torch.linalg.solve(curve, x_TD.T @ (left_T - own_T * p_T))
 
 
+# %%
 def em_by_hand(tree, x_TD, y_TO):
     h_TN, ridge = tree.posterior(x_TD, y_TO)[0], 1e-3 * torch.eye(x_TD.shape[1]).double()
     gates, experts, variances = list(gates_by_hand(tree, x_TD, h_TN, ridge)), [], []
@@ -348,13 +364,14 @@ panel.set_ylim(-1000, 60)  # the first slip goes on falling below the picture
 # ## 6. Step through it
 #
 # Below is tree 3. Move **EM step** and watch the four lines take their places. Each box of the
-# tree has two bars: the outline is the prior, what the gates expect; the filled one is the
-# posterior, what turned out. Click on a point to see its way down the tree; click on a box to
-# see which points passed it. Try the point near the corner at $x = -1$ at step 3, then at 20.
+# tree has two bars: the outline (in a picture, the upright line) is the prior, what the gates
+# expect; the filled one is the posterior, what turned out. Click on a point to see its way down the
+# tree; click on a box to see which points passed it. Try the point near the corner at $x = -1$ at
+# step 3, then at 20.
 
 # %%
 one = [t[3] for t in history]
-TreeExplorer(one, x_T1, y_T1, step=6)
+TreeExplorer(one, x_T1, y_T1, step=6, token=54)
 
 # %% [markdown]
 # Three pieces and four experts: one is left over, and ends up sharing a stretch with another. A
@@ -444,8 +461,8 @@ print(f"so a speed-up in epochs of {kept['speed-up'].mean:.1f} is one in arithme
 #
 # ### Is a tree better than a flat gate?
 #
-# Sixteen experts can also hang on *one* gate, a softmax over all of them, as in 1991. It has as
-# many weights as the tree's fifteen gates (one more). EM works as before, and only the gate's M
+# Sixteen experts can also hang on *one* gate, a softmax over all of them, as in 1991. It has 16
+# columns of weights, where the tree has 15 gates. EM works as before, and only the gate's M
 # step changes: a softmax's curvature is never more than one half of $X^\top X$, so a step with
 # that matrix cannot hurt, and it is inverted once.
 

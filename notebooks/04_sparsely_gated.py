@@ -75,10 +75,9 @@ ladder["straight-through"] = (p_E * (pull_SE - (pull_SE * p_E).sum(1, keepdim=Tr
 # **Gumbel-softmax** replaces the draw: $\mathrm{softmax}((h + \text{Gumbel noise})/\tau)$ is
 # nearly a one-hot vector for a small $\tau$, and it has a slope. **Noisy top-k**, this chapter's
 # gate, keeps the two best of $h$ + noise and weighs them softly; its backward pass ignores that
-# the *choice* depends on
-# $h$ as well. Its own exact gradient is that of the loss it has on average over the noise, which
-# $\mathrm{E}[L\, \varepsilon / \sigma^2]$ gives for any $L$, with many draws. **Top-k itself** is
-# the same without noise, and we hold it against the same gradient.
+# the *choice* depends on $h$ as well. Its exact gradient is that of its mean loss over the noise
+# $n$, of deviation $\sigma$; for any $L$ that is $\mathrm{E}[L\, n / \sigma^2]$. **Top-k itself**
+# is the same without noise, and we hold it against the same gradient.
 
 
 # %%
@@ -115,9 +114,10 @@ for n, (name, (each_SE, true_E)) in enumerate(ladder.items()):
     spread = (each_SE.var(0).sum().sqrt() / true_E.norm()).item()
     print(f"{name:17} bias {bias:4.2f}, spread of a sample {spread:4.2f}, in exact gradients")
     ax.plot(bias, spread, "osD^vP*"[n], ms=9, color=viz.HUES[n])
-    ax.annotate(f" {name}", (bias, spread), xytext=(4, 5), textcoords="offset points")
+    below = name == "straight-through"
+    ax.annotate(f" {name}", (bias, spread), xytext=(4, 5 - 18 * below), textcoords="offset points")
 ax.set(xlabel="bias / exact gradient", ylabel="spread of one sample / exact gradient")
-ax.set(xlim=(-0.05, 2.8), ylim=(-0.3, 6.5))
+ax.set(xlim=(-0.05, 2.8), ylim=(-0.3, 4.5))
 ax.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
@@ -196,8 +196,8 @@ for held in (2, 4, 8, 16, 32):
     print(f"all run: {2e-6 * held * expert:.1f} MFLOP, {milliseconds(held, held):5.1f} ms")
 
 # %% [markdown]
-# With two running, a token's arithmetic stands still while what is held grows sixteenfold, and the
-# time nearly so. Nearly: with more experts each gets fewer tokens. (The paper calls it the
+# With two running, a token's arithmetic stands still while what is held grows sixteenfold; the time
+# grows about twofold, since with more experts each gets fewer tokens. (The paper calls it the
 # shrinking batch problem; chapter 13 looks into it.)
 #
 # ## 3. Noise, so that the others get a chance
@@ -475,8 +475,7 @@ config = MixtralConfig(
 corpus = data.load_corpus(max_bytes=1_000_000)
 
 # %% [markdown]
-# The training loop is nothing special. One line puts the noisy gate into the model, and one adds
-# the two losses.
+# One line puts the noisy gate into the model, and one adds the two losses.
 
 
 # %%
@@ -501,12 +500,15 @@ def train(w_importance, w_load, steps=80, seed=0):
 runs = {"no balancing loss": train(0, 0), "both, 0.1": train(0.1, 0.1)}
 
 # %%
-fig, panels = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-for panel, column, label in zip(
-    panels, (1, 0), ("busiest expert / mean load", "loss, nats per token"), strict=True
-):
-    curves = {n: (range(1, 81), [h[column] for h in history]) for n, history in runs.items()}
-    viz.curves(curves, "steps", label, ax=panel)
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+busy = {name: (range(1, 81), [h[1] for h in history]) for name, history in runs.items()}
+viz.curves(busy, "steps", "busiest expert / mean load", ax=left)
+free, even = ([loss for loss, _ in history] for history in runs.values())
+ahead = [b - a for a, b in zip(free, even, strict=True)]
+viz.curves({"balanced less free": (range(1, 81), ahead)}, "steps", "loss, nats", ax=right)
+right.axhline(0, color=viz.QUIET, lw=0.8)
+plt.close(fig)  # shown below
+fig
 
 # %%
 for name, history in runs.items():
@@ -516,7 +518,8 @@ for name, history in runs.items():
 # %% [markdown]
 # On the left the rich get richer: from an even start it takes a few dozen steps until a handful of
 # experts do nearly everything. (8 is the most there can be: all tokens at the same two of sixteen.)
-# With the losses the line stays down. One seed and 80 steps is an illustration.
+# With the losses the line stays down. On the right, their price: soon a little above 0. One seed is
+# an illustration.
 #
 # Now all six settings, from the ledger: 20 seeds each, 200 steps, measured on held-out text
 # (perplexity without noise, balance with it). `python -m moe_lite reproduce shazeer2017 --seeds 20`

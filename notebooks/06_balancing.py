@@ -580,7 +580,7 @@ print(ledger.verdicts("lossfree2024_alpha"))
 
 # %% [markdown]
 # **What you may believe now:** a small weight leaves the load uneven, and a weight of 1, a hundred
-# times the paper's largest, costs about a tenth of a nat. **What is open: whether 0.01 costs
+# times the paper's largest, costs 0.11 ± 0.09 nats. **What is open: whether 0.01 costs
 # anything.** These intervals reach several hundredths to either side. On the longer bench, with a
 # sigmoid gate (chapter 09), ten times the weight is -0.008 ± 0.009 nats: no price to be seen.
 #

@@ -11,12 +11,13 @@
 # ---
 
 # %% [markdown]
-# # Exercises 08: Why many small experts?
+# # Exercises 09: Why many small experts?
 #
-# Five exercises for the chapter [Why many small experts?](../notebooks/09_fine_grained.ipynb),
-# about an hour and a quarter together, no GPU. The first two are about DeepSeekMoE's split, the
-# others about the bias that balances without a loss. Three begin with code that is wrong in a way
-# that has been seen in the wild: say what it is before you write it right.
+# Seven exercises for the chapter [Why many small experts?](../notebooks/09_fine_grained.ipynb),
+# about an hour and three quarters together, no GPU. The first two are about DeepSeekMoE's split,
+# three about the bias that balances without a loss, the last two about what a few seeds can say.
+# Most begin with code that is wrong in a way that has been seen in the wild: say what it is before
+# you write it right.
 #
 # Each ends with a check. It runs your function, first on numbers you can do by hand, and if the
 # result is off, it says which idea would lead there. Any correct solution passes, however it is
@@ -29,6 +30,8 @@
 # | 3 | Select, and do not weigh | ●●○○○ | ●●●●● | 15 |
 # | 4 | A controller that does the opposite | ●●●○○ | ●●●●● | 20 |
 # | 5 | Two lopsided batches | ●●○○○ | ●●●●○ | 15 |
+# | 6 | The same seeds | ●●○○○ | ●●●●● | 15 |
+# | 7 | What an interval says | ●●●○○ | ●●●●● | 15 |
 
 # %%
 import torch
@@ -386,6 +389,153 @@ for tokens in (64, 1024, 16384):
 # Chance alone makes small batches lopsided. A per-batch MaxVio can only be read beside the size of
 # the batch; the global one says what the *router* does.
 #
+# ## 6. The same seeds
+#
+# *Difficulty ●●○○○ · importance ●●●●● · 15 minutes*
+#
+# Two settings, each trained from the same $n$ seeds. A figure of ours had a bar for each, and its
+# reader was to see whether the bars overlap:
+
+
+# %%
+def two_bars(a_S, b_S, t):
+    halves = [t * x_S.std() / len(x_S) ** 0.5 for x_S in (a_S, b_S)]
+    return a_S.mean() - b_S.mean(), halves[0] + halves[1]
+
+
+coarse_S, fine_S = torch.tensor([5.10, 4.83, 4.97]), torch.tensor([5.06, 4.78, 4.94])
+print("two bars:", *two_bars(coarse_S, fine_S, t=4.303))
+
+# %% [markdown]
+# In each of the three seeds the second is ahead, by .04, .05 and .03, and the bars say 0.04
+# ± 0.68. What the seeds have in common stands in both bars, and twice. Take it out.
+#
+# The 95% interval of a mean of $n$ numbers with spread $s$ (divide by $n - 1$) reaches
+# $t\,s / \sqrt{n}$ to each side; $t$ is Student's, 4.303 for three numbers, and is given.
+#
+# By hand: $a = (5, 7, 6)$, $b = (6, 9, 9)$. The differences are −1, −2, −3. Their mean is −2, their
+# spread 1, and half the interval is $4.303 / \sqrt{3} = 2.484$. So they might be equal.
+#
+# <details>
+# <summary>Hint 1</summary>
+#
+# What would you compute of one list of numbers? Make it one list first.
+#
+# </details>
+#
+# <details>
+# <summary>Hint 2</summary>
+#
+# `torch.std` divides by $n - 1$ already.
+#
+# </details>
+
+
+# %%
+def paired_difference(a_S: Tensor, b_S: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    """Estimate a - b from S seeds that both settings share; t is Student's for S numbers.
+
+    Returns: the mean difference; half of its 95% interval.
+    """
+    ### BEGIN SOLUTION
+    d_S = a_S - b_S
+    return d_S.mean(), t * d_S.std() / len(d_S) ** 0.5
+    ### END SOLUTION
+
+
+# %%
+checks.check_paired_difference(paired_difference)
+
+# %%
+mean, half = paired_difference(coarse_S, fine_S, t=4.303)
+print(f"seed by seed: {mean:.3f} ± {half:.3f}")
+
+# %% [markdown]
+# ## 7. What an interval says
+#
+# *Difficulty ●●●○○ · importance ●●●●● · 15 minutes*
+#
+# A paper prints an effect: −0.06 nats, say. You have an interval. The first rule that this course
+# had was:
+
+
+# %%
+def hasty_verdict(low, high, paper):
+    mean = (low + high) / 2
+    return "reproduced" if abs(mean / paper - 1) < 0.5 else "not reproduced"
+
+
+print(hasty_verdict(-0.14, 0.02, -0.06), "|", hasty_verdict(-0.10, 0.09, -0.06))
+
+# %% [markdown]
+# The first interval holds 0 and twice the paper's effect, the second holds 0, the paper's effect
+# and its opposite. Neither says anything, and they got two verdicts. Write the ledger's, in which 0
+# is no effect and the paper's effect may have either sign:
+#
+# - "contradicted": all of the interval lies on the other side of 0;
+# - "null": it holds 0, and all of it stays below *half* of the paper's effect;
+# - "reproduced": all of it lies between half and twice the paper's effect;
+# - "other size": all of it lies on the paper's side of 0, it is not "reproduced", and it leaves the
+#   paper's number out;
+# - "inconclusive": everything else.
+#
+# By hand: against −0.06, [−0.08, −0.05] is reproduced, [−0.02, −0.01] has another size,
+# [−0.02, 0.01] is null, and [−0.04, 0.01] is inconclusive: it holds 0 and more than half.
+#
+# (No end is exactly 0, half, once or twice the effect.)
+#
+# <details>
+# <summary>Hint 1</summary>
+#
+# In units of the paper's effect there are only four numbers to compare with: 0, 1/2, 1, 2.
+#
+# </details>
+#
+# <details>
+# <summary>Hint 2</summary>
+#
+# `near, far = sorted((low / paper, high / paper))`: if the effect is negative, the ends change
+# places.
+#
+# </details>
+
+
+# %%
+def what_it_says(low: float, high: float, paper: float) -> str:
+    """Judge the interval [low, high] of an effect by the paper's.
+
+    Returns: "reproduced", "other size", "null", "contradicted" or "inconclusive".
+    """
+    ### BEGIN SOLUTION
+    near, far = sorted((low / paper, high / paper))
+    if far < 0:
+        return "contradicted"
+    if near < 0:
+        return "null" if far < 0.5 else "inconclusive"
+    if near > 0.5 and far < 2:
+        return "reproduced"
+    return "other size" if far < 1 or near > 1 else "inconclusive"
+    ### END SOLUTION
+
+
+# %%
+checks.check_what_it_says(what_it_says)
+
+# %% [markdown]
+# How often does it say something, if the paper is right and the noise is as large as its effect?
+
+# %%
+for seeds, t in ((3, 4.303), (6, 2.571), (12, 2.201), (24, 2.069)):
+    found = []
+    for _ in range(1000):
+        noise_S = 0.06 * torch.randn(seeds)
+        mean, half = paired_difference(noise_S, torch.full((seeds,), 0.06), t)
+        found.append(what_it_says(mean.item() - half.item(), mean.item() + half.item(), -0.06))
+    print(f"{seeds:2} seeds:", {word: found.count(word) / 1000 for word in sorted(set(found))})
+
+# %% [markdown]
+# Count the seeds *before* the run: the ledger prints, for what is inconclusive, how many would do.
+#
 # ## What you can now say
 #
 # 1. A fair split keeps $N F$ and $K F$: every piece, shared ones too, comes out of the same budget.
@@ -393,3 +543,5 @@ for tokens in (64, 1024, 16384):
 # 3. The bias selects. The score weighs, divided by the sum over the selected.
 # 4. Choose, count with the bias on, then move each bias by $u$ towards the mean load.
 # 5. Pool first for the global MaxVio. Small batches are lopsided by chance.
+# 6. Subtract seed by seed, then ask how well the mean of the differences is known.
+# 7. Where the whole interval lies decides. "It holds 0" is not "there is nothing".

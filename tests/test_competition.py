@@ -83,9 +83,14 @@ def test_all_faces(widget, tmp_path):
 def test_the_plane_shows_lines_regions_and_idle_experts():
     experts_E3 = [[10.0, 0, -5], [0, 1, -1.7], [1, 1, 50]]
     gate_E3 = [[0.0, 5, -10], [0, -5, 10], [0, 0, -90]]  # expert 0 above F2 = 2, 1 below
-    ax = viz.plane(X_T2, LABELS[:3] + ["ʌ"], experts_E3, gate_E3, title="t").axes[0]
+    labels, target = LABELS[:3] + ["ʌ"], [1, 0, 1, 0]
+    ax = viz.plane(X_T2, labels, experts_E3, gate_E3, target=target, title="t").axes[0]
     assert "idle: expert 2" in ax.get_xlabel()
-    assert {text.get_text() for text in ax.texts} == {"0", "1"}
+    assert [text.get_text() for text in ax.texts] == ["", "0", "", "1"]
+    to_1 = [np.subtract(arrow.xy, arrow.xyann) for arrow in ax.texts[::2]]
+    assert to_1[0][0] > 0 == to_1[0][1] and to_1[1][1] > 0 == to_1[1][0]
+    filled = [len(mark.get_facecolor()) == 1 for mark in ax.collections[:4]]
+    assert filled == [True, False, True, False]
     at = {text.get_text(): text.get_position() for text in ax.texts}
     assert at["0"][0] == pytest.approx(0.5, abs=0.02) and at["0"][1] > 2
     assert at["1"][1] == pytest.approx(1.7, abs=0.03)

@@ -141,6 +141,24 @@ def test_a_stopped_rank_ends_the_job_with_our_sentence_last(tmp_path):
     assert not alive(awake) and not alive(asleep)
 
 
+@gloo
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks in /proc")
+def test_torchrun_need_not_wait_for_a_stopped_rank(tmp_path):
+    """Woken by the other, it hears torchrun's SIGTERM: nobody waits 30 s to kill it."""
+    config, out = tmp_path / "small.json", tmp_path / "two"
+    config.write_text(json.dumps(SMALL), encoding="utf-8")
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "moe_lite"]
+    train = ["train", "--config", str(config), "--device", "cpu", "--expert-parallel", "2"]
+    job = begin(*run, *train, "--out", str(out), "--timeout", "10", stderr=subprocess.PIPE)
+    until(lambda: checkpoints(out) or job.poll() is not None)
+    ranks = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text("utf-8").split()
+    os.kill(asleep := int(ranks[-1]), signal.SIGSTOP)
+    _, said = job.communicate(timeout=LONG)
+    assert "another rank did not answer for 10 s; go on from the last checkpoint" in said
+    assert f"Sending process {asleep} closing signal SIGTERM" in said
+    assert "forcefully" not in said and not alive(asleep)
+
+
 class Rank:
     """Stand in for a rank: its exit code from a second of the clock on."""
 

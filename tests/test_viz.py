@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moe_lite.course import ledger, viz
@@ -64,6 +64,13 @@ def test_map_shows_the_first_experts():
     assert ax.get_xlabel() and ax.get_ylabel()
 
 
+def test_a_wide_map_that_stands_alone_has_a_key():
+    (ax,) = viz.routing_map(make_trace("a" * 65)).axes
+    assert not ax.texts  # too narrow for numbers
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [str(e) for e in range(8)]
+    assert viz.overview(make_trace("a" * 65)).axes[1].get_legend() is None  # the bars are its key
+
+
 def test_bars_show_the_load():
     routing = dropped_and_unequal()
     (ax,) = viz.load_bars(routing).axes
@@ -101,6 +108,7 @@ def test_what_no_font_can_draw_is_a_box_and_no_warning():
 
 
 @given(st.lists(st.text(max_size=9), min_size=1, max_size=20), st.integers(4, 30))
+@example(["\xad", ""], 4)
 def test_every_character_finds_its_place(tokens, columns):
     boxes = list(viz._set_text(tokens, columns))
     for n, token in enumerate(tokens):

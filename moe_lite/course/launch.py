@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,20 @@ def _leave_with_the_parent() -> None:
     os._exit(1)
 
 
+def _wake_the_others() -> None:
+    """Let the ranks of torchrun here that are stopped hear its SIGTERM, on Linux.
+
+    A stopped process hears nothing; torchrun waits 30 s for it (a constant of torch's) and kills
+    it. :func:`start` needs none of this: it kills after :data:`GRACE`.
+    """
+    parent = os.getppid()
+    listed = Path(f"/proc/{parent}/task/{parent}/children")
+    if "TORCHELASTIC_RUN_ID" in os.environ and listed.is_file():
+        for rank in map(int, listed.read_text("utf-8").split()):
+            with suppress(OSError):
+                os.kill(rank, signal.SIGCONT)
+
+
 @contextmanager
 def joined(
     expert_parallel: int, device: str | None = None, timeout: float = 60.0
@@ -159,7 +173,10 @@ def joined(
         known = any(word in said for word in ("gloo", "nccl", "connection", "timed out"))
         if not known and not isinstance(error, dist.DistError):
             raise
-        what = f"did not answer for {timeout:g} s" if "timed out" in said else "is gone"
+        what = "is gone"
+        if "timed out" in said:
+            what = f"did not answer for {timeout:g} s"
+            _wake_the_others()
         raise ConnectionError(
             f"rank {rank}: another rank {what}; go on from the last checkpoint with --resume"
         ) from error

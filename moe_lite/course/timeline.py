@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -32,10 +33,17 @@ class Step:
 STEPS = (
     Step(1989, "Hampshire, Waibel", "A gate network blends speakers' networks to tell b, d and g.",
          "The Meta-Pi Network, 1989; IEEE PAMI 14:751, 1992", "abstract", "other experts"),
+    Step(1990, "Nowlan, Hinton", "Experts that compete for vowels generalise better than one "
+         "network.", "Evaluation of Adaptive Mixtures of Competing Experts, NIPS 3", "abstract",
+         "how to fit them"),
     Step(1991, "Jacobs et al.", "A loss that makes experts compete divides vowels among them.",
          "Neural Computation 3:79-87", "text", "how to fit them"),
     Step(1994, "Jordan, Jacobs", "A tree of gates is fitted by EM, without a step size.",
          "Neural Computation 6:181-214", "text", "how to fit them"),
+    Step(1994, "Bishop", "One network gives the weights, the means and the widths of a mixture.",
+         "Mixture Density Networks, Aston University NCRG/4288", "abstract", "other experts"),
+    Step(1994, "Bengio, Frasconi", "The gate remembers: experts take turns along a sequence.",
+         "An Input Output HMM Architecture, NIPS 7", "abstract", "other experts"),
     Step(1994, "Xu, Jordan, Hinton", "A gate made of densities has its M step in closed form.",
          "An Alternative Model for Mixtures of Experts, NIPS 7", "abstract", "how to fit them"),
     Step(1995, "Waterhouse et al.", "Bayesian fitting keeps experts from over-fitting.",
@@ -55,13 +63,29 @@ STEPS = (
          "arXiv:1312.4314", "text", "skip the work"),
     Step(2014, "Cho, Bengio", "Bits choose weights: far more parameters than arithmetic.",
          "arXiv:1406.7362", "abstract", "skip the work"),
+    Step(2015, "Hinton, Vinyals, Dean", "Specialists for classes that are easily confused are "
+         "trained side by side, without a gate that learns.", "arXiv:1503.02531", "abstract",
+         "other experts"),
     Step(2015, "E. Bengio et al.", "Masks over blocks of neurons are learned by reinforcement.",
          "arXiv:1511.06297", "abstract", "skip the work"),
+    Step(2017, "Fernando et al.", "Evolution finds paths through a large network, and keeps them "
+         "for the next task.", "PathNet, arXiv:1701.08734", "abstract", "skip the work"),
     Step(2017, "Shazeer et al.", "Noisy top-k gating runs 4 experts of thousands.",
          "arXiv:1701.06538", "text", "skip the work"),
     Step(2017, "Gross et al.", "Each image goes to one expert, which trains alone.",
          "Hard Mixtures of Experts, CVPR 2017", "abstract", "skip the work"),
 )  # fmt: skip
+
+
+def _heights(steps: list[Step], years_per_letter: float) -> list[int]:
+    """Return the line above (or, negative, below) its row on which each label is free of others."""
+    heights: list[int] = []
+    for i, step in enumerate(steps):
+        reach = [years_per_letter * (len(step.who) + len(other.who)) / 2 for other in steps[:i]]
+        taken = {h for h, far, other in zip(heights, reach, steps, strict=False)
+                 if step.year - other.year < far}  # fmt: skip
+        heights.append(next(h for n in itertools.count(1) for h in (n, -n) if h not in taken))
+    return heights
 
 
 def timeline(steps: tuple[Step, ...] = STEPS) -> Figure:
@@ -71,19 +95,21 @@ def timeline(steps: tuple[Step, ...] = STEPS) -> Figure:
     """
     if not steps:
         raise ValueError("there is no step to draw")
-    ax = _axes(12, 4.8)
+    ax = _axes(8.4, 5.4)
     for row, thread in enumerate(THREADS):
         color, y = HUES[(0, 2, 5)[row]], -row
-        mine = [step for step in steps if step.thread == thread]
-        ax.plot([1988, 2018], [y, y], color=color, lw=1.2, alpha=0.5)
-        ax.text(1987.6, y, thread, ha="right", va="center", color=INK, weight="bold")
-        for i, step in enumerate(mine):
-            up = 0.17 + 0.2 * (i // 2 % 2) if i % 2 == 0 else -0.17 - 0.2 * (i // 2 % 2)
-            ax.plot([step.year] * 2, [y, y + 0.8 * up], color=color, lw=0.8)
+        mine = sorted((step for step in steps if step.thread == thread), key=lambda s: s.year)
+        ax.plot([1988, 2018.5], [y, y], color=color, lw=1.2, alpha=0.5)
+        ax.text(1987.6, y, thread.replace(" ", "\n", 1), ha="right", va="center", color=INK,
+                weight="bold", fontsize=10)  # fmt: skip
+        for step, height in zip(mine, _heights(mine, 0.34), strict=True):
+            end = y + 0.13 * height
+            ax.plot([step.year] * 2, [y, end], color=color, lw=0.8)
             ax.plot(step.year, y, "osD"[row], color=color, ms=8)
-            ax.text(step.year, y + up, f"{step.year} {step.who}", ha="center", fontsize=8.5,
-                    va="bottom" if up > 0 else "top", color=INK)  # fmt: skip
-    ax.set(xlim=(1983, 2019.5), ylim=(-2.6, 0.6), yticks=[])
+            ax.text(step.year, end, step.who, ha="center", va="bottom" if height > 0 else "top",
+                    fontsize=9.5, color=INK,
+                    bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
+    ax.set(xlim=(1983.5, 2021.5), ylim=(-2.55, 0.45), yticks=[])
     ax.set_xticks(range(1990, 2020, 5))
     ax.tick_params(colors=QUIET)
     figure = _finish(ax)

@@ -81,13 +81,14 @@ def first_experts(routing: Routing) -> np.ndarray:
 def routing_map(trace: RoutingTrace, *, ax: Axes | None = None) -> Figure:
     """Draw the layer x token map: each cell is the first expert that the token reached.
 
-    Cells carry the expert's number where they are wide enough. An expert's number means
-    something within its row only: expert 5 of two layers are two networks.
+    Cells carry the expert's number where they are wide enough; else a map that stands alone has a
+    key to the colours. An expert's number means something within its row only: expert 5 of two
+    layers are two networks.
 
     Raises: ValueError if the trace is empty.
     """
     _check(trace)
-    T, L = len(trace.tokens), len(trace.layers)
+    T, L, alone = len(trace.tokens), len(trace.layers), ax is None
     ax = ax or _axes(min(12.0, max(5.0, 1.2 + T * 0.16)), 1.1 + 0.26 * L)
     cells = np.stack([first_experts(r) for r in trace.layers])
     colors = expert_colors(max(r.num_experts for r in trace.layers))
@@ -98,6 +99,11 @@ def routing_map(trace: RoutingTrace, *, ax: Axes | None = None) -> Figure:
             text = "·" if e < 0 else str(e)
             ax.text(token, layer, text, ha="center", va="center", fontsize=7,
                     color=INK if e < 0 else _on(colors[e]))  # fmt: skip
+    elif alone and len(colors) <= 16:
+        for e, color in enumerate(colors):
+            ax.plot([], [], "s", color=color, label=f"{e}")
+        ax.legend(title="expert", ncols=1 + len(colors) // 9, frameon=False, loc="center left",
+                  bbox_to_anchor=(1, 0.5), fontsize=8, labelspacing=0.2)  # fmt: skip
     ax.set_yticks(range(0, L, 1 + L // 25))
     return _finish(ax, "First expert of each token, layer by layer", "token", "layer")
 
@@ -298,15 +304,17 @@ def strips(
 
 def plane(
     x_T2: Any, labels: Sequence[str], experts_E3: Any, gate_E3: Any,
-    *, title: str = "", ax: Axes | None = None,
+    *, target: Any = None, title: str = "", ax: Axes | None = None,
 ) -> Figure:  # fmt: skip
     """Draw two formants' plane: whose region it is by the gate, and each expert's decision line.
 
-    A region is tinted by its expert, the fainter the less sure the gate is. Experts that win
-    nowhere in the picture are named below it, and their lines left out.
+    A region is tinted by its expert, the fainter the less sure the gate is; a line's arrow points
+    to the side where its expert says 1. Experts that win nowhere in the picture are named below
+    it, and their lines left out.
 
     Args:    x_T2: cases in kHz; labels: the vowel of each, as it is to be shown; experts_E3,
-             gate_E3: weights of F1, F2 and 1 for each expert's score and for the gate's.
+             gate_E3: weights of F1, F2 and 1 for each expert's score and for the gate's; target:
+             the right answer of each case: where it is 0 the mark is hollow.
     """
     x, experts, gate = (np.asarray(a, float) for a in (x_T2, experts_E3, gate_E3))
     ax = ax or _axes(6.2, 4.6)
@@ -323,16 +331,22 @@ def plane(
               extent=(low[0], high[0], low[1], high[1]))  # fmt: skip
     for marker, label in zip("o^sD*vXP<>", dict.fromkeys(labels), strict=False):
         mine = [i for i, other in enumerate(labels) if other == label]
-        ax.scatter(x[mine, 0], x[mine, 1], s=13, marker=marker, color=INK, alpha=0.65, lw=0,
-                   label=f"[{label}]")  # fmt: skip
+        hollow = target is not None and not any(float(target[i]) for i in mine)
+        ax.scatter(x[mine, 0], x[mine, 1], s=13, marker=marker, fc="none" if hollow else INK,
+                   ec=INK, alpha=0.65, lw=0.7, label=f"[{label}]")  # fmt: skip
+    rim = (np.abs((grid[..., :2] - low) / (high - low) - 0.5) > 0.36).any(-1)
     for e, color in enumerate(colors):
         if not (mine := winner == e).any():
             continue
         score = grid @ experts[e]
         if score.min() < 0 < score.max():
             ax.contour(f1, f2, score, levels=[0], colors=[color], linewidths=2.6)
-            at = np.abs(score / np.linalg.norm(experts[e][:2])) + 9 * ~mine  # on its line, at home
+            off = np.abs(score / np.linalg.norm(experts[e][:2]))
+            at = off + 99 * (off > 0.02) + 9 * ~mine + 4 * rim  # on its line, at home, inside
             u, v = float(f1.flat[at.argmin()]), float(f2.flat[at.argmin()])
+            uphill = experts[e][:2] * (high - low)  # upright to the line as it is drawn
+            tip = (u, v) + 0.13 * uphill / np.linalg.norm(uphill) * (high - low)
+            ax.annotate("", tip, (u, v), arrowprops={"arrowstyle": "-|>", "color": color, "lw": 2})
         else:
             u, v = float(f1[mine].mean()), float(f2[mine].mean())
         box = {"boxstyle": "round", "fc": color, "ec": INK}
@@ -443,7 +457,8 @@ def _set_text(
             if char != "\n":
                 run, column = run + char, column + cells
         if run:
-            yield token, row, start, max(column - start, 1), run, opens
+            column = max(column, start + 1)  # a token of no width still takes a cell
+            yield token, row, start, column - start, run, opens
 
 
 @cache

@@ -114,7 +114,7 @@ def errors_of_the_old_expert(tree, x_TD, y_TO, posterior_TN):
 
 
 def each_to_its_likeliest(tree, x_TD, y_TO, posterior_TN):
-    """one fits its tokens worse than it could"""
+    """an expert fits its tokens worse than it could"""
     leaf_TE = _leaves(tree, posterior_TN)
     hard_TE = torch.nn.functional.one_hot(leaf_TE.argmax(-1), leaf_TE.shape[1]).to(leaf_TE)
     return HME(_gates(tree, x_TD, posterior_TN), *_experts(tree, x_TD, y_TO, hard_TE))

@@ -66,7 +66,7 @@ check_path = [
     ),
     (
         "numbered pairs",
-        "return a tensor of shape (3,), not one of shape (3, 2)",
+        "return a list of 3, not a tensor of shape (3, 2)",
         lambda tr, t: [(n, _first(r, t)) for n, r in enumerate(tr.layers)],
     ),
     (

@@ -35,7 +35,7 @@ check_leaf_priors = [
     ),
     (
         "all lefts, then all rights",
-        "these are not the products of the gates on the way to each leaf",
+        "all left children stand before all right ones",
         lambda left: _leaves(left, blocks=True),
     ),
     ("left both times", "every step is taken to the left", lambda left: _leaves(left, both=True)),
@@ -94,7 +94,7 @@ check_posteriors = [
     ),
     (
         "children far apart",
-        "these are not the nodes' posteriors",
+        "a node's two children are neighbours",
         lambda p, d: _up(_h(p, d), halves=True),
     ),
     ("priors forgotten", "the prior is not used", lambda p, d: _up(d / d.sum(-1, keepdim=True))),
@@ -235,7 +235,7 @@ check_m_step = [
     ),
     (
         "each gate sees every token",
-        "the gates: one fits its posteriors worse than a Newton step would: is its target",
+        "the gates: a gate fits its posteriors worse than a Newton step would: is its target",
         lambda tr, x, y, h: _step(
             tr, x, y, h, gate=lambda n: _newton(tr.gate_QGD[0, n], x, h[:, 0], h[:, 2 * n + 1])
         ),
@@ -267,7 +267,7 @@ check_m_step = [
     ("the tree itself", "the gates are left as they were", lambda tr, x, y, h: tr),
     (
         "gates fitted from zero",
-        "the gates: one fits its posteriors worse than a Newton step would: is its target",
+        "the gates: a gate fits its posteriors worse than a Newton step would: is its target",
         lambda tr, x, y, h: _step(
             tr,
             x,

@@ -33,7 +33,7 @@ check_constrain = [
     ),
     (
         "ahead of the last",
-        "not the open gates over their sum",
+        "totals are compared with the smallest",
         lambda g, t, m: _divided(g * (t - t.min() <= m)),
     ),
     (
@@ -83,7 +83,7 @@ check_score_gradient = [
     ),
     (
         "the batch mean as baseline",
-        "these are not",
+        "the baseline is the mean of the losses",
         lambda loss, b, p, base: (loss - loss.mean()) * (b - p),
     ),
 ]

@@ -339,3 +339,106 @@ check_violations = [
         lambda x: (_vio(x.sum(0)), _each(x)),
     ),
 ]
+
+check_paired_difference = [
+    (
+        "as two groups of strangers",
+        "the two settings are treated as strangers",
+        lambda a_S, b_S, t: (
+            (a_S - b_S).mean(),
+            t * ((a_S.var() + b_S.var()) / len(a_S)).sqrt(),
+        ),
+    ),
+    (
+        "1.96 whatever the seeds",
+        "1.96 is for many seeds",
+        lambda a_S, b_S, t: ((a_S - b_S).mean(), 1.96 * (a_S - b_S).std() / len(a_S) ** 0.5),
+    ),
+    (
+        "the spread of the seeds",
+        "that is how far single seeds lie apart",
+        lambda a_S, b_S, t: ((a_S - b_S).mean(), t * (a_S - b_S).std()),
+    ),
+    (
+        "numpy's std",
+        "divide by n - 1",
+        lambda a_S, b_S, t: (
+            (a_S - b_S).mean(),
+            t * (a_S - b_S).std(correction=0) / len(a_S) ** 0.5,
+        ),
+    ),
+    (
+        "one standard error",
+        "one standard error",
+        lambda a_S, b_S, t: ((a_S - b_S).mean(), (a_S - b_S).std() / len(a_S) ** 0.5),
+    ),
+    (
+        "b less a",
+        "a - b is asked",
+        lambda a_S, b_S, t: ((b_S - a_S).mean(), t * (b_S - a_S).std() / len(a_S) ** 0.5),
+    ),
+    (
+        "sorted first",
+        "sorted",
+        lambda a_S, b_S, t: (
+            (a_S.sort().values - b_S.sort().values).mean(),
+            t * (a_S.sort().values - b_S.sort().values).std() / len(a_S) ** 0.5,
+        ),
+    ),
+]
+
+check_what_it_says = [
+    (
+        "by the mean",
+        "judged by the middle",
+        lambda low, high, paper: (
+            "contradicted"
+            if (low + high) / paper < 0
+            else "null"
+            if (low + high) / 2 / paper < 0.5
+            else "reproduced"
+            if (low + high) / 2 / paper < 2
+            else "other size"
+        ),
+    ),
+    (
+        "0 inside is no effect",
+        "an interval that holds 0",
+        lambda low, high, paper: "null" if low <= 0 <= high else right(low, high, paper),
+    ),
+    (
+        "significant is reproduced",
+        "clear of 0 on the paper's side",
+        lambda low, high, paper: (
+            "reproduced" if min(low / paper, high / paper) > 0 else right(low, high, paper)
+        ),
+    ),
+    (
+        "papers are above 0",
+        "the paper's effect may be below 0",
+        lambda low, high, paper: right(low, high, abs(paper)),
+    ),
+    (
+        "the paper's number inside is enough",
+        "holds the paper's number",
+        lambda low, high, paper: "reproduced" if low <= paper <= high else right(low, high, paper),
+    ),
+    (
+        "not the number, so contradicted",
+        "another size is no contradiction",
+        lambda low, high, paper: (
+            "contradicted" if right(low, high, paper) == "other size" else right(low, high, paper)
+        ),
+    ),
+]
+
+
+def right(low, high, paper):
+    near, far = sorted((low / paper, high / paper))
+    if far < 0:
+        return "contradicted"
+    if near <= 0:
+        return "null" if far < 0.5 else "inconclusive"
+    if near > 0.5 and far < 2:
+        return "reproduced"
+    return "other size" if far < 1 or near > 1 else "inconclusive"

@@ -28,7 +28,7 @@ check_first_expert = [
 check_path = [
     (
         "layers two by two",
-        "return a tensor of shape (3,), not one of shape (2,)",
+        "return a list of 3, not a list of 2",
         lambda tr, t: [int(r.gates_TE()[t].argmax()) for r in tr.layers[::2]],
     ),
     (

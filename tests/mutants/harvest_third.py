@@ -227,7 +227,7 @@ check_m_step = [
     ),
     (
         "a hundredth of a gate's step",
-        "the gates: one fits its posteriors worse than a Newton step would: is its target",
+        "the gates: a gate fits its posteriors worse than a Newton step would: is its target",
         lambda tr, x, y, h: _tree(tr, x, y, h, gate=0.01),
     ),
 ]

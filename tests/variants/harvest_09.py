@@ -2,6 +2,9 @@
 
 import numpy as np
 import torch
+from scipy import stats
+
+from moe_lite.course import ledger
 
 check_split_experts = [
     ("a tensor", lambda N, K, F, m, s: torch.tensor([N * m - s, K * m - s, F // m])),
@@ -103,6 +106,55 @@ check_violations = [
                 (x.sum(0) - x.sum(0).mean()).amax() / x.sum(0).mean(),
                 ((x - x.mean(1, keepdim=True)) / x.mean(1, keepdim=True)).amax(1).mean(),
             ]
+        ),
+    ),
+]
+
+check_paired_difference = [
+    (
+        "SciPy",
+        lambda a_S, b_S, t: (
+            np.mean((a_S - b_S).numpy()),
+            t * stats.sem((a_S - b_S).numpy()),
+        ),
+    ),
+    (
+        "sums in plain Python, as a list",
+        lambda a_S, b_S, t: [
+            mean := sum(d := [float(a) - float(b) for a, b in zip(a_S, b_S, strict=True)]) / len(d),
+            t * (sum((x - mean) ** 2 for x in d) / (len(d) - 1) / len(d)) ** 0.5,
+        ],
+    ),
+    (
+        "a tensor of two",
+        lambda a_S, b_S, t: torch.stack(
+            [a_S.mean() - b_S.mean(), t * torch.var(a_S - b_S).div(len(a_S)).sqrt()]
+        ),
+    ),
+]
+
+
+def _turned(low, high, paper):
+    """Turn the axis, so that the paper's effect is above 0."""
+    if paper < 0:
+        low, high, paper = -high, -low, -paper
+    if high < 0:
+        return "contradicted"
+    if low > paper / 2 and high < 2 * paper:
+        return "reproduced"
+    if low > 0 and not low <= paper <= high:
+        return "other size"
+    if low <= 0 and 2 * high < paper:
+        return "null"
+    return "inconclusive"
+
+
+check_what_it_says = [
+    ("turned round first", _turned),
+    (
+        "the ledger's own",
+        lambda low, high, paper: ledger.Claim("", "", "gain", paper, void=0).verdict(
+            ledger.Estimate((low + high) / 2, low, high, 1.0, 20)
         ),
     ),
 ]

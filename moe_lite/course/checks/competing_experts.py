@@ -38,9 +38,9 @@ def check_responsibilities(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -
                       "add the logarithms and let one softmax take care of that")  # fmt: skip
     for given, case in _cases():
         check.on(given, *case)
-    far = torch.zeros(1, 2), torch.tensor([[[30.0], [31.0]]]), torch.zeros(1, 1)
+    far = torch.zeros(1, 2), torch.tensor([[[60.0], [61.0]]]), torch.zeros(1, 1)
     clamped = "right near by, wrong far off: what was clamped or added for safety is all there is"
-    check.on("experts that are off by 30 and by 31", *far, otherwise=clamped)
+    check.on("experts that are off by 60 and by 61", *far, otherwise=clamped)
     check.passed("prior times likelihood, divided by the sum, and safe for far-off experts.")
 
 
@@ -86,8 +86,11 @@ def check_mixture_error(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> N
     of = {"the experts' answers": 1, "the gate's logits": 0}
     check.slopes(given, *far, of=of)
     check.slopes(_cases()[1][0], *_cases()[1][1], of=of)
-    sure = torch.tensor([[0.0, -120.0]]), torch.tensor([[[1.0], [2.0]]]), torch.zeros(1, 1)
-    check.slopes("one case, logits [0, -120]", *sure, of=of)
+    given = "one case, logits [0, -120]: the gate is sure of an expert that is off by 40"
+    sure = torch.tensor([[0.0, -120.0]]), torch.tensor([[[40.0], [0.0]]]), torch.zeros(1, 1)
+    floor = "the proportions were clamped: a gate that is sure and wrong then costs too little"
+    check.on(given, *sure, otherwise=floor)
+    check.slopes(given, *sure, of=of)
     check.passed("right by hand, at random, and finite with experts that are off by 40.")
 
 
@@ -174,8 +177,8 @@ def check_gradients(answer: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Ten
         return logits_TE.softmax(-1) - h_TE, -h_TE[..., None] * (target_TO[:, None] - out_TEO)
 
     kept: list[tuple[str, Case]] = _cases()
-    far = torch.zeros(1, 2), torch.tensor([[[30.0], [31.0]]]), torch.zeros(1, 1)
-    kept.append(("experts that are off by 30 and by 31", far))
+    far = torch.zeros(1, 2), torch.tensor([[[60.0], [61.0]]]), torch.zeros(1, 1)
+    kept.append(("experts that are off by 60 and by 61", far))
 
     def mistakes(*case: Tensor) -> Mistakes:
         return [

@@ -334,3 +334,145 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
                         (8, 3, 0.3), (10, 1, 0.28), (5, 2, 0.6)):  # fmt: skip
         check.on(f"12 tokens, {E} experts, k = {k}, ratio {ratio:.4g}", randn(k, 12, E), k, ratio)
     check.passed("each token without its own best, and still with k experts.")
+
+
+def check_paired_difference(
+    paired_difference: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]],
+) -> None:
+    """Check an interval of pairs: (a_S, b_S, t) -> (the mean of a - b, half its interval)."""
+
+    def half(d_S: Tensor, t: float) -> Tensor:
+        return t * d_S.std() / math.sqrt(len(d_S))
+
+    def right(a_S: Tensor, b_S: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        return (a_S - b_S).mean(), half(a_S - b_S, t)
+
+    def mistakes(a_S: Tensor, b_S: Tensor, t: float) -> Mistakes:
+        d_S, n = a_S - b_S, len(a_S)
+        mean, wide = right(a_S, b_S, t)
+        ordered_S = a_S.sort().values - b_S.sort().values
+        return [
+            ("the two settings are treated as strangers; the seeds' common noise leaves with a - b",
+             (..., t * ((a_S.var() + b_S.var()) / n).sqrt())),
+            ("the two intervals are added; take the difference first, seed by seed",
+             (..., half(a_S, t) + half(b_S, t))),
+            ("a and b are sorted, so that seed no longer meets seed",
+             (mean, half(ordered_S, t))),
+            ("1.96 is for many seeds; few ask for Student's t, which is given",
+             (..., 1.96 * d_S.std() / math.sqrt(n))),
+            ("one standard error; the interval is t of them to each side",
+             (..., d_S.std() / math.sqrt(n))),
+            ("that is how far single seeds lie apart; their mean is known better, by sqrt(n)",
+             (..., t * d_S.std())),
+            ("divided by n; it is by its root", (..., t * d_S.std() / n)),
+            ("the spread is that of all there are; of a few drawn, divide by n - 1",
+             (..., t * d_S.std(correction=0) / math.sqrt(n))),
+            ("that is the variance; take its root", (..., t * d_S.var() / math.sqrt(n))),
+            ("that is the whole width; half of it is asked", (..., 2 * wide)),
+            ("a - b is asked, not b - a", (-mean, ...)),
+            ("the median of the differences; Student's interval is round their mean",
+             (d_S.median(), ...)),
+            ("the largest less the least of the differences, halved; that grows with the seeds",
+             (..., (d_S.max() - d_S.min()) / 2)),
+            ("these are the ends of the interval; its middle and half of its width are asked",
+             (mean - wide, mean + wide))]  # fmt: skip
+
+    check = Check("paired_difference", paired_difference, right, mistakes,
+                  ("not the mean of a - b", "not t * s / sqrt(n) of the differences"),
+                  parts=("the mean", "half the interval"))  # fmt: skip
+    # Differences -1, -2, -3: their mean is -2, their s is 1, and t / sqrt(3) is 2.484.
+    check.on("a = [5, 7, 6], b = [6, 9, 9], t = 4.303",
+             torch.tensor([5.0, 7, 6]), torch.tensor([6.0, 9, 9]), 4.303)  # fmt: skip
+    for n, t in ((2, 12.706), (4, 3.182), (5, 2.776), (12, 2.201)):
+        shared_S = 5 + randn(n, n)
+        a_S, b_S = shared_S + 0.2 * randn(n + 20, n), shared_S + 0.3 * randn(n + 40, n) - 0.5
+        check.on(f"{n} seeds whose noise is mostly shared, t = {t}", a_S, b_S, t)
+    check.on("3 seeds that differ by 0.5 each", torch.tensor([1.0, 2, 4]),
+             torch.tensor([0.5, 1.5, 3.5]), 4.303)  # fmt: skip
+    check.passed("difference first, then the mean, and t of its standard errors to each side.")
+
+
+WHAT_IT_SAYS = "reproduced", "other size", "null", "contradicted", "inconclusive"
+
+
+def check_what_it_says(what_it_says: Callable[[float, float, float], str]) -> None:
+    """Check a verdict on an effect: (low, high, paper) -> one of the five words."""
+
+    def word_for(near: float, far: float) -> str:
+        if far < 0:
+            return "contradicted"
+        if near <= 0:
+            return "null" if far < 0.5 else "inconclusive"
+        if near > 0.5 and far < 2:
+            return "reproduced"
+        return "other size" if far < 1 or near > 1 else "inconclusive"
+
+    def right(low: float, high: float, paper: float) -> str:
+        return word_for(*sorted((low / paper, high / paper)))  # no effect is 0, the paper's 1
+
+    def mistakes(low: float, high: float, paper: float) -> Mistakes:
+        word, middle = right(low, high, paper), (low + high) / 2 / paper
+        near, far = sorted((low / paper, high / paper))
+        mean = word_for(middle, middle)
+        small = "null" if abs(middle) < 0.5 else mean
+        within = near <= 1 <= far
+        return [
+            ("judged by the middle; ask where the whole interval lies", mean),
+            ("judged by the middle; ask where the whole interval lies", small),
+            ("judged by the middle; ask where the whole interval lies",
+             "contradicted" if middle < 0 else small),
+            ("an interval that holds 0 is called null; it may hold the paper's effect as well",
+             "null" if near <= 0 <= far else word),
+            ("an interval that holds 0 is never null; below half of the effect it excludes it",
+             "inconclusive" if near <= 0 <= far else word),
+            ("clear of 0 on the paper's side is not yet the paper's size",
+             "reproduced" if near > 0 else word),
+            ("an interval that holds the paper's number is called reproduced; it may be so wide "
+             "that it holds 0 or thrice the number too", "reproduced" if within else word),
+            ("both: that holds the paper's number, and is clear of 0; it has to lie between half "
+             "and twice the number", "reproduced" if within and near > 0 else word),
+            ("the paper's effect may be below 0; look at what lies on its side of 0",
+             right(low, high, abs(paper))),
+            ("with an effect below 0 the ends change places: divide by it, then sort",
+             word_for(low / paper, high / paper)),
+            ("another size is no contradiction: it is on the paper's side",
+             "contradicted" if word == "other size" else word),
+            ("an interval that leaves the paper's number out contradicts only on the other side "
+             "of 0", "contradicted" if not within and word != "null" else word),
+            ("on the other side of 0 is contradicted, not null",
+             "null" if word == "contradicted" else word),
+            ("what cannot be told is called null", "null" if word == "inconclusive" else word),
+            ("what cannot be told is called contradicted",
+             "contradicted" if word == "inconclusive" else word),
+            ("from half to twice the paper's number is its size; beyond twice is another one",
+             "reproduced" if near > 0.5 else word),
+            ("twice the paper's number and less is its size, from half on; below half is another",
+             "reproduced" if near > 0 and far < 2 else word),
+            ("null asks that the interval stay below half of the paper's effect, not below all",
+             "null" if near <= 0 and far < 1 else word),
+        ]  # fmt: skip
+
+    check = Check("what_it_says", what_it_says, right, mistakes, words=WHAT_IT_SAYS)
+    cases = {
+        "reproduced": ((0.05, 0.08, 0.06), (-0.008, -0.004, -0.007), (0.9, 1.9, 1.0)),
+        "other size": ((0.01, 0.02, 0.06), (0.1, 0.3, 0.06), (-0.03, -0.01, -0.06),
+                       (0.07, 0.2, 0.06), (0.02, 0.05, 0.06), (-0.4, -0.2, -0.06)),
+        "null": ((-0.01, 0.02, 0.06), (-0.02, 0.01, -0.06), (-0.2, 0.02, 0.06), (-0.01, 0.5, -0.1),
+                 (-0.2, 0.01, 0.06)),
+        "contradicted": ((-0.09, -0.01, 0.06), (0.02, 0.05, -0.06), (-0.3, -0.2, 0.06)),
+        "inconclusive": ((-0.06, 0.18, 0.06), (-0.18, 0.06, -0.06), (-0.01, 0.05, 0.06),
+                         (0.01, 0.3, 0.06), (-0.09, 0.031, 0.06), (0.01, 0.07, 0.06),
+                         (0.04, 0.13, 0.06), (-0.31, 0.3, 0.06)),
+    }  # fmt: skip
+    why = {
+        "reproduced": "all of it lies between half and twice the paper's effect",
+        "other size": "it lies on the paper's side of 0 and leaves the paper's number out",
+        "null": "it holds 0, and no more than half of the paper's effect",
+        "contradicted": "all of it lies on the other side of 0",
+        "inconclusive": "it leaves open more than one of the other four",
+    }
+    for word, given in cases.items():
+        for low, high, paper in given:
+            check.on(f"[{low}, {high}] where the paper has {paper}", low, high, paper,
+                     right=word, otherwise=why[word])  # fmt: skip
+    check.passed("where the whole interval lies decides, and not its middle.")

@@ -30,6 +30,9 @@ def check_leaf_priors(leaf_priors: Callable[[Tensor], Tensor]) -> None:
             ("only the lowest gate counts; all on the way do", _leaf_priors(left_TG, lowest=True)),
             ("every step is taken to the left; right has 1 - p", _leaf_priors(left_TG, ones=True)),
             ("the leaves stand from right to left", right.flip(-1)),
+            ("all left children stand before all right ones: each gate's two come in turns",
+             _leaf_priors(left_TG, halves=True)),
+            ("these are probabilities already: no sigmoid", _leaf_priors(left_TG.sigmoid())),
             ("these are the gates; the leaves below them are one more", left_TG)]  # fmt: skip
 
     check = Check("leaf_priors", leaf_priors, _leaf_priors, mistakes,
@@ -45,10 +48,16 @@ def check_leaf_priors(leaf_priors: Callable[[Tensor], Tensor]) -> None:
 
 def _leaf_priors(
     left_TG: Tensor, *, mean: bool = False, skip_root: bool = False, lowest: bool = False,
-    ones: bool = False,
+    ones: bool = False, halves: bool = False,
 ) -> Tensor:  # fmt: skip
     """Multiply the gates on the way to each leaf, or do what a mistake does instead."""
     G = left_TG.shape[1]
+    if halves:
+        level_TW = torch.ones_like(left_TG[:, :1])
+        while (first := level_TW.shape[1] - 1) < G:
+            left_TW = left_TG[:, first : 2 * first + 1]
+            level_TW = torch.cat([level_TW * left_TW, level_TW * (1 - left_TW)], -1)
+        return level_TW
     leaves = []
     for leaf in range(G, 2 * G + 1):
         node, way = leaf, []
@@ -85,6 +94,9 @@ def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
         right, E = sum_upwards(leaf_TE), leaf_TE.shape[1]
         parent_N = (torch.arange(2 * E - 1) - 1).div(2, rounding_mode="floor").clamp(min=0)
         level_N = (torch.arange(2 * E - 1) + 1).double().log2().floor().to(joint_TE)
+        halves = [leaf_TE]
+        while (W := halves[0].shape[1] // 2) > 0:
+            halves.insert(0, halves[0][:, :W] + halves[0][:, W:])
         from_prior = "the managers' are sums of priors; a manager's posterior sums its children's"
         return [
             ("prior times density is not yet a probability: divide it", sum_upwards(joint_TE)),
@@ -97,6 +109,8 @@ def check_posteriors(posteriors: Callable[[Tensor, Tensor], Tensor]) -> None:
              right / right[:, parent_N]),
             ("the leaves alone; a manager's posterior is the sum of its two children's", leaf_TE),
             ("the root is left out; it comes first, and is 1", right[:, 1:]),
+            ("these add a level's first half to its second; a node's two children are neighbours",
+             torch.cat(halves, -1)),
             ("leaves first; count from the root", right.flip(-1)),
             ("leaves first; count from the root", torch.cat([leaf_TE, right[:, : E - 1]], -1)),
             ("a softmax of what was a probability already", sum_upwards(joint_TE.softmax(-1))),
@@ -227,10 +241,11 @@ def check_m_step(m_step: Callable[[HME, Tensor, Tensor, Tensor], HME]) -> None:
     exercise = "m_step"
     parts = ("the gates", "the experts", "the variances")
     otherwise = (
-        "one fits its posteriors worse than a Newton step would: is its target the posterior of "
+        "a gate fits its posteriors worse than a Newton step would: is its target the posterior of "
         "its own left child, weighted by its own?",
-        "one fits its tokens worse than it could: is it weighted by the posterior of its own leaf?",
-        "one is not its expert's mean squared error, weighted by the posteriors of its leaf",
+        "an expert fits its tokens worse than it could: is it weighted by the posterior of its own "
+        "leaf?",
+        "a variance is not its expert's mean squared error, weighted by the posteriors of its leaf",
     )
     check = Check(exercise, m_step, _m_step, _m_mistakes, otherwise, parts=parts, see=_as_good)
     worlds = [_world(seed) for seed in range(10)]

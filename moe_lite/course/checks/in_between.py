@@ -26,6 +26,7 @@ def check_constrain(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
 
         lag = "the experts that lag behind are closed; those ahead should be"
         soft = "the open gates went through a softmax; divide them by their sum"
+        late_E = total_E + gate_TE.detach().sum(0)
         leader_E = shut_E & (total_E == total_E.max())
         return [
             ("the gates of a token no longer add up to 1: renormalise after closing", open_TE),
@@ -34,6 +35,11 @@ def check_constrain(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
             ("every expert above the mean is closed, whatever the margin", closed(ahead_E > 0)),
             ("totals are compared with the margin, not mean plus it", closed(total_E > margin)),
             ("totals are compared with their median", closed(total_E - total_E.median() > margin)),
+            ("totals are compared with the mean of the others; the mean of all is asked",
+             closed(total_E - (total_E.sum() - total_E) / (len(total_E) - 1) > margin)),
+            ("totals are compared with the smallest", closed(total_E - total_E.min() > margin)),
+            ("this batch's gates are in the totals already; total_E has what was before",
+             closed(late_E - late_E.mean() > margin)),
             ("only the leader is closed; everyone too far ahead should be", closed(leader_E)),
             ("exactly the margin ahead is still open: more than that", closed(ahead_E >= margin)),
             ("whoever is far behind is closed as well", closed(ahead_E.abs() > margin)),
@@ -50,6 +56,8 @@ def check_constrain(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     for margin in (3.0, 6.0, 4.0):
         given = f"gates [[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]], totals [9, 5, 1], margin {margin:g}"
         check.on(given, gate_TE, total_E, margin)
+    check.on("the same gates, totals [8.5, 5, 1.5], margin 4", gate_TE,
+             torch.tensor([8.5, 5, 1.5]), 4.0)  # fmt: skip
     for seed, (T, E) in enumerate(((5, 6), (1, 4), (6, 6), (4, 8)), 1):
         gate_TE, total_E = randn(seed, T, E).softmax(-1), 10 * randn(seed + 9, E).abs()
         given = f"random gates of {T} tokens, {E} experts, margin {seed}"
@@ -69,6 +77,12 @@ def check_score_gradient(answer: Callable[[Tensor, Tensor, Tensor, float], Tenso
         good, ahead = right(loss_S, b_S, p, baseline), loss_S - baseline
         return [
             ("the baseline is not used", loss_S * (b_S - p)),
+            ("the baseline is the mean of the losses; use the one that is given",
+             (loss_S - loss_S.mean()) * (b_S - p)),
+            ("the share of open gates stands there; p is the probability they were drawn with",
+             ahead * (b_S - b_S.mean())),
+            ("shut gates get the slope of open ones", ahead * (1 - p)),
+            ("only open gates get an estimate: a shut one has the slope -p", ahead * b_S * (1 - p)),
             ("the baseline is added; take it off", (loss_S + baseline) * (b_S - p)),
             ("the baseline is taken off the product; it belongs to the loss, or the mean moves",
              loss_S * (b_S - p) - baseline),
@@ -110,7 +124,11 @@ def check_straight_through(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
             ("b is taken off: p + (b - p), with the bracket detached", p_T - (b_T - p_T).detach()),
             ("only open gates get a slope; all should", b_T + b_T * (p_T - p_T.detach())),
             ("p is rounded at one half; b was drawn", (p_T > 0.5).to(p_T) + p_T - p_T.detach()),
-            ("1 - b", 1 - b_T + p_T - p_T.detach())]  # fmt: skip
+            ("1 - b", 1 - b_T + p_T - p_T.detach()),
+            ("the slope points downhill: p has the slope 1, not -1", b_T - p_T + p_T.detach()),
+            ("p and b are added: take p off again", p_T + b_T.detach()),
+            ("the slope is p (1 - p), as for the logit; asked is 1, for p itself",
+             b_T + (p_T - p_T.detach()) * (p_T * (1 - p_T)).detach())]  # fmt: skip
 
     check = Check("straight_through", answer, right, mistakes,
                   "this is not b in value and p in slope")  # fmt: skip
@@ -127,21 +145,32 @@ def check_samples_for_sign(answer: Callable[[float, float], int]) -> None:
     """Check how many samples a sign takes: (slope, deviation) -> samples."""
 
     def right(slope: float, deviation: float) -> int:
-        return max(1, math.ceil((2 * deviation / abs(slope)) ** 2 - 1e-9))
+        return max(1, math.ceil((2 * deviation / abs(slope)) ** 2))
 
     def mistakes(slope: float, deviation: float) -> Mistakes:
         times = deviation / abs(slope)
-        return [
-            ("one standard error is not enough; two are asked", max(1, math.ceil(times**2))),
+        exact = (2 * times) ** 2
+        numbers = [
+            ("one standard error is not enough; two are asked", math.ceil(times**2)),
             ("the mean of n samples is off by deviation / sqrt(n): square", math.ceil(2 * times)),
             ("twice, then square, not square, then twice", math.ceil(2 * times**2)),
+            ("the slope stands above, the deviation below", math.ceil(1 / exact)),
             ("the slope stands above, the deviation below", math.ceil((2 / times) ** 2)),
-            ("rounded down: one more is needed", math.floor((2 * times) ** 2)),
-            ("a negative slope has a sign, too: take its size", math.ceil(-((2 * times) ** 2))),
-            ("the deviation is not squared", math.ceil(4 * deviation / abs(slope)))]  # fmt: skip
+            ("rounded down: one more is needed", math.floor(exact)),
+            ("rounded to the nearest: too few, where that is down", round(exact)),
+            ("two standard errors are asked, not 1.96", math.ceil((1.96 * times) ** 2)),
+            ("exactly two standard errors are enough", math.floor(exact) + 1),
+            ("samples come whole: round up", exact),
+            ("a negative slope has a sign, too: take its size", math.ceil(2 * deviation / slope)),
+            ("a negative slope has a sign, too: take its size", math.ceil(-exact)),
+            ("the deviation is not squared", math.ceil(4 * deviation / abs(slope))),
+            ("the deviation is not squared", math.ceil(4 * deviation / slope**2))]  # fmt: skip
+        return [(text, least) for text, n in numbers for least in (n, max(1, n))]
 
     check = Check("samples_for_sign", answer, right, mistakes,
                   "this is not the least n with |slope| >= 2 deviation / sqrt(n)")  # fmt: skip
-    for slope, deviation in ((0.1, 0.23), (-0.02, 0.1), (0.016, 0.11), (0.5, 0.4), (-1.0, 0.1)):
+    # The third and fourth are exact in binary, so that no way to write it rounds past the border.
+    for slope, deviation in ((0.1, 0.23), (0.016, 0.11), (-0.25, 1.25), (0.5, 0.5), (0.5, 0.4),
+                             (-1.0, 0.1)):  # fmt: skip
         check.on(f"slope {slope}, deviation {deviation}", slope, deviation)
     check.passed("an average of n is sqrt(n) times as steady, so a sign takes a square.")

@@ -79,6 +79,7 @@ def check_load(load: Callable[[Routing], Tensor]) -> None:
         E, K, right = routing.num_experts, routing.per_token or 1, routing.load_E()
         first_E, last_E = (routing.expert_N[k::K].bincount(minlength=E) for k in (0, K - 1))
         missing = "experts that got nothing are missing: there are E experts, used or not"
+        tokens = "this counts the pairs of each token, not of each expert"
         return [
             ("only first choices are counted; each token has K of them", first_E),
             ("only last choices are counted; each token has K of them", last_E),
@@ -90,11 +91,12 @@ def check_load(load: Callable[[Routing], Tensor]) -> None:
             (missing, right[right > 0]),
             ("these are sums of gates; the load counts pairs", routing.gates_TE().sum(0)),
             ("these are sums of probabilities: belief, not what was done", routing.probs_TE.sum(0)),
-            ("this counts the pairs of each token, not of each expert", routing.token_N.bincount()),
+            (tokens, routing.token_N.bincount()),
+            (tokens, routing.token_N.bincount(minlength=E)),
             ("this says which experts were used; the load says how often", (right > 0).long()),
         ]  # fmt: skip
 
-    check = Check("load", load, lambda routing: routing.load_E(), mistakes,
+    check = Check("load", load, lambda routing: routing.load_E().long(), mistakes,
                   "not the number of pairs of each expert")  # fmt: skip
     for trace, what in _traces():
         for layer, routing in enumerate(trace.layers):

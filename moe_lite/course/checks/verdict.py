@@ -134,14 +134,16 @@ def _inside(value: Any) -> list[Any] | None:
 def _copy(value: Any) -> Any:
     inside = _inside(value)
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.detach().clone().requires_grad_(value.requires_grad)
     return value if inside is None else [_copy(item) for item in inside]
 
 
 def _unchanged(value: Any, kept: Any) -> bool:
     inside = _inside(value)
     if isinstance(value, Tensor):
-        here, there = value.detach(), kept
+        here, there = value.detach(), kept.detach()
+        if kept.requires_grad and not value.requires_grad:
+            return False  # detach_() would also cut off the gradient it is compared with
         return here.shape == there.shape and bool(((here == there) | (here != here)).all())
     if inside is None:
         return value is kept or isinstance(value, int | float | str)
@@ -337,13 +339,13 @@ class Check:
         self.others = (otherwise,) if isinstance(otherwise, str) else otherwise
         self.nan, self.words, self.slack, self.see = nan, words, slack, see
         self.cases: list[Case] = []
-        self.note = ""
+        self.note, self.listed = "", False
 
     def on(self, given: str, *args: Any, otherwise: str = "", right: Any = None) -> None:
         """Add a case: call the answer on it, and keep what it gives."""
         value = self._call(given, args)
         raw = self.right(*args) if right is None and self.right else right
-        right = _wanted(raw)
+        right, self.listed = _wanted(raw), isinstance(raw, list)
         mistakes = self.mistakes(*args) if self.mistakes else ()
         mistakes = [(text, None if v is None else fit(v, right)) for text, v in mistakes]
         self.cases.append(
@@ -453,7 +455,11 @@ class Check:
                 return "asked twice about the same, it says two things: try until no chance decides"
             return "the same input gives another answer the second time: nothing may be drawn here"
         if isinstance(right, tuple):
-            return case.otherwise or self._formal_parts(pairs, yours, right) or self.others[0]
+            sound = not isinstance(yours, tuple) or finite(yours) or not finite(right)
+            return (
+                case.otherwise or ("" if sound else self.nan)
+                or self._formal_parts(pairs, yours, right) or self.others[0]
+            )  # fmt: skip
         if isinstance(right, str):
             if not any(same(yours, word) for word in self.words):
                 return f"answer one of {', '.join(self.words)}; not {show(yours)}"
@@ -466,12 +472,12 @@ class Check:
             if len(pairs) > 3 and len({bool(y) for y, _ in pairs}) == 1:
                 return f"it says {bool(yours)} of all {len(pairs)}; {case.otherwise}"
         if not isinstance(yours, Tensor):
-            return f"return {_describe(right)}, not {_describe(yours)}"
+            return f"return {_describe(right, self.listed)}, not {_describe(yours)}"
         sound = finite(yours) or not finite(right)
         return (
             (self.nan if not sound else "")
             or case.otherwise
-            or form(pairs)
+            or form(pairs, self.listed)
             or ("" if sound else "there is a NaN or an infinity where the answer is finite")
             or self.others[0]
         )
@@ -526,8 +532,11 @@ def _slopes(value: Any, right: tuple[Any, ...] | None = None, *, leaves: list[Te
     return found
 
 
-def form(pairs: Sequence[tuple[Any, Any]]) -> str:
+def form(pairs: Sequence[tuple[Any, Any]], listed: bool = False) -> str:
     """Return how yours comes from the right numbers, if it does so in the same way in every pair.
+
+    Args: listed: the right numbers were asked as a list, not as a tensor.
+
 
     >>> form([(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 2.0])), (6, torch.tensor(3.0))])
     'right up to a factor: yours is 2 times what is asked'
@@ -543,24 +552,25 @@ def form(pairs: Sequence[tuple[Any, Any]]) -> str:
     if yours.shape == right.shape and any(y.shape != r.shape for y, r in pairs):
         return ""
     if yours.shape != right.shape:
-        want = f"a tensor of shape {tuple(right.shape)}" if right.dim() else "one number"
-        return f"return {want}, not one of shape {tuple(yours.shape)}"
+        mine = _describe(yours, listed) if listed else f"one of shape {tuple(yours.shape)}"
+        return f"return {_describe(right, listed)}, not {mine}"
     pairs = [(y.detach().double(), r.detach().double()) for y, r in pairs]
     for text, change in _FORMS:
         if all(same(y, change(r)) for y, r in pairs):
             return text
     if not all(y.isfinite().all() for y, _ in pairs):
         return ""
+    several = len(pairs) > 1 or right.numel() > 1
     scales = [(y.norm() / r.norm()).item() if r.any() else math.nan for y, r in pairs]
     if all(
         bool(y.any() and same(y, r * c)) if r.any() else not y.any()
         for (y, r), c in zip(pairs, scales, strict=True)
     ):
         times = sorted({f"{c:.4g}" for c in scales if not math.isnan(c)})
-        if times != ["1"] and (len(times) == 1 or all(r.numel() > 1 for _, r in pairs)):
+        same_times = several and len(times) == 1  # of one number alone every other is a multiple
+        if times != ["1"] and (same_times or all(r.numel() > 1 for _, r in pairs)):
             return f"right up to a factor: yours is {' or '.join(times)} times what is asked"
     shifts = {f"{(y - r).mean().item():+,.6g}" for y, r in pairs}
-    several = len(pairs) > 1 or right.numel() > 1
     if several and len(shifts) == 1 and all(same(y, r + (y - r).mean()) for y, r in pairs):
         return f"every number is off by {shifts.pop()}"
     if any(len(r.unique()) > 2 for _, r in pairs) and all(
@@ -592,8 +602,10 @@ _FORMS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
       for n in (4, 3, 2, 1))]  # fmt: skip
 
 
-def _describe(value: Any) -> str:
+def _describe(value: Any, listed: bool = False) -> str:
     if isinstance(value, Tensor):
+        if listed and value.dim() == 1:
+            return f"a list of {len(value)}"
         return f"a tensor of shape {tuple(value.shape)}" if value.dim() else "one number"
     return f"{len(value)} things" if isinstance(value, tuple) else show(value)
 

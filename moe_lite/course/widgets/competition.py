@@ -107,4 +107,6 @@ class CompetitionExplorer(PortableWidget):
         if self.lines:
             experts_E3 = np.reshape(self.lines, (-1, 3))
         title = f"{self.title}: epoch {self.epochs[self.moment]}"
-        return plane(self._points, self.labels, experts_E3, gate_E3, title=title)
+        return plane(
+            self._points, self.labels, experts_E3, gate_E3, target=self.target, title=title
+        )

@@ -162,13 +162,14 @@ class CostCalculator(Redrawn):
         """Draw what compute, memory and network would each take, for the three phases."""
         count = count_parameters(self.architecture)
         figure, axes = panels(9, 3.6)
-        looks = (("#0072B2", ""), ("#D55E00", "//"), ("#009E73", ".."))
+        looks = (("#0072B2", ""), ("#D55E00", "//"), ("#009E73", "\\\\"))
         for i, (colour, hatch) in enumerate(looks):
             parts = [list(cost.parts.items())[i] for cost in self.costs.values()]
             places = [phase + (i - 1) * 0.27 for phase in range(3)]
             seconds = [1e3 * value for _, value in parts]
             axes.bar(places, seconds, 0.25, color=colour, hatch=hatch, label=parts[0][0])
         axes.set_yscale("log")
+        axes.minorticks_off()
         axes.set(
             ylabel="ms per step, at full speed", xticks=range(3),
             xticklabels=[

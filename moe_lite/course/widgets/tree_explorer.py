@@ -103,7 +103,12 @@ class TreeExplorer(PortableWidget):
             f"strength, the share of {self.name(self.node)}",
             loc="left", fontsize=10.5, color=INK,
         )  # fmt: skip
-        mass = posterior.mean(axis=0)
+        whose = "all points" if self.token < 0 else f"the point at x = {x[self.token]:.2f}"
+        if self.token >= 0:
+            left.plot(x[self.token], y[self.token], "o", mfc="none", mec=INK, mew=2, ms=11)
+        mass, expected = (
+            part.mean(axis=0) if self.token < 0 else part[self.token] for part in (posterior, prior)
+        )
         for n in range(N):
             level = (n + 1).bit_length() - 1
             wide = 1 / 2**level
@@ -111,12 +116,15 @@ class TreeExplorer(PortableWidget):
             fill = colors[n - E + 1] if n >= E - 1 else "#8C959F"
             right.bar(at + 0.004, 0.62, wide - 0.008, -level, align="edge", fc="white", ec=QUIET)
             right.bar(at + 0.004, 0.62, (wide - 0.008) * mass[n], -level, align="edge", fc=fill)
+            here = at + 0.004 + (wide - 0.008) * expected[n]
+            right.plot([here, here], [-level, 0.62 - level], color=INK, lw=2)
             label = f"{n - E + 1 if n >= E - 1 else 'gate ' + str(n)}\n{100 * mass[n]:.0f}%"
             right.text(at + wide / 2, 0.68 - level, label, ha="center", va="bottom", fontsize=8)
         right.set(xlim=(0, 1), ylim=(-self.depth - 0.1, 1.15))
         right.set_axis_off()
         right.set_title(
-            f"Share of all points at each node; log-likelihood {self.likelihood[self.step]:.1f}",
+            f"Share of {whose}: line prior, fill posterior\n"
+            f"log-likelihood {self.likelihood[self.step]:.1f}",
             loc="left", fontsize=10.5, color=INK,
         )  # fmt: skip
         return figure
