@@ -59,6 +59,11 @@ def test_the_picture_is_the_pages_own(widget):
     assert not re.search(r"#000000|<style|<metadata|<b>|href=\"http|url\(http", svg)
 
 
+def test_what_the_picture_says_is_not_rounded_with_its_places():
+    widget = widgets.TrafficMatrix(skew=0.5)
+    assert f"busiest / mean {widget.traffic.busiest:.2f}," in widget.face()[0]
+
+
 def test_a_preset_brings_its_own_shape():
     widget = widgets.CostCalculator("Mixtral 8x7B")
     widget.set_state({"preset": "OLMoE"})  # what a page sends

@@ -53,9 +53,11 @@ class Redrawn(PortableWidget):
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "moe-lite"}):
             self.figure().savefig(out, format="svg", transparent=True, metadata={"Date": None})
         svg = out.getvalue()
-        svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
+        svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
         svg = re.sub(rf"#000000|{INK}", "currentColor", svg[svg.index("<svg") :])
-        return [re.sub(r"(\.\d)\d+", r"\1", re.sub(r"\n\s*", "\n", svg)), self.said]
+        # Tenths of a point are enough for places; what the picture says stays as it is.
+        svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d)\d+", r"\1", tag[0]), svg)
+        return [re.sub(r"\n\s*", "\n", svg), self.said]
 
     def positions(self) -> Iterator[tuple[str, list[str]]]:
         """Draw each combination of the grid, by the places of its values in the lists."""
