@@ -7,6 +7,7 @@
     python course.py train           train a small Mixtral
     python course.py bench           time it beside other implementations
     python course.py build           rebuild notebooks and exercises from their sources
+    python course.py book            make a website of it all
     python course.py reproduce NAME  run a paper's experiment again and judge it
     python course.py read            see which files to read, and one token's trip through them
     python course.py teach           make a lab out of exercises, and grade it

@@ -184,6 +184,22 @@ def test_only_what_changed_is_stale(course, capsys):
     assert build.main(["--check", "01_why"], root) == 1
 
 
+def test_where_only_the_text_changed_nothing_is_run(course, capsys):
+    root = course("notebooks", CHAPTER)
+    build.main([], root)
+    old = read(root / "notebooks/01_why.ipynb")
+    capsys.readouterr()
+    course("notebooks", CHAPTER.replace("# # ", "# # Oh, ", 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "execute", lambda *args, **more: pytest.fail("it was run"))
+        assert build.main([], root) == 0
+    assert "its text set anew" in capsys.readouterr().out
+    new = read(root / "notebooks/01_why.ipynb")
+    assert new.cells[0].source != old.cells[0].source and build.main(["--check"], root) == 0
+    code = [[c.get("outputs") for c in n.cells if c.cell_type == "code"] for n in (old, new)]
+    assert code[0] == code[1]
+
+
 def test_line_endings_do_not_make_a_notebook_stale(course):
     root = course("notebooks", CHAPTER)
     build.main([], root)

@@ -207,7 +207,8 @@ def test_an_unfilled_exercise_stays_not_implemented(check):
     with pytest.raises(NotImplementedError) as left:
         getattr(checks, check)(unfilled)
     (line,) = left.value._render_traceback_()  # all that a notebook shows
-    assert line.startswith("… unfilled is not filled in yet") and left.value.__suppress_context__
+    exercise = check.removeprefix("check_")
+    assert line == f"· {exercise}: not written yet" and left.value.__suppress_context__
 
 
 def test_an_unfilled_method_stays_not_implemented():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -287,7 +288,7 @@ def test_test_runs_pytest_from_the_root(monkeypatch, tmp_path):
     assert seen == [(ROOT, ["-k", "router"])]
 
 
-def test_lab_opens_the_first_notebook(monkeypatch, tmp_path):
+def test_lab_opens_the_map(monkeypatch, tmp_path):
     from jupyterlab.labapp import LabApp
 
     seen = []
@@ -299,7 +300,9 @@ def test_lab_opens_the_first_notebook(monkeypatch, tmp_path):
         (tmp_path / "notebooks" / name).touch()
     assert cli.main(["lab", "--no-browser"]) == 0
     assert "--no-browser" in seen and f"--ServerApp.root_dir={tmp_path}" in seen
-    assert seen[-1] == str(tmp_path / "notebooks" / "05_capacity.ipynb")
+    assert seen[-1] == str(tmp_path / "map.md")
+    chapters = re.findall(r"\(notebooks/(.+?)\)", (tmp_path / "map.md").read_text("utf-8"))
+    assert chapters == ["05_capacity.ipynb", "10_small_mixtral.ipynb"]
 
 
 @pytest.mark.slow("JupyterLab")

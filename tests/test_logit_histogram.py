@@ -102,14 +102,9 @@ def test_texts_and_k_must_fit():
 @pytest.mark.parametrize(
     "settings", [{}, {"k": 2}, {"precision": "float32"}, {"shift": 256, "token": 39}]
 )
-def test_it_has_a_still_face_and_a_page(settings, tmp_path):
+def test_it_has_a_still_face(settings):
     widget = LogitHistogram(LOGITS_TE, **settings)
     assert widget.png()[1:4] == b"PNG"
-    page = widget.to_html(tmp_path / "logits.html").read_text(encoding="utf-8")
-    assert widget.title in page and "</script><b>" not in page
-    assert sorted(widget.state()) == [
-        "colors", "doublings", "k", "logits", "precision", "shift", "token", "tokens",
-    ]  # fmt: skip
 
 
 def test_equal_logits_can_be_shown():

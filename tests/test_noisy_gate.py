@@ -17,12 +17,11 @@ SCORES_TE = torch.randn(20, 5, generator=torch.Generator().manual_seed(3))
 def test_the_routing_is_the_noisy_gate_of_the_sliders(k, noise, draw):
     widget = NoisyGate(SCORES_TE, k=k, noise=noise, draw=draw)
     routing = widget.routing
-    clean_TE = torch.tensor(widget.clean, dtype=torch.float64)
-    assert (clean_TE - SCORES_TE).abs().max() <= 6e-5
+    clean_TE = SCORES_TE.double()
     step_TE = routing.logits_TE - clean_TE
-    n = len(widget.normal)
-    normal_N = [widget.normal[(i + 131 * draw) % n] for i in range(n)]
-    torch.testing.assert_close(step_TE.flatten(), noise * torch.tensor(normal_N).double())
+    generator = torch.Generator().manual_seed(0)
+    normal_N = torch.randn(step_TE.numel(), generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(step_TE.flatten(), noise * normal_N.roll(-131 * draw))
     assert routing.load_E().sum() == 20 * k
     if noise and k < 5:
         z_TE = (clean_TE - kth_excluding(routing.logits_TE, k)) / max(noise, 1e-6)
@@ -36,7 +35,6 @@ def test_a_new_draw_changes_the_noise_and_only_that():
     before = widget.routing.logits_TE
     widget.set_state({"draw": 1})  # what a click in a page sends
     assert not torch.equal(widget.routing.logits_TE, before)
-    assert sorted(widget.state()) == ["clean", "colors", "draw", "k", "noise", "normal", "token"]
 
 
 @pytest.mark.parametrize(
@@ -69,8 +67,6 @@ def test_scores_that_cannot_be_shown_are_refused(scores_TE):
 
 
 @pytest.mark.parametrize("settings", [{}, {"k": 5}, {"noise": 0.0}, {"token": 19, "draw": 7}])
-def test_it_has_a_still_face_and_a_page(settings, tmp_path):
+def test_it_has_a_still_face(settings):
     widget = NoisyGate(SCORES_TE, **settings)
     assert widget.png()[1:4] == b"PNG"
-    page = widget.to_html(tmp_path / "gate.html").read_text(encoding="utf-8")
-    assert widget.title in page and page.count("://") == 1  # SVG's name

@@ -151,6 +151,8 @@ def draft(target: Target) -> Any:
     for cell in cells:
         if cell.cell_type == "code":
             cell.source = cut(cell.source, solved=not target.is_exercise)
+            if target.is_exercise:  # so that Run All goes past what is not written yet, to the end
+                cell.metadata.tags = [*cell.metadata.get("tags", ()), "raises-exception"]
     cells = [cell for cell in cells if cell.source]
     if target.is_exercise:
         # Behind the title, so that the title stays the first thing on the page.
@@ -192,12 +194,14 @@ def digest(cells: Sequence[Any]) -> str:
 
 
 def execute(
-    notebook: Any, folder: Path, name: str, *, limit_s: float = HANG_S, allow_errors: bool = False
-) -> float:
+    notebook: Any, folder: Path, name: str, *, limit_s: float = HANG_S,
+    allow_errors: bool = False, pages: bool = False,
+) -> float:  # fmt: skip
     """Run the cells in a fresh kernel of this very interpreter, and tidy what they print.
 
     Args:    folder: the working directory; limit_s: seconds of wall time for all cells together;
-             allow_errors: go on after a cell that raises, its exception in its outputs.
+             allow_errors: go on after a cell that raises, its exception in its outputs;
+             pages: let the widgets leave in their outputs what the book makes pages of.
     Returns: the seconds it took, the kernel's start included.
     Raises:  ValueError with the notebook, the cell and the exception, or the cell in which the
              time ran out, or the cell that prints a path of this machine.
@@ -240,6 +244,7 @@ def execute(
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "PYTHONHASHSEED": "0",  # sets print in the same order each time
+            "MOE_LITE_PAGES": "1" if pages else "",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # quiet at the kernel's start
             "IPYTHONDIR": ipython,  # nobody's own profile
             "PLOTLY_RENDERER": "plotly_mimetype",  # the default stores 5 MB of plotly.js
@@ -345,8 +350,27 @@ def orphans(root: Path = ROOT) -> list[Path]:
     ]
 
 
-def build(target: Target) -> float:
+def carry(notebook: Any, target: Target) -> bool:
+    """Take over the outputs of a built notebook, if its code is this one's; says whether it is."""
+    import nbformat
+
+    if problem(target) != "stale":
+        return False
+    built = nbformat.reads(target.built.read_text(encoding="utf-8"), as_version=4)
+    old, new = ([c for c in n.cells if c.cell_type == "code"] for n in (built, notebook))
+    if [c.source for c in old] != [c.source for c in new] or not all(
+        c.execution_count for c in old
+    ):
+        return False
+    for cell, before in zip(new, old, strict=True):
+        cell.outputs, cell.execution_count = before.outputs, before.execution_count
+    return True
+
+
+def build(target: Target, force: bool = False) -> float:
     """Make one notebook and put it in place whole; gives the seconds its cells took.
+
+    Where only the text has changed nothing is run, unless forced: the code's outputs stay.
 
     Raises: ValueError as :func:`draft` and :func:`execute` do, or if it is over a megabyte.
     """
@@ -355,7 +379,8 @@ def build(target: Target) -> float:
     notebook, seconds = draft(target), 0.0
     if not target.is_exercise:
         head = dict(notebook.metadata)
-        seconds = execute(notebook, target.source.parent, target.name)
+        if force or not carry(notebook, target):
+            seconds = execute(notebook, target.source.parent, target.name, pages=True)
         notebook.metadata = nbformat.from_dict(head)  # the kernel wrote its own versions there
     nbformat.validate(notebook)
     data = (nbformat.writes(notebook) + "\n").encode()
@@ -403,10 +428,11 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
                 f"to replace it, build with --force"
             )
         else:
-            seconds = build(target)
-            print(
-                f"{target.name}: " + ("cut" if target.is_exercise else f"built in {seconds:.0f} s")
+            seconds = build(target, args.force)
+            done = (
+                f"built in {seconds:.0f} s" if seconds else "its text set anew, its code as it was"
             )
+            print(f"{target.name}: {'cut' if target.is_exercise else done}")
     for name in lost:
         print(f"{name}: orphan, no source makes it")
     return 0

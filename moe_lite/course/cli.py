@@ -1,4 +1,4 @@
-"""The commands: ``python -m moe_lite {lab,test,build,train,explore,bench,reproduce,read,teach}``.
+"""The commands: lab, test, build, book, train, explore, bench, reproduce, read, teach.
 
 Each imports what it needs when it runs: all can be listed, and ``read`` run, without the course's
 packages.
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def lab(argv: Sequence[str]) -> int:
-    """Open JupyterLab on the first notebook, or on a copy of your own (--work DIR)."""
+    """Open JupyterLab on the map of the chapters, or of a copy of your own (--work DIR)."""
     from . import workplace
 
     parser = argparse.ArgumentParser(prog="python -m moe_lite lab", add_help=False)
@@ -41,21 +41,16 @@ def lab(argv: Sequence[str]) -> int:
         made, kept = workplace.copy(folder, work)
         print(f"{work}: {made} notebooks copied, {kept} of yours left as they are")
         folder = work.resolve()
-    first = sorted((folder / "notebooks").glob("[0-9][0-9]_*.ipynb"))[:1]
-    from jupyterlab.handlers.announcements import NeverCheckForUpdate
     from jupyterlab.labapp import LabApp
 
+    from ..files import write
+    from .lab import arguments, landing
+
     own = any(word.startswith("--ServerApp.root_dir") for word in rest)  # it takes one value only
-    LabApp.launch_instance(
-        [
-            *([] if own else [f"--ServerApp.root_dir={folder}"]),
-            # Nothing here needs the network, nor should a question stand before the first page.
-            f"--LabApp.check_for_updates_class={NeverCheckForUpdate.__module__}.NeverCheckForUpdate",
-            "--LabApp.news_url=None",
-            *rest,
-            *([] if own else map(str, first)),
-        ]
-    )
+    page = folder / "map.md"
+    write(page, landing(folder))
+    LabApp.launch_instance([*arguments(None if own else folder), *rest,
+                            *([] if own else [str(page)])])  # fmt: skip
     return 0
 
 
@@ -84,6 +79,15 @@ def build(argv: Sequence[str]) -> int:
     from .build import main
 
     return main(argv)
+
+
+def book(argv: Sequence[str]) -> int:
+    """Make a website of the notebooks, exercises and ledger, with the widgets alive."""
+    _clone("notebooks")
+    from ..hf import PRETRAINED
+    from .book import main
+
+    return main(argv, lambda: _live("", PRETRAINED / "mixtral-mini"))
 
 
 def train(argv: Sequence[str]) -> int:
@@ -318,7 +322,7 @@ def teach(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command
-    for command in (lab, test, build, train, explore, bench, reproduce, read, teach)
+    for command in (lab, test, build, book, train, explore, bench, reproduce, read, teach)
 }
 
 
@@ -326,7 +330,7 @@ def installs(command: str) -> str:
     """Return what to type to install what a command needs, with or without a clone."""
     if (ROOT / "course.py").is_file():
         return f"`python course.py {command}`"
-    extras = {"test": "test", "build": "test", "bench": "test", "teach": "teach"}
+    extras = {"test": "test", "build": "test", "bench": "test", "book": "book", "teach": "teach"}
     extra = extras.get(command, "course")
     return f'`pip install "moe-lite[{extra}]"`'
 

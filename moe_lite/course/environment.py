@@ -26,8 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARY = "Scripts/python.exe" if os.name == "nt" else "bin/python"
 STAMP = "moe-lite-installed.txt"  # in an environment: what was installed, by which machine, whence
 LOCK = "moe-lite-installing.lock"  # there, while a process installs; a leftover one locks nothing
-EXTRAS = {  # "test" builds on "course", which is the others', and holds what "teach" needs
-    "test": "test", "build": "test", "bench": "test", "teach": "teach",
+EXTRAS = {  # "test" builds on "course", the others', and holds what "book" and "teach" need
+    "test": "test", "build": "test", "bench": "test", "book": "book",
+    "teach": "teach",
 }  # fmt: skip
 CPU_WHEELS = "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 NEWEST = (3, 14)  # the last Python for which the versions of PyTorch that we ask for have wheels

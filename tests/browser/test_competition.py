@@ -216,3 +216,24 @@ def test_it_is_drawn_anew_in_another_theme_and_fits_a_phone(open_widget):
     drawn = "before => document.querySelector('.competition canvas').toDataURL() !== before"
     page.wait_for_function(drawn, arg=before)
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
+
+
+@pytest.mark.parametrize("hidden", ["content-visibility: hidden", "display: none"])
+def test_a_theme_that_turns_out_of_sight_is_there_on_return(open_widget, hidden):
+    """A host hides what is off screen or in another tab; what is not drawn has no transition."""
+    spy = """const draw = CanvasRenderingContext2D.prototype.fillText; window.inks = [];
+      CanvasRenderingContext2D.prototype.fillText = function (...args) {
+        inks.push(this.fillStyle); return draw.apply(this, args); };"""
+    page = open_widget()
+    page.evaluate("() => { " + spy + " }")
+    page.locator("input[type=range]").first.press("ArrowRight")  # drawn once under the spy
+    page.settle()
+    light = page.evaluate("inks.at(-1)")
+    assert light
+    hide = "style => { document.querySelector('#widget').style = style; }"
+    page.evaluate(hide, hidden)
+    page.settle()
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.settle()
+    page.evaluate(hide, "")
+    page.wait_for_function("light => inks.at(-1) !== light", arg=light, timeout=20_000)

@@ -41,11 +41,12 @@ class CheckFailed(AssertionError):
         return [f"✗ {self}"]
 
 
-class NotFilledIn(NotImplementedError):
-    """Say that an exercise still raises NotImplementedError: in one line, without frames."""
+class NotWritten(NotImplementedError):
+    """Say of an exercise that nobody has begun it: no news to whoever only reads."""
 
     def _render_traceback_(self) -> list[str]:
-        return [f"… {self}"]
+        """Show one line in a notebook, and no frame."""
+        return [f"· {self}"]
 
 
 class CheckBroken(RuntimeError):
@@ -56,9 +57,9 @@ _VARIANT = contextvars.ContextVar("variant", default=0)  # the seed of the check
 
 
 def judged(check: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the check with a ``seed=``, and any error of its own raised as CheckBroken.
+    """Return the check with a ``seed=``: 0 draws the exercises' numbers, each other seed others.
 
-    Each seed draws other numbers; 0 are those of the exercises.
+    An answer not begun is NotWritten, an error of the check's own CheckBroken.
     """
 
     @functools.wraps(check)
@@ -69,9 +70,8 @@ def judged(check: Callable[..., Any]) -> Callable[..., Any]:
         except CheckFailed:
             raise
         except NotImplementedError:
-            name = getattr(answer[0], "__name__", "the exercise") if answer else "the exercise"
-            said = f"{name} is not filled in yet: it still raises NotImplementedError"
-            raise NotFilledIn(said) from None
+            exercise = check.__name__.removeprefix("check_")
+            raise NotWritten(f"{exercise}: not written yet") from None
         except Exception as error:
             raise CheckBroken(
                 f"{check.__name__} itself went wrong, which says nothing about your answer; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import traitlets as t
 
 from ..viz import QUIET, expert_colors
-from .portable import HERE, PortableWidget, bounded, panels, scores
+from .portable import bounded, panels, scores
+from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 STRIDE = 37  # how far each batch's window moves along the tokens
 RULES = ("sign", "proportional")
+RATES = sorted(u * 10.0**e for e in range(-4, 0) for u in (1, 2, 5))
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,11 @@ def control(scores_TE: np.ndarray, k: int, u: float, rule: str, steps: int, batc
     return Control(*(np.array(column) for column in zip(*kept, strict=True)))
 
 
-class BiasController(PortableWidget):
+class BiasController(Redrawn):
     """Balance a fixed set of token scores by biases, with the update rate u as a slider.
 
     Shows MaxVio over the steps, of each batch and of all tokens, the biases that bring it
-    about, and each expert's load at one step. The page runs the controller itself, so it
-    answers without a kernel; here in Python is the same run, as ``run``.
+    about, and each expert's load at one step. The numbers are ``run``.
 
     ::
 
@@ -76,15 +78,6 @@ class BiasController(PortableWidget):
     Raises:  ValueError unless there are 8 to 512 tokens and 2 to 16 experts with finite scores,
              and steps, k and batch fit them; traitlets.TraitError for a value that cannot be.
     """
-
-    _esm = HERE / "bias_controller.js"
-    _css = HERE / "bias_controller.css"
-
-    scores = t.List(t.List(t.Float())).tag(sync=True)
-    colors = t.List(t.Unicode()).tag(sync=True)
-    k = t.Int().tag(sync=True)
-    steps = t.Int().tag(sync=True)
-    batch = t.Int().tag(sync=True)
 
     u = t.Float(0.01).tag(sync=True)
     rule = t.Enum(RULES, "sign").tag(sync=True)
@@ -101,32 +94,37 @@ class BiasController(PortableWidget):
         steps: int = 300,
         batch: int = 64,
     ):
-        # Rounded once, here, so that page and Python compute on the same numbers.
-        self._scores_TE = scores(scores_TE, "bias controller", 8, 512).numpy().round(4)
+        self._scores_TE = scores(scores_TE, "bias controller", 8, 512).numpy()
         T, E = self._scores_TE.shape
         for name, value, high in (("k", k, E), ("batch", batch, T), ("steps", steps, 1000)):
             if not 1 <= value <= high:
                 raise ValueError(f"{name} must be from 1 to {high}, not {value}")
-        self._steps = steps
-        super().__init__(
-            scores=self._scores_TE.tolist(),
-            colors=expert_colors(E),
-            k=k,
-            steps=steps,
-            batch=batch,
-            u=u,
-            rule=rule,
-            step=steps - 1 if step is None else step,
-        )
+        self.k, self.steps, self.batch, self.colors = k, steps, batch, expert_colors(E)
+        super().__init__(u=u, rule=rule, step=steps - 1 if step is None else step)
 
     @t.validate("u", "step")
     def _possible(self, proposal: Any) -> float:
-        return bounded(proposal, u=(0, 1), step=(0, self._steps - 1))
+        return bounded(proposal, u=(0, 1), step=(0, self.steps - 1))
+
+    def moves(self) -> list[Move]:
+        return [
+            ("u", "Rate u", RATES, [f"{u:g}" for u in RATES]),
+            ("rule", "Rule", RULES, None),
+            ("step", "Step", range(self.steps), None),
+        ]
+
+    def grid(self) -> dict[str, Sequence[Any]]:
+        return {"u": (1e-4, 1e-3, 1e-2, 0.1, 0.5), "rule": RULES}
+
+    @property
+    def said(self) -> str:
+        late = self.run.whole_S[-100:].mean()
+        return f"{self.title}: MaxVio {late:.2f} over the last 100 steps"
 
     @property
     def title(self) -> str:
         return (
-            f"Bias controller: {len(self.scores)} tokens, {len(self.colors)} experts, "
+            f"Bias controller: {len(self._scores_TE)} tokens, {len(self.colors)} experts, "
             f"k = {self.k}, {self.rule} update, u = {self.u:g}"
         )
 
@@ -140,7 +138,9 @@ class BiasController(PortableWidget):
         run, E = self.run, len(self.colors)
         figure, (violation, biases, loads) = panels(11, 3.4, 3, width_ratios=[3, 3, 2])
         violation.plot(run.batch_S, color="#9aa3ac", lw=0.9, label="this batch")
-        violation.plot(run.whole_S, color="#0B62B8", lw=2, label=f"all {len(self.scores)} tokens")
+        violation.plot(
+            run.whole_S, color="#0B62B8", lw=2, label=f"all {len(self._scores_TE)} tokens"
+        )
         violation.set(xlabel="step", ylabel="MaxVio", ylim=(0, None))
         violation.legend(fontsize=8, frameon=False)
         for e in range(E):

@@ -119,6 +119,14 @@ function tie(model) {
     const laid = new ResizeObserver(() => { laid.disconnect(); act(); });
     laid.observe(root);
     atEnd(() => laid.disconnect());
+    // Where a host hides what is off screen, no transition runs there: look again on its return.
+    let ink = "";
+    const seen = new IntersectionObserver(() => {
+      const now = getComputedStyle(root).color + getComputedStyle(root).backgroundColor;
+      if (now !== ink) { ink = now; act(); }
+    });
+    seen.observe(root);
+    atEnd(() => seen.disconnect());
     for (const type of ["transitionend", "transitioncancel"])
       on(root, type, (event) => { if (event.target === root) act(); });
   }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import traitlets as t
@@ -10,9 +11,6 @@ import traitlets as t
 from ..cost import (
     BYTES,
     DEVICES,
-    OPTIMIZER_BYTES,
-    OPTIMIZER_TRAFFIC,
-    SCALE_BYTES,
     Architecture,
     Cost,
     Phase,
@@ -21,7 +19,8 @@ from ..cost import (
     step,
 )
 from ..presets import PRESETS
-from .portable import HERE, PortableWidget, bounded, panels
+from .portable import bounded, panels
+from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,12 +32,11 @@ MOST = {
 }  # fmt: skip
 
 
-class CostCalculator(PortableWidget):
+class CostCalculator(Redrawn):
     """Estimate a model's parameters, memory and time for each phase, on a device, as you type.
 
     It starts from a preset of :mod:`~moe_lite.course.presets`, whose attention, vocabulary and
-    dense layers stay while width, experts and layers change. All of it is computed in the page
-    too, so it answers without a kernel.
+    dense layers stay while width, experts and layers change.
 
     ::
 
@@ -51,14 +49,6 @@ class CostCalculator(PortableWidget):
     Raises:  ValueError for a preset that there is not; traitlets.TraitError for a value that
              cannot be.
     """
-
-    _esm = HERE / "cost_calculator.js"
-    _css = HERE / "cost_calculator.css"
-
-    presets = t.Dict().tag(sync=True)
-    devices = t.Dict().tag(sync=True)
-    limits = t.Dict().tag(sync=True)
-    constants = t.Dict().tag(sync=True)
 
     preset = t.Unicode().tag(sync=True)
     device = t.Unicode().tag(sync=True)
@@ -80,13 +70,6 @@ class CostCalculator(PortableWidget):
             raise ValueError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
         shape = {name: getattr(PRESETS[preset], name) for name in SHAPE}
         super().__init__(
-            presets={name: asdict(a) for name, a in PRESETS.items()},
-            devices={name: asdict(d) for name, d in DEVICES.items()},
-            limits=MOST,
-            constants={
-                "held": OPTIMIZER_BYTES, "traffic": OPTIMIZER_TRAFFIC, "scale": SCALE_BYTES,
-                "bytes": BYTES,
-            },
             preset=preset, device=device, batch=batch, context=context, ranks=ranks,
             weights=weights, **shape,
         )  # fmt: skip
@@ -106,6 +89,48 @@ class CostCalculator(PortableWidget):
         if value not in there[name]:
             raise t.TraitError(f"{name} must be one of {', '.join(map(str, there[name]))}")
         return value
+
+    @t.observe("preset")
+    def _reshape(self, change: Any) -> None:
+        for name in SHAPE:
+            setattr(self, name, getattr(PRESETS[change["new"]], name))
+
+    def moves(self) -> list[Move]:
+        def near(name: str) -> list[int]:
+            powers = {2**n for n in range(MOST[name].bit_length())}
+            return sorted(n for n in powers | {getattr(self, name)} if n <= MOST[name])
+
+        labels = {
+            "width": "Width D", "expert_width": "An expert's width", "experts": "Experts E",
+            "top_k": "Experts per token K", "layers": "Layers", "batch": "Texts in the batch",
+            "context": "Tokens of each", "ranks": "Devices",
+        }  # fmt: skip
+        menus: list[Move] = [
+            ("preset", "Model", list(PRESETS), None),
+            ("device", "Device", list(DEVICES), None),
+            ("weights", "Weights in", list(BYTES), None),
+        ]
+        return menus + [(name, label, near(name), None) for name, label in labels.items()]
+
+    def grid(self) -> dict[str, Sequence[Any]]:
+        models = ("Mixtral 8x7B", "OLMoE", "DeepSeek-V3")
+        return {
+            "preset": models, "device": ("H100 SXM", "RTX 4090"), "weights": ("bf16", "fp4"),
+            "batch": (128,),
+        }  # fmt: skip
+
+    @property
+    def said(self) -> str:
+        count = count_parameters(self.architecture)
+        phases = "; ".join(
+            f"{phase}: {cost.bound}-bound, {1e3 * cost.seconds:.3g} ms, "
+            f"{cost.held_bytes / 1e9:,.1f} GB, {'fits' if cost.fits else 'does not fit'}"
+            for phase, cost in self.costs.items()
+        )
+        return (
+            f"{self.title}: {count.total / 1e9:,.1f} billion parameters, "
+            f"{count.active / 1e9:,.1f} active. {phases}"
+        )
 
     @property
     def architecture(self) -> Architecture:
@@ -137,13 +162,14 @@ class CostCalculator(PortableWidget):
         """Draw what compute, memory and network would each take, for the three phases."""
         count = count_parameters(self.architecture)
         figure, axes = panels(9, 3.6)
-        looks = (("#0072B2", ""), ("#D55E00", "//"), ("#009E73", ".."))
+        looks = (("#0072B2", ""), ("#D55E00", "//"), ("#009E73", "\\\\"))
         for i, (colour, hatch) in enumerate(looks):
             parts = [list(cost.parts.items())[i] for cost in self.costs.values()]
             places = [phase + (i - 1) * 0.27 for phase in range(3)]
             seconds = [1e3 * value for _, value in parts]
             axes.bar(places, seconds, 0.25, color=colour, hatch=hatch, label=parts[0][0])
         axes.set_yscale("log")
+        axes.minorticks_off()
         axes.set(
             ylabel="ms per step, at full speed", xticks=range(3),
             xticklabels=[

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from ...routing import Routing
 from ..viz import INK, expert_colors
-from .portable import HERE, PortableWidget, bounded, panels, scores
+from .portable import bounded, panels, scores
+from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_DOUBLINGS, MOST_SHIFT, BINS = 8, 256, 96  # as in logit_histogram.js
+MOST_DOUBLINGS, MOST_SHIFT, BINS = 8, 256, 96
 
 
-class LogitHistogram(PortableWidget):
+class LogitHistogram(Redrawn):
     """Show router logits in float32 or bfloat16, and which tokens go elsewhere for the rounding.
 
     Two sliders let the logits grow in the two ways there are: doubling all of them, which makes
@@ -38,14 +39,6 @@ class LogitHistogram(PortableWidget):
     Raises:  ValueError unless there are 1 to 500 tokens and 2 to 16 experts, all finite, and as
              many token texts; traitlets.TraitError for a value that cannot be.
     """
-
-    _esm = HERE / "logit_histogram.js"
-    _css = HERE / "logit_histogram.css"
-
-    logits = t.List(t.List(t.Float())).tag(sync=True)
-    tokens = t.List(t.Unicode()).tag(sync=True)
-    colors = t.List(t.Unicode()).tag(sync=True)
-    k = t.Int(1).tag(sync=True)
 
     precision = t.Enum(("float32", "bfloat16"), "bfloat16").tag(sync=True)
     doublings = t.Int(0).tag(sync=True)
@@ -70,22 +63,35 @@ class LogitHistogram(PortableWidget):
             raise ValueError(f"there are {T} tokens, but {len(names)} texts")
         if not 1 <= k <= E:
             raise ValueError(f"k must be between 1 and {E} experts, not {k}")
-        super().__init__(
-            logits=self._logits_TE.tolist(),
-            tokens=names,
-            colors=expert_colors(E),
-            k=k,
-            precision=precision,
-            doublings=doublings,
-            shift=shift,
-            token=token,
-        )
+        self.tokens, self.colors, self.k = names, expert_colors(E), k
+        super().__init__(precision=precision, doublings=doublings, shift=shift, token=token)
 
     @t.validate("doublings", "shift", "token")
     def _possible(self, proposal: Any) -> float:
         T = len(self._logits_TE)
         return bounded(
             proposal, doublings=(0, MOST_DOUBLINGS), shift=(0, MOST_SHIFT), token=(0, T - 1)
+        )
+
+    def moves(self) -> list[Move]:
+        doublings, shifts = range(MOST_DOUBLINGS + 1), [8.0 * n for n in range(MOST_SHIFT // 8 + 1)]
+        return [
+            ("precision", "Logits in", ("float32", "bfloat16"), None),
+            ("doublings", "Double all", doublings, [f"×{2**n}" for n in doublings]),
+            ("shift", "Add to all", shifts, [f"+{shift:g}" for shift in shifts]),
+            ("token", "Token", range(len(self.tokens)), None),
+        ]
+
+    def grid(self) -> dict[str, Sequence[Any]]:
+        shifts = (0.0, 16.0, 128.0, 256.0)
+        precisions = ("float32", "bfloat16")
+        return {"precision": precisions, "doublings": (0, 4, 8), "shift": shifts}
+
+    @property
+    def said(self) -> str:
+        return (
+            f"{self.title}: {len(self.changed)} tokens change experts in bfloat16, and a first "
+            f"choice's share is off by up to {self.gate_error:.3f}"
         )
 
     def logits_in(self, precision: str) -> Tensor:

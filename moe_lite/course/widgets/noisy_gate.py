@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from ...routers import kth_excluding, prob_in_top_k
 from ...routing import Routing
 from ..viz import INK, QUIET, expert_colors
-from .portable import HERE, PortableWidget, bounded, panels, scores
+from .portable import bounded, panels, scores
+from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,13 +22,12 @@ MOST_NOISE = 3.0
 STRIDE = 131  # how far a new draw moves along the list of normal numbers
 
 
-class NoisyGate(PortableWidget):
+class NoisyGate(Redrawn):
     """Route a batch by noisy top-k with the noise and k as sliders.
 
     Shows for each expert the tokens that came and the smooth load (what eq. 10 expects), and
     for one token the contest itself: clean scores, noisy scores, the bar each has to clear, and
-    the probability of clearing it. All of it is computed in the page, so it answers without a
-    kernel; here in Python are the same numbers, as ``routing``.
+    the bar to clear. The numbers are ``routing``.
 
     ::
 
@@ -40,13 +41,6 @@ class NoisyGate(PortableWidget):
              traitlets.TraitError for a value that cannot be.
     """
 
-    _esm = HERE / "noisy_gate.js"
-    _css = HERE / "noisy_gate.css"
-
-    clean = t.List(t.List(t.Float())).tag(sync=True)
-    normal = t.List(t.Float()).tag(sync=True)
-    colors = t.List(t.Unicode()).tag(sync=True)
-
     k = t.Int(2).tag(sync=True)
     noise = t.Float(1.0).tag(sync=True)
     token = t.Int(0).tag(sync=True)
@@ -59,27 +53,38 @@ class NoisyGate(PortableWidget):
         T, E = logits_TE.shape
         generator = torch.Generator().manual_seed(0)
         normal_N = torch.randn(T * E, generator=generator, dtype=torch.float64)
-        # Rounded once, here, so that page and Python compute on the same numbers.
-        self._clean_TE, self._normal_N = logits_TE.round(decimals=4), normal_N.round(decimals=4)
-        super().__init__(
-            clean=self._clean_TE.tolist(),
-            normal=self._normal_N.tolist(),
-            colors=expert_colors(E),
-            k=k,
-            noise=noise,
-            token=token,
-            draw=draw,
-        )
+        self._clean_TE, self._normal_N, self.colors = logits_TE, normal_N, expert_colors(E)
+        super().__init__(k=k, noise=noise, token=token, draw=draw)
 
     @t.validate("k", "noise", "token", "draw")
     def _possible(self, proposal: Any) -> float:
         T, E = self._clean_TE.shape
         return bounded(proposal, k=(1, E), noise=(0, MOST_NOISE), token=(0, T - 1), draw=(0, 10**6))
 
+    def moves(self) -> list[Move]:
+        T, E = self._clean_TE.shape
+        noises = [n / 20 for n in range(int(20 * MOST_NOISE) + 1)]
+        return [
+            ("noise", "Noise", noises, [f"{noise:.2f}" for noise in noises]),
+            ("k", "Experts per token, k", range(1, E + 1), None),
+            ("draw", "Draw again", range(1000), "button"),
+            ("token", "Token", range(T), None),
+        ]
+
+    def grid(self) -> dict[str, Sequence[Any]]:
+        E = self._clean_TE.shape[1]
+        return {"noise": (0.0, 0.35, 1.5, 3.0), "k": (E,), "draw": range(2)}
+
     @property
     def title(self) -> str:
         T, E = self._clean_TE.shape
         return f"Noisy top-k: {T} tokens, {E} experts, k = {self.k}, noise {self.noise:.2f}"
+
+    @property
+    def said(self) -> str:
+        load_E = self.routing.load_E().double()
+        spread = load_E.std(correction=0) / load_E.mean()
+        return f"{self.title}: CV of the load {spread:.2f}"
 
     @property
     def routing(self) -> Routing:

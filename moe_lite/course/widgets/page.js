@@ -40,3 +40,10 @@ button.addEventListener("click", () => {
 system.addEventListener("change", relabel);
 relabel();
 render({ model, el: main });
+
+// In a frame of the book: its theme, and as high as what is shown.
+if (parent !== window) {
+  document.body.classList.add("framed");
+  addEventListener("message", ({ data }) => { if (data?.theme) document.documentElement.dataset.theme = data.theme; });
+  new ResizeObserver(() => parent.postMessage({ height: document.body.scrollHeight }, "*")).observe(document.body);
+}

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
+PAGE = "application/vnd.moe-lite.page+json"  # in an output: what the book makes a page of
+LARGEST = 150_000  # characters of it; a notebook is to stay below a megabyte
 EXPORT = "export default { render };"  # how each widget's module ends
 
 
@@ -71,14 +73,20 @@ class PortableWidget(anywidget.AnyWidget):
         The page forbids itself every fetch (``default-src 'none'``) and runs one script only,
         the one whose hash it carries. What a token says is data, never markup.
         """
-        module, page, worker = str(self._esm), _read(*self.page), _read(*self.worker)
+        # Pure ASCII without "<": no token can end the element or the line it stands in.
+        state = json.dumps(self.state(), default=deflated).replace("<", "\\u003c")
+        return self.document(self.title, state, str(self._esm), str(self._css))
+
+    @classmethod
+    def document(cls, title: str, state: str, module: str = "", css: str = "") -> str:
+        """Set a title and a state, as JSON, into the page; an instance names its own files."""
+        module, css = module or str(cls._esm), css or str(cls._css)
+        page, worker = _read(*cls.page), _read(*cls.worker)
         assert module.count(EXPORT) == 1, f"the module must end with {EXPORT}"
         script = module.replace(EXPORT, "") + page
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        style = (HERE / "page.css").read_text(encoding="utf-8") + str(self._css)
-        # Pure ASCII without "<": no token can end the element or the line it stands in.
-        state = json.dumps(self.state(), default=deflated).replace("<", "\\u003c")
-        title = html.escape(self.title)
+        style = (HERE / "page.css").read_text(encoding="utf-8") + css
+        title = html.escape(title)
         thread = f'<script type="text/plain" id="worker">{worker}</script>\n' if worker else ""
         return f"""<!doctype html>
 <html lang="en">
@@ -127,6 +135,11 @@ script-src 'sha256-{digest}'; style-src 'unsafe-inline'{"; worker-src blob:" * b
         data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
         still = base64.b64encode(self.png()).decode()
         alt = {"image/png": {"alt": self.title}}
+        if os.environ.get("MOE_LITE_PAGES"):  # as the notebooks are built: for the book
+            state = json.dumps(self.state(), default=deflated).replace("<", "\u003c")
+            packed = deflated(state.encode())["deflated"]
+            if len(packed) <= LARGEST:
+                data = {**data, PAGE: {"widget": type(self).__name__, "state": packed}}
         return {**data, "image/png": still, "text/plain": self.title}, {**metadata, **alt}
 
 

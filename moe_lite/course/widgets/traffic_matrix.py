@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import traitlets as t
 from torch import Tensor
 
 from ..placement import place, replicas
 from ..viz import INK
-from .portable import HERE, PortableWidget, bounded, gumbel, panels
+from .portable import bounded, gumbel, panels
+from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +46,7 @@ class Traffic:
         return int(count_RR.sum() - count_RR.diagonal().sum())
 
 
-class TrafficMatrix(PortableWidget):
+class TrafficMatrix(Redrawn):
     """Show the pairs that each rank sends to each, with batch, skew, limit and capacity as sliders.
 
     Expert e is chosen in proportion to 1/(e+1)^skew; experts lie in order on the ranks, so the
@@ -64,14 +67,6 @@ class TrafficMatrix(PortableWidget):
             traitlets.TraitError for a value that cannot be.
     """
 
-    _esm = HERE / "traffic_matrix.js"
-    _css = HERE / "traffic_matrix.css"
-
-    ranks = t.Int().tag(sync=True)
-    experts = t.Int().tag(sync=True)
-    k = t.Int().tag(sync=True)
-    gumbel = t.List(t.Float()).tag(sync=True)
-
     tokens = t.Int(32).tag(sync=True)
     skew = t.Float(0.0).tag(sync=True)
     visit = t.Int().tag(sync=True)
@@ -89,9 +84,10 @@ class TrafficMatrix(PortableWidget):
         gumbel_N = gumbel(ranks * MOST_TOKENS * experts)
         self._gumbel_TE = gumbel_N.view(-1, experts)
         self._fewest = -(-k * ranks // experts)  # ranks that have k experts
+        self.ranks, self.experts, self.k = ranks, experts, k
         super().__init__(
-            ranks=ranks, experts=experts, k=k, gumbel=gumbel_N.tolist(), tokens=tokens, skew=skew,
-            visit=ranks if visit is None else visit, capacity=capacity, spare=spare,
+            tokens=tokens, skew=skew, visit=ranks if visit is None else visit,
+            capacity=capacity, spare=spare,
         )  # fmt: skip
 
     @t.validate("tokens", "skew", "visit", "capacity", "spare")
@@ -100,6 +96,29 @@ class TrafficMatrix(PortableWidget):
             proposal, tokens=(1, MOST_TOKENS), skew=(0, 2), visit=(self._fewest, self.ranks),
             capacity=(0, 4), spare=(0, MOST_SPARE),
         )  # fmt: skip
+
+    def moves(self) -> list[Move]:
+        skews, factors = ([n / of for n in range(last + 1)] for of, last in ((10, 20), (4, 16)))
+        return [
+            ("tokens", "Tokens per rank", range(1, MOST_TOKENS + 1), None),
+            ("skew", "Skew", skews, [f"{skew:.1f}" for skew in skews]),
+            ("visit", "Ranks a token may visit", range(self._fewest, self.ranks + 1), None),
+            ("capacity", "Capacity factor", factors, ["none", *(f"{f:.2f}" for f in factors[1:])]),
+            ("spare", "Spare experts per rank", range(MOST_SPARE + 1), None),
+        ]
+
+    def grid(self) -> dict[str, Sequence[Any]]:
+        few = sorted({max(2, self._fewest), self.ranks})
+        return {"skew": (0.0, 0.5, 1.0), "visit": few, "capacity": (0.0, 1.25), "spare": (0, 1)}
+
+    @property
+    def said(self) -> str:
+        traffic = self.traffic
+        return (
+            f"{self.title}, skew {self.skew:g}: busiest rank / mean {traffic.busiest:.2f}; "
+            f"{traffic.away(traffic.pairs_RR)} pairs leave their rank, as "
+            f"{traffic.away(traffic.copies_RR)} copies; {traffic.dropped} dropped"
+        )
 
     @property
     def title(self) -> str:
@@ -144,15 +163,22 @@ class TrafficMatrix(PortableWidget):
     def figure(self) -> Figure:
         """Draw the matrix and the work of each rank."""
         traffic, R = self.traffic, self.ranks
+        work_R = traffic.pairs_RR.sum(0).numpy()
         figure, (matrix, work) = panels(10, 4, 2)
         matrix.spines[:].set_visible(True)
-        image = matrix.imshow(traffic.pairs_RR.numpy(), cmap="cividis", vmin=0)
-        figure.colorbar(image, ax=matrix, label="pairs")
+        edges = np.arange(R + 1) - 0.5
+        matrix.pcolormesh(edges, edges, traffic.pairs_RR.numpy(), cmap="cividis", vmin=0)
+        matrix.invert_yaxis()
+        matrix.set_aspect("equal")
+        for to, from_ in np.ndindex(R, R):
+            n = int(traffic.pairs_RR[from_, to])
+            ink = "white" if 2 * n < traffic.pairs_RR.max() else "black"
+            matrix.text(to, from_, str(n), ha="center", va="center", fontsize=8, color=ink)
         matrix.set(
-            xlabel="to rank", ylabel="from rank", xticks=range(R), yticks=range(R),
+            xlabel="to rank, and the work there", ylabel="from rank", yticks=range(R),
+            xticks=range(R), xticklabels=[f"{r}\n{int(n)}" for r, n in enumerate(work_R)],
             title=f"{self.title}, skew {self.skew:g}",
         )  # fmt: skip
-        work_R = traffic.pairs_RR.sum(0).numpy()
         work.bar(range(R), work_R, color="#0072B2")
         work.axhline(work_R.mean(), color=INK, ls="--", label="mean")
         work.set(
