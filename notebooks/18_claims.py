@@ -333,9 +333,9 @@ print("loss on new text, nats, quantile − sign:", trial.between(kept))
 
 # %% [markdown]
 # **Quantiles balance sooner, and better in the end:** MaxVio is 1.56 lower over steps 5 to 50
-# [1.21, 1.90], and 0.29 lower over the last 50 [0.16, 0.42]. Neither is balanced at first: a bias is
-# computed on one batch and used on the next, whose scores have moved. What it does to the loss is
-# undecided: −0.029 nats [−0.059, +0.001]. There was nothing to tune.
+# [1.21, 1.90], and 0.29 lower over the last 50 [0.16, 0.42]. Neither is balanced at first: a bias
+# is computed on one batch and used on the next, whose scores have moved. What it does to the loss
+# is undecided: −0.029 nats [−0.059, +0.001]. There was nothing to tune.
 #
 # Three more routers of these years are in `moe_lite/course/recent.py`, in a few lines each and in
 # every router's tests: *expert threshold* (each expert takes what is above its own threshold: the
