@@ -19,7 +19,6 @@ from typing import Literal
 
 import torch
 
-from ..causal import ablate
 from ..checked import read_json
 from ..files import write
 from ..hf import load_pretrained
@@ -27,6 +26,7 @@ from ..model import Mixtral
 from ..trace import RoutingTrace, record
 from . import leads, ledger
 from .analysis import choices_LTK, mutual_information, specialization
+from .causal import ablate
 from .claims import CLAIMS, Claim
 from .data import Batch, Corpus, load_corpus
 from .effects import Run
