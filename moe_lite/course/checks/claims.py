@@ -154,6 +154,6 @@ def check_my_trial(
         ("two seeds; at least 2", [1.0, 9.0], [1.0, 1.0], 2.0, math.inf),
         ("two seeds; 0.5 to 2", [1.0, 9.0], [1.0, 1.0], 0.5, 2.0),
     )
-    for given, *case in cases:
-        check.on(given, *case, otherwise=WHY[right(*case)])
+    for given, a, b, least, most in cases:
+        check.on(given, a, b, least, most, otherwise=WHY[right(a, b, least, most)])
     check.passed("pair by pair, and every seed has a vote.")
