@@ -66,6 +66,10 @@ def test_an_unfilled_exercise_fails_only_as_not_implemented(target, elsewhere, r
     checks = {index for index, cell in enumerate(code) if "checks.check_" in cell.source}
     assert checks, "an exercise is told whether it is right"
     assert checks <= set(raised), "a check passes though there is no answer yet"
+    for index in checks:
+        (output,) = (o for o in code[index].outputs if o.output_type == "error")
+        # Rendered by itself, so no frame of the library stands above it.
+        assert output.traceback[-1].startswith("… ") and "is not filled in" in output.traceback[-1]
 
 
 @pytest.mark.parametrize("target", named(TARGETS))
