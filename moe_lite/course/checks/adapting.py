@@ -190,7 +190,8 @@ def check_distinct_copies(distinct_copies: Callable[[Tensor], int]) -> None:
     wrong = "not the number of experts that differ by more than 1e-6 in some weight"
     check = Check("distinct_copies", distinct_copies, right, mistakes, wrong)
     a, b, c = randn(0, 4, 3), randn(1, 4, 3), randn(2, 4, 3)
-    rounded = a + 1e-8 * randn(3, 4, 3)
+    a = a.mul(1e3).round() / 1e3  # no seed puts it where 1e-6 rounds to another fifth digit
+    rounded = torch.nextafter(a, torch.tensor(torch.inf))  # the next number there is
     check.on("four copies of one", torch.stack([a, a, a, a]))
     check.on("a, b, a, b", torch.stack([a, b, a, b]))
     check.on("a, a but for rounding, b, c", torch.stack([a, rounded, b, c]))
