@@ -263,3 +263,5 @@ Markdown(eras.table())
 # | router, gate | the small network that chooses |
 # | routing | the list of (token, expert, weight) that it makes |
 # | load | how many tokens an expert got |
+#
+# All the words of the course: the [glossary](../docs/glossary.md).

@@ -65,9 +65,9 @@ ax.set(xlabel="F1, kHz", ylabel="F2, kHz", title="608 vowels")
 _ = ax.legend()
 
 # %% [markdown]
-# Two pairs, far apart: [i] and [ɪ] (*heed*, *hid*) upper left, [ʌ] and [ɑ] (*hud*, *hod*) lower
-# right. Within a pair the vowels lie close and overlap. The task we set a network is: say **1** for
-# one vowel of each pair and **0** for the other.
+# Two pairs, far apart: [i] and [ɪ] (as in *beat*, *bit*) upper left, [ʌ] and [ɑ] (*but*, *pot*)
+# lower right. Within a pair the vowels lie close and overlap. The task we set a network is: say
+# **1** for one vowel of each pair and **0** for the other.
 #
 # No single straight line does that. But it is two problems of which each *is* a line. A network
 # that learns both with the same weights has to keep one from spoiling the other: while it
@@ -220,8 +220,8 @@ draw_pull(0.35)
 viz.live(draw_pull, FloatSlider(0.35, min=0.05, max=1.0, step=0.05, description="width"))
 
 # %% [markdown]
-# At width 1 the line rises: *the worse, the more it moves*. At 0.1 it is a tooth: whoever is better
-# than the other moves, whoever is worse is left alone. On real vowels, at the start of training, in
+# At width 1 the line rises: *the worse, the more it moves*. At 0.1 it is a tooth: the one that is
+# better moves, the one that is worse is left alone. On real vowels, at the start of training, in
 # how many cases does the best of four experts move more than the worst?
 
 # %%
@@ -485,7 +485,7 @@ for sigma in (0.5, 0.35, 0.25):
 # The three errors are as good as the same: **exactly two experts work in each of 25 runs, whether
 # they blend or compete.** (25 of 25 means at least 86 in 100, by the usual 95 % interval.) And
 # turning up the competition does harm: at width 0.35 a third expert stays, and arrival takes 1,131
-# epochs in the place of 674; at 0.25, 11 of 25 runs have not arrived after 2,000. A good argument
+# epochs instead of 674; at 0.25, 11 of 25 runs have not arrived after 2,000. A good argument
 # is not yet a measurement.
 #
 # So what divides the work? Two is what the *problem* needs: an expert is one line, and one line
@@ -583,6 +583,8 @@ for ax, (name, density_X) in zip(panels, combined.items(), strict=True):
 # responsibilities, an error that does not overflow, both gradients by hand, an instrument that
 # counts working experts, and the product. Solutions are in
 # [`solutions/`](../solutions/01_competing_experts.ipynb).
+#
+# [Glossary](../docs/glossary.md).
 #
 # ## In five lines
 #

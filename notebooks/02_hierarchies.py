@@ -584,6 +584,8 @@ print("in logarithms: ", (prior_E.log() - distance_E.square() / 2).softmax(dim=-
 # watches the likelihood and names the part that broke it. Solutions are in
 # [`solutions/`](../solutions/02_hierarchies.ipynb).
 #
+# [Glossary](../docs/glossary.md).
+#
 # ## In five lines
 #
 # 1. A tree of gates is a mixture whose priors are products along the way down.

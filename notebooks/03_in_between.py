@@ -279,7 +279,8 @@ for a, b in (("layer 1, bits of where", "layer 1, bits of what"),
 # %% [markdown]
 # The same division of labour, and both intervals exclude zero: layer 1 speaks of the place more
 # than of the digit, layer 2 of the digit more than of the place. All five seeds agree; they differ
-# by a factor of seven in how much. The numbers are small beside the 2 bits of the quarter and the
+# by a factor of seven in how much. The numbers are small compared with the 2 bits of the quarter
+# and the
 # 3.3 of the digit: these gates are soft. (And the *free* layer 1 knows the place, too.) In the
 # paper's own pictures (its Figure 2) the division is plain to see.
 #
@@ -381,6 +382,8 @@ with torch.no_grad():
 # [`exercises/03_in_between.ipynb`](../exercises/03_in_between.ipynb): the constraint of 2013, a
 # gradient from samples, straight-through, and the number of samples that a sign takes. Solutions
 # are in [`solutions/`](../solutions/03_in_between.ipynb).
+#
+# [Glossary](../docs/glossary.md).
 #
 # ## In five lines
 #

@@ -462,7 +462,7 @@ print("pairs per token:", tree(x_TD).per_token)
 # ## 8. Table 6, in small
 #
 # The paper's Table 6 trains one model with six weightings of the two losses. What we have is the
-# course's text, a Mixtral with one layer, and 16 experts in the place of 256. So perplexities
+# course's text, a Mixtral with one layer, and 16 experts instead of 256. So perplexities
 # cannot be compared. How the rows relate to each other can. First live, one seed, two of the six
 # settings, 80 steps each:
 
@@ -576,8 +576,9 @@ print("  ".join(f"step {n}: {gap}" for n, gap in zip(marks, gaps, strict=True)))
 # the falling rate did. All this time its busiest expert has four to five times the mean
 # load, which costs time wherever it is waited for.
 #
-# **What is smaller: two losses with two effects.** In the paper the importance loss evens the
-# importance 2.8 times as well as the load, and the load loss the reverse, 5.5 times. Ours: 1.2 and
+# **What is smaller: two losses with two effects.** In the paper the importance loss balances
+# the importance 2.8 times as well as the load, and the load loss the reverse, 5.5 times. Ours: 1.2
+# and
 # 1.6. No surprise, with gates near one half: if every chosen expert counts about the same, the two
 # losses ask for nearly the same thing.
 #
@@ -646,7 +647,7 @@ for claim in ledger.load("shazeer2017_capacity").claims:
 #
 # None raises an error. The second was found in a published model (yfzhang114/SliME, issue 3), the
 # third in much-copied code (davidmrau/mixture-of-experts, issue 9). Each cell shows a symptom. Find
-# the cause, and only then open the fold.
+# the cause, and only then open the answer.
 #
 # **A gate that never moves.** Somebody sets $k = 1$, because one expert is cheaper than two.
 
@@ -713,6 +714,8 @@ print(
 # [`exercises/04_sparsely_gated.ipynb`](../exercises/04_sparsely_gated.ipynb): write the gate and
 # the probability, and find the three bugs. Each check tells you *what* you misunderstood.
 # Solutions are in [`solutions/`](../solutions/04_sparsely_gated.ipynb).
+#
+# [Glossary](../docs/glossary.md).
 #
 # ## In five lines
 #

@@ -102,7 +102,7 @@ router = ExpertChoiceRouter(16, num_experts=8, capacity_factor=1.0)
 torch.testing.assert_close(expert_choice(x_TD, router.weight, 1.0), router(x_TD).gates_TE())
 
 # %% [markdown]
-# Now what it buys, and what it costs. The same scores, chosen by row and by column:
+# What it buys, and what it costs: the same scores, by row and by column:
 
 # %%
 by_row = TopKRouter(16, num_experts=8, top_k=1, renormalize=False)
@@ -117,7 +117,7 @@ for name, gate in (("tokens choose", by_row), ("experts choose", router)):
 # By row, every token has one expert and the experts have what they get. By column, every expert
 # has exactly 4 tokens: **no loss, no capacity, no dropping, from the first step on**. What varies
 # now is the other count. Some tokens have two experts, and some have none: they pass the layer
-# unchanged, by the residual.
+# unchanged.
 #
 # ## 2. Rows or columns
 #

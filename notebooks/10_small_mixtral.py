@@ -632,6 +632,8 @@ for kind in (TopKRouter, DeafRouter):
 # misunderstood, not just that you did. Solutions are in
 # [`solutions/`](../solutions/10_small_mixtral.ipynb).
 #
+# [Glossary](../docs/glossary.md).
+#
 # ## In five lines
 #
 # 1. A mixture-of-experts layer is a feed-forward network in several copies and a matrix that

@@ -583,6 +583,8 @@ print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
 # dispatcher; and two Triton kernels, a masked grouped product and a fused gather. Each check tells
 # you *what* you misunderstood. Solutions are in [`solutions/`](../solutions/12_dispatch.ipynb).
 #
+# [Glossary](../docs/glossary.md).
+#
 # ## In four lines
 #
 # 1. Dispatch is a permutation; everything else, one-hot tensors and padding, is work on zeros.

@@ -640,7 +640,7 @@ _ = panels[1].legend(frameon=False)
 # On the line a path takes as long as the dense network. The lowest bars are that network again, by
 # plain `F.linear`: what the faster product is worth by itself. On "stored", one core of the
 # processor named above, that is nearly a factor of two, and loop and padded, written with plain
-# products, owe as much of their distance to it. What dispatch costs is the bar of *auto*: next to
+# products, lose as much to it. What dispatch costs is the bar of *auto*: next to
 # nothing at 8 experts, and a third of the dense network's time ("stored") at 64, where each has 128
 # rows. The eager loop (stored: transformers'; yours: `by_slices`) shows section 3: harmless at 8
 # experts, far too slow at 64.
@@ -656,6 +656,8 @@ _ = panels[1].legend(frameon=False)
 # three lines, rows enough to be worth a fetch, what padding wastes, a slow layer to be diagnosed,
 # and a backward pass to be fixed. Each check tells you *what* you misunderstood. Solutions are in
 # [`solutions/`](../solutions/13_where_time_goes.ipynb).
+#
+# [Glossary](../docs/glossary.md).
 #
 # ## In four lines
 #

@@ -338,7 +338,7 @@ for depth in range(6):
 #
 # Three remedies, and what each one costs:
 #
-# - **Balance** (chapter 06): a loss or a bias that evens the load. Note over *which* batch: what
+# - **Balance** (chapter 06): a loss or a bias that balances the load. Note over *which* batch: what
 #   is even over all ranks' tokens need not be even over one's.
 # - **Capacity** (chapter 05): an expert takes at most so many; the rest is dropped. That puts a
 #   lid on the maximum, by throwing work away.
@@ -518,9 +518,10 @@ for R in (8, 64, 512):
 #
 # ## 6. What goes wrong: two bugs that run
 #
-# Neither raises an error, and in both the loss falls. Look for the cause before you open the fold.
+# Neither raises an error, and in both the loss falls. Look for the cause before you open the
+# answer.
 #
-# **A loss that depends on how the text was dealt.** Two ranks, 30 tokens on one and 10 on the
+# **A loss that depends on how the text was shared out.** Two ranks, 30 tokens on one and 10 on the
 # other, because texts have different lengths. Each takes the mean of its losses, and the gradients
 # are averaged.
 
@@ -534,7 +535,7 @@ print(f"one process: {losses.mean():.2f}   two ranks: {by_ranks:.2f}")
 # <summary>What is it?</summary>
 #
 # A mean of means. The ten tokens of the second rank count as much as the thirty of the first. The
-# same mistake, with accumulation steps in the place of ranks, stood in transformers' trainer until
+# same mistake, with accumulation steps instead of ranks, stood in transformers' trainer until
 # October 2024 (pull request 34191), and one with ranks was reported there a few months later
 # (issue 37474). The cure is to weigh a rank's mean by its share of the tokens (exercise 3), which
 # is what `parallel.train` does.
@@ -570,7 +571,7 @@ print(
 #
 # ## 7. Three questions with numbers
 #
-# Paper and pencil first, then the fold. (A test works each number out with `cost`.)
+# Paper and pencil first, then the answer. (A test works each number out with `cost`.)
 #
 # **1.** A token chooses 8 of 256 experts on 32 nodes of eight GPUs, one expert on each GPU. How
 # many copies of it leave its node: sent straight; once to each node; once to each node, at most
@@ -611,6 +612,8 @@ print(
 # [`exercises/14_many_machines.ipynb`](../exercises/14_many_machines.ipynb): the traffic matrix, the
 # way back, one loss for uneven shares, and copies under a limit on nodes. Each check tells you
 # *what* you misunderstood. Solutions are in [`solutions/`](../solutions/14_many_machines.ipynb).
+#
+# [Glossary](../docs/glossary.md).
 #
 # ## In five lines
 #

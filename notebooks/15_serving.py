@@ -397,7 +397,7 @@ busy = [(r.gates_TE() > 0).float().mean(0).topk(2).values.mean() for r in routin
 print("always the two busiest, layer 1 to 5:", ", ".join(f"{share:.0%}" for share in busy[1:]))
 
 # %% [markdown]
-# Drawn by lot, a guess would be right in 25%; for somebody who always names the two experts that
+# Drawn at random, a guess would be right in 25%; for somebody who always names the two experts that
 # this text uses most in a layer, in 40 to 64%. Against that: asked one layer early, the routers of
 # layers 2 to 5 are right four times in five or more, with no training at all. Asked two layers
 # early, those of layers 3 to 5 are right in two thirds to four fifths, and for layer 5 naming the
@@ -477,7 +477,7 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 #
 # ## 9. Seven questions with numbers
 #
-# Paper and pencil first, then the fold. (A test works each number out with `cost`.)
+# Paper and pencil first, then the answer. (A test works each number out with `cost`.)
 #
 # **1.** gpt-oss-120b has 116.8 billion parameters, 114.7 of them in experts, which come in MXFP4
 # (17 bytes for 32 weights), the rest in bf16. Does it fit one H100 of 80 GB?
@@ -561,6 +561,8 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 # [`exercises/15_serving.ipynb`](../exercises/15_serving.ipynb): distinct experts, the bytes of a
 # step, popular experts twice, and what a guess costs. Each check tells you *what* you
 # misunderstood. Solutions are in [`solutions/`](../solutions/15_serving.ipynb).
+#
+# [Glossary](../docs/glossary.md).
 #
 # ## In six lines
 #

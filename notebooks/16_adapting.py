@@ -217,7 +217,7 @@ for at, (layer, x_TD, routing) in enumerate(zip(model.moe_layers, inputs, routin
         reap_LE[at, e] = (routing.gate_N[who_N] * y_ND.norm(dim=-1)).mean()
 
 # %% [markdown]
-# Take one, then two of eight out of *every* layer, the least by each measure, and two by lot for
+# Take one, then two of eight out of *every* layer, the least by each measure, and two at random for
 # comparison. The rise of the loss on twenty held-out windows, paired window by window, with 95%
 # intervals:
 
@@ -335,6 +335,8 @@ for step in range(201):
 # REAP's score, a router with rows taken out, and how many upcycled experts there really are. Each
 # check tells you *what* you misunderstood. Solutions are in
 # [`solutions/`](../solutions/16_adapting.ipynb).
+#
+# [Glossary](../docs/glossary.md).
 #
 # ## In four lines
 #

@@ -77,8 +77,8 @@ def routing_of(model, ids_BS):
 
 # %% [markdown]
 # For each domain, the share of its tokens that each expert gets. OLMoE calls it **domain
-# specialisation** (its eq. 7, for first choices): $N_{E,D} / N_D$. Dealt evenly, it would be one
-# token in eight, 12.5%. Both models, at the first layer:
+# specialisation** (its eq. 7, for first choices): $N_{E,D} / N_D$. Given out evenly, it would be
+# one token in eight, 12.5%. Both models, at the first layer:
 
 # %%
 model = hf.load_pretrained("mixtral-mini")
@@ -149,7 +149,7 @@ print(f"model B, layer 3: {bits_L[3]:.3f} bits about the domain; the library say
 # **Third null: shuffled among equal words.** Each "7" gets the domain of another "7". Every word is
 # as frequent in every domain as before, and goes where it went. What survives is what the *words*
 # explain; only what lies above says that the same word is treated differently in another domain.
-# (The null is strict: a word that occurs in one domain only is booked to the word.)
+# (The null is strict: a word that occurs in one domain only is counted as the word's.)
 
 # %%
 nulls = {"labels": {}, "texts": {"block": LENGTH}, "equal words": {"within_T": word_T}}
@@ -454,6 +454,8 @@ show(kind_T.where((padded != filling).flatten(), -1))
 # topic?"), and the capstone, a published claim on trial: you write down what would sink it, one
 # number and its null *before* you measure. Each check tells you *what* you misunderstood. Solutions
 # are in [`solutions/`](../solutions/17_what_experts_learn.ipynb).
+#
+# [Glossary](../docs/glossary.md).
 #
 # ## In six lines
 #

@@ -378,20 +378,23 @@ print(f"ban - ablate: {worse_B.mean():+.3f} ± {error:.3f} nats, paired over {le
 #
 # ## 5. Other people's models
 #
-# All but section 4 read nothing but a `RoutingTrace`, and `record` makes one of any Mixtral,
-# OLMoE or Qwen3-MoE from Hugging Face's transformers, with its own tokenizer:
+# All but section 4 read nothing but a `RoutingTrace`, and `record` makes one of nearly every sparse
+# model in Hugging Face's transformers (73 families of 75; README has the table), with its own
+# tokenizer. On a larger machine, three lines after the model is loaded:
 #
 # ```python
 # from transformers import AutoModelForCausalLM, AutoTokenizer
 #
-# name = "allenai/OLMoE-1B-7B-0924"        # or a folder on your disk
+# name = "allenai/OLMoE-1B-7B-0924"  # or Qwen/Qwen3-30B-A3B, openai/gpt-oss-20b, a folder
 # model = AutoModelForCausalLM.from_pretrained(name, dtype="bfloat16", device_map="auto")
 # tokenizer = AutoTokenizer.from_pretrained(name)
-# ids = tokenizer(text, return_tensors="pt").input_ids
 # with torch.no_grad(), record(model, tokenizer) as recorded:
-#     model(ids.to(model.device))
-# recorded.trace                            # and on with analysis, viz, RoutingExplorer
+#     model(**tokenizer(text, return_tensors="pt").to(model.device))
+# traces.save(recorded.trace, "trace.safetensors")  # of moe_lite.course
 # ```
+#
+# At home `traces.load` reads it, for analysis and pictures, and `python -m moe_lite explore --trace
+# trace.safetensors` opens it ([how](../docs/tracing.md)).
 #
 # What it needs is memory for *all* experts, but no gradients. The trace itself holds two numbers
 # for each token, layer and expert. From the configs:

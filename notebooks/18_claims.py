@@ -353,6 +353,8 @@ print("loss on new text, nats, quantile − sign:", trial.between(kept))
 # interval, a rule that can fail, and a claim of your own on trial. Solutions are in
 # [`solutions/`](../solutions/18_claims.ipynb).
 #
+# [Glossary](../docs/glossary.md).
+#
 # ## In five lines
 #
 # 1. A claim is a number, a unit, a pair and a size; the rest is a mood.

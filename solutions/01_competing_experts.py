@@ -192,7 +192,7 @@ checks.check_gradients(gradients)
 #
 # *Difficulty ●●○○○ · importance ●●●●○ · 15 minutes*
 #
-# Give each expert more: a softmax over all four vowels, in the place of one line. Accuracy is fine,
+# Give each expert more: a softmax over all four vowels, instead of one line. Accuracy is fine,
 # over 90 %. But four of them do no better than one. There is no bug in this cell:
 
 # %%

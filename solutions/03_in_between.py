@@ -60,7 +60,7 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # <summary>Hint 2</summary>
 #
 # Multiply the gates by the *opposite* of that row, and divide by `sum(dim=-1, keepdim=True)`. Do
-# not change `gate_TE` itself: whoever called you still needs it.
+# not change `gate_TE` itself: the caller still needs it.
 #
 # </details>
 

@@ -44,7 +44,7 @@ torch.set_printoptions(precision=3, sci_mode=False)
 #
 # *Difficulty ●○○○○ · importance ●●●●● · 10 minutes*
 #
-# Equations 3 and 5: keep each token's $k$ highest scores, put $-\infty$ in the place of the
+# Equations 3 and 5: keep each token's $k$ highest scores, put $-\infty$ instead of the
 # others, take the softmax. What comes out has a column for *every* expert, and exactly 0 for those
 # that were not chosen. Exactly $k$ are chosen, also where scores tie (as they all do in a router
 # that starts from zeros); which of those that tie is left to you.

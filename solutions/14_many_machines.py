@@ -154,7 +154,7 @@ checks.check_round_trip(round_trip)
 #
 # Each rank takes the mean loss of its own tokens, and `DistributedDataParallel` averages the
 # ranks' gradients: sum over the ranks, divided by $R$. With uneven shares that is a mean of means
-# (a bug that transformers' trainer had until October 2024, with accumulation steps in the place of
+# (a bug that transformers' trainer had until October 2024, with accumulation steps instead of
 # ranks: pull request 34191). Fix it with one number per rank, by which it multiplies its mean
 # loss before `backward()`, so that the average is the gradient of the mean over **all** tokens. A
 # rank without a token has a weight too.

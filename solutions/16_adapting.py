@@ -101,7 +101,7 @@ for domain in before:
     print(f"{domain:10} {before[domain]:.4f} -> {after[domain]:.4f} bits per byte")
 
 # %% [markdown]
-# A byte in the place of two, and you have to look at the third or fourth digit. Routers, attention
+# One byte instead of two, and you have to look at the third or fourth digit. Routers, attention
 # and norms stay as they were: they are a few percent of the bytes, and a router that errs sends a
 # token somewhere else altogether.
 #

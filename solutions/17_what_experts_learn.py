@@ -306,7 +306,7 @@ for layer in (0, 3, 5):
     print(f"layer {layer}: {repetition(first_T, LENGTH):.0%}, in random order {max(null):.0%}")
 
 # %% [markdown]
-# (Look twice: "shuffle among equal words" with the number of the text in the place of the word
+# (Look twice: "shuffle among equal words" with the number of the text instead of the word
 # shuffles within texts. The same tool, another question.)
 #
 # ## 6. Nothing, words or topic?
@@ -384,9 +384,9 @@ for step in (film.steps[0], film.steps[-1]):
 # Fill in the template **from top to bottom**: what would sink the claim stands before the number.
 # Your function is given a routing (both choices of each token, their words, their domains, and the
 # length of the texts), so that the check can also give it other routings, of other sizes. On those
-# that were dealt at random your claim must not hold, and on one in which such a thing was planted
-# it must: experts that follow the domain, the word, both, the neighbour, the place or the text. For
-# a claim that there is *no* pattern, put the opposite on trial, and let it fail.
+# that were shuffled at random your claim must not hold, and on one in which such a thing was
+# planted it must: experts that follow the domain, the word, both, the neighbour, the place or the
+# text. For a claim that there is *no* pattern, put the opposite on trial, and let it fail.
 #
 # <details>
 # <summary>Hint 1</summary>

@@ -55,9 +55,6 @@ PLAIN = {  # what is said too seldom: what to say instead
     r"reckon(?:s|ed|ing)?": "count, calculate, think",
     r"wherein|whereof|whereby|therein|thereof": "in which, of which, by which",
 }
-# Chapters that were written before the list; each goes from here once its words are common ones.
-WAITING = {"01", "03", "04", "13", "14", "15", "16", "17", "18"}
-UNLINKED = {"00", "01", "02", "03", "04", "10", "12", "13", "14", "15", "16", "17", "18"}
 PAGES = [
     *sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py")),
     *sorted((ROOT / "solutions").glob("[0-9][0-9]_*.py")),
@@ -106,8 +103,6 @@ def rare(path):
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_page_uses_common_words(path):
     found = rare(path)
-    if found and path.stem[:2] in WAITING:
-        pytest.skip(f"{len(found)} rare words are still there: {'; '.join(found)}")
     assert found == []
 
 
@@ -144,5 +139,4 @@ def test_the_glossary_is_in_order_and_each_chapter_has_the_word():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py")), ids=str)
 def test_a_chapter_links_the_glossary(path):
-    if path.stem[:2] not in UNLINKED:
-        assert "(../docs/glossary.md)" in path.read_text(encoding="utf-8")
+    assert "(../docs/glossary.md)" in path.read_text(encoding="utf-8")

@@ -49,16 +49,17 @@ def landing(root: Path) -> str:
     Progress is read off the exercises as they were last saved: a check that passed printed ✓.
     """
     rows = []
-    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    for path in sorted((root / "notebooks").glob("[0-9][0-9]*_*.ipynb")):  # 10, and 10a beside it
         title = re.search(r"^# (.+)", "".join(map(_text, _cells(path)[:1])), flags=re.M)
-        row = f"| {path.stem[:2]} | [{title[1] if title else path.stem}](notebooks/{path.name}) |"
+        number, name = path.stem.split("_")[0], title[1] if title else path.stem
+        row = f"| {number} | [{name}](notebooks/{path.name}) |"
         links = [
             f"[{folder}]({folder}/{path.name})"
             for folder in ("exercises", "solutions")
             if (root / folder / path.name).is_file()
         ]
         right, of = progress(root / "exercises" / path.name) if links else (0, 0)
-        rows.append(f"{row} {' · '.join(links)} | {right} of {of} right |")
+        rows.append(f"{row} {' · '.join(links)} | {f'{right} of {of} right' if of else ''} |")
     table = "\n".join(["| | chapter | to do | so far |", "|---|---|---|---|", *rows])
     return f"""# MoE Lite
 
