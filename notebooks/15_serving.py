@@ -142,6 +142,8 @@ for b in (1, 2, 8, 64):
           f"{s.seconds / b * 1e3:5.2f} ms per token, {s.bound}-bound")  # fmt: skip
 p = cost.step(mixtral, h200, "prefill", 1, 2048)
 print(f"prefill of 2,048 tokens: {p.seconds / 2048 * 1e3:5.3f} ms per token, {p.bound}-bound")
+# Your turn: from which batch on would decoding be bound by arithmetic? Predict, then change the 64.
+print("64 texts:", cost.step(mixtral, h200, "decode", 64, 2048).bound)
 
 # %% [markdown]
 # Look at the step from one text to eight. A dense model would read *the same* weights for both,
@@ -250,6 +252,9 @@ TrafficMatrix(ranks=8, experts=64, k=8, tokens=32, skew=1.0, spare=1)
 for spare in range(5):
     t = TrafficMatrix(ranks=8, experts=64, k=8, skew=1.0, spare=spare).traffic
     print(f"{spare} spare on each rank: busiest / mean {t.busiest:.2f}, dropped {t.dropped}")
+# Your turn: with an even load (skew 0), what is a spare worth? Predict, then change the 1.0.
+t = TrafficMatrix(ranks=8, experts=64, k=8, skew=1.0, spare=1).traffic
+print(f"one spare: {t.busiest:.2f}")
 
 # %% [markdown]
 # One spare place in eight, and nobody waits any more; capacity had to drop a third of all pairs for
@@ -270,6 +275,8 @@ for g in (1, 3, 7):
     together = used_LTE.unfold(1, g + 1, g + 1).any(-1).sum(-1).double().mean().item()
     print(f"check {g + 1} tokens: {together:.2f} of 8 experts; independent "
           f"{cost.distinct_experts(8, 2, g + 1):.2f}")  # fmt: skip
+# Your turn: 8 of 64 experts, 8 tokens. More of the experts in use than of 2 of 8, or fewer?
+print(f"{cost.distinct_experts(8, 2, 8) / 8:.0%} of 8 experts; yours: ...")
 
 # %% [markdown]
 # Neighbours agree: a fifth fewer experts than the formula has. What is it worth for one

@@ -172,6 +172,8 @@ viz.curves(runs, x, "held-out bits per byte", title=f"stored, {len(up.seeds)} se
 # %%
 print(ledger.verdicts("upcycling"))
 print("upcycled - dense at 120%:", up["upcycled - dense at 120%"])
+# Your turn: at which share is the upcycled model still ahead of the one from scratch? Predict.
+print("at 20%:", round(up["scratch at 20%"].mean - up["upcycled at 20%"].mean, 3))
 
 # %% [markdown]
 # **Here it went Komatsuzaki's way, and further.** At 30%, where OLMoE's model from scratch is
@@ -241,8 +243,10 @@ for drop in (1, 2):
     rows = {"least used": rise(use_LE, drop), "least REAP": rise(reap_LE, drop)}
     print(f"{drop} of 8 out of every layer: "
           + ", ".join(f"{name} {mean:+.3f} ± {half:.3f}" for name, (mean, half) in rows.items())
-          + f", by lot {min(rise(s, drop)[0] for s in lot):+.2f} to "
+          + f", at random {min(rise(s, drop)[0] for s in lot):+.2f} to "
           + f"{max(rise(s, drop)[0] for s in lot):+.2f}")  # fmt: skip
+# Your turn: and if the *most* used go? Predict, then put a minus before `use_LE`.
+print("one of 8, the least used:", "{:+.3f} ± {:.3f}".format(*rise(use_LE, 1)))
 
 # %% [markdown]
 # **The expert used least is not the one needed least.** With one of eight gone the intervals lie
@@ -297,6 +301,7 @@ for part, mark in parts.items():
 
 # %%
 torch.manual_seed(0)
+# Your turn: with top_k=2, do the copies part? Predict, then change it here.
 layer = MoELayer(TopKRouter(16, num_experts=8, top_k=8), Experts(8, 16, 32))
 with torch.no_grad():
     layer.gate.weight.zero_()
