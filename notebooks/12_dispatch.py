@@ -316,6 +316,7 @@ print(f"{'':12}" + "".join(f"{kind:>12}" for kind in kinds))
 for path in ("loop", "padded", "grouped"):
     cases = [widgets.ExpertTiles(path=path, routing=kind) for kind in kinds]
     print(f"{path:12}" + "".join(f"{case.layout.useful:12.0%}" for case in cases))
+# Your turn: which row changes most with tiles of 16 rows (height=16)? Predict, then add it above.
 
 # %% [markdown]
 # So *grouped* is never behind, and when all want the same two experts, *padded* is worst.

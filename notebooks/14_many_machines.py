@@ -125,7 +125,7 @@ experts = [routing.expert_N[order] for routing, order in zip(routings, orders, s
 parcels = [x[r.token_N[o]] for x, r, o in zip(x_RTD, routings, orders, strict=True)]
 sent = [[int((e // 2 == to).sum()) for to in (0, 1)] for e in experts]  # experts / 2 = rank
 print("pairs from rank to rank:", sent)
-# Your turn: if experts 0 and 2 lived on rank 0, which pairs would travel? Predict, then change this.
+# Your turn: if experts 0 and 2 lived on rank 0, which pairs would travel? Predict, then change.
 home_E = torch.tensor([0, 0, 1, 1])
 print("then:", [[int((home_E[e] == to).sum()) for to in (0, 1)] for e in experts])
 
@@ -514,10 +514,11 @@ def busiest(R, skew=0.0, capacity=None, tokens=256, K=8, seed=0):
 for R in (8, 64, 512):
     print(f"{R:3} ranks: even {busiest(R):.2f}, skew 0.4 {busiest(R, 0.4):.2f}, "
           f"with capacity 1.25 {busiest(R, 0.4, 1.25):.2f}")  # fmt: skip
+
+# %%
 # Your turn: four times as many tokens. Does the even load come nearer to 1? And the skewed one?
-print(
-    f"512 ranks: even {busiest(512, tokens=256):.2f}, skew 0.4 {busiest(512, 0.4, tokens=256):.2f}"
-)
+tokens = 256
+print(f"even {busiest(512, tokens=tokens):.2f}, skew 0.4 {busiest(512, 0.4, tokens=tokens):.2f}")
 
 # %% [markdown]
 # The same unevenness hurts more the bigger the machine is. Capacity puts a lid on it, by dropping;
