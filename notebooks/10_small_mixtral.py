@@ -277,14 +277,14 @@ print(
 # %% [markdown]
 # ## 6. Train one, beside two that are dense
 #
-# What does the bargain buy? To find out, a sparse model needs dense company, and there are two
-# fair companions:
+# What does the bargain buy? To find out, a sparse model needs dense *twins*, and there are two
+# fair ones:
 #
 # - **equal active parameters**: one network, as wide as the two experts a token meets. It costs
-#   the same arithmetic for each token. Any advantage over it is what sparsity gives for free.
-# - **equal total parameters**: one network, as wide as all eight experts together. It holds the
-#   same knowledge and uses all of it for every token. It is what sparsity tries to imitate at a
-#   fraction of the cost.
+#   the same arithmetic for each token. Any advantage over it is what the idle experts give.
+# - **equal total parameters**: one network, as wide as all eight experts together. It holds
+#   as many parameters and uses all of them for every token. It is what sparsity tries to imitate
+#   at a fraction of the cost.
 #
 # Both are the same code with a single expert; its gate is always 1.
 
@@ -382,7 +382,8 @@ print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 #
 # A hundred steps with one seed are an illustration. Here is the recipe of the model in the box
 # (4,000 steps, six layers), with a sixth kind of text, a phone book: five seeds beside five twins,
-# to the end (`python -m experiments.recipe whole`, `"whole dense"`).
+# to the end (`python -m experiments.recipe whole`, `"whole dense"`). *Scale* is a factor on the
+# gates.
 
 # %%
 ahead = [r for r in leads.leads(leads.stored(), lambda s: s % 250 == 0) if "whole" in r.axis]
@@ -412,9 +413,9 @@ print("as shipped, equal time: ", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*late.inte
 
 # %% [markdown]
 # **At equal active size and equal steps the mixture is ahead, and at the end still: by 0.037 bits
-# per byte [0.022, 0.052].** At equal *time* (a step takes 1.2 of the twin's on a CPU, so the twin
-# goes 4,700 steps; dashed) it is behind at first, and at the end undecided. And the model in the
-# box? It ended 0.016 *behind* its twin. Why one run may is worth a look.
+# per byte [0.022, 0.052].** At equal *time* (a step takes 1.18 of the twin's on a CPU, so the
+# twin goes 4,700 steps; dashed, four seeds) it is behind at step 500, at the end undecided. And
+# the model in the box? It ended 0.016 *behind* its twin. Why one run may is worth a look.
 #
 # ### Where the lead is
 #
@@ -449,11 +450,12 @@ for arm, loss in leads.copying_on_a_cpu().items():
           f"new {loss['code']['new']:.2f}")  # fmt: skip
 
 # %% [markdown]
-# **On new tokens the mixture is ahead in all five kinds of text.** On copied ones the seeds differ
+# **On new tokens the mixture is ahead in these five kinds of text** (of the phone book it is
+# undecided). On copied ones the seeds differ
 # too much to say so of drama and arithmetic. To copy is the work of attention (Olsson et al. 2022,
 # [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)), and runs differ by how well they learn it:
-# in code that decides who is better. A tie is made so. The pair that we trained on a CPU, seed 0,
-# ended level too (0.004). Its twin copies code as well as the best of the 44 runs; on new tokens
+# in code the bits follow it. A tie can come so. The pair that we trained on a CPU, seed 0, ended
+# 0.004 ahead. Its twin copies code as well as the best of the 44 runs; on new tokens
 # it is behind in every kind of text, as the others are. (The box's own twin is not kept.)
 #
 # ### Two experts are 1.4, and an averaged mixture is half a network
@@ -475,9 +477,10 @@ for step in (500, 4000):
 
 # %% [markdown]
 # **The factor of $K$ is a head start, not a lead:** 0.026 bits per byte [0.007, 0.045] at step
-# 500, undecided at the end. Finer experts (4 of 16, factor 4) lose 0.029 [0.010, 0.047] of theirs.
-# DeepSeek-V3 has such a factor (`routed_scaling_factor`, 2.5), OLMoE does not divide, Mixtral
-# divides and has none. Here: `TopKRouter(..., gate_scale=2)`; `save` multiplies it into $W_2$.
+# 500, undecided at the end. 4 of 16 with factor 4 lose 0.029 [0.010, 0.047]; at rate 0.002 that is
+# undecided. DeepSeek-V3 has such a factor (`routed_scaling_factor`, 2.5), OLMoE does not divide,
+# Mixtral divides and has none. Here: `TopKRouter(..., gate_scale=2)`; `save` multiplies it into
+# $W_2$.
 #
 # ## 7. Let it speak, and look where the words went
 #

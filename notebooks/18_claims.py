@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Claims on trial: what is true of what is said?
 #
-# **In three lines.** Of 27 claims about mixtures of experts few hold as they are said. Most numbers
+# **In three lines.** Of 27 claims about mixtures of experts one holds as it is said. Most numbers
 # come from one comparison and lose their conditions on the way. One of the claims was this
 # course's own, and it does not stand either.
 #
@@ -240,8 +240,9 @@ cards("course")
 
 # %% [markdown]
 # The model in the box came with a card that said, in bold: "The dense twin is ahead", by 0.016 bits
-# a byte. That was one run of each. Since then the recipe was trained again, beside its twins, each
-# pair on the same batches. How many bits per byte is it ahead, at the rule's step and at the end?
+# a byte. That was one run of each. Since then the recipe was trained in six more pairs (the rule
+# said three seeds), each on the same batches. How many bits per byte is the recipe ahead, at the
+# rule's step (3,250) and at the end?
 
 # %%
 for step, name in ((3250, "step 3,250"), (None, "the end, 4,000")):
@@ -311,9 +312,9 @@ print("load", routing.load_E().tolist(), "; margins of expert 0:", score_TE[:, 0
 print("bias", router.bias_E, ": the third margin is taken off")
 
 # %% [markdown]
-# The rules stood before the runs (`experiments/quantile_balance.py`): a model of chapter 09, 31
-# experts of which 3, five seeds, beside the rate of the sign that balanced best of four. **Your
-# turn:** which curve is lower after 20 steps, and which after 200?
+# The rules stood before the runs (`experiments/quantile_balance.py`): chapter 09's model, five
+# seeds, beside the sign's best rate of four. (*MaxVio*: the busiest load over the mean, minus 1.)
+# **Your turn:** which curve is lower after 20 steps, and which after 200?
 
 # %%
 steps = read_json(ledger.ROOT / "experiments" / "results" / "quantile" / "steps.json")
