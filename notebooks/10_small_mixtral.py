@@ -338,7 +338,7 @@ for name, c in models.items():
     histories[name] = train(trained[name], corpus, run, progress=False)
     losses_of_run = histories[name].column("loss")
     print(f"{name:20} loss {losses_of_run[0]:.2f} -> {sum(losses_of_run[-10:]) / 10:.2f}")
-histories["8 experts, 2 active"]
+viz.training(histories["8 experts, 2 active"])
 
 # %% [markdown]
 # On the left the loss, falling from $\ln 4096 = 8.32$, a guess among all tokens. On the right the
@@ -398,7 +398,7 @@ for color, (name, found) in zip(viz.HUES, curves.items(), strict=False):
     ax.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
 ax.axhline(0, color="0.5", lw=0.8)
 ax.set(xlabel="step of 4,000", ylabel="bits per byte ahead of the twin")
-ax.legend(frameon=False)
+_ = ax.legend(frameon=False)
 
 # %%
 ends = {r.name: r for r in ahead if r.step == 4000}
@@ -436,7 +436,7 @@ for shift, color, what in ((-0.12, "#0072B2", "new"), (0.12, "#D55E00", "copied"
 ax.axhline(0, color="0.5", lw=0.8)
 ax.set_xticks(range(len(split)), list(split))
 ax.set_ylabel("nats per token ahead of the twin")
-ax.legend(frameon=False)
+_ = ax.legend(frameon=False)
 
 # %%
 runs = [r for axis in leads.stored() if "whole" in axis["axis"] for r in axis["runs"]]

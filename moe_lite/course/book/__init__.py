@@ -69,7 +69,7 @@ class Book:
 
     def __init__(self, root: Path, folder: Path):
         self.root, self.source, self.extra = root, folder / "source", folder / "extra"
-        self.chapters = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+        self.chapters = sorted((root / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
         if not self.chapters:
             raise ValueError(f"no notebooks/*.ipynb in {root}: build them first")
         self.listings: set[Path] = set()
@@ -103,12 +103,23 @@ class Book:
                 name = "index.md"
             elif path.suffix == ".json":  # to be downloaded
                 self.put(name, path.read_text("utf-8"))
+            elif name.startswith("docs/") and path.suffix == ".md":
+                self.page(path, name)
             elif path.suffix in (".py", ".md", "") and name != "LEDGER.md":
                 self.listings.add(path)
                 name = f"library/{name}.md"
             return f"]({up}{name}{anchor})"
 
         return LINK.sub(lead, text)
+
+    def page(self, path: Path, name: str) -> None:
+        """Add one of the course's pages, with its links, once."""
+        if not (self.source / name).exists():
+            self.put(name, "")  # pages may lead to each other
+            text = self.links(
+                path.read_text("utf-8"), path.parent.relative_to(self.root).as_posix()
+            )
+            self.put(name, f"---\norphan: true\n---\n{text}")
 
     def output(self, output: dict[str, Any], path: Path, name: str, title: str) -> dict[str, Any]:
         """Return an output as the book shows it."""
@@ -125,6 +136,7 @@ class Book:
                 f'<iframe class="widget" loading="lazy" title="{label}" src="{source}"></iframe>'
             )
         elif chart := data.get(CHART):
+            chart.get("layout", {}).pop("width", None)  # as wide as the column
             said = json.dumps(chart).replace("<", "\\u003c")
             shown = (
                 f'<div class="chart" role="figure" aria-label="{escape(f"Chart: {title}")}">'
@@ -141,6 +153,11 @@ class Book:
             slab = "" if clear(picture) else " slab"
             source = f'loading="lazy" src="../figures/{name}.png"'
             shown = f'<img class="figure-png{slab}" alt="{alt}" {source}>'
+        elif text := "".join(data.get("text/markdown", "")):
+            from markdown_it import MarkdownIt
+
+            linked = self.links(text, path.parent.name)
+            shown = MarkdownIt("commonmark").enable("table").render(linked)
         else:
             return output
         return {"output_type": "display_data", "metadata": {}, "data": {"text/html": shown}}
@@ -165,7 +182,9 @@ class Book:
                 if heads := re.findall(r"^#+ (.+)$", text, flags=re.M):
                     title = re.sub(r"[*`$]", "", heads[-1])
                     first = re.sub(r"[*`$]|^Exercises \d\d: ", "", heads[0])
-                    self.titles.setdefault(f"{folder}/{path.stem}", f"{path.stem[:2]} {first}")
+                    self.titles.setdefault(
+                        f"{folder}/{path.stem}", f"{path.stem.split('_')[0]} {first}"
+                    )
                 text = self.links(text, folder)
                 if folder == "notebooks":
                     self.glossary(text, path)
