@@ -142,9 +142,9 @@ histogram
 # you *add* 128 to all?
 #
 # Now try both. Watch the comb: where bfloat16's numbers lie further apart than the bars of the
-# histogram, only its teeth are left. With a kernel, move *Token* and see on the right how two rings that
-# are apart become two squares above each other. (Without a kernel, on GitHub for instance, you see a
-# picture.)
+# histogram, only its teeth are left. With a kernel, move *Token* and see on the right how two
+# rings that are apart become two squares above each other. (Without a kernel, on GitHub for
+# instance, you see a picture.)
 
 # %%
 for doublings, shift in ((0, 0), (4, 0), (8, 0), (0, 16), (0, 64), (0, 128), (0, 256)):
