@@ -259,7 +259,7 @@ def record(model: nn.Module, tokenizer: Any = None) -> Iterator[Recorder]:
              with token ids, or has logits that are not finite (naming the layer).
     """
     blocks = {n: m for n, m in model.named_modules() if isinstance(m, MoELayer)}
-    experts = {n: m for n, m in model.named_modules() if _takes(m)}
+    experts = {n: m for n, m in model.named_modules() if takes_choices(m)}
     if not blocks and not experts:
         raise ValueError(
             f"{type(model).__name__} has nothing to record at: no module that is handed tokens, "
@@ -284,7 +284,7 @@ def record(model: nn.Module, tokenizer: Any = None) -> Iterator[Recorder]:
         yield recorder
 
 
-def _takes(module: nn.Module) -> bool:
+def takes_choices(module: nn.Module) -> bool:
     """Return whether a module is handed expert indices and weights; or, with Llama 4, neither."""
     names = inspect.signature(module.forward).parameters
     handed = any(n in names for n in INDEX) and any(n in names for n in WEIGHT)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from moe_lite.course import cli, traces
+from moe_lite.course import cli, theirs, traces
 from moe_lite.trace import record
 from tests import families
 
@@ -174,3 +174,57 @@ def test_the_page_on_tracing_does_what_it_says(tmp_path, monkeypatch):
     assert names["trace"].tokens == ["To", " be"] and len(names["recorded"].trace.layers) == 3
     for line in re.findall(r"^python -m moe_lite (explore --trace .*)$", page, re.M):
         assert cli.main(line.split()) == 0
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "switch_transformers"])
+@torch.no_grad()
+def test_an_ablated_expert_is_handed_no_weight(name):
+    model, ids = families.build(name), torch.arange(3, 21).view(2, 9)
+    model = model.get_encoder() if model.config.is_encoder_decoder else model
+    with record(model) as rec:
+        before = model(ids)[0]
+    n, routing = len(rec.trace.layers) - 1, rec.trace.layers[-1]
+    layer, expert = rec.trace.layer_names[n], int(routing.expert_N.mode().values)
+    with theirs.ablated(model, layer, expert), record(model) as without:
+        changed = model(ids)[0]
+    found, its = without.trace.layers[n].gates_TE(), routing.gates_TE().clone()
+    assert its[:, expert].any() and not torch.equal(changed, before)
+    its[:, expert] = 0
+    assert torch.equal(found, its)
+    assert torch.equal(model(ids)[0], before), "the model is as before"
+    with pytest.raises(ValueError, match="there is no expert 99"):
+        theirs.ablated(model, layer, 99).__enter__()
+    with pytest.raises(ValueError, match="there is no layer 'nowhere'"):
+        theirs.ablated(model, "nowhere", 0).__enter__()
+
+
+@torch.no_grad()
+def test_an_ablated_expert_is_one_whose_output_is_zero():
+    model, ids = families.build("qwen3_moe"), torch.arange(3, 21).view(2, 9)
+    with theirs.ablated(model, "model.layers.1.mlp", 2):
+        found = model(ids).logits
+    model.get_submodule("model.layers.1.mlp.experts").down_proj[2] = 0
+    assert torch.allclose(found, model(ids).logits, atol=1e-5)
+
+
+def test_experts_that_are_not_handed_weights_stay():
+    with pytest.raises(ValueError, match="are not handed weights"):
+        theirs.ablated(families.build("llama4"), "model.layers.2.feed_forward", 0).__enter__()
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+def test_a_page_has_the_run_without_an_expert_beside(name, tmp_path, capsys):
+    saved(name, tmp_path / "it")
+    out = tmp_path / "a.html"
+    command = ["explore", TEXT, "--model", str(tmp_path / "it"), "--out", str(out), "--ablate"]
+    for wrong, said in {"9.0": "no layer 9", "1.6": "no expert 6", "1": "LAYER.EXPERT"}.items():
+        assert cli.main([*command, wrong]) == 1 and not out.exists()
+        assert said in capsys.readouterr().err
+    assert cli.main([*command, "1.2"]) == 0
+    was, now, rise = map(
+        float, re.search(r"from ([\d.]+) to ([\d.]+) nats a token \((.+)\)",
+                         capsys.readouterr().out).groups()
+    )  # fmt: skip
+    assert abs(now - was - rise) < 2e-4 and rise != 0
+    state, _ = state_of(out.read_text(encoding="utf-8"))
+    assert state["beside"]["source"] == "it without 1.2"

@@ -119,6 +119,9 @@ def explore(argv: Sequence[str]) -> int:
         "--compare-model", type=Path, metavar="FOLDER", help="another model, to stand beside it"
     )
     parser.add_argument(
+        "--ablate", metavar="LAYER.EXPERT", help="the same without this expert, to stand beside it"
+    )
+    parser.add_argument(
         "--film", action="store_true", help="the film of the model's training, instead of a text"
     )
     parser.add_argument(
@@ -135,6 +138,10 @@ def explore(argv: Sequence[str]) -> int:
         raise ValueError("a trace has its own text, and stands alone: give --trace FILE")
     args.out = args.out or Path("live.html" if args.live else "routing.html")
     beside = args.compare is not None or args.compare_model is not None
+    if args.ablate and (beside or args.film or args.live or args.trace):
+        raise ValueError("--ablate has its own page beside: give a text and a --model with it")
+    if args.ablate and not re.fullmatch(r"[0-9]{1,6}[.][0-9]{1,6}", args.ablate):
+        raise ValueError(f"--ablate is LAYER.EXPERT, as 1.3, not {args.ablate!r}")
     texts = [args.text, args.compare if args.compare is not None else args.text][: 1 + beside]
     if args.film and (beside or args.text):
         raise ValueError("a film has its own text, and stands alone: give --film and a --model")
@@ -177,8 +184,10 @@ def explore(argv: Sequence[str]) -> int:
         widget, shown = RoutingExplorer(read(args.trace)), "recorded elsewhere"
     else:
         run = partial(_run, dtype=args.dtype)
-        _, _, other = run(texts[-1], args.compare_model or folder) if beside else [None] * 3
-        model, tokenizer, trace = run(args.text, folder)
+        other = run(texts[-1], args.compare_model or folder)[2] if beside else None
+        without = tuple(map(int, args.ablate.split("."))) if args.ablate else None
+        model, tokenizer, trace, left = run(args.text, folder, without=without)
+        other = left or other
         own = {"model": model, "tokenizer": tokenizer, "text": args.text} if model else {}
         widget = RoutingExplorer(trace, **own, beside=other)
         if model:
@@ -212,8 +221,13 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _run(text: str, folder: Path, dtype: str | None = None) -> tuple[Any, Any, Any]:
-    """Run a text through the model in a folder: the model if it is ours, tokenizer and trace."""
+def _run(
+    text: str, folder: Path, dtype: str | None = None, without: Any = None
+) -> tuple[Any, Any, Any, Any]:
+    """Run a text through the model in a folder: the model if ours, tokenizer, trace; and without.
+
+    Args: without: (layer, expert) that a second run does not have; its rise in loss is printed.
+    """
     import torch
 
     from ..checked import check_room
@@ -240,9 +254,49 @@ def _run(text: str, folder: Path, dtype: str | None = None) -> tuple[Any, Any, A
     S = len(ids) if window else 0  # a window needs a mask, S by S
     check_room(8 * S * S, f"the attention over {len(ids):,} tokens")
     with torch.inference_mode(), record(model, partial(pieces, tokenizer)) as recorded:
-        model(torch.tensor([ids]))
+        before = model(torch.tensor([ids]))
     trace = replace(recorded.trace, source=folder.resolve().name)
-    return model if ours else None, tokenizer, trace
+    other = _without(model, tokenizer, trace, ids, before, *without) if without else None
+    return model if ours else None, tokenizer, trace, other
+
+
+def _without(
+    model: Any, tokenizer: Any, trace: Any, ids: list[int], before: Any, layer: int, expert: int
+) -> Any:
+    """Run a text again without an expert, say how much its loss rises, and return the trace."""
+    import torch
+    import torch.nn.functional as F
+
+    from ..model import Mixtral
+    from ..trace import record
+    from .causal import ablate, intervene
+    from .data import pieces
+    from .theirs import ablated
+
+    # 1. what cannot be asked
+    L, E = len(trace.layers), trace.layers[layer].num_experts if layer < len(trace.layers) else 0
+    if layer >= L:
+        raise ValueError(f"there is no layer {layer}: {L} have experts, counted from 0")
+    if expert >= E:
+        raise ValueError(f"there is no expert {expert} in layer {layer}: it has {E}, from 0")
+    ours = isinstance(model, Mixtral)
+    if not ours and getattr(before, "logits", None) is None:
+        raise ValueError("the model says no next token, so there is no loss that could rise")
+    if len(ids) < 2:
+        raise ValueError("a loss needs at least two tokens of text")
+    # 2. the same text, without it
+    name = trace.layer_names[layer].partition(", pass ")[0]
+    left_out = intervene(model, ablate(layer, expert)) if ours else ablated(model, name, expert)
+    show = partial(pieces, tokenizer)
+    with torch.inference_mode(), left_out, record(model, show) as recorded:
+        after = model(torch.tensor([ids]))
+    # 3. what that costs
+    logits = [out.logits_BSV if ours else out.logits for out in (before, after)]
+    target = torch.tensor(ids[1:])
+    was, now = (float(F.cross_entropy(x[0, :-1].float(), target)) for x in logits)
+    print(f"without expert {expert} of layer {layer} ({name}): the loss of the text goes from "
+          f"{was:.4f} to {now:.4f} nats a token ({now - was:+.4f})")  # fmt: skip
+    return replace(recorded.trace, source=f"{trace.source} without {layer}.{expert}")
 
 
 def _live(text: str, folder: Path) -> Any:

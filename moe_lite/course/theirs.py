@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 from torch import nn
 
 from ..checked import check_room, open_tensors, read_json, short
+from ..trace import INDEX, WEIGHT, takes_choices
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -87,3 +91,47 @@ def context(model: nn.Module) -> tuple[int, int]:
     config: Any = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return text.vocab_size, getattr(text, "max_position_embeddings", None) or 2**31
+
+
+@contextmanager
+def ablated(model: nn.Module, layer: str, expert: int) -> Iterator[nn.Module]:
+    """Take an expert out while the block runs: the weight that the experts are handed for it is 0.
+
+    The choice stays, and so do the token's other weights: nothing is put in its place. A
+    :func:`~moe_lite.trace.record` begun inside sees the 0; one begun before, what the gate said.
+
+    Args:   layer: as in the trace's ``layer_names``; a block that runs several times loses the
+            expert each time.
+    Raises: ValueError for a layer or an expert that is not there, or experts that are not handed
+            their weights.
+    """
+    # 1. the experts of this layer, as the recorder names and finds them
+    found = {n.rpartition(".")[0] or n: m for n, m in model.named_modules() if takes_choices(m)}
+    if layer not in found:
+        raise ValueError(f"there is no layer {short(layer)}; those with experts: {list(found)}")
+    experts, count = found[layer], getattr(found[layer], "num_experts", None)
+    if expert < 0 or (count is not None and expert >= count):
+        raise ValueError(f"there is no expert {expert} in {layer}, which has {count}, from 0")
+    names = inspect.signature(experts.forward).parameters
+    handed = [next((n for n in those if n in names), "") for those in (INDEX, WEIGHT)]
+    if not all(handed):
+        raise ValueError(f"the experts of {layer} are not handed weights: none can be taken out")
+
+    # 2. its weight is 0, in a new tensor: the gate's own stays
+    def without(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        call = inspect.signature(module.forward).bind(*args, **kwargs)
+        index, weight = (call.arguments[name] for name in handed)
+        if index.shape == weight.shape and not index.is_floating_point():
+            its = index == expert
+        else:  # a column for each expert; of the weights perhaps one, that of the only expert
+            column = torch.arange(index.shape[-1], device=index.device) == expert
+            its = (index != 0) & column
+            its = its if weight.shape == index.shape else its.any(dim=-1).view(weight.shape)
+        call.arguments[handed[1]] = weight.masked_fill(its, 0)
+        return call.args, call.kwargs
+
+    hook = experts.register_forward_pre_hook(without, with_kwargs=True)
+    try:
+        yield model
+    finally:
+        hook.remove()
