@@ -115,7 +115,7 @@ def test_work_is_copied_once_and_never_written_over(opened, tmp_path, monkeypatc
     assert cli.main(["lab", "--work", str(work), "--no-browser"]) == 0
     assert "2 notebooks copied" in capsys.readouterr().out
     assert f"--ServerApp.root_dir={work}" in opened and "--no-browser" in opened
-    assert opened[-1] == str(work / "notebooks" / "05_capacity.ipynb")
+    assert opened[-1] == str(work / "map.md") and (work / "map.md").is_file()
     mine = work / "exercises" / "05_capacity.ipynb"
     assert mine.stat().st_mode & 0o200, "it was read-only where it came from"
     mine.write_text("my answers", encoding="utf-8")

@@ -18,7 +18,9 @@ MOST = 8  # lines, bars or words that are named; the rest are counted
 
 
 def describe(figure: Figure) -> str:
-    """Return a figure in words, panel by panel."""
+    """Return a figure in words, panel by panel; its label, where it was given one."""
+    if label := figure.get_label():
+        return str(label)
     panels = [said for ax in figure.axes if (said := panel(ax))]
     head = figure.get_suptitle()
     many = f"{len(panels)} panels. " if len(panels) > 1 else ""

@@ -309,6 +309,8 @@ def strips(
     ax.tick_params(length=0)
     figure = _finish(ax)
     ax.spines[:].set_visible(False)
+    said = {name: " ".join(map(str, labels)) for name, (labels, _) in rows.items()}
+    figure.set_label("Rows of boxes. " + "; ".join(f"{name}: {row}" for name, row in said.items()))
     return figure
 
 

@@ -54,7 +54,7 @@ def copy(source: Path, work: Path) -> tuple[int, int]:
         raise ValueError(f"{work} is the course itself: name another folder with --work")
     made = kept = 0
     for name in FOLDERS:
-        for path in sorted((source / name).glob("[0-9][0-9]_*.ipynb")):
+        for path in sorted((source / name).glob("[0-9][0-9]*_*.ipynb")):
             to = check_writable(work / name) / path.name
             if to.exists():
                 kept += 1
