@@ -120,7 +120,7 @@ def test_the_notebooks_come_along_and_are_worked_on_elsewhere(untouched, tmp_pat
         "print(w.copy(w.originals(), Path('mine')))"
     )
     count = sum(
-        len([*(ROOT / name).glob("[0-9][0-9]_*.ipynb")]) for name in ("notebooks", "exercises")
+        len([*(ROOT / name).glob("[0-9][0-9]*_*.ipynb")]) for name in ("notebooks", "exercises")
     )
     assert run(untouched, "-c", code, cwd=tmp_path).strip() == f"({count}, 0)"
     for path in (tmp_path / "mine").rglob("*.ipynb"):
