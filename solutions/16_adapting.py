@@ -224,6 +224,7 @@ checks.check_prune_router(prune_router)
 # that would go to a "pruned" expert then:
 
 # %%
+score_E = reap(routing.expert_N, routing.gate_N, answer_ND, 8)
 least = int(score_E.argmin())
 zeroed_ED = last.gate.weight.detach().clone()
 zeroed_ED[least] = 0
