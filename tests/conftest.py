@@ -99,7 +99,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+class Seeded:
+    """Start every test and every example from the same random state, whatever ran before it."""
+
+    @pytest.fixture(autouse=True)
+    def _seeded(self) -> None:
+        torch.manual_seed(0)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Seeded())  # not a fixture of this folder: examples lie elsewhere
     config.addinivalue_line("markers", "slow(what): takes long; --quick leaves it out, and says so")
 
 
@@ -151,12 +160,6 @@ def pytest_terminal_summary(
         terminalreporter.write_line(
             f"--quick left out {left.total()} tests: {parts}. `python course.py test` runs all."
         )
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Start every test from the same random state, whatever ran before it."""
-    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

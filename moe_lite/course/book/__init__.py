@@ -99,10 +99,15 @@ class Book:
             up = "../" * folder.count("/") + "../" * bool(folder)
             if name.startswith("solutions/"):
                 name = name.replace("solutions/", "exercises/", 1)
-            elif name == "README.md":
+            elif name == "README.md" and not anchor:
                 name = "index.md"
+            elif name == "README.md":  # a section that the front page has not
+                self.page(path, name)
             elif path.suffix == ".json":  # to be downloaded
                 self.put(name, path.read_text("utf-8"))
+            elif path.suffix == ".png":
+                (self.source / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.source / name).write_bytes(path.read_bytes())
             elif name.startswith("docs/") and path.suffix == ".md":
                 self.page(path, name)
             elif path.suffix in (".py", ".md", "") and name != "LEDGER.md":
@@ -116,9 +121,7 @@ class Book:
         """Add one of the course's pages, with its links, once."""
         if not (self.source / name).exists():
             self.put(name, "")  # pages may lead to each other
-            text = self.links(
-                path.read_text("utf-8"), path.parent.relative_to(self.root).as_posix()
-            )
+            text = self.links(path.read_text("utf-8"), name.rpartition("/")[0])
             self.put(name, f"---\norphan: true\n---\n{text}")
 
     def output(self, output: dict[str, Any], path: Path, name: str, title: str) -> dict[str, Any]:
