@@ -50,11 +50,10 @@ from moe_lite import Experts, Mixtral, MixtralConfig, MoELayer, TopKRouter, hf, 
 from moe_lite.course import cost, data, drawings, ledger, presets, viz
 from moe_lite.course.widgets import TrafficMatrix
 
+# %%
 torch.manual_seed(0)
 torch.set_num_threads(1)
 torch.set_printoptions(precision=3, sci_mode=False)
-
-# %%
 drawings.many_machines()
 
 # %% [markdown]

@@ -98,6 +98,7 @@ def distinct(routings, T, draws=300):
     return chosen[:, picks].any(2).sum(-1).float().mean().item()
 
 
+# %%
 Ts = [1, 2, 4, 8, 16, 32]
 with torch.no_grad():
     mixed = mini(torch.cat([text.windows(d, 64, 8).ids_BS for d in domains])).routings
@@ -365,6 +366,7 @@ def hit_rate(expert_TK, room):
     return hits / expert_TK.numel()
 
 
+# %%
 line = [r.expert_N.view(-1, 2) for r in mini(text.windows("prose", 512, 1).ids_BS).routings]
 for room in (2, 4, 6):
     rate = np.mean([hit_rate(expert_TK, room) for expert_TK in line])

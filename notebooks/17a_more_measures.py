@@ -189,6 +189,7 @@ def beyond(one, label_T, other_T):
     return observed_L - null(within_T=other_T).mean(0)
 
 
+# %%
 told_word, told_domain = [], []
 ids_T, topic_T = film.ids_BS.flatten(), film.domain_BS.flatten()
 for step in steps:

@@ -143,6 +143,28 @@ def small_mixtral() -> Sheet:
     return sheet
 
 
+def what_for() -> Sheet:
+    """Draw chapter 11's idea: a mixture holds eight networks, and runs as much as a dense twin."""
+    sheet = Sheet(9.4, 4.0, "Three ways to be large: what a token runs, and what the layer holds")
+    # 1. the dense twins: no router, and all of them runs
+    for x, size, what in ((1.1, 2, "active"), (7.75, 8, "total")):
+        token, network = sheet.token(x, 0.95, "token"), sheet.block(x, 3.0, "dense", width=0.36 * size)
+        sheet.arrow(token, network, "all of it")
+        sheet.note(x, 3.65, f"dense, equal {what}")
+        sheet.note(x, 0.4, f"runs {size}, holds {size}")
+    # 2. the mixture between them
+    x, chosen = 4.25, (2, 5)
+    token, router = sheet.token(x, 0.95, "token"), sheet.router(x, 1.85)
+    sheet.arrow(token, router)
+    for e in range(8):
+        taken = e in chosen
+        expert = sheet.expert(x + 0.4 * (e - 3.5), 3.0, e, " ", idle=not taken, width=0.32)
+        sheet.arrow(router, expert, taken=taken)
+    sheet.note(x, 3.65, "sparse: 2 of 8 experts")
+    sheet.note(x, 0.4, "runs 2, holds 8")
+    return sheet
+
+
 def dispatch() -> Sheet:
     """Draw chapter 12's idea: sort the pairs by expert, run each block, fetch the answers back."""
     sheet = Sheet(9.4, 4.6, "Dispatch is a sort: each expert's rows lie side by side")
