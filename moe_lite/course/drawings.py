@@ -146,10 +146,10 @@ def small_mixtral() -> Sheet:
 def what_for() -> Sheet:
     """Draw chapter 11's idea: a mixture holds eight networks, and runs as much as a dense twin."""
     sheet = Sheet(9.4, 4.0, "Three ways to be large: what a token runs, and what the layer holds")
-    # 1. the dense twins: no router, and all of them runs
+    # 1. the dense twins: no router, and everything runs
     for x, size, what in ((1.1, 2, "active"), (7.75, 8, "total")):
-        token, network = sheet.token(x, 0.95, "token"), sheet.block(x, 3.0, "dense", width=0.36 * size)
-        sheet.arrow(token, network, "all of it")
+        network = sheet.block(x, 3.0, "dense", width=0.36 * size)
+        sheet.arrow(sheet.token(x, 0.95, "token"), network, "all of it")
         sheet.note(x, 3.65, f"dense, equal {what}")
         sheet.note(x, 0.4, f"runs {size}, holds {size}")
     # 2. the mixture between them
