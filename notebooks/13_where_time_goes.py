@@ -230,13 +230,14 @@ ax.set(
 _ = ax.legend(frameon=False)  # fmt: skip
 
 # %% [markdown]
-# See three things. **One:** a single token is the same for all: two experts' weights are fetched,
-# as many as the dense network has. From there the dense network moves to the right with every
-# token, because the same weights serve them all. The mixture stays where it is: more tokens need
-# more *experts*. It sets out only when all experts are in use. **Two:** where each expert has many
-# rows, the sorted ways climb towards the flat roof; what is missing there is section 2.
+# See three things. **One:** with a single token all stand at the same intensity: two experts'
+# weights, as many as the dense network has. From there the dense network moves to the right with
+# every token, because the same weights serve them all. The mixture stays where it is: more tokens
+# need more *experts*. It sets out only when all experts are in use. **Two:** where each expert has
+# many rows, the sorted ways climb towards the flat roof; what is missing there is section 2.
 # **Three:** padding loses by what it computes for nothing, most of all with few tokens, where it
-# runs all experts.
+# runs all experts. (Points above the slanted roof: a copy writes as much as it reads, these jobs
+# nearly only read, and some of their weights still lay in a cache.)
 #
 # ## 2. Where it loses, and why
 #
@@ -251,18 +252,18 @@ _ = ax.legend(frameon=False)  # fmt: skip
 E = 64
 experts = Experts(E, D, width).requires_grad_(False)
 each = list(zip(experts.w1, experts.w3, experts.w2, strict=True))
-heights, alone, shares = [1, 2, 4, 8, 16, 32, 64, 128, 256], [], []
+heights, alone, shares = [2**i for i in range(11)], [], []
 for m in heights:
     x_mD = torch.randn(m, D)
     alone.append(least(lambda x=x_mD: [swiglu(x, *expert) for expert in each]) / E)
     cached = least(lambda x=x_mD: [swiglu(x, *each[0]) for _ in each]) / E
     shares.append(6 * m * D * width / alone[-1] / peak)
-    print(f"{m:3} rows: {alone[-1] * 1e6:5.0f} us, {shares[-1]:4.0%} of peak; "
+    print(f"{m:4} rows: {alone[-1] * 1e6:5.0f} us, {shares[-1]:4.0%} of peak; "
           f"with its weights in the cache {cached * 1e6:5.0f} us")  # fmt: skip
 
 # %% [markdown]
 # Two different things are slow here. With one row most of the time goes into *fetching* three
-# matrices: the same arithmetic on cached weights takes a fraction. From about eight rows on the
+# matrices: the same arithmetic on cached weights takes a fraction. From some sixteen rows on the
 # larger part stays even when nothing is fetched: a product of so few rows is a bad product, far
 # from the peak. That is chapter 12's tile in another form.
 #
@@ -304,11 +305,13 @@ fig
 
 # %% [markdown]
 # Both do the same arithmetic, and with some tens of tokens the dense network is ahead by far. The
-# roofline has the *shape* of it, up and down again, but promises too much on the way down: it
-# knows bytes, and not that a product of ten rows is a bad one. The table knows; it comes close. The
-# gap above it, widest for one token, is the carrying: a sort, two gathers and a sum take some fixed
-# microseconds, however few the rows. (The library's line lies lower there. For decoding, one token
-# at a time, a layer of the library has a path of its own besides, without a sort.)
+# roofline has the *shape* of it, up and down again, but promises too much on the way down: it knows
+# bytes, and not that a product of ten rows is a bad one. The table knows; it comes closer. The gap
+# above it, for one token, is the carrying: a sort, two gathers and a sum take some fixed
+# microseconds, however few the rows. With some tens of tokens the layer can be faster than the
+# table, whose experts were all cold: here some of a batch's experts were used by the batch before,
+# and lie in a cache. (The library's line lies lower there. For decoding, one token at a time, a
+# layer of the library has a path of its own besides, without a sort.)
 #
 # **One token at a time**, as in decoding, is the left end: two experts' weights are fetched for two
 # rows of work, and the dense network fetches as much. From there a batch of decoding texts walks up
@@ -592,8 +595,7 @@ for ax, E in zip(panels, (8, 64), strict=True):
                 ax.barh(y + shift, found[way], 0.38, color=color, label=label if y == 0 else None)
                 ax.text(found[way], y + shift, f" {found[way]:.1f}", va="center", fontsize=8)
     ax.axvline(1, color="#1b1f24", lw=0.8)
-    ax.set(title=f"{E} experts", xlabel="time over the dense network's")
-    ax.margins(x=0.12)  # the numbers stand inside
+    ax.set(title=f"{E} experts", xlabel="time over the dense network's", xmargin=0.12)
     ax.set_yticks(range(len(names)), list(names))
 panels[0].invert_yaxis()
 _ = panels[1].legend(frameon=False)
@@ -602,10 +604,10 @@ _ = panels[1].legend(frameon=False)
 # On the line a path takes as long as the dense network. The lowest bars are that network again, by
 # plain `F.linear`: what the faster product is worth by itself. On "stored", one core of the
 # processor named above, that is nearly a factor of two, and loop and padded, written with plain
-# products, lose as much to it. What dispatch costs is the bar of *auto*: next to
-# nothing at 8 experts, and a third of the dense network's time ("stored") at 64, where each has 128
-# rows. The eager loop (stored: transformers'; yours: `by_slices`) shows section 3: harmless at 8
-# experts, far too slow at 64.
+# products, lose as much to it. What dispatch costs is the bar of *auto*: ("stored") an eighth of
+# the dense network's time at 8 experts, and more than a third at 64, where each has 128 rows. The
+# eager loop (stored: transformers'; yours: `by_slices`) shows section 3: harmless at 8 experts, far
+# too slow at 64.
 #
 # The rows that were not timed say why: mostly something that was not installed there. On the H100
 # (one run) the library's Triton kernels, at OLMoE's shape, take 1.2 times as long as the dense
