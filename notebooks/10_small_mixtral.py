@@ -330,7 +330,7 @@ for ids, domain in zip(batch.ids_BS, batch.domain_BS[:, 0], strict=True):
 # z-loss as well; chapter 07 says why.)
 
 # %%
-run = TrainConfig(steps=100, batch_size=16, seq_len=128, lr=4e-3, warmup=10, autocast="off")
+run = TrainConfig(steps=100, batch_size=10, seq_len=128, lr=4e-3, warmup=10, autocast="off")
 trained, histories = {}, {}
 for name, c in models.items():
     torch.manual_seed(0)

@@ -303,8 +303,8 @@ for layer, mark in enumerate("os^Dv*"):
     panels[0].scatter(100 * used_LEC[layer].flatten(), rise, marker=mark, s=22, alpha=0.7,
                       color=plt.cm.cividis(layer / 5), label=f"layer {layer}")  # fmt: skip
 panels[0].set(xlabel="% of a domain's pairs", ylabel="its loss rises by, nats", yscale="log",
-              title="48 experts, five domains")  # fmt: skip
-panels[0].legend(fontsize=8, ncols=2)
+              ylim=(5e-6, 50), title="48 experts, five domains")  # fmt: skip
+panels[0].legend(fontsize=8, ncols=2, loc="upper right")
 image = panels[1].imshow(rise_LEC.mean(-1).clamp(min=1e-4), cmap="cividis", norm="log")
 panels[1].set(xlabel="expert", ylabel="layer", title="taken away: mean of the domains")
 _ = fig.colorbar(image, ax=panels[1], label="nats")
