@@ -45,7 +45,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moe_lite import Experts, MoELayer, Routing, TopKRouter
-from moe_lite.course import benched, charts, drawings, ledger, viz
+from moe_lite.course import benched, charts, drawings, viz
 from moe_lite.dispatch import plan
 from moe_lite.fast import BACKENDS, linear
 
