@@ -212,8 +212,39 @@ function tie(model) {
     };
   }
 
+  /** Takes a guess, where Python has a question: the moves that it asks about are made only then, and
+   *  the browser remembers the guess, where it may, beside the answer. */
+  function guess() {
+    const { ask, moves, answer, most, step } = get("guess") ?? {}, name = `moe-lite: ${ask}`;
+    let made = null;
+    try { made = ask && localStorage.getItem(name); } catch { /* this page may keep nothing */ }
+    if (!ask) return [];
+    const input = h("input", { type: "range", min: 0, max: most, step, value: most / 2, "aria-label": `Your guess: ${ask}` }), output = h("output");
+    const bar = h("i"), mark = h("u"), said = h("span", { role: "status" });
+    const open = h("span.controls", {}, input, output, button("Guess", () => {
+      made = input.value;
+      try { localStorage.setItem(name, made); } catch { /* then until the page is left */ }
+      set(moves);
+      tell();
+      again.focus();
+    }));
+    const again = button("Guess again", () => { made = null; said.textContent = ""; tell(); input.focus(); });
+    const closed = h("span.controls", {}, h("span.track", { "aria-hidden": "true" }, bar, mark), said, again);
+    const tell = () => {
+      output.textContent = input.value;
+      [open.hidden, closed.hidden] = [made !== null, made === null];
+      if (made === null) return;
+      said.textContent = `You guessed ${made}; it is ${answer}.`;
+      [bar.style.width, mark.style.left] = [answer, made].map((x) => `${(100 * clamp(x, 0, most)) / most}%`);
+    };
+    on(input, "input", tell);
+    tell();
+    return [h("div.guess", { role: "group", "aria-label": "A guess before you look" }, h("strong", {}, ask), open, closed)];
+  }
+
   /** Puts root into el, paints it now, and in the next frame whenever a value of these changes. */
   function show(el, root, keys, paint) {
+    root.prepend(...guess());
     const all = () => { paint(); for (const follow of followers) follow(); };
     const end = live(root, Object.fromEntries(keys.map((key) => [key, () => soon(all)])));
     el.append(root);
