@@ -216,14 +216,14 @@ function tie(model) {
    *  the browser remembers the guess, where it may, beside the answer. */
   function guess() {
     const { ask, moves, answer, most, step } = get("guess") ?? {}, name = `moe-lite: ${ask}`;
-    let made = null;
-    try { made = ask && localStorage.getItem(name); } catch { /* this page may keep nothing */ }
     if (!ask) return [];
+    let made = null; // in words; a page that may keep nothing keeps it until it is left
+    try { made = localStorage.getItem(name); } catch { /* so */ }
     const input = h("input", { type: "range", min: 0, max: most, step, value: most / 2, "aria-label": `Your guess: ${ask}` }), output = h("output");
     const bar = h("i"), mark = h("u"), said = h("span", { role: "status" });
     const open = h("span.controls", {}, input, output, button("Guess", () => {
       made = input.value;
-      try { localStorage.setItem(name, made); } catch { /* then until the page is left */ }
+      try { localStorage.setItem(name, made); } catch { /* so */ }
       set(moves);
       tell();
       again.focus();
@@ -245,12 +245,14 @@ function tie(model) {
   /** Puts root into el, paints it now, and in the next frame whenever a value of these changes. */
   function show(el, root, keys, paint) {
     root.prepend(...guess());
-    const all = () => { paint(); for (const follow of followers) follow(); };
+    const all = () => { paint(); follow(); };
     const end = live(root, Object.fromEntries(keys.map((key) => [key, () => soon(all)])));
     el.append(root);
     all();
     return end;
   }
 
-  return { get, set, on, atEnd, soon, onTheme, labelled, slider, menu, radios, button, player, live, show };
+  const follow = () => { for (const each of followers) each(); };
+
+  return { get, set, on, atEnd, soon, onTheme, labelled, slider, menu, radios, button, player, follow, live, show };
 }

@@ -28,6 +28,10 @@ HERE = Path(__file__).parent
 PAGE = "application/vnd.moe-lite.page+json"  # in an output: what the book makes a page of
 LARGEST = 150_000  # characters of it; a notebook is to stay below a megabyte
 EXPORT = "export default { render };"  # how each widget's module ends
+THEME = (  # before anything is drawn
+    'document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches '
+    '? "dark" : "light"'
+)
 
 
 class Question(NamedTuple):
@@ -108,8 +112,8 @@ class PortableWidget(anywidget.AnyWidget):
     def html(self) -> str:
         """Make a whole HTML page that needs neither a kernel nor a network.
 
-        The page forbids itself every fetch (``default-src 'none'``) and runs one script only,
-        the one whose hash it carries. What a token says is data, never markup.
+        The page forbids itself every fetch (``default-src 'none'``) and runs two scripts only,
+        those whose hashes it carries. What a token says is data, never markup.
         """
         return self.document(self.title, self.packed(), str(self._esm), str(self._css))
 
@@ -120,7 +124,7 @@ class PortableWidget(anywidget.AnyWidget):
         page, worker = _read(*cls.page), _read(*cls.worker)
         assert module.count(EXPORT) == 1, f"the module must end with {EXPORT}"
         script = module.replace(EXPORT, "") + page
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        digests = " ".join(f"'sha256-{digest(part)}'" for part in (THEME, script))
         style = (HERE / "page.css").read_text(encoding="utf-8") + css
         title = html.escape(title)
         thread = f'<script type="text/plain" id="worker">{worker}</script>\n' if worker else ""
@@ -130,8 +134,9 @@ class PortableWidget(anywidget.AnyWidget):
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
-script-src 'sha256-{digest}'; style-src 'unsafe-inline'{"; worker-src blob:" * bool(worker)}">
+script-src {digests}; style-src 'unsafe-inline'{"; worker-src blob:" * bool(worker)}">
 <title>{title}</title>
+<script>{THEME}</script>
 <style>{style}</style>
 </head>
 <body>
@@ -227,6 +232,11 @@ def panels(width: float, height: float, columns: int = 1, **options: Any) -> tup
 
 def _read(*names: str) -> str:
     return "\n".join((HERE / name).read_text(encoding="utf-8") for name in names)
+
+
+def digest(script: str) -> str:
+    """Return a script's SHA-256, as a page's policy names it."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def deflated(value: Any) -> dict[str, str]:
