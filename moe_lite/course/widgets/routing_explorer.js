@@ -186,9 +186,8 @@ const BYTES = "((?:⟨[0-9A-F ]+⟩)+)", FIRST = new RegExp(`^(.*?)${BYTES}$`, "
 
 /** Spells bytes, written ⟨E3 81⟩; undefined while they are part of a character. */
 function decoded(bytes) {
-  try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(Uint8Array.from(bytes.match(/[0-9A-F]{2}/g), (x) => parseInt(x, 16)));
-  } catch { return undefined; }
+  const held = Uint8Array.from(bytes.match(/[0-9A-F]{2}/g), (x) => parseInt(x, 16));
+  try { return new TextDecoder("utf-8", { fatal: true }).decode(held); } catch { return undefined; }
 }
 
 /** Groups tokens that hold bytes into what they spell: the first is shown as the character, a dot
