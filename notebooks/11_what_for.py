@@ -227,9 +227,7 @@ for kind in ("dense", "16 experts"):
     for times in (100, 1000):
         each = capacity[f"bits per parameter, {kind}, {times}"]
         print(f"{kind:11} each fact seen {times:5,} times: {each} bits per parameter")
-for claim in ledger.load("allenzhu2024").claims:
-    ours = capacity[claim.measure]
-    print(f"{claim.verdict(ours):15} paper {claim.paper}, ours {ours!s:15} {claim.text}")
+ledger.verdicts("allenzhu2024")
 
 # %% [markdown]
 # Ten times as many looks add a quarter or a bit more: the ceiling is near, and lower than theirs.
@@ -290,7 +288,7 @@ chosen_NSE = torch.zeros(len(book), 4, 16, dtype=torch.bool)
 chosen_NSE.view(-1, 16)[routing.token_N, routing.expert_N] = True
 met_EN = chosen_NSE[:, 1:].any(1).T  # by one of the three tokens that answer
 print(f"an entry meets {met_EN.sum(0).float().mean():.1f} of 16 experts and needs ", end="")
-print(f"{lost_EN.sum(0).float().mean():.1f}; of those that met a missing expert ", end="")
+print(f"{lost_EN.sum(0).float().mean():.1f};\nof those that met a missing expert ", end="")
 print(
     f"{lost_EN.sum() / met_EN.sum():.0%} are forgotten, of the others {(lost_EN & ~met_EN).sum()}"
 )
@@ -440,10 +438,7 @@ for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
     read = [4e-6 * unit * wide * distinct_experts(E, 1, tokens) / tokens for tokens in (1, T)]
     print(f"{E:2} experts {hidden * wide:5} wide: {4e-6 * E * wide * unit:5.1f} MB held, ", end="")
     print(
-        f"{2e-6 * unit * wide:4.1f} MFLOP a token, {T / E:5.0f} tokens an expert; MB read for ",
-        end="",
-    )
-    print(
+        f"{2e-6 * unit * wide:4.1f} MFLOP a token, {T / E:5.0f} tokens an expert;\n   MB read for "
         f"a token alone {read[0]:4.1f}, of {T} {read[1]:.3f}; {milliseconds(layer, x_TD):4.0f} ms"
     )
 
@@ -498,10 +493,10 @@ fig
 #
 # ## Exercises
 #
-# [`exercises/11_what_for.ipynb`](../exercises/11_what_for.ipynb): bits from a loss, four sizes of
+# [`exercises/11_exercises.ipynb`](../exercises/11_exercises.ipynb): bits from a loss, four sizes of
 # a layer, an unfair comparison, the number of experts a book takes, who holds an entry, and the
 # bill of reading. Each check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/11_what_for.ipynb).
+# [`solutions/`](../solutions/11_solutions.ipynb).
 # [Glossary](../docs/glossary.md).
 #
 # ## In five lines
