@@ -7,6 +7,7 @@ import torch
 
 from experiments import recipe
 from moe_lite.course import leads
+from moe_lite.course.data import BOOK, DOMAINS
 
 
 def axis(name, base, runs, book=False, of=4):
