@@ -595,15 +595,16 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
     print(f"layer {number}: {changed:4.0%} of {len(alone)} tokens change their first expert")
 
 # %% [markdown]
-# In the run stored here nearly every token changed, already in layer 0: so young a model routes
-# by its surroundings far more than by the token. (A guess at why: attention that has learned
-# little averages over all it may see, and that average is most of what the router gets.) The
-# table alone would have let you believe the opposite.
+# In the run stored here seven tokens in ten changed in layer 0, and above it one in five to two in
+# five: a good part of this routing goes by the surroundings. (A guess at why: attention that has
+# learned little averages over all it may see.) The table alone would have let you believe the
+# opposite.
 #
-# One sentence in one model is an anecdote; chapter 17 does it properly, with baselines. But you
-# have seen the right *kind* of question: change one thing, and see whether the routing follows.
-# The Mixtral authors looked for topics in their own model's routing and found "no obvious
-# pattern" (their section 5).
+# One sentence in one model is an anecdote: trained on larger batches, the same model changed nearly
+# every token, in all layers. Chapter 17 does it properly, with baselines. But you have seen the
+# right *kind* of question: change one thing, and see whether the routing follows. The Mixtral
+# authors looked for topics in their own model's routing and found "no obvious pattern" (their
+# section 5).
 #
 # ## 8. What goes wrong: a router that does not listen
 #

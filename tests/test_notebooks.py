@@ -97,6 +97,9 @@ def test_a_built_notebook_is_fit_to_be_read_anywhere(target):
         words = repr([cell.source, *map(build.texts, cell.outputs)])
         assert not PRIVATE.search(words), f"a path of one machine: {PRIVATE.search(words)}"
         assert not any(output.get("name") == "stderr" for output in cell.outputs)
+        for shown in (output.get("data", {}) for output in cell.outputs):
+            bare = shown.keys() == {"text/plain"} and "<Figure size" in shown["text/plain"]
+            assert not bare, f"a picture that nobody sees: {cell.source}"
     counts = [cell.execution_count for cell in code]
     assert counts == ([None] * len(code) if target.is_exercise else [*range(1, len(code) + 1)])
 
