@@ -1,4 +1,4 @@
-"""The library and the course stay apart: no import circle, and nothing unsafe or far away is used."""
+"""Library and course stay apart: no import circle, and nothing unsafe or far away is used."""
 
 import ast
 import re

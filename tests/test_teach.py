@@ -334,13 +334,21 @@ def test_the_courses_own_answers_are_allowed_and_usual(chapter):
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_nothing_that_a_lab_gives_is_an_answer(chapter):
+    """Neither what is imported nor what is used of it, `data.encode`; all else is refused."""
     made = lab.assemble("one", [chapter])
-    for module, name, _ in sorted(given_of(made).imports):
-        thing = getattr(importlib.import_module(module), name, None) if name else None
-        if module.startswith("moe_lite") and callable(thing):
-            for cell in made.checks:
-                with pytest.raises((checks.CheckFailed, NotImplementedError)):
-                    getattr(checks, f"check_{cell.check}")(thing)
+    given, things = given_of(made), {}
+    for module, name, here in given.imports:
+        if module.split(".")[0] == "moe_lite" and here != "checks":
+            whole = importlib.import_module(module)
+            part = getattr(whole, name, None) if name else whole
+            things[here] = part or importlib.import_module(f"{module}.{name}")
+    for used in given.used:
+        here, _, attribute = used.partition(".")
+        things[used] = getattr(things.get(here), attribute, None)
+    for thing in {id(one): one for one in things.values() if callable(one)}.values():
+        for cell in made.checks:
+            with pytest.raises((checks.CheckFailed, NotImplementedError)):
+                getattr(checks, f"check_{cell.check}")(thing)
 
 
 @pytest.mark.parametrize(
