@@ -65,17 +65,16 @@ class Graded:
 def submissions(folder: Path) -> list[tuple[str, Path, list[str]]]:
     """List (student, notebook, what to look at): NAME.ipynb, or a folder NAME with one in it.
 
-    A link that leads elsewhere is not followed: it may lead to the key. What is no notebook, a zip
-    for instance, is listed too, so that nobody is lost without a word.
+    A link is not followed: it may lead to the key. What is no notebook, a zip for instance, is
+    listed too where it is all there is, so that nobody is lost without a word.
 
     Raises: ValueError if there is nothing to grade.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: what students handed in belongs there")
     found: dict[str, tuple[Path, list[str]]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+    others = []
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         if path.is_dir():
             inside = sorted(
                 p for p in path.rglob("*")
@@ -88,11 +87,14 @@ def submissions(folder: Path) -> list[tuple[str, Path, list[str]]]:
             more = ["handed in as a folder and as a file; graded is the file"]
             found[path.stem] = path, more if path.stem in found else []
         else:
-            found.setdefault(path.stem, (path, [f"{path.name} was handed in"]))
+            others.append(path)
+    for path in others:
+        found.setdefault(path.stem, (path, [f"{path.name} was handed in"]))
     for student, (path, notes) in found.items():
-        if folder.resolve() not in path.resolve().parents:
-            elsewhere = path.with_name("(a link)"), [*notes, f"{path.name} is a link; not followed"]
-            found[student] = elsewhere
+        there = os.path.realpath(folder) / path.relative_to(folder)
+        if os.path.realpath(path) != str(there):
+            told = [*notes, f"{path.name} is a link; not followed"]
+            found[student] = path.with_name("(a link)"), told
     if not found:
         raise ValueError(f"there is no notebook in {folder}: NAME.ipynb, or NAME/anything.ipynb")
     return [(student, *rest) for student, rest in found.items()]
