@@ -161,7 +161,7 @@ def a_class(queues):
         "changes torch before",
         filled(queues, wrong, before=f"import torch\n{alias}"),
         rest,
-        ("changed torch.equal"),
+        ("changed torch.allclose, torch.equal"),
     )
     yield "changes torch meanwhile", filled(queues, blind, before="import torch"), rest, "changed"
     twice = RIGHT["rank"].replace(":\n", ":\n    getattr(__import__('os'), 'fork')()\n", 1)
@@ -171,7 +171,7 @@ def a_class(queues):
     memory = "def rank(e, E):\n    return bytearray(10**11)"
     yield "wants all memory", filled(queues, memory), rest, ""
     flood = "import sys\ndef rank(e, E):\n    while True: sys.stdout.write('x' * 99_999)"
-    yield "floods", filled(queues, flood), rest, "used up its time"
+    yield "floods", filled(queues, flood), rest, "imports sys"
     # --- what became of the file
     yield (
         "words of no alphabet",
