@@ -42,7 +42,7 @@ import torch
 from IPython.display import HTML, Markdown
 
 from moe_lite.checked import read_json
-from moe_lite.course import drawings, ledger, recent, scaling, trial, viz
+from moe_lite.course import charts, drawings, ledger, recent, scaling, trial, viz
 from moe_lite.course.claims import CLAIMS, Claim
 from moe_lite.routers import Scores
 
@@ -211,7 +211,7 @@ print("served by the two busiest, layer by layer:", [f"{share:.0%}" for share in
 # range and dotted outside it.
 
 # %%
-scaling.draw(hours=3, gflops=100, memory_GB=8)
+charts.alive(scaling.draw(hours=3, gflops=100, memory_GB=8))
 
 # %% [markdown]
 # Left, Clark et al. 2022: what a model with $E$ experts is worth, in parameters of a dense one. The

@@ -92,6 +92,8 @@ def alive(drawn: Figure | Mapping[str, Figure]) -> Chart:
         for other in others:
             pyplot.close(other)
     chart = Chart(live, first)
+    if head := first.get_suptitle():
+        live.update_layout(title={"text": head, "font": {"size": 14}}, margin_t=TOP + 30)
     if others:
         live.update_layout(margin_t=TOP + 50)
         chart.words = f"A menu of {len(figures)} charts: {'; '.join(figures)}. {chart.words}"
