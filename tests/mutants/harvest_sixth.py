@@ -7,6 +7,8 @@ import itertools
 
 import torch
 
+from moe_lite.course import cost
+
 # --- chapter 16 ----------------------------------------------------------------------------------
 
 
@@ -74,4 +76,124 @@ check_distinct_copies = [
      lambda w: sum(not any((x - y).abs().max() <= 1e-6 for y in w) for x in w)),
     ("as many as are independent", "distinct_copies: ",
      lambda w: int(torch.linalg.matrix_rank(w.flatten(1)))),
+]  # fmt: skip
+
+
+# --- chapter 15 ----------------------------------------------------------------------------------
+
+
+def _in_use(E, K, T):
+    return E * (1 - (1 - K / E) ** T)
+
+
+def _step(config, batch, share=None, tied=True):
+    count, E, K = (
+        cost.count_parameters(config),
+        config.num_local_experts,
+        config.num_experts_per_tok,
+    )
+    share = _in_use(E, K, batch) / E if share is None else share(E, K, batch)
+    common = count.total - count.experts
+    common -= 0 if tied and config.tie_word_embeddings else count.embedding
+    return 2 * common, 2 * share * count.experts
+
+
+check_decode_bytes = [
+    ("the common part for each text", "what every token uses is read once",
+     lambda c, b: b * _step(c, b)[0] + _step(c, b)[1]),
+]  # fmt: skip
+
+
+def _greedy(share, last=False):
+    def replicas(load_E, spare):
+        copies_E, experts = [1] * len(load_E), range(len(load_E))
+        for _ in range(spare):
+            most = max(reversed(experts) if last else experts,
+                       key=lambda e: share(load_E[e], copies_E[e]))  # fmt: skip
+            copies_E[most] += 1
+        return copies_E
+
+    return replicas
+
+
+def _halves_in_place(load_E, spare):
+    copies_E = [1] * len(load_E)
+    for _ in range(spare):
+        most = load_E.index(max(load_E))
+        load_E[most] /= 2
+        copies_E[most] += 1
+    return copies_E
+
+
+check_replicas = [
+    ("the last of equals", "of equals the first", _greedy(lambda load, n: load / n, last=True)),
+    ("whole loads", "divide without rounding", _greedy(lambda load, n: load // n)),
+    ("halves written into the loads", "changes its input in place", _halves_in_place),
+    ("loads sorted first", "changes its input in place",
+     lambda loads, n: (loads.sort(reverse=True), _greedy(lambda load, n: load / n)(loads, n))[1]),
+]  # fmt: skip
+
+
+def _kept(g, p):
+    return sum(p**i for i in range(g + 1))
+
+
+check_reads_per_token = [
+    ("chosen with repeats", "a token's K experts differ",
+     lambda E, K, g, p: E * (1 - (1 - 1 / E) ** (K * (g + 1))) / _kept(g, p)),
+    ("the chance of a wrong guess", "a guess is right, not wrong",
+     lambda E, K, g, p: _in_use(E, K, g + 1) / _kept(g, 1 - p)),
+    ("guesses without end", "the powers of p end at g",
+     lambda E, K, g, p: _in_use(E, K, g + 1) * (1 - p)),
+    ("what is kept", "that is how many tokens a check gives", lambda E, K, g, p: _kept(g, p)),
+    ("the mean of quotients", "divide the two expectations",
+     lambda E, K, g, p: _in_use(E, K, g + 1)
+     * (sum(p**i * (1 - p) / (i + 1) for i in range(g)) + p**g / (g + 1))),
+]  # fmt: skip
+
+
+# --- chapter 14 ----------------------------------------------------------------------------------
+
+
+def _rows(to_RTK, R):
+    return torch.stack([to_TK.flatten().bincount(minlength=R) for to_TK in to_RTK])
+
+
+check_traffic = [
+    ("no minlength", "of shape (2, 1)", lambda e, E: _rows(e // (E // len(e)), 0)),
+]  # fmt: skip
+
+check_rank_weights = [
+    ("one for a rank without a token", "its weight is 0",
+     lambda t: torch.where(t > 0, len(t) * t / t.sum(), 1.0)),
+]  # fmt: skip
+
+
+def _leaving(take=None, lost=-torch.inf, change=lambda s: s, home=0.0, count=None):
+    def copies_leaving(score_TE, home_T, nodes, top_k, limit):
+        score_TE = change(score_TE)
+        (T, E), node_TNE = score_TE.shape, score_TE.view(len(score_TE), nodes, -1)
+        best = min(take(top_k, limit) if take else top_k // limit, E // nodes)
+        worth_TN = node_TNE.topk(best).values.sum(-1)
+        worth_TN = worth_TN + home * torch.nn.functional.one_hot(home_T, nodes)
+        kept_TN = torch.zeros(T, nodes).scatter(1, worth_TN.topk(limit).indices, 1) > 0
+        chosen_TK = node_TNE.masked_fill(~kept_TN[..., None], lost).flatten(1).topk(top_k).indices
+        there_TN = torch.zeros(T, nodes).scatter(1, chosen_TK // (E // nodes), 1)
+        return count(there_TN) if count else there_TN.scatter(1, home_T[:, None], 0).sum(1)
+
+    return copies_leaving
+
+
+check_copies_leaving = [
+    ("nodes by their best two", "not by two", _leaving(lambda k, limit: 2)),
+    ("nodes by their best k", "not by k", _leaving(lambda k, limit: k)),
+    ("nodes by their best limit", "not by limit of them", _leaving(lambda k, limit: limit)),
+    ("divided and rounded up", "not by k / limit rounded up",
+     _leaving(lambda k, limit: -(-k // limit))),
+    ("masked with zeros", "0 keeps no expert out", _leaving(lost=0.0)),
+    ("absolute values", "makes the worst the best", _leaving(change=torch.abs)),
+    ("softmax first", "makes other sums", _leaving(change=lambda s: s.softmax(1))),
+    ("the own node always kept", "not kept whatever it is worth", _leaving(home=1e3)),
+    ("all nodes minus one", "only where the own node is among them",
+     _leaving(count=lambda there_TN: there_TN.sum(1) - 1)),
 ]  # fmt: skip

@@ -2,9 +2,12 @@
 
 import heapq
 import math
+from fractions import Fraction
 
 import numpy as np
 import torch
+
+from moe_lite.course import cost
 
 # --- chapter 16 ----------------------------------------------------------------------------------
 
@@ -58,3 +61,87 @@ check_distinct_copies = [
     ("unlike all that come after", lambda w: sum(
         not any((x - y).abs().max() <= 1e-6 for y in w[e + 1 :]) for e, x in enumerate(w))),
 ]  # fmt: skip
+
+
+# --- chapter 15 ----------------------------------------------------------------------------------
+
+
+def _in_use(E, K, T):
+    return E - E * Fraction(E - K, E) ** T
+
+
+def _in_use_token_by_token(E, K, T):
+    used = 0.0
+    for _ in range(T):
+        used += K * (1 - used / E)
+    return used
+
+
+check_distinct_experts = [("a fraction", _in_use), ("token by token", _in_use_token_by_token)]
+
+check_decode_bytes = [
+    ("in bits, whole bytes at the end",
+     lambda c, b: int(16 * (cost.count_parameters(c).total
+                            - (0 if c.tie_word_embeddings else c.vocab_size * c.hidden_size)
+                            - cost.count_parameters(c).experts
+                            * (1 - c.num_experts_per_tok / c.num_local_experts) ** b) / 8)),
+]  # fmt: skip
+
+
+def _replicas_by_heap(load_E, spare):
+    heap = sorted((-Fraction(load), e, 1) for e, load in enumerate(load_E))
+    for _ in range(spare):
+        _, e, copies = heapq.heappop(heap)
+        heapq.heappush(heap, (-Fraction(load_E[e], copies + 1), e, copies + 1))
+    return {e: copies for _, e, copies in sorted(heap, key=lambda entry: entry[1])}
+
+
+def _replicas_by_quotients(load_E, spare):
+    quotients = sorted((-load / n, e) for e, load in enumerate(load_E) for n in range(1, spare + 1))
+    return (1 + sum(e == mine for _, e in quotients[:spare]) for mine in range(len(load_E)))
+
+
+check_replicas = [
+    ("a heap of fractions, a dict", _replicas_by_heap),
+    ("all quotients sorted, a generator", _replicas_by_quotients),
+]  # fmt: skip
+
+check_reads_per_token = [
+    ("fractions", lambda E, K, g, p: (
+        _in_use(E, K, g + 1) / sum(Fraction(p) ** i for i in range(g + 1)))),
+    ("by how many are kept", lambda E, K, g, p: _in_use_token_by_token(E, K, g + 1) / (
+        sum((i + 1) * p**i * (1 - p) for i in range(g)) + (g + 1) * p**g)),
+]  # fmt: skip
+
+
+# --- chapter 14 ----------------------------------------------------------------------------------
+
+check_traffic = [
+    ("bins of a histogram", lambda e, E: [torch.histc(x.float(), len(e), 0, E) for x in e]),
+    ("a dict of rows", lambda e, E: {r: [int((x * len(e) // E == q).sum()) for q in range(len(e))]
+                                     for r, x in enumerate(e)}),
+]  # fmt: skip
+
+check_round_trip = [
+    ("one tensor", lambda pairs, rank: torch.stack([pairs, pairs.T, pairs.T, pairs])[:, rank]),
+    ("a generator", lambda pairs, rank: (m[rank] for m in (pairs, pairs.T, pairs.T, pairs))),
+]  # fmt: skip
+
+check_rank_weights = [
+    ("fractions", lambda t: [Fraction(len(t) * n, int(t.sum())) for n in t.tolist()]),
+    ("over the mean", lambda t: t / t.double().mean()),
+]  # fmt: skip
+
+
+def _leaving_by_lists(score_TE, home_T, nodes, top_k, limit):
+    size = score_TE.shape[1] // nodes
+    for score_E, home in zip(score_TE.tolist(), home_T.tolist(), strict=True):
+        worth = {n: sum(sorted(score_E[n * size : (n + 1) * size])[-(top_k // limit) :])
+                 for n in range(nodes)}  # fmt: skip
+        kept = heapq.nlargest(limit, worth, key=worth.get)
+        theirs = [e for e in range(len(score_E)) if e // size in kept]
+        best = heapq.nlargest(top_k, theirs, key=score_E.__getitem__)
+        yield float(len({e // size for e in best} - {home}))
+
+
+check_copies_leaving = [("a generator of floats", _leaving_by_lists)]
