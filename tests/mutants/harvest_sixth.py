@@ -4,6 +4,7 @@ Each is (what a learner did, a phrase of what the check says, the answer).
 """
 
 import itertools
+import statistics
 
 import torch
 
@@ -196,4 +197,76 @@ check_copies_leaving = [
     ("the own node always kept", "not kept whatever it is worth", _leaving(home=1e3)),
     ("all nodes minus one", "only where the own node is among them",
      _leaving(count=lambda there_TN: there_TN.sum(1) - 1)),
+]  # fmt: skip
+
+
+# --- chapter 18 ----------------------------------------------------------------------------------
+
+check_say_it_three_ways = [
+    ("differences without a sign", "both percents are below zero",
+     lambda slow, fast: (slow / fast, abs(100 * (slow / fast - 1)), abs(100 * (1 - fast / slow)))),
+    ("whole numbers", "rounded to whole numbers",
+     lambda slow, fast: (round(slow / fast), round(100 * (slow / fast - 1)),
+                         round(100 * (1 - fast / slow)))),
+    ("one of the three", "not one number", lambda slow, fast: slow / fast),
+]  # fmt: skip
+
+
+def _in(value, least, most):
+    return least <= value <= most
+
+
+check_judge = [
+    ("an interval that ends at the border", "the ends of the range belong to it",
+     lambda low, high, least, most: "does not hold" if high <= least or low >= most
+     else "holds" if least <= low and high <= most else "undecided"),
+    ("zero decides nothing", "'holds' is taken for 'undecided'",
+     lambda low, high, least, most: "undecided" if low <= 0 <= high else "holds"
+     if least <= low and high <= most else "does not hold" if high < least or low > most
+     else "undecided"),
+]  # fmt: skip
+
+check_passed_by_chance = [
+    ("without the upper end", "the ends of the range belong to it",
+     lambda null, least, most: sum(least <= x < most for x in null) / len(null)),
+    ("a set of draws", "drawn twice counts twice",
+     lambda null, least, most: len({x for x in null if _in(x, least, most)}) / len(set(null))),
+    ("absolute values", "a draw below zero",
+     lambda null, least, most: sum(_in(abs(x), least, most) for x in null) / len(null)),
+    ("one decimal", "rounded to 1 decimals",
+     lambda null, least, most: round(sum(_in(x, least, most) for x in null) / len(null), 1)),
+]  # fmt: skip
+
+
+def _by(decide):
+    def my_trial(ours, theirs, least, most):
+        return decide([a / b for a, b in zip(ours, theirs, strict=True)], least, most)
+
+    return my_trial
+
+
+def _all_seeds(values, least, most):
+    inside = [_in(x, least, most) for x in values]
+    return "holds" if all(inside) else "undecided" if any(inside) else "does not hold"
+
+
+check_my_trial = [
+    ("the mean of quotients", "one number for all seeds decides",
+     _by(lambda q, least, most: _all_seeds([sum(q) / len(q)], least, most))),
+    ("the majority", "most of the seeds decide",
+     _by(lambda q, *ends: _all_seeds([statistics.median_low([_in(x, *ends) for x in q]),
+                                      statistics.median_high([_in(x, *ends) for x in q])], 1, 1))),
+    ("the first seed", "seed decides, the first", _by(lambda q, *ends: _all_seeds(q[:1], *ends))),
+    ("the last seed", "seed decides, the last", _by(lambda q, *ends: _all_seeds(q[-1:], *ends))),
+    ("each with each", "here the pairs are lost",
+     lambda a, b, *ends: _all_seeds([x / y for x in a for y in b], *ends)),
+    ("sorted", "here the pairs are lost",
+     lambda a, b, *ends: _by(_all_seeds)(sorted(a), sorted(b), *ends)),
+    ("the span", "but none inside: all of them are outside",
+     _by(lambda q, least, most: "holds" if least <= min(q) and max(q) <= most
+         else "does not hold" if max(q) < least or min(q) > most else "undecided")),
+    ("rounded quotients", "'undecided' is taken for 'holds'",
+     _by(lambda q, *ends: _all_seeds([round(x, 1) for x in q], *ends))),
+    ("quotients without a sign", "'undecided' is taken for 'holds'",
+     _by(lambda q, *ends: _all_seeds([abs(x) for x in q], *ends))),
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Unusual right answers to chapters 09 to 18 by a reader who had not seen the checks."""
 
+import bisect
 import heapq
 import math
 from fractions import Fraction
@@ -145,3 +146,32 @@ def _leaving_by_lists(score_TE, home_T, nodes, top_k, limit):
 
 
 check_copies_leaving = [("a generator of floats", _leaving_by_lists)]
+
+
+# --- chapter 18 ----------------------------------------------------------------------------------
+
+check_say_it_three_ways = [
+    ("fractions", lambda slow, fast: (Fraction(slow) / Fraction(fast),
+                                      100 * (Fraction(slow) / Fraction(fast) - 1),
+                                      100 * (1 - Fraction(fast) / Fraction(slow)))),
+    ("logarithms", lambda slow, fast: np.array([math.exp(math.log(slow / fast)),
+                                               100 * math.expm1(math.log(slow / fast)),
+                                               -100 * math.expm1(math.log(fast / slow))])),
+]  # fmt: skip
+
+check_judge = [
+    ("what both have", lambda low, high, least, most: (
+        "does not hold" if max(low, least) > min(high, most) else
+        "HOLDS" if (max(low, least), min(high, most)) == (low, high) else np.str_("undecided"))),
+]  # fmt: skip
+
+check_passed_by_chance = [
+    ("by bisection", lambda null, least, most: Fraction(
+        bisect.bisect_right(sorted(null), most) - bisect.bisect_left(sorted(null), least),
+        len(null))),
+]  # fmt: skip
+
+check_my_trial = [
+    ("by how many are inside", lambda a, b, least, most: {0: "does not hold", len(a): "holds"}.get(
+        int(((np.array(a) / b >= least) & (np.array(a) / b <= most)).sum()), "undecided")),
+]  # fmt: skip

@@ -619,7 +619,9 @@ _FORMS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
     ("this is the square root of what is asked", torch.sqrt),
     ("this is one over what is asked", torch.reciprocal),
     *((f"rounded to {n} decimals: return every digit, and round for the eye alone", _round(n))
-      for n in (4, 3, 2, 1))]  # fmt: skip
+      for n in (4, 3, 2, 1)),
+    ("rounded to whole numbers: return every digit, and round for the eye alone", torch.round),
+]  # fmt: skip
 
 
 def _describe(value: Any, listed: bool = False) -> str:
@@ -627,6 +629,8 @@ def _describe(value: Any, listed: bool = False) -> str:
         if listed and value.dim() == 1:
             return f"a list of {len(value)}"
         return f"a tensor of shape {tuple(value.shape)}" if value.dim() else "one number"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "one number"
     return f"{len(value)} things" if isinstance(value, tuple) else show(value)
 
 
