@@ -23,7 +23,7 @@ check_say_it_three_ways = [
     ),
     (
         "rounded to whole times",
-        "times as fast: rounded to whole numbers",
+        "rounded to whole numbers",
         lambda slow, fast: (round(slow / fast), 100 * (slow / fast - 1), 100 * (1 - fast / slow)),
     ),
     (

@@ -4,6 +4,7 @@ Each is (what a learner did, a phrase of what the check says, the answer).
 """
 
 import itertools
+import math
 import statistics
 
 import torch
@@ -269,4 +270,140 @@ check_my_trial = [
      _by(lambda q, *ends: _all_seeds([round(x, 1) for x in q], *ends))),
     ("quotients without a sign", "'undecided' is taken for 'holds'",
      _by(lambda q, *ends: _all_seeds([abs(x) for x in q], *ends))),
+]  # fmt: skip
+
+
+# --- chapter 17 ----------------------------------------------------------------------------------
+
+
+def _unweighed(count_CE):
+    p_CE = count_CE.double() / count_CE.sum()
+    return (p_CE / (p_CE.sum(1, keepdim=True) * p_CE.sum(0))).log2()[p_CE > 0].sum()
+
+
+check_information = [
+    ("logarithms without their shares", "multiply the logarithm by it", _unweighed)
+]
+
+check_shuffle_texts = [
+    ("tokens pushed along", "all tokens were pushed along", lambda x, n, seed: x.roll(seed)),
+]  # fmt: skip
+
+check_saturation = [
+    ("sorted, then place by place", "compare each with each",
+     lambda early, final: (early.sort(1).values == final.sort(1).values).double().mean()),
+]  # fmt: skip
+
+check_repetition = [
+    ("rolled", "roll brings the last one there", lambda e, n: (e == e.roll(1)).double().mean()),
+]  # fmt: skip
+
+
+# --- chapter 13 ----------------------------------------------------------------------------------
+
+check_rows_enough = [
+    ("rounded up", "a border need not be whole", lambda p, b, n: math.ceil(p / b * n / 2)),
+]  # fmt: skip
+
+check_useful_rows = [
+    ("tiles for rows", "a tile has `height` rows",
+     lambda loads, h: sum(loads) / sum(math.ceil(n / h) for n in loads)),
+]  # fmt: skip
+
+
+def _steps(*times):
+    return (after - before for before, after in itertools.pairwise(times))
+
+
+check_three_reasons = [
+    ("nothing below zero", "a part may be below zero", lambda *t: [max(0, x) for x in _steps(*t)]),
+    ("absolute values", "a part may be below zero", lambda *t: [abs(x) for x in _steps(*t)]),
+]  # fmt: skip
+
+
+# --- chapter 10 ----------------------------------------------------------------------------------
+
+check_experts_worth = [
+    ("the sum above the line", "square their sum above the line",
+     lambda g: g.sum(1) / g.square().sum(1)),
+    ("all that are chosen", "so many experts are chosen", lambda g: [g.shape[1]] * len(g)),
+    ("means", "sums, not means", lambda g: g.mean(1).square() / g.square().mean(1)),
+]  # fmt: skip
+
+
+# --- chapter 09 ----------------------------------------------------------------------------------
+
+
+def _gentle(lost):
+    def disable_top(logits_TE, k, ratio):
+        load_E = logits_TE.topk(k).indices.flatten().bincount(minlength=logits_TE.shape[1])
+        busiest_M = load_E.topk(round(ratio * len(load_E))).indices
+        top_TK, expert_TK = logits_TE.index_fill(1, busiest_M, lost).topk(k)
+        return top_TK.softmax(dim=-1), expert_TK
+
+    return disable_top
+
+
+check_disable_top = [
+    ("the exercise's own", "the same experts are disabled for every token", _gentle(0.0)),
+    ("the busiest", "the same experts are disabled for every token", _gentle(-torch.inf)),
+]  # fmt: skip
+
+
+def _step(way):
+    def balanced_step(logits_TE, bias_E, k, u):
+        expert_TK = (logits_TE.detach().sigmoid() + bias_E).topk(k).indices
+        load_E = expert_TK.flatten().bincount(minlength=len(bias_E)).float()
+        return expert_TK, bias_E + u * way(load_E, k)
+
+    return balanced_step
+
+
+check_balanced_step = [
+    ("down at the mean", "an expert exactly at the mean stands still",
+     _step(lambda load_E, k: torch.where(load_E < load_E.mean(), 1.0, -1.0))),
+    ("tokens for pairs", "each token makes k pairs",
+     _step(lambda load_E, k: torch.sign(load_E.mean() / k - load_E))),
+]  # fmt: skip
+
+
+# --- chapter 11 ----------------------------------------------------------------------------------
+
+
+def _data_first(sparse, dense):
+    if sparse.steps * sparse.batch != dense.steps * dense.batch:
+        return "data"
+    if sparse.per_token * sparse.width != dense.per_token * dense.width:
+        return "active"
+    return "fair" if sparse.optimiser == dense.optimiser else "optimiser"
+
+
+check_unfair = [("the data first", "name the first in the order of the table", _data_first)]
+
+check_experts_needed = [
+    ("none where the readout is enough", "there is at least one expert",
+     lambda bits, each, others, density: max(0, math.ceil((bits / density - others) / each))),
+]  # fmt: skip
+
+
+# --- chapter 12 ----------------------------------------------------------------------------------
+
+
+def _tiles(offsets_E1, height):
+    ends = itertools.pairwise(offsets_E1.tolist())
+    return [(e, row) for e, (low, high) in enumerate(ends) for row in range(low, high, height)]
+
+
+check_tile_schedule = [
+    ("the expert's first row again", "number the tiles of each expert anew", lambda offsets, h: (
+        [e for e, _ in _tiles(offsets, h)], [int(offsets[e]) for e, _ in _tiles(offsets, h)])),
+    ("numbered over all experts", "number the tiles of each expert anew", lambda offsets, h: (
+        [e for e, _ in _tiles(offsets, h)],
+        [int(offsets[e]) + m * h for m, (e, _) in enumerate(_tiles(offsets, h))])),
+]  # fmt: skip
+
+check_sum_by_token = [
+    ("one row too many", "row kept itself was not",
+     lambda y, gate, row, K, kept: (y.masked_fill((torch.arange(len(y)) > kept)[:, None], 0.0)
+                                    * gate[:, None])[row].view(-1, K, y.shape[1]).sum(1)),
 ]  # fmt: skip

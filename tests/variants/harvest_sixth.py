@@ -175,3 +175,138 @@ check_my_trial = [
     ("by how many are inside", lambda a, b, least, most: {0: "does not hold", len(a): "holds"}.get(
         int(((np.array(a) / b >= least) & (np.array(a) / b <= most)).sum()), "undecided")),
 ]  # fmt: skip
+
+
+# --- chapter 17 ----------------------------------------------------------------------------------
+
+
+def _knowing(count_CE):
+    p_CE = count_CE.double() / count_CE.sum()
+    left = sum(p_C.sum() * torch.special.entr(p_C / p_C.sum()).sum() for p_C in p_CE.T if p_C.any())
+    return [(torch.special.entr(p_CE.sum(1)).sum() - left) / math.log(2)]
+
+
+check_information = [("entropy before and after, in a list", _knowing)]
+
+check_shuffle_texts = [
+    ("places of texts", lambda labels, n, seed: labels.numpy()[np.add.outer(
+        np.random.default_rng(seed).permutation(len(labels) // n) * n, np.arange(n)).ravel()]),
+]  # fmt: skip
+
+
+def _by_two_sorts(label_T, ids_T, seed):
+    mixed = torch.randperm(len(label_T), generator=torch.Generator().manual_seed(seed))
+    out_T = torch.empty_like(label_T)
+    out_T[ids_T.argsort(stable=True)] = label_T[mixed[ids_T[mixed].argsort(stable=True)]]
+    return out_T
+
+
+check_shuffle_within_words = [("two sorts", _by_two_sorts)]
+
+check_saturation = [
+    ("sizes of unions", lambda early, final: 2 - sum(
+        len(set(a) | set(b)) for a, b in zip(early.tolist(), final.tolist(), strict=True)
+    ) / final.numel()),
+]  # fmt: skip
+
+check_repetition = [
+    ("no step between them", lambda e, n: (np.diff(e.numpy().reshape(-1, n)) == 0).mean()),
+]  # fmt: skip
+
+
+def _claim_about_words(expert_TK, ids_T, domain_T, length):
+    def bits(ids_T):
+        count = torch.bincount(ids_T * 8 + expert_TK[:, 0], minlength=8 * (int(ids_T.max()) + 1))
+        return float(_knowing(count.view(-1, 8))[0])
+
+    random = torch.Generator().manual_seed(0)
+    null = torch.tensor([
+        bits(ids_T[torch.randperm(len(ids_T), generator=random)]) for _ in range(39)
+    ])  # fmt: skip
+    return {
+        "claim": "experts follow the word", "source": "heard often",
+        "falsified_if": "no more bits than with words shuffled",
+        "measure": "bits of word and first choice", "null_is": "words shuffled, experts kept",
+        "observed": np.float64(bits(ids_T)), "null": null, "holds": bits(ids_T) > null.max(),
+        "verdict": f"{bits(ids_T):.2f} bits, by chance at most {null.max():.2f}",
+    }  # fmt: skip
+
+
+check_investigation = [("experts follow the word", _claim_about_words)]
+
+
+# --- chapter 13 ----------------------------------------------------------------------------------
+
+check_least_time = [
+    ("fractions", lambda o, s, p, b: max(Fraction(o) / Fraction(p), Fraction(s) / Fraction(b))),
+    ("by an absolute value", lambda o, s, p, b: (o / p + s / b + abs(o / p - s / b)) / 2),
+]  # fmt: skip
+
+check_rows_enough = [("fractions", lambda p, b, n: Fraction(p) / Fraction(b) * Fraction(n) / 2)]
+
+check_useful_rows = [
+    ("by what is missing", lambda loads, h: 1 - sum(-n % h for n in loads)
+     / sum(n + -n % h for n in loads)),
+]  # fmt: skip
+
+check_three_reasons = [("differences", lambda *times: np.diff(times))]
+
+
+def _padded_blocks(x_RD, w1, w3, w2, offsets_E1):
+    size_E = offsets_E1.diff()
+    expert_R = torch.arange(len(size_E)).repeat_interleave(size_E)
+    row_R = torch.arange(len(x_RD)) - offsets_E1[:-1][expert_R]
+    shape = len(size_E), max(1, int(size_E.max())), x_RD.shape[1]
+    x_EMD = x_RD.new_zeros(shape).index_put((expert_R, row_R), x_RD)
+    hidden_EMF = torch.nn.functional.silu(x_EMD @ w1.mT) * (x_EMD @ w3.mT)
+    return (hidden_EMF @ w2.mT)[expert_R, row_R]
+
+
+check_expert_blocks = [("padded and batched", _padded_blocks)]
+
+
+# --- chapter 10 ----------------------------------------------------------------------------------
+
+check_experts_worth = [
+    ("by two norms", lambda g: (g.norm(p=1, dim=1) / g.norm(dim=1)) ** 2),
+    ("by the spread", lambda g: g.shape[1] / (1 + g.var(1, unbiased=False) / g.mean(1) ** 2)),
+]  # fmt: skip
+
+
+# --- chapter 09 ----------------------------------------------------------------------------------
+
+
+def _after_the_best(logits_TE, k, ratio):
+    off = round(ratio * logits_TE.shape[1])
+    expert_TK = logits_TE.argsort(1, descending=True)[:, off : off + k]
+    return [logits_TE.gather(1, expert_TK).softmax(1), expert_TK]
+
+
+check_disable_top = [("a slice of the order", _after_the_best)]
+
+
+def _step_in_whole_numbers(logits_TE, bias_E, k, u):
+    expert_TK = (logits_TE.detach().sigmoid() + bias_E).topk(k).indices
+    load_E = expert_TK.flatten().bincount(minlength=len(bias_E))
+    return expert_TK, bias_E.numpy() + u * np.sign(expert_TK.numel() - len(bias_E) * load_E.numpy())
+
+
+check_balanced_step = [("whole numbers, an array", _step_in_whole_numbers)]
+
+
+# --- chapter 12 ----------------------------------------------------------------------------------
+
+check_offsets = [
+    ("a triangle of ones",
+     lambda c: torch.ones(c.shape[1] + 1, c.shape[1]).tril(-1) @ c.sum(0).float()),
+]  # fmt: skip
+
+check_stable_rows = [
+    ("earlier equals", lambda e, offsets: offsets[e] + ((e[:, None] == e).tril(-1)).sum(1)),
+]  # fmt: skip
+
+check_sum_by_token = [
+    ("a row of zeros behind those kept", lambda y, gate, row, K, kept: torch.nn.functional.pad(
+        y[:kept] * gate[:kept, None], (0, 0, 0, 1)
+    )[row.clamp(max=kept)].unflatten(0, (-1, K)).sum(1)),
+]  # fmt: skip

@@ -33,6 +33,9 @@ def check_say_it_three_ways(
             ("percent, not shares: times 100", (..., faster / 100, saved / 100)),
             ("fast / slow: the quotient of times is turned round", (1 / times, ..., ...)),
             ("percent faster compares speeds; that compares times", (..., saved, ...)),
+            ("rounded to whole numbers: return every digit", (round(times), round(faster),
+                                                              round(saved))),
+            ("rounded to whole numbers: return every digit", (round(times), ..., ...)),
             *(("if the second model is the slower one, both percents are below zero", value) for
               value in ((times, abs(faster), abs(saved)), (times, max(0, faster), max(0, saved)))),
         ]  # fmt: skip

@@ -619,9 +619,7 @@ _FORMS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
     ("this is the square root of what is asked", torch.sqrt),
     ("this is one over what is asked", torch.reciprocal),
     *((f"rounded to {n} decimals: return every digit, and round for the eye alone", _round(n))
-      for n in (4, 3, 2, 1)),
-    ("rounded to whole numbers: return every digit, and round for the eye alone", torch.round),
-]  # fmt: skip
+      for n in (4, 3, 2, 1))]  # fmt: skip
 
 
 def _describe(value: Any, listed: bool = False) -> str:
