@@ -190,7 +190,8 @@ def explore(argv: Sequence[str]) -> int:
         model, tokenizer, trace, left = run(args.text, folder, without=without)
         other = left or other
         own = {"model": model, "tokenizer": tokenizer, "text": args.text} if model else {}
-        widget = RoutingExplorer(trace, **own, beside=other, selected=0)
+        layer = without[0] if without else 0
+        widget = RoutingExplorer(trace, **own, beside=other, layer=layer, selected=0)
         if model:  # it begins with one question answered: without the first token's expert
             first = trace.layers[0]
             expert = int(first.expert_N[first.token_N == 0][0]) if (first.token_N == 0).any() else 0

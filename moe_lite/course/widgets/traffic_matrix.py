@@ -175,10 +175,14 @@ class TrafficMatrix(Redrawn):
         x_R, y_R = np.sin(angle_R), np.cos(angle_R)
         both_RR = sent_RR + sent_RR.T
         most = max(1, both_RR[~np.eye(self.ranks, dtype=bool)].max())
+        from_N, to_N = np.tril_indices(self.ranks, -1)
+        width_N = np.ceil(7 * both_RR[from_N, to_N] / most)
+        for width in set(width_N[width_N > 0].tolist()):  # a line for each width, with gaps
+            ends_N2 = np.stack([from_N, to_N], 1)[width_N == width]
+            gaps_N1 = np.full((len(ends_N2), 1), np.nan)
+            x, y = (np.append(at_R[ends_N2], gaps_N1, 1).ravel() for at_R in (x_R, y_R))
+            ax.plot(x, y, color="#E69F00", lw=width, alpha=0.6)
         for a in range(self.ranks):
-            for b in range(a):
-                width = 7 * both_RR[a, b] / most
-                ax.plot(x_R[[a, b]], y_R[[a, b]], color="#E69F00", lw=width, alpha=0.6)
             ax.text(1.17 * x_R[a], 1.17 * y_R[a], str(a), ha="center", va="center", fontsize=9)
         ax.set(aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
         ax.set_title(f"links, as wide as the copies on them (at most {most:.0f})")
@@ -210,7 +214,8 @@ class TrafficMatrix(Redrawn):
             xlabel="rank", ylabel="pairs to compute", xticks=range(R),
             title=f"busiest / mean {traffic.busiest:.2f}, dropped {traffic.dropped}",
         )  # fmt: skip
-        work.legend(frameon=False, fontsize=8)
+        work.set_ylim(top=1.2 * work.get_ylim()[1])  # the legend stands above the bars
+        work.legend(frameon=False, fontsize=8, loc="upper right")
         for axes in (matrix, links, work):
             axes.title.set_fontsize(10)
         return figure
