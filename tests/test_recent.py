@@ -8,7 +8,7 @@ import torch
 from moe_lite.course import ledger, recent
 from moe_lite.layer import MoELayer
 from moe_lite.routers import ExpertChoiceRouter, SigmoidBiasRouter
-from tests.test_leak import D, E, S, batch, model_with
+from tests.test_leak import D, E, S, V, batch, model_with
 
 T = 2000
 
@@ -67,11 +67,9 @@ def leak():
 
 
 @pytest.mark.parametrize("name", recent.RECENT)
-def test_none_of_them_sees_the_future_and_expert_choice_does(leak, name):
-    classes = {"quantile": recent.QuantileRouter, "threshold": recent.ThresholdRouter,
-               "idle experts": recent.IdleRouter, "relu": recent.ReLURouter}  # fmt: skip
+def test_none_of_them_sees_the_future_and_expert_choice_does(leak, name, router_list):
     ids_BS, targets_BS = batch()
-    model = model_with(lambda: classes[name](D, E, 2))
+    model = model_with(lambda: router_list[name](D, E, V))
     with torch.no_grad():  # so that thresholds stand where some tokens pass and some do not
         for layer in model.moe_layers:
             layer.gate.train()
