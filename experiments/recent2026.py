@@ -55,14 +55,18 @@ class Layered(Setting):
         with torch.random.fork_rng([]):
             torch.manual_seed(seed + 1)
             if self.table_in is not None:
-                gate = recent.TableRouter.from_config(config)
-                gate.weight = model.moe_layers[self.table_in].gate.weight
-                model.moe_layers[self.table_in].gate = gate
-            for block in model.layers if self.latent else ():
-                experts = Experts(config.num_local_experts, self.latent, config.intermediate_size)
-                experts.reset_parameters(config.initializer_range)
-                old, D = block.block_sparse_moe, config.hidden_size
-                block.block_sparse_moe = recent.LatentLayer(D, old.gate, experts)
+                layer = model.moe_layers[self.table_in]
+                table = recent.TableRouter.from_config(config)
+                table.load_state_dict(layer.gate.state_dict(), strict=False)
+                layer.gate = table
+            if self.latent is not None:
+                for block, layer in zip(model.layers, model.moe_layers, strict=True):
+                    sizes = config.num_local_experts, self.latent, config.intermediate_size
+                    experts = Experts(*sizes)
+                    experts.reset_parameters(config.initializer_range)
+                    block.block_sparse_moe = recent.LatentLayer(
+                        config.hidden_size, layer.gate, experts
+                    )
         return model
 
 

@@ -322,6 +322,7 @@ class LatentLayer(MoELayer):
     def _check_input(self, x_BSD: Tensor) -> None:
         if x_BSD.shape[-1] != (D := self.down.in_features):
             raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the layer {D}")
+        super()._check_input(x_BSD[..., : self.down.out_features])  # its type
 
 
 def by_sequence(routing: Routing, length: int) -> list[Routing]:
