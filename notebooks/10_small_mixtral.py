@@ -330,7 +330,7 @@ for ids, domain in zip(batch.ids_BS, batch.domain_BS[:, 0], strict=True):
 # z-loss as well; chapter 07 says why.)
 
 # %%
-run = TrainConfig(steps=100, batch_size=16, seq_len=128, lr=4e-3, warmup=10, autocast="off")
+run = TrainConfig(steps=100, batch_size=10, seq_len=128, lr=4e-3, warmup=10, autocast="off")
 trained, histories = {}, {}
 for name, c in models.items():
     torch.manual_seed(0)
@@ -594,19 +594,12 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
 def interrogate(router, D=16):
     one, other = torch.randn(6, D), torch.randn(6, D)
     changed = torch.cat([one[:5], other[5:]])  # only the last token differs
-    print(
-        "  answers differ for different inputs:",
-        not torch.equal(*map(logits, map(router, (one, other)))),
-    )
-    same = logits(router(one))[:5].equal(logits(router(changed))[:5])
-    print("  a token's answer is its own affair: ", same)
+    to_one, to_other, to_changed = (router(x).logits_TE for x in (one, other, changed))
+    print("  answers differ for different inputs:", not to_one.equal(to_other))
+    print("  a token's answer is its own affair: ", to_one[:5].equal(to_changed[:5]))
     weight = next(router.parameters())
     gradient = torch.autograd.grad(router(one).gate_N.square().sum(), weight)[0]
     print("  the gates move its weights:         ", bool(gradient.abs().max() > 1e-6))
-
-
-def logits(routing):
-    return routing.logits_TE
 
 
 # %%

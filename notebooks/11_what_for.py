@@ -46,7 +46,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_lite import Mixtral, load_balancing_loss
-from moe_lite.course import facts, ledger, viz, widgets
+from moe_lite.course import drawings, facts, ledger, viz, widgets
 from moe_lite.course.cost import count_parameters, distinct_experts
 
 torch.manual_seed(0)
@@ -60,29 +60,8 @@ torch.set_num_threads(1)
 # opponents. The dense twin of **equal active size** does the same arithmetic for a token. The twin
 # of **equal total size** holds as much, and computes with all of it.
 
-
 # %%
-def arm(ax, x, title, runs, holds):
-    """Draw a token (circle), a router (diamond), and the networks: filled ones run."""
-    fork = 1.15 if len(runs) < holds else 0.6  # where a router sends, or all go
-    ax.plot([x, x], [0.6, fork], color=viz.QUIET, lw=1, zorder=0)
-    ax.scatter(x, fork, s=120, marker="D", color="#E69F00", ec=viz.INK)
-    ax.scatter(x, 0.6, s=300, color=viz.INK)
-    for i in range(holds):
-        left, face = x + (i - holds / 2) * 0.5, "#0072B2" if i in runs else "none"
-        ax.add_patch(plt.Rectangle((left, 1.9), 0.42, 0.8, fc=face, ec=viz.QUIET))
-        if i in runs:
-            ax.plot([x, left + 0.21], [fork, 1.9], color=viz.QUIET, lw=1, zorder=0)
-    ax.text(x, 2.9, title, ha="center")
-    ax.text(x, 0, f"runs {len(runs)}, holds {holds}", ha="center", color=viz.QUIET)
-
-
-fig, ax = plt.subplots(figsize=(9, 2.5), layout="constrained")
-arm(ax, 0, "dense, equal active", range(2), 2)
-arm(ax, 4.5, "sparse: 2 of 8 experts", (1, 5), 8)
-arm(ax, 9.5, "dense, equal total", range(8), 8)
-ax.set(xlim=(-2, 12), ylim=(-0.2, 3.2))
-limits = ax.axis("off")
+drawings.what_for()
 
 # %% [markdown]
 # Which of the three will know most? It depends on the task. We begin with one that is nothing but
@@ -373,18 +352,14 @@ for name, E in (("sparse", 8), ("dense, equal active", 1)):
 
 # %%
 clusters = ledger.stored("chen2022")
-relation = {
-    "each its own": "each with its recipe", "both normalised": "both with sparse's",
-    "both Adam": "both with dense's",
-}  # fmt: skip
 print(f"stored result, {len(clusters.seeds)} seeds: new data, %")
-for recipe, names in {
-    "each its own": ("sparse", "dense, equal active"),
-    "both normalised": ("sparse", "dense, equal active, sparse's recipe"),
-    "both Adam": ("sparse, dense's recipe", "dense, equal active"),
-}.items():
-    a, b = (clusters[f"new data at {name}"] for name in names)
-    gain = clusters[f"sparse − dense, {relation[recipe]}"]
+for recipe, sparse, dense, pair in (
+    ("each its own", "sparse", "dense, equal active", "each with its recipe"),
+    ("both normalised", "sparse", "dense, equal active, sparse's recipe", "both with sparse's"),
+    ("both Adam", "sparse, dense's recipe", "dense, equal active", "both with dense's"),
+):
+    a, b = clusters[f"new data at {sparse}"], clusters[f"new data at {dense}"]
+    gain = clusters[f"sparse − dense, {pair}"]
     print(f"{recipe:15} sparse {a!s:13} dense {b!s:13} difference {gain} points")
 wide = clusters["equal active − equal total, dense"]
 print(f"dense, equal active − equal total: {wide} points")

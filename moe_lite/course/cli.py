@@ -189,7 +189,8 @@ def explore(argv: Sequence[str]) -> int:
         model, tokenizer, trace, left = run(args.text, folder, without=without)
         other = left or other
         own = {"model": model, "tokenizer": tokenizer, "text": args.text} if model else {}
-        widget = RoutingExplorer(trace, **own, beside=other)
+        layer = without[0] if without else 0
+        widget = RoutingExplorer(trace, **own, beside=other, layer=layer)
         if model:
             shown = f"{len(widget.precompute().answers) - 1} answers to “what if”"
         else:

@@ -169,6 +169,21 @@ class Pair:
         return a - b if self.by == "-" else a / b
 
 
+def of_interval(low: float, high: float) -> Verdict:
+    """Judge an interval of an effect in units of the paper's: 0 is no effect, 1 the paper's.
+
+    >>> of_interval(0.6, 1.9), of_interval(-0.1, 0.4), of_interval(-0.1, 0.6)
+    ('reproduced', 'null', 'inconclusive')
+    """
+    if high < 0:
+        return "contradicted"
+    if low <= 0:
+        return "null" if high < 0.5 else "inconclusive"
+    if low > 0.5 and high < 2:
+        return "reproduced"
+    return "other size" if high < 1 or low > 1 else "inconclusive"
+
+
 @dataclass(frozen=True)
 class Claim:
     """State one sentence of a paper, and the kind of rule by which ours is judged.
@@ -238,15 +253,9 @@ class Claim:
         # In units of the paper's effect: no effect is 0, the paper's 1.
         assert self.void is not None
         low, high = sorted(((low - self.void) / self.effect, (high - self.void) / self.effect))
-        if high < 0:
-            return "contradicted"
-        if isinstance(self.paper, str):
+        if isinstance(self.paper, str) and high >= 0:
             return "reproduced" if low > 0 else "inconclusive"
-        if low <= 0:
-            return "null" if high < 0.5 else "inconclusive"
-        if low > 0.5 and high < 2:
-            return "reproduced"
-        return "other size" if high < 1 or low > 1 else "inconclusive"
+        return of_interval(low, high)
 
     def _inside(self, low: float, high: float, slack: float, inside: Verdict) -> Verdict:
         if -slack <= low and high <= slack:

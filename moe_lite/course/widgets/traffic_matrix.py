@@ -185,7 +185,8 @@ class TrafficMatrix(Redrawn):
             xlabel="rank", ylabel="pairs to compute", xticks=range(R),
             title=f"busiest / mean {traffic.busiest:.2f}, dropped {traffic.dropped}",
         )  # fmt: skip
-        work.legend(frameon=False, fontsize=8)
+        work.set_ylim(top=1.2 * work.get_ylim()[1])  # the legend stands above the bars
+        work.legend(frameon=False, fontsize=8, loc="upper right")
         for axes in (matrix, work):
             axes.title.set_fontsize(10)
         return figure
