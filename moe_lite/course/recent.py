@@ -96,15 +96,14 @@ class ThresholdRouter(TopKRouter):
         self.register_buffer("batches", torch.zeros(()))
 
     def score(self, x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
-        logits_TE = linear_scores(x_TD, self.weight)
-        score_TE = logits_TE.sigmoid()
+        score_TE = (logits_TE := linear_scores(x_TD, self.weight)).sigmoid()
         probs_TE = score_TE / score_TE.sum(-1, keepdim=True).clamp(min=1e-20)
         return Scores(logits_TE, probs_TE, score_TE, score_TE)
 
     def choose(self, scores: Scores, k: int | None = None) -> Routing:
-        if self.training and (T := len(real(scores))):
-            count = max(1, T * self.top_k // scores.choose_TE.shape[1])
-            self.next_E = real(scores).topk(count, dim=0).values[-1]
+        if self.training and len(wish_TE := real(scores)):
+            count = max(1, len(wish_TE) * self.top_k // len(self.weight))
+            self.next_E = wish_TE.topk(count, dim=0).values[-1]
         return pairs(scores, scores.choose_TE > self.threshold_E, scores.weigh_TE)
 
     @torch.no_grad()
@@ -123,7 +122,7 @@ class IdleRouter(TopKRouter):
     its gates add up to less than 1; the token itself passes beside the layer, as always.
 
     Args:   idle: how many of them there are beside the E. Shapes: idle_D (D,), their row.
-    Source: MoE++ 2024 and LongCat 2025, known from others' mention.
+    Source: Jin et al. 2024, MoE++ (arXiv:2410.07348), abstract; LongCat 2025, by notes on it.
     """
 
     def __init__(self, hidden_size: int, num_experts: int, top_k: int = 2, *, idle: int = 2,
@@ -161,7 +160,8 @@ class ReLURouter(TopKRouter):
     factor if it is above K / E and down if it is below. ``penalty`` has to be added to the loss.
 
     Args:   factor: of one step. Shapes: weight_of_penalty (), a float32 buffer.
-    Source: Wang et al. 2024, ReMoE (arXiv:2412.14711), known from others' mention.
+    Source: Wang et al. 2024, ReMoE (arXiv:2412.14711), abstract; the penalty's rule by notes on it,
+            without its part that balances.
     """
 
     weight_of_penalty: Tensor
@@ -322,7 +322,8 @@ class LatentLayer(MoELayer):
     def _check_input(self, x_BSD: Tensor) -> None:
         if x_BSD.shape[-1] != (D := self.down.in_features):
             raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the layer {D}")
-        super()._check_input(x_BSD[..., : self.down.out_features])  # its type
+        if x_BSD.dtype != self.experts.w1.dtype:
+            super()._check_input(x_BSD[..., : self.down.out_features])
 
 
 def by_sequence(routing: Routing, length: int) -> list[Routing]:
