@@ -582,10 +582,10 @@ print("step 2, NaN in tokens", second.isnan().any(1).nonzero()[:, 0].tolist())
 #
 # ## Exercises
 #
-# [`exercises/12_dispatch.ipynb`](../exercises/12_dispatch.ipynb): five puzzles with pictures,
+# [`exercises/12_exercises.ipynb`](../exercises/12_exercises.ipynb): five puzzles with pictures,
 # histogram, offsets, stable permutation, tile schedule and combine, which together make a whole
 # dispatcher; and two Triton kernels, a masked grouped product and a fused gather. Each check tells
-# you *what* you misunderstood. Solutions are in [`solutions/`](../solutions/12_dispatch.ipynb).
+# you *what* you misunderstood. Solutions are in [`solutions/`](../solutions/12_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

@@ -45,7 +45,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moe_lite import Experts, MoELayer, Routing, TopKRouter
-from moe_lite.course import benched, drawings, viz
+from moe_lite.course import benched, charts, drawings, viz
 from moe_lite.dispatch import plan
 from moe_lite.fast import BACKENDS, linear
 
@@ -220,14 +220,11 @@ marks = {"dense": "D", "library": "*", "grouped": "o", "loop": "s", "padded": "^
 for (way, mark), color in zip(marks.items(), viz.expert_colors(5), strict=True):
     at = [flops / (flat if way == "dense" else sparse) for flops, sparse, flat in counts]
     ax.plot(at, [r / 1e9 for r in rates[way]], marker=mark, color=color, lw=1, label=way)
-ax.set(
-    xscale="log",
-    yscale="log",
-    xlabel="operations asked for, per byte moved",
-    ylabel="billion operations a second",
-    title="from left to right: 1 to 1,024 tokens",
-)
-_ = ax.legend(frameon=False)  # fmt: skip
+ax.set(xscale="log", yscale="log", xlabel="operations asked for, per byte moved",
+       ylabel="billion operations a second",
+       title="from left to right: 1 to 1,024 tokens")  # fmt: skip
+ax.legend(frameon=False)
+charts.alive(fig)
 
 # %% [markdown]
 # See three things. **One:** with a single token all stand at the same intensity: two experts'
@@ -236,8 +233,8 @@ _ = ax.legend(frameon=False)  # fmt: skip
 # need more *experts*. It sets out only when all experts are in use. **Two:** where each expert has
 # many rows, the sorted ways climb towards the flat roof; what is missing there is section 2.
 # **Three:** padding loses by what it computes for nothing, most of all with few tokens, where it
-# runs all experts. (Points above the slanted roof: a copy writes as much as it reads, these jobs
-# nearly only read, and some of their weights still lay in a cache.)
+# runs all experts. (If a point lies above the slanted roof: a copy writes as much as it reads,
+# these jobs nearly only read, and some of their weights may still lie in a cache.)
 #
 # ## 2. Where it loses, and why
 #
@@ -497,9 +494,9 @@ for E in (8, 32, 128) if TheirConfig else ():
 # %%
 layer = MoELayer(TopKRouter(D, 32, 2), Experts(32, D, width))
 for T in (4096, 64):
-    print(layer.explain(T))
+    print(layer.explain(T).replace(", because", ",\n  because"))
 with torch.no_grad():
-    print(layer.explain(1))
+    print(layer.explain(1).replace(", because", ",\n  because"))
 
 # %% [markdown]
 # What is it worth? **Guess first:** the arithmetic is the same to the last operation. We time
@@ -581,7 +578,7 @@ for name, result in stored.items():
 for shape in ("mixtral", "olmoe"):
     found = benched.over_dense(stored["h100"], shape)
     said = {path: round(t, 2) for path, t in found.items()} or "not measured"
-    print(f"on the H100, {shape}: {said}")
+    print(f"on the H100, {shape}:\n  {said}")
 
 # %%
 fig, panels = plt.subplots(1, 2, figsize=(10, 3), layout="constrained", sharey=True)
@@ -617,10 +614,10 @@ _ = panels[1].legend(frameon=False)
 #
 # ## Exercises
 #
-# [`exercises/13_where_time_goes.ipynb`](../exercises/13_where_time_goes.ipynb): the roofline in
+# [`exercises/13_exercises.ipynb`](../exercises/13_exercises.ipynb): the roofline in
 # three lines, rows enough to be worth a fetch, what padding wastes, a slow layer to be diagnosed,
 # and a backward pass to be fixed. Each check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/13_where_time_goes.ipynb).
+# [`solutions/`](../solutions/13_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

@@ -47,7 +47,7 @@ import numpy as np
 import torch
 
 from moe_lite import Experts, Mixtral, MixtralConfig, MoELayer, TopKRouter, hf, train
-from moe_lite.course import cost, data, drawings, ledger, presets, viz
+from moe_lite.course import charts, cost, data, drawings, ledger, presets, viz
 from moe_lite.course.widgets import TrafficMatrix
 
 # %%
@@ -366,7 +366,7 @@ traffic
 # %%
 for change in ({}, {"skew": 1.0}, {"skew": 1.0, "capacity": 1.25}, {"skew": 1.0, "visit": 2}):
     t = TrafficMatrix(ranks=8, experts=64, k=8, **change).traffic
-    print(f"{change!s:34} busiest / mean {t.busiest:.2f}, pairs abroad {t.away(t.pairs_RR):4}, "
+    print(f"{change!s:33} busiest / mean {t.busiest:.2f}, pairs abroad {t.away(t.pairs_RR):4}, "
           f"copies abroad {t.away(t.copies_RR):4}, dropped {t.dropped}")  # fmt: skip
 
 # %% [markdown]
@@ -459,7 +459,7 @@ fig = viz.curves(runs, "ranks, 8 in a node", "ms to bring 4,096 tokens back, one
 fig.axes[0].set(xscale="log", ylim=(0, None))
 fig.axes[0].minorticks_off()
 fig.axes[0].set_xticks(sizes, sizes)
-fig
+charts.alive(fig)
 
 # %% [markdown]
 # At 512 ranks the limit more than halves the time. It is a limit on *bytes*: "to effectively
@@ -480,7 +480,7 @@ for what, batch, context, ranks, took in (
     c = cost.step(v3, h800, what, batch, context, ranks=ranks, weights="fp8")
     parts = ", ".join(f"{part} {t * 1e3:.3g}" for part, t in c.parts.items())
     print(
-        f"{what}: {parts} ms; in turn {c.work * 1e3:.3g} + {c.exchange * 1e3:.3g} ms; took {took}"
+        f"{what}: {parts} ms\n  in turn {c.work * 1e3:.3g} + {c.exchange * 1e3:.3g} ms; took {took}"
     )
 
 # %% [markdown]
@@ -619,9 +619,9 @@ print(
 #
 # ## Exercises
 #
-# [`exercises/14_many_machines.ipynb`](../exercises/14_many_machines.ipynb): the traffic matrix, the
+# [`exercises/14_exercises.ipynb`](../exercises/14_exercises.ipynb): the traffic matrix, the
 # way back, one loss for uneven shares, and copies under a limit on nodes. Each check tells you
-# *what* you misunderstood. Solutions are in [`solutions/`](../solutions/14_many_machines.ipynb).
+# *what* you misunderstood. Solutions are in [`solutions/`](../solutions/14_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

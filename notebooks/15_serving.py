@@ -42,7 +42,7 @@ import torch
 from safetensors import safe_open
 
 from moe_lite import Experts, MoELayer, TopKRouter, hf
-from moe_lite.course import cost, data, drawings, placement, presets, viz
+from moe_lite.course import charts, cost, data, drawings, placement, presets, viz
 from moe_lite.course.widgets import CostCalculator, TrafficMatrix
 
 torch.manual_seed(0)
@@ -121,19 +121,30 @@ fig
 # %%
 h200, mixtral = cost.DEVICES["H200 SXM"], presets.PRESETS["Mixtral 8x7B"]
 batches = [2**n for n in range(12)]
-steps = [cost.step(mixtral, h200, "decode", b, 2048) for b in batches]
-parts = {
-    "decode": [s.seconds for s in steps],
-    "of it weights": [s.weight_bytes / h200.bandwidth for s in steps],
-    "arithmetic alone": [s.parts["compute"] for s in steps],
-}
-per_token = {name: (batches, 1e3 * np.array(t) / batches) for name, t in parts.items()}
-fig = viz.curves(per_token, "texts in the batch", "ms per token, at least")
-fig.axes[0].set(xscale="log", yscale="log")
-fits = max(b for b, s in zip(batches, steps, strict=True) if s.fits)
-fig.axes[0].axvline(fits, color="#1b1f24", ls=":")
-fig.axes[0].text(1.1 * fits, 1, "full")
-fig
+
+
+def price(shape, device, context):
+    steps = [cost.step(shape, device, "decode", b, context) for b in batches]
+    parts = {"decode": [s.seconds for s in steps],
+             "of it weights": [s.weight_bytes / device.bandwidth for s in steps],
+             "of it cache": [s.cache_bytes / device.bandwidth for s in steps],
+             "arithmetic alone": [s.parts["compute"] for s in steps]}  # fmt: skip
+    lines = {name: (batches, 1e3 * np.array(t) / batches) for name, t in parts.items()}
+    fig = viz.curves(lines, "texts in the batch", "ms per token, at least")
+    fits = max((b for b, s in zip(batches, steps, strict=True) if s.fits), default=0)
+    fig.axes[0].set(xscale="log", yscale="log", title=f"up to {fits} texts fit")
+    fig.axes[0].axvline(max(fits, 0.8), color="#1b1f24", ls=":")
+    return fig
+
+
+# %%
+charts.alive({
+    f"{name} on one {machine}, {context:,} tokens": price(
+        presets.PRESETS[name], cost.DEVICES[machine], context)
+    for name, machine in (("Mixtral 8x7B", "H200 SXM"), ("Mixtral 8x7B", "B200 SXM"),
+                          ("OLMoE", "H200 SXM"), ("OLMoE", "RTX 4090"))
+    for context in (2048, 65536)
+})  # fmt: skip
 
 # %%
 for b in (1, 2, 8, 64):
@@ -567,9 +578,9 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 #
 # ## Exercises
 #
-# [`exercises/15_serving.ipynb`](../exercises/15_serving.ipynb): distinct experts, the bytes of a
-# step, popular experts twice, and what a guess costs. Each check tells you *what* you
-# misunderstood. Solutions are in [`solutions/`](../solutions/15_serving.ipynb).
+# [`exercises/15_exercises.ipynb`](../exercises/15_exercises.ipynb): distinct experts, the bytes of
+# a step, popular experts twice, and what a guess costs. Each check tells you *what* you
+# misunderstood. Solutions are in [`solutions/`](../solutions/15_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

@@ -460,11 +460,11 @@ show(kind_T.where((padded != filling).flatten(), -1))
 #
 # ## Exercises
 #
-# [`exercises/17_what_experts_learn.ipynb`](../exercises/17_what_experts_learn.ipynb): information,
+# [`exercises/17_exercises.ipynb`](../exercises/17_exercises.ipynb): information,
 # two shuffles, saturation and neighbours (of the appendix), a diagnosis ("nothing, words or
 # topic?"), and the capstone, a published claim on trial: you write down what would sink it, one
 # number and its null *before* you measure. Each check tells you *what* you misunderstood. Solutions
-# are in [`solutions/`](../solutions/17_what_experts_learn.ipynb).
+# are in [`solutions/`](../solutions/17_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

@@ -33,6 +33,7 @@ import torch
 
 from moe_lite import hf, record
 from moe_lite.course import analysis, causal, cost, data, effects, ledger, presets, recipes, viz
+from moe_lite.course.charts import alive
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer
 
@@ -138,7 +139,7 @@ fig.axes[0].set(xscale="log", ylim=(0, 102))
 for step in steps[10::4]:
     now_L = kept[steps.index(step)]
     print(f"step {step:4} ({step / steps[-1]:4.1%}): {now_L.min():.0%} to {now_L.max():.0%}")
-fig
+alive(fig)
 
 # %% [markdown]
 # Read it from the right, where it is 100% by definition. About half of the final routing was there
@@ -199,7 +200,7 @@ lines = {"about the word, beyond the domain": (steps[1:], told_word[1:]),
          "about the domain, beyond the word": (steps[1:], told_domain[1:])}  # fmt: skip
 fig = viz.curves(lines, "training step", "bits, mean of the layers", title="what the film tells")
 fig.axes[0].set(xscale="log")
-fig
+alive(fig)
 
 # %%
 for name, n in (("before the first step", 0), ("at the end", -1)):
@@ -397,7 +398,7 @@ for name in ("OLMoE", "Qwen3-30B-A3B", "Mixtral 8x7B"):
     count = cost.count_parameters(shape)
     bf16, four = 2 * count.total / 1e9, count.total / 2e9
     print(f"{name:14} {shape.moe_layers} layers, {shape.top_k} of {shape.experts} experts: "
-          f"{bf16:5.1f} GB in bf16, {four:5.1f} GB in 4 bits; trace of 1,000 tokens "
+          f"{bf16:5.1f} GB in bf16, {four:5.1f} GB in 4; trace of 1,000 tokens "
           f"{8e3 * shape.moe_layers * shape.experts / 1e6:.0f} MB")  # fmt: skip
 
 # %% [markdown]

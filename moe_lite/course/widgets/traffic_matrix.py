@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..placement import place, replicas
 from ..viz import INK
-from .portable import bounded, gumbel, panels
+from .portable import Question, bounded, gumbel, panels
 from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
@@ -119,6 +119,14 @@ class TrafficMatrix(Redrawn):
             f"{traffic.away(traffic.pairs_RR)} pairs leave their rank, as "
             f"{traffic.away(traffic.copies_RR)} copies; {traffic.dropped} dropped"
         )
+
+    def asks(self) -> Question | None:
+        skew = 1.0 if self.skew != 1 else 0.0
+        ask = (
+            f"Skew {skew:g} instead of {self.skew:g}: how many times the mean is the work of the "
+            f"busiest rank? (It is {self.traffic.busiest:.2f} now.)"
+        )
+        return Question(ask, {"skew": skew}, lambda: self.traffic.busiest, self.ranks, 0.05)
 
     @property
     def title(self) -> str:
