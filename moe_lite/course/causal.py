@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from operator import index
@@ -138,6 +138,60 @@ def intervene(model: Mixtral, *interventions: Intervention) -> Iterator[Mixtral]
                 hooks.callback(layer.gate.register_forward_hook(changer.change).remove)
                 hooks.enter_context(changer.in_place())
         yield model
+
+
+@contextmanager
+def replay(model: Mixtral, routings: Sequence[Routing]) -> Iterator[Mixtral]:
+    """Let each layer take the experts of a recorded run, weighed by its scores of now.
+
+    ::
+
+        with replay(model, recorded.routings):
+            replayed = model(ids_BS).logits_BSV
+
+    What the router would choose now does not matter; its scores still do, and carry a gradient.
+
+    Raises: ValueError if the routings are not one for each layer, of K experts for each token;
+            when the model runs, if they are not those of as many tokens.
+    Source: Ma et al. 2025, "Stabilizing MoE Reinforcement Learning by Aligning Training and
+            Inference Routers", arXiv:2510.11370.
+    """
+    gates: list[Any] = [layer.gate for layer in model.moe_layers]
+    if len(routings) != len(gates):
+        raise ValueError(f"{len(routings)} routings cannot be replayed in {len(gates)} layers")
+    if any(routing.per_token is None for routing in routings):
+        raise ValueError("only routings of one number of experts per token can be replayed")
+
+    def recorded(gate: Any, routing: Routing) -> Callable[..., Routing]:
+        own, expert_TK = gate.choose, routing.expert_N.view(routing.num_tokens, -1)
+        T, K = expert_TK.shape
+
+        def choose(scores: Scores, k: int | None = None) -> Routing:
+            if len(scores.choose_TE) != T:
+                raise ValueError(f"{T} tokens were recorded, {len(scores.choose_TE)} are read now")
+            # 1. rank the recorded experts as they stood, and no other
+            rank_TK = torch.arange(K, 0, -1, device=expert_TK.device).expand(T, K)
+            wish_TE = torch.full_like(scores.choose_TE, -torch.inf)
+            wish_TE = wish_TE.scatter(1, expert_TK, rank_TK.to(wish_TE.dtype))
+            # 2. let the router choose and weigh them
+            routing: Routing = own(replace(scores, choose_TE=wish_TE), K)
+            if not torch.equal(routing.expert_N, expert_TK.flatten()):
+                raise ValueError(f"{type(gate).__name__} does not choose by one top-k of scores: "
+                                 "its choices cannot be replayed")  # fmt: skip
+            return routing
+
+        return choose
+
+    before = [vars(gate).get("choose") for gate in gates]  # where another block does the same
+    try:
+        for gate, routing in zip(gates, routings, strict=True):
+            vars(gate)["choose"] = recorded(gate, routing)
+        yield model
+    finally:
+        for gate, own in zip(gates, before, strict=True):
+            vars(gate).pop("choose", None)
+            if own is not None:
+                vars(gate)["choose"] = own
 
 
 def _check(model: Mixtral, i: Intervention) -> None:
