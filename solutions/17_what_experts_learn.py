@@ -13,10 +13,11 @@
 # %% [markdown]
 # # Exercises 17: What do experts learn?
 #
-# Six exercises and a capstone for the chapter [What do experts
-# learn?](../notebooks/17_what_experts_learn.ipynb), about two hours together, no GPU. The first
-# five are the tools of the trade, the sixth is a diagnosis, and with the seventh you put a
-# published claim on trial.
+# Seven exercises and a capstone for the chapter [What do experts
+# learn?](../notebooks/17_what_experts_learn.ipynb), about two and a half hours together, no GPU.
+# The first five are the tools of the trade, the sixth is a diagnosis, with the seventh you put a
+# published claim on trial, and the eighth belongs to the
+# [appendix](../notebooks/17a_more_measures.ipynb).
 #
 # Each ends with a check. It runs your function, first on numbers you can do by hand, and if the
 # result is off, it says which idea would lead there. Any correct solution passes, however it is
@@ -31,6 +32,7 @@
 # | 5 | Neighbours | ●●○○○ | ●●●●○ | 10 |
 # | 6 | Nothing, words or topic? | ●●●●○ | ●●●●● | 25 |
 # | 7 | Capstone: a claim on trial | ●●●●○ | ●●●●● | 45 |
+# | 8 | Read a text from its routes | ●●●○○ | ●●●○○ | 20 |
 
 # %%
 from collections.abc import Mapping
@@ -470,3 +472,71 @@ Markdown(f"""
 
 # %% [markdown]
 # A claim that fell is a result. So is one that held *and was small*. Write both.
+#
+# ## 8. Read a text from its routes
+#
+# *Difficulty ●●●○○ · importance ●●●○○ · 20 minutes*
+#
+# Of some text you know the words and the experts. Word $v$ came `count_V[v]` times, and at layer
+# $l$ it took route $r$ `count_LVR[l, v, r]` times (each layer's routes of a word add up to its
+# count). Of other tokens you see the routes alone: `seen_NL`. Score every word for each of them:
+#
+# $$\log p(v, r_1 \dots r_L) = \log p(v) + \sum_{l=1}^{L} \log p_l(r_l \mid v)$$
+#
+# What did not happen yet is not impossible: every word begins with one sight, and the routes of a
+# word, at each layer, with one more, spread evenly over the R routes:
+#
+# $$p(v) = \frac{n_v + 1}{\sum_u (n_u + 1)}, \qquad
+# p_l(r \mid v) = \frac{n_{l,v,r} + 1/R}{n_v + 1}$$
+#
+# By hand: one layer, two routes. Word 0 came twice, by route 1; word 1 once, by route 0; word 2
+# never. Route 1 is seen. The three have 3/6 x 2.5/3, 2/6 x 0.5/2 and 1/6 x 0.5/1: that is 5/12,
+# 1/12 and 1/12, and you return their logarithms.
+#
+# <details>
+# <summary>Hint 1</summary>
+#
+# `log_LVR = ((count_LVR + 1 / R) / (count_V[:, None] + 1)).log()` are all layers' tables.
+#
+# </details>
+#
+# <details>
+# <summary>Hint 2</summary>
+#
+# `log_LVR[l][:, seen_NL[:, l]]` is (V, N): what layer l says of each word. Add up over the layers,
+# turn it round, add the words' own.
+#
+# </details>
+
+
+# %%
+def read_back(count_V: Tensor, count_LVR: Tensor, seen_NL: Tensor) -> Tensor:
+    """Score every word for tokens of which only the routes are seen.
+
+    Returns: score_NV, the logarithm of the probability of the word and all its routes.
+    """
+    ### BEGIN SOLUTION
+    word_V = ((count_V + 1) / (count_V + 1).sum()).log()
+    told_LVR = ((count_LVR + 1 / count_LVR.shape[-1]) / (count_V[:, None] + 1)).log()
+    told = [told_VR[:, seen_N] for told_VR, seen_N in zip(told_LVR, seen_NL.T, strict=True)]
+    return word_V + torch.stack(told).sum(0).T
+    ### END SOLUTION
+
+
+# %%
+checks.check_read_back(read_back)
+
+# %% [markdown]
+# On the film's text, the routes of the whole training's end: every other token's word is known, and
+# the rest is read back. (It is little text, 1,280 tokens, so expect less than in the appendix.)
+
+# %%
+route_TL = expert_LTK[..., 0].T * 8 + expert_LTK[..., 1].T
+known_T = torch.arange(len(ids_T)) % 2 == 0
+word_T, count_V = ids_T[known_T], ids_T[known_T].bincount(minlength=4096)
+both_TL = word_T[:, None] * 64 + route_TL[known_T]
+count_LVR = torch.stack([one.bincount(minlength=4096 * 64).view(4096, 64) for one in both_TL.T])
+score_NV = read_back(count_V, count_LVR, route_TL[~known_T])
+right = (score_NV.argmax(1) == ids_T[~known_T]).double().mean()
+print(f"{right:.0%} of the words are read back, of {len(ids_T) // 2} seen")
+print(f"always the most frequent word: {(ids_T[~known_T] == count_V.argmax()).double().mean():.0%}")
