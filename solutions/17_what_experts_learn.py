@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Exercises 17: What do experts learn?
 #
-# Seven exercises and a capstone for the chapter [What do experts
-# learn?](../notebooks/17_what_experts_learn.ipynb), about two and a half hours together, no GPU.
+# Eight exercises and a capstone for the chapter [What do experts
+# learn?](../notebooks/17_what_experts_learn.ipynb), nearly three hours together, no GPU.
 # The first five are the tools of the trade, the sixth is a diagnosis, with the seventh you put a
-# published claim on trial, and the eighth belongs to the
+# published claim on trial, and the last two belong to the
 # [appendix](../notebooks/17a_more_measures.ipynb).
 #
 # Each ends with a check. It runs your function, first on numbers you can do by hand, and if the
@@ -33,6 +33,7 @@
 # | 6 | Nothing, words or topic? | ●●●●○ | ●●●●● | 25 |
 # | 7 | Capstone: a claim on trial | ●●●●○ | ●●●●● | 45 |
 # | 8 | Read a text from its routes | ●●●○○ | ●●●○○ | 20 |
+# | 9 | Whom would you steer? | ●●○○○ | ●●●○○ | 10 |
 
 # %%
 from collections.abc import Mapping
@@ -540,3 +541,61 @@ score_NV = read_back(count_V, count_LVR, route_TL[~known_T])
 right = (score_NV.argmax(1) == ids_T[~known_T]).double().mean()
 print(f"{right:.0%} of the words are read back, of {len(ids_T) // 2} seen")
 print(f"always the most frequent word: {(ids_T[~known_T] == count_V.argmax()).double().mean():.0%}")
+
+# %% [markdown]
+# ## 9. Whom would you steer?
+#
+# *Difficulty ●●○○○ · importance ●●●○○ · 10 minutes*
+#
+# The same text, written in two ways, has gone through a layer. Each token has K different experts:
+# `one_TK` for the first way, `two_SK` for the second, which need not have as many tokens. For each
+# expert, give the share of the first text's tokens that have it among their K, less the share of
+# the second's:
+#
+# $$\Delta_e = \frac{|\{t : e \in \text{one}_t\}|}{T} - \frac{|\{s : e \in
+# \text{two}_s\}|}{S}$$
+#
+# By hand: three experts, K = 2; the first text has the tokens (0, 1), (0, 2), the second (1, 2),
+# (2, 1), (1, 0), (2, 1). Expert 0 has 2 of 2 tokens and 1 of 4: 0.75. Expert 1 has 1 of 2 and 4 of
+# 4: -0.5. Expert 2: 1 of 2 and 3 of 4, -0.25.
+#
+# <details>
+# <summary>Hint 1</summary>
+#
+# A token's experts are different, so an expert's tokens are its pairs:
+# `one_TK.flatten().bincount(minlength=num_experts)`.
+#
+# </details>
+#
+# <details>
+# <summary>Hint 2</summary>
+#
+# Divide by the number of tokens, not of pairs: an expert that all tokens have has a share of 1.
+#
+# </details>
+
+
+# %%
+def use_difference(one_TK: Tensor, two_SK: Tensor, num_experts: int) -> Tensor:
+    """Tell by how much more of one text's tokens than of another's have each expert.
+
+    Returns: delta_E, from -1 to 1.
+    """
+    ### BEGIN SOLUTION
+    one_E, two_E = (x.flatten().bincount(minlength=num_experts) for x in (one_TK, two_SK))
+    return one_E / len(one_TK) - two_E / len(two_SK)
+    ### END SOLUTION
+
+
+# %%
+checks.check_use_difference(use_difference)
+
+# %% [markdown]
+# Drama against arithmetic, in the film's last frame: no pair of one content, so this is what the
+# appendix's pair avoids. Can you say whether it is the words, the domain, or the line breaks?
+
+# %%
+drama_T, sums_T = topic_T == 0, topic_T == 4
+for layer in (0, 5):
+    delta_E = use_difference(expert_LTK[layer, drama_T], expert_LTK[layer, sums_T], 8)
+    print(f"layer {layer}: up {int(delta_E.argmax())}, down {int(delta_E.argmin())};", delta_E)

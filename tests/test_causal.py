@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite.config import MixtralConfig
-from moe_lite.course.causal import ablate, ban, force, intervene, replay, swap, top_k
+from moe_lite.course.causal import ablate, ban, force, intervene, replay, steer, swap, top_k
 from moe_lite.course.effects import effect, replaced
 from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.layer import MoELayer
@@ -474,3 +474,41 @@ def test_replay_leaves_nothing_behind_and_says_what_cannot_be():
     wrong = [replace(routing, expert_N=routing.expert_N * 0) for routing in routings]
     with replay(model, wrong), pytest.raises(ValueError, match="cannot be replayed"):
         model(ids_BS)
+
+
+# --- steering ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_steering_puts_experts_first_and_last_and_weighs_them_so():
+    model, ids_BS = small(), text(B=2)
+    plain = model(ids_BS)
+    with steer(model, up=[(1, 3)], down=[(1, 0), (2, 5)], margin=0.5):
+        out = model(ids_BS)
+    assert same(plain.routings[0], out.routings[0])  # a layer that nobody named
+    first, second = out.routings[1].expert_N.view(-1, 2).T
+    assert (first == 3).all() and (second != 0).all() and (out.routings[2].expert_N != 5).all()
+    assert (plain.routings[1].expert_N == 0).any() and (plain.routings[2].expert_N == 5).any()
+    # The best of the others lies the margin below, whatever it was: weights 1 : exp(-0.5) or less.
+    gate_TK = out.routings[1].gate_N.view(-1, 2)
+    raw_TE = plain.routings[1].logits_TE.masked_fill(torch.eye(E)[3].bool(), -torch.inf)
+    best = (raw_TE.argmax(1) == plain.routings[1].logits_TE.argmax(1)) & (raw_TE.argmax(1) != 0)
+    assert best.any()
+    near = torch.tensor([1.0, -0.5 + 1]).softmax(0).double()
+    torch.testing.assert_close(gate_TK[best], near.expand(int(best.sum()), 2), rtol=1e-6, atol=1e-6)
+    assert (gate_TK[:, 0] >= near[0] - 1e-6).all()
+    assert torch.equal(model(ids_BS).logits_BSV, plain.logits_BSV)
+
+
+@pytest.mark.parametrize(
+    ("gate", "how", "message"),
+    [
+        ("mixtral", dict(up=[(L, 0)]), "no expert 0 in layer 3"),
+        ("mixtral", dict(down=[(0, -1)]), "no expert -1 in layer 0"),
+        ("mixtral", dict(up=[(1, 2)], down=[(1, 2)]), "expert 2 of layer 1 is to go up and down"),
+        ("sigmoid", dict(up=[(1, 2)]), "SigmoidBiasRouter has other scores"),
+    ],
+)
+def test_what_cannot_be_steered_is_said(gate, how, message):
+    with pytest.raises(ValueError, match=message):
+        steer(small(gate), **how).__enter__()

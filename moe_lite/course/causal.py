@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layer import MoELayer
 from ..model import Mixtral
-from ..routers import Scores
+from ..routers import Scores, TopKRouter
 from ..routing import Routing
 
 Kind = Literal["force", "ablate", "ban", "swap", "top_k"]
@@ -192,6 +192,55 @@ def replay(model: Mixtral, routings: Sequence[Routing]) -> Iterator[Mixtral]:
             vars(gate).pop("choose", None)
             if own is not None:
                 vars(gate)["choose"] = own
+
+
+@contextmanager
+def steer(
+    model: Mixtral,
+    up: Iterable[tuple[int, int]] = (),
+    down: Iterable[tuple[int, int]] = (),
+    margin: float = 0.1,
+) -> Iterator[Mixtral]:
+    """Score some experts, each a (layer, expert), above all others, and some below all others.
+
+    A token's log-probabilities of its experts are changed: of those in up to the largest plus the
+    margin, of those in down to the least minus it. The router then chooses and weighs by a softmax
+    of the new ones, so an expert in up is chosen and has the largest weight.
+
+    Raises: ValueError for an expert that does not exist, or is to go up and down; for a router
+            whose scores are no softmax of its logits.
+    Source: Fayyaz et al. 2025, "Steering MoE LLMs via Expert (De)Activation", arXiv:2509.09660,
+            as told in a review of it.
+    """
+    up, down = list(up), list(down)
+    gates: list[Any] = [layer.gate for layer in model.moe_layers]
+    for at, expert in up + down:
+        if not (0 <= at < len(gates) and 0 <= expert < model.config.num_local_experts):
+            raise ValueError(f"the model has no expert {expert} in layer {at}")
+        if (at, expert) in up and (at, expert) in down:
+            raise ValueError(f"expert {expert} of layer {at} is to go up and down")
+    if odd := [gate for gate in gates if getattr(type(gate), "score", None) != TopKRouter.score]:
+        raise ValueError(f"{type(odd[0]).__name__} has other scores than a softmax of its logits")
+
+    def steered(gate: Any, above: list[int], below: list[int]) -> Callable[..., Scores]:
+        def score(x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
+            log_TE = TopKRouter.score(gate, x_TD, ids_T).logits_TE.log_softmax(dim=-1)
+            new_TE = log_TE.clone()
+            new_TE[:, above] = log_TE.amax(1, keepdim=True) + margin
+            new_TE[:, below] = log_TE.amin(1, keepdim=True) - margin
+            return Scores.softmax(new_TE)
+
+        return score
+
+    try:
+        for at, gate in enumerate(gates):
+            above, below = ([e for layer, e in who if layer == at] for who in (up, down))
+            if above or below:
+                vars(gate)["score"] = steered(gate, above, below)
+        yield model
+    finally:
+        for gate in gates:
+            vars(gate).pop("score", None)
 
 
 def _check(model: Mixtral, i: Intervention) -> None:

@@ -541,3 +541,25 @@ check_read_back = [  # by the author of the check: another hand has yet to try i
      lambda n, c, s: _scores(n, c, s, told=((c + 1e-6) / (n[:, None] + 1e-6 * c.shape[-1])).log())),
     ("ranks", "read_back: ", lambda n, c, s: _scores(n, c, s).argsort(1)),
 ]  # fmt: skip
+
+
+SHARES = "not the share of the first text's tokens less that of the second's"
+
+
+def _share(x, E):
+    return x.flatten().bincount(minlength=E) / len(x)
+
+
+check_use_difference = [  # by the author of the check: another hand has yet to try it
+    ("the sum", SHARES, lambda a, b, E: _share(a, E) + _share(b, E)),
+    ("logarithms", "use_difference: ",
+     lambda a, b, E: (_share(a, E) + 1e-3).log() - (_share(b, E) + 1e-3).log()),
+    ("the order of the experts", "use_difference: ",
+     lambda a, b, E: (_share(a, E) - _share(b, E)).argsort()),
+    ("in percent", "use_difference: ", lambda a, b, E: 100 * (_share(a, E) - _share(b, E))),
+    ("squared", "this is the square", lambda a, b, E: (_share(a, E) - _share(b, E)).square()),
+    ("last choices", SHARES,
+     lambda a, b, E: _share(a[:, -1:], E) - 0.5 * _share(b[:, -1:], E)),
+    ("the largest alone", "use_difference: ",
+     lambda a, b, E: (_share(a, E) - _share(b, E)).max()),
+]  # fmt: skip

@@ -221,3 +221,18 @@ def _token_by_token(count_V, count_LVR, seen_NL):
 
 
 check_read_back = [("one-hot and einsum", _by_one_hot), ("word by word", _token_by_token)]
+
+
+def _by_sets(one, two, E):
+    def share(rows, e):
+        return sum(e in set(row) for row in rows) / len(rows)
+
+    return [share(one.tolist(), e) - share(two.tolist(), e) for e in range(E)]
+
+
+check_use_difference = [
+    ("by sets", _by_sets),
+    ("scatter",
+     lambda a, b, E: torch.zeros(len(a), E).scatter(1, a, 1.0).mean(0)
+     - torch.zeros(len(b), E).scatter(1, b, 1.0).mean(0)),
+]  # fmt: skip

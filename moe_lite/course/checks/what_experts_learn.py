@@ -522,3 +522,47 @@ def check_read_back(read_back: Callable[[Tensor, Tensor, Tensor], Tensor]) -> No
         check.on(f"{T + V} tokens of {V} words, {L} layers, {R} routes", word_T.bincount(),
                  count_LVR, _draw(rng, R, N, L))  # fmt: skip
     check.passed("the word's own share, and what each layer's route says for it.")
+
+
+def check_use_difference(use_difference: Callable[[Tensor, Tensor, int], Tensor]) -> None:
+    """Check whom two texts use differently: (one_TK, two_SK, num_experts) -> delta_E."""
+
+    def count(x: Tensor, E: int) -> Tensor:
+        return x.flatten().bincount(minlength=E).double()
+
+    def right(one: Tensor, two: Tensor, E: int) -> Tensor:
+        return count(one, E) / len(one) - count(two, E) / len(two)
+
+    def mistakes(one: Tensor, two: Tensor, E: int) -> Mistakes:
+        (T, K), S, delta_E = one.shape, len(two), right(one, two, E)
+        one_E, two_E = count(one, E), count(two, E)
+        return [
+            ("these are shares of the pairs; asked are shares of the tokens, K times as large",
+             delta_E / K),
+            ("these are counts; texts of unequal length are compared by their shares",
+             one_E - two_E),
+            ("both were divided by the first text's tokens; each by its own", (one_E - two_E) / T),
+            ("both were divided by the second text's tokens; each by its own", (one_E - two_E) / S),
+            ("both were divided by all tokens; each by its own", (one_E - two_E) / (T + S)),
+            ("only first choices were counted; all K of a token count",
+             right(one[:, :1], two[:, :1], E) if K > 1 else None),
+            ("the sign: the first text less the second", -delta_E),
+            ("without a sign nobody knows which way to steer", delta_E.abs()),
+            ("this is the share in the first text alone", one_E / T),
+            ("a ratio blows up where an expert is hardly used; asked is the difference",
+             (one_E / T) / (two_E / S) if two_E.all() else None),
+            ("an expert's pairs were divided by its pairs in both texts, which asks whose they "
+             "are, not how many tokens go there",
+             (one_E - two_E) / (one_E + two_E).clamp(min=1))]  # fmt: skip
+
+    check = Check("use_difference", use_difference, right, mistakes,
+                  "not the share of the first text's tokens less that of the second's")  # fmt: skip
+    check.on("three experts; [[0, 1], [0, 2]] and [[1, 2], [2, 1], [1, 0], [2, 1]]",
+             torch.tensor([[0, 1], [0, 2]]), torch.tensor([[1, 2], [2, 1], [1, 0], [2, 1]]),
+             3)  # fmt: skip
+    for seed, (T, S, E, K) in enumerate(((9, 14, 8, 2), (20, 7, 6, 3), (11, 5, 4, 1))):
+        one, two = (randn(seed + n, N, E).argsort(1)[:, :K] for n, N in ((3, T), (8, S)))
+        check.on(f"{T} and {S} tokens, {K} of {E} experts", one, two, E)
+    lazy = randn(20, 12, 5).argsort(1)[:, :2]
+    check.on("six experts, of which nobody uses the last", lazy, lazy[:7].flip(0), 6)
+    check.passed("the experts to send up, and those to send down.")
