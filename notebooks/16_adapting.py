@@ -338,6 +338,7 @@ def over_texts(x_B):
     return f"{1e4 * x_B.mean():5.2f} ± {1e4 * 2.02 * x_B.std() / len(x_B) ** 0.5:.2f}"  # t of 39
 
 
+# %%
 runs = {"the same again": again, "float32": trained, "float32, replayed": replayed}
 for name, run in runs.items():
     ratio_T = (run.loss_T - written.loss_T).abs().exp().nan_to_num(1)

@@ -456,6 +456,7 @@ shouted = [corpus.tokenizer.encode(corpus.tokenizer.decode(ids.tolist()).upper()
 shouted = torch.tensor([ids[:LENGTH] for ids in shouted])
 
 
+# %%
 def share_N(ids_BS):
     """Give the share of the tokens that have each of the 48 experts."""
     loads = [routing.load_E() for routing in effects.Run.of(model, ids_BS).routings]
