@@ -42,14 +42,18 @@ def of_layers(
 
 def token_weights(routing: Routing, mask_T: Tensor | None) -> Tensor:
     """Return each token's weight, 1, or 0 where the mask says padding: (T,), the probs' type."""
-    mask_T = routing.mask_T if mask_T is None else mask_T
+    mask_T = routing.masked(mask_T).mask_T
     if mask_T is None:
         return routing.probs_TE.new_ones(routing.num_tokens)
-    if mask_T.numel() != routing.num_tokens:
-        raise ValueError(
-            f"the mask covers {mask_T.numel()} tokens, but {routing.num_tokens} were routed"
-        )
-    return mask_T.reshape(-1).to(routing.probs_TE.dtype)
+    return mask_T.to(routing.probs_TE.dtype)
+
+
+def scored(routing: Routing) -> Routing:
+    """Return it, or raise ValueError if a trace has no scores (a gradient means there are)."""
+    x_TE = routing.logits_TE  # on a GPU, looking would mean waiting
+    if x_TE.is_cpu and not x_TE.requires_grad and len(x_TE) and x_TE.isnan().all():
+        raise ValueError("the router's scores are unknown, all NaN, and this takes the scores")
+    return routing
 
 
 def sums(
@@ -94,13 +98,13 @@ def load_balancing_loss(
     Args:    mask_T: True (or 1) for real tokens; padding then counts neither in f nor in P.
              choices: count in f only each token's first few; GShard's loss counts one.
     Returns: scalar, dimensionless; carries the router's gradient through P only.
-    Raises:  ValueError if the mask's length differs from the number of tokens, or a token does
-             not have so many choices.
+    Raises:  ValueError if the mask's length differs from the number of tokens, a token does not
+             have so many choices, or there are no scores.
     Source:  Fedus, Zoph, Shazeer 2021 (arXiv:2101.03961), eqs. 4-6, without the factor alpha;
              choices=1: Lepikhin et al. 2020 (arXiv:2006.16668), algorithm 1, times E squared.
     """
     # counts have no gradient; the router hears of them through its probabilities
-    pairs_E, probs_E, tokens = sums(routing, mask_T, all_reduce, choices)
+    pairs_E, probs_E, tokens = sums(scored(routing), mask_T, all_reduce, choices)
     f_E = pairs_E / pairs_E.sum().clamp(min=1)
     return routing.num_experts * (f_E * probs_E / tokens.clamp(min=1)).sum()
 
@@ -114,13 +118,13 @@ def mixtral_aux_loss(
     hide another's; and f is not divided by K, so its value at balance is K.
 
     Returns: scalar, dimensionless, without ``router_aux_loss_coef``.
-    Raises:  ValueError if there is no layer, or the mask's length differs.
+    Raises:  ValueError if there is no layer, no scores, or the mask's length differs.
     Source:  ``load_balancing_loss_func`` in Hugging Face transformers' Mixtral.
     """
     if not routings:
         raise ValueError("there are no routings to balance")
     # first over all layers, then the product
-    layers = zip(*(sums(r, mask_T, all_reduce) for r in routings), strict=True)
+    layers = zip(*(sums(scored(r), mask_T, all_reduce) for r in routings), strict=True)
     pairs_E, probs_E, tokens = (torch.stack(part).sum(0) for part in layers)
     tokens = tokens.clamp(min=1)
     return routings[0].num_experts * (pairs_E / tokens * probs_E / tokens).sum()
@@ -139,11 +143,11 @@ def router_z_loss(
     1.9218
 
     Returns: scalar, dimensionless.
-    Raises:  ValueError if the mask's length differs from the number of tokens.
+    Raises:  ValueError if the mask's length differs from the number of tokens, or no scores.
     Source:  Zoph et al. 2022 (arXiv:2202.08906), eq. 5; the square is theirs.
     """
     weight_T = token_weights(routing, mask_T)
-    z_T = routing.logits_TE.logsumexp(dim=-1).square()
+    z_T = scored(routing).logits_TE.logsumexp(dim=-1).square()
     return all_reduce((weight_T * z_T).sum()) / all_reduce(weight_T.sum()).clamp(min=1)
 
 

@@ -210,8 +210,8 @@ def load(routing):
 checks.check_load(load)
 
 # %% [markdown]
-# Three more wait in [`exercises/00_one_token.ipynb`](../exercises/00_one_token.ipynb), with folded
-# hints; solutions are in [`solutions/`](../solutions/00_one_token.ipynb).
+# Three more wait in [`exercises/00_exercises.ipynb`](../exercises/00_exercises.ipynb), with folded
+# hints; solutions are in [`solutions/`](../solutions/00_solutions.ipynb).
 #
 # ## The map
 #

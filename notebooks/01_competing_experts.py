@@ -33,7 +33,7 @@ import torch
 from ipywidgets import FloatSlider, Play
 
 from moe_lite import Experts, MoELayer, TopKRouter
-from moe_lite.course import drawings, ledger, mixtures, viz
+from moe_lite.course import charts, drawings, ledger, mixtures, viz
 from moe_lite.course.vowels import IPA, load_vowels
 from moe_lite.course.widgets import CompetitionExplorer
 
@@ -374,19 +374,23 @@ for shift, marker, coding in ((-0.15, "o", "i ɑ = 1"), (0.15, "s", "i ʌ = 1"))
     for row, system in enumerate(paper):
         epochs = kept.measures[f"{system}, {coding}: epochs"]
         y = row + shift + 0.1 * torch.linspace(-1, 1, 25)
-        ax.scatter(
-            epochs, y, s=12, marker=marker, c=f"C{int(shift > 0)}", label=coding * (row == 0)
-        )
+        color = viz.HUES[shift > 0]
+        ax.scatter(epochs, y, s=12, marker=marker, c=color, label=coding * (row == 0))
 ax.scatter(paper.values(), range(4), marker="x", s=60, color="black", label="the paper's mean")
 ax.set(yticks=range(4), yticklabels=paper, xlabel="epochs to an average squared error of 0.08")
 ax.invert_yaxis()
-_ = ax.legend()
+ax.legend()
+charts.alive(fig)
+
 
 # %%
-for claim in ledger.load("jacobs1991").claims:
-    if claim.where.startswith("Table 1") and "epochs" in claim.text and "4-way" not in claim.text:
-        ours = kept[claim.measure]
-        print(f"{claim.text:40} paper {claim.paper:7.4g}  ours {ours!s:14} {claim.judge(ours)}")
+def in_table_1(claim):
+    return (
+        claim.where.startswith("Table 1") and "epochs" in claim.text and "4-way" not in claim.text
+    )
+
+
+ledger.verdicts("jacobs1991", in_table_1)
 
 # %% [markdown]
 # **Mixtures arrive in fewer epochs than backpropagation under either coding**; the factor is
@@ -579,10 +583,10 @@ for ax, (name, density_X) in zip(panels, combined.items(), strict=True):
 #
 # ## Exercises
 #
-# [`exercises/01_competing_experts.ipynb`](../exercises/01_competing_experts.ipynb):
+# [`exercises/01_exercises.ipynb`](../exercises/01_exercises.ipynb):
 # responsibilities, an error that does not overflow, both gradients by hand, an instrument that
 # counts working experts, and the product. Solutions are in
-# [`solutions/`](../solutions/01_competing_experts.ipynb).
+# [`solutions/`](../solutions/01_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

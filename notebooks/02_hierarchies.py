@@ -40,7 +40,7 @@ import matplotlib.pyplot as plt
 import plotly.graph_objects as go
 import torch
 
-from moe_lite.course import arm, drawings, hierarchy, ledger, viz
+from moe_lite.course import arm, charts, drawings, hierarchy, ledger, viz
 from moe_lite.course.hierarchy import HME, affine, em_step, fit_experts, fit_gates, random_tree
 from moe_lite.course.widgets import TreeExplorer
 
@@ -214,6 +214,7 @@ move = {"frame": {"duration": 0}, "mode": "immediate"}
 steps = [{"label": str(at), "method": "animate", "args": [[str(at)], move]} for at in places]
 fig.update_layout(sliders=[{"steps": steps, "active": 2, "currentvalue": {"prefix": "today: "}}])
 fig.update_layout(xaxis_title="theta", yaxis_title="nats", yaxis_range=[-260, -90], height=420)
+charts.Chart(fig, figure)
 fig
 
 # %% [markdown]
@@ -425,9 +426,16 @@ for name in ("tree", "backprop"):
     marks = [int(k.split()[-1]) for k in kept.measures if k.startswith(f"{name}, epoch")]
     curves[name] = (marks, [kept[f"{name}, epoch {n}"].mean for n in marks])
 curves["tree, live above"] = (range(1, 36), errors)
-fig, panel = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-_ = viz.curves(curves, "epochs (logarithmic)", "relative test error", ax=panel)
-panel.set_xscale("log")
+
+
+# %%
+def draw(scale):
+    fig = viz.curves(curves, f"epochs, {scale}", "relative test error")
+    fig.axes[0].set_xscale(scale)
+    return fig
+
+
+charts.alive({scale: draw(scale) for scale in ("log", "linear")})
 
 # %% [markdown]
 # Read it in three parts.
@@ -497,7 +505,8 @@ mixed_QTO = torch.einsum(
     "qte,qeto->qto", (few_test @ gate_QDE).softmax(-1), few_test @ flat.expert_QEDO
 )
 tree_Q, flat_Q = few.relative_error(tree.predict(few_test)), few.relative_error(mixed_QTO)
-print("tree", tree_Q, " flat", flat_Q, f" (you said {guess})")
+print(f"you said {guess}")
+print("tree", *(f"{error:.3f}" for error in tree_Q), " flat", *(f"{error:.3f}" for error in flat_Q))
 print("tree less flat, seed by seed:", ledger.Estimate.of((tree_Q - flat_Q).tolist()))
 
 # %% [markdown]
@@ -579,10 +588,10 @@ print("in logarithms: ", (prior_E.log() - distance_E.square() / 2).softmax(dim=-
 #
 # ## Exercises
 #
-# [`exercises/02_hierarchies.ipynb`](../exercises/02_hierarchies.ipynb): the gates' products, the
+# [`exercises/02_exercises.ipynb`](../exercises/02_exercises.ipynb): the gates' products, the
 # posteriors, an expert's and a gate's M step, and the whole M step with a check that
 # watches the likelihood and names the part that broke it. Solutions are in
-# [`solutions/`](../solutions/02_hierarchies.ipynb).
+# [`solutions/`](../solutions/02_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

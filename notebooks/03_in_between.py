@@ -297,7 +297,7 @@ for (plan, error), name in zip(paper.items(), words, strict=True):
     seeds = "  ".join(f"{e:.1f}" for e in kept.measures[f"{plan}: error, %"])
     print(f"{name:25} paper {error:.2f}%, ours {kept[f'{plan}: error, %']!s:10} ({seeds})")
 print(f"{'the collapsed mixture':25} {'':13} ours {kept['free: error, %']}")
-print(ledger.verdicts("eigen2013"))
+ledger.verdicts("eigen2013")
 
 # %% [markdown]
 # **One network of all units is better, by 1.30 ± 0.13; against a single expert and against experts
@@ -379,9 +379,9 @@ with torch.no_grad():
 #
 # ## Exercises
 #
-# [`exercises/03_in_between.ipynb`](../exercises/03_in_between.ipynb): the constraint of 2013, a
+# [`exercises/03_exercises.ipynb`](../exercises/03_exercises.ipynb): the constraint of 2013, a
 # gradient from samples, straight-through, and the number of samples that a sign takes. Solutions
-# are in [`solutions/`](../solutions/03_in_between.ipynb).
+# are in [`solutions/`](../solutions/03_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_lite import Experts, Mixtral, MixtralConfig, MoELayer, losses
-from moe_lite.course import data, drawings, ledger, losses2017, viz, widgets
+from moe_lite.course import charts, data, drawings, ledger, losses2017, viz, widgets
 from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.routers import NoisyTopKRouter, TopKRouter, kth_excluding, prob_in_top_k
 
@@ -507,8 +507,7 @@ free, even = ([loss for loss, _ in history] for history in runs.values())
 ahead = [b - a for a, b in zip(free, even, strict=True)]
 viz.curves({"balanced less free": (range(1, 81), ahead)}, "steps", "loss, nats", ax=right)
 right.axhline(0, color=viz.QUIET, lw=0.8)
-plt.close(fig)  # shown below
-fig
+charts.alive(fig)
 
 # %%
 for name, history in runs.items():
@@ -534,17 +533,17 @@ paper = {
 }  # fmt: skip
 columns = "perplexity", "CV of importance", "CV of load", "max/mean load"
 print(f"stored result, {len(stored.seeds)} seeds: ours ± 95% interval (the paper's)")
-print("w_imp, w_load  " + "".join(f"{column:24}" for column in columns))
+print("w_imp, w_load  " + "".join(f"{column:22}" for column in columns))
 for setting, numbers in paper.items():
     cells = (f"{stored[f'{c} at {setting}']} ({n})" for c, n in zip(columns, numbers, strict=True))
-    print(f"{setting:15}" + "".join(f"{cell:24}" for cell in cells))
+    print(f"{setting:15}" + "".join(f"{cell:22}" for cell in cells).rstrip())
 
 # %% [markdown]
 # How the rows relate is what we claim to compare, seed by seed. The rules are the ledger's (its
 # page says what was seen before they were written); the verdicts are computed.
 
 # %%
-print(ledger.verdicts("shazeer2017"))
+ledger.verdicts("shazeer2017")
 
 # %% [markdown]
 # **What held: the collapse and its cure.** Without a loss the busiest of our 16 experts has five
@@ -568,7 +567,7 @@ ax.axhline(-0.112, color="#D55E00", ls="--", label="paper, after ten epochs")
 ax.set(xscale="log", xlabel="steps", ylabel="price of balance, nats (held out)")
 ax.set_xticks(marks, [f"{n:,}" for n in marks])
 ax.legend(frameon=False)
-print("  ".join(f"step {n}: {gap}" for n, gap in zip(marks, gaps, strict=True)))
+print("\n".join(f"step {n:5,}: {gap}" for n, gap in zip(marks, gaps, strict=True)))
 
 # %% [markdown]
 # **At 1,600 steps the paper's gain is excluded**: -0.010 ± 0.034 nats, against -0.112. Whether a
@@ -627,9 +626,7 @@ legend = right.legend(frameon=False)
 fig
 
 # %%
-for claim in ledger.load("shazeer2017_capacity").claims:
-    print(f"{claim.verdict(curve[claim.measure]):15} paper {claim.paper:.3f}, ", end="")
-    print(f"ours {curve[claim.measure]!s:15} {claim.text}")
+ledger.verdicts("shazeer2017_capacity")
 
 # %% [markdown]
 # **Undecided.** Eight times the experts lower perplexity by a factor of 1.08 ± 0.09: five seeds
@@ -711,9 +708,9 @@ print(
 #
 # ## Exercises
 #
-# [`exercises/04_sparsely_gated.ipynb`](../exercises/04_sparsely_gated.ipynb): write the gate and
+# [`exercises/04_exercises.ipynb`](../exercises/04_exercises.ipynb): write the gate and
 # the probability, and find the three bugs. Each check tells you *what* you misunderstood.
-# Solutions are in [`solutions/`](../solutions/04_sparsely_gated.ipynb).
+# Solutions are in [`solutions/`](../solutions/04_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

@@ -40,7 +40,7 @@ import torch.nn.functional as F
 
 from moe_lite import Experts, MoELayer, Routing, TopKRouter, load_pretrained, losses, record
 from moe_lite.capacity import capacity, limit, queue_rank
-from moe_lite.course import data, ledger, sweep, viz, widgets
+from moe_lite.course import charts, data, ledger, sweep, viz, widgets
 from moe_lite.routers import GShardRouter, SwitchRouter
 
 torch.manual_seed(0)
@@ -526,10 +526,10 @@ for factor in (0.5, 1.0, 1.25, 2.0, 8.0):
 # %%
 stored = ledger.stored("switch2021_long")
 pairs = {f"dense − {name}": ledger.Pair("dense", name) for name in ("top-1", "top-2")}
-viz.effects(stored, pairs, 1.731 - 1.554, "held-out loss, dense − sparse, nats")
+charts.alive(viz.effects(stored, pairs, 1.731 - 1.554, "held-out loss, dense − sparse, nats"))
 
 # %%
-print(ledger.verdicts("switch2021_long"))
+ledger.verdicts("switch2021_long")
 
 # %% [markdown]
 # Each point is the mean over seeds of dense less sparse *with the same seed*, which has read the
@@ -625,9 +625,9 @@ for pull in (0.0, 1.0, 2.0):
 #
 # ## Exercises
 #
-# [`exercises/05_capacity.ipynb`](../exercises/05_capacity.ipynb): six diagnoses, from an off-by-one
-# in a queue to a detector of foresight. Each check tells you *what* you misunderstood. Solutions
-# are in [`solutions/`](../solutions/05_capacity.ipynb).
+# [`exercises/05_exercises.ipynb`](../exercises/05_exercises.ipynb): six diagnoses, from an
+# off-by-one in a queue to a detector of foresight. Each check tells you *what* you misunderstood.
+# Solutions are in [`solutions/`](../solutions/05_solutions.ipynb).
 # [Glossary](../docs/glossary.md).
 #
 # ## In five lines

@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_lite import Routing, losses
-from moe_lite.course import data, ledger, sweep, viz
+from moe_lite.course import charts, data, ledger, sweep, viz
 from moe_lite.course.widgets import BalanceSimplex
 
 torch.manual_seed(0)
@@ -544,7 +544,7 @@ pairs = {f"α = {a}": ledger.Pair(f"text, {a}", f"batch, {a}") for a in (0.01, 0
 viz.effects(stored, pairs, 0.0159, "held-out loss, text − batch, nats")
 
 # %%
-print(ledger.verdicts("qiu2025_long"))
+ledger.verdicts("qiu2025_long")
 
 # %% [markdown]
 # **Balance within each text costs something**, at both weights and clear of 0: most at the
@@ -564,19 +564,22 @@ print(ledger.verdicts("qiu2025_long"))
 # %%
 stored = ledger.stored("lossfree2024_alpha")
 fig, ax = plt.subplots(figsize=(6.6, 4), layout="constrained")
-for alpha, mark in zip(("0", "0.0001", "0.001", "0.01", "0.1", "1"), "osD^vP", strict=True):
+alphas = ("0", "0.0001", "0.001", "0.01", "0.1", "1")
+for alpha, mark, color in zip(alphas, "osD^vP", viz.HUES, strict=False):
     x, pair = stored[f"MaxVio at {alpha}"], ledger.Pair(f"loss at {alpha}", "loss at 0.001")
     y = stored[pair]
-    ax.errorbar(x.mean, y.mean, xerr=x.half, yerr=y.half, fmt=mark, ms=8, label=f"α = {alpha}")
+    ax.errorbar(x.mean, y.mean, xerr=x.half, yerr=y.half, fmt=mark, c=color, label=f"α = {alpha}")
+    ax.scatter(stored.values(f"MaxVio at {alpha}"), stored.values(pair), s=6, c=color)
     print(f"alpha {alpha:6}  MaxVio {x!s:15} {pair}: {y}")
 ax.axhline(0, color="black", lw=0.8)
 ax.set(xlabel="MaxVio on held-out text (0: perfect balance)",
        ylabel="loss - that at 0.001, nats",
        title=f"stored result: {len(stored.seeds)} seeds, 95% intervals")  # fmt: skip
-legend = ax.legend(frameon=False)
+ax.legend(frameon=False)
+charts.alive(fig)
 
 # %%
-print(ledger.verdicts("lossfree2024_alpha"))
+ledger.verdicts("lossfree2024_alpha")
 
 # %% [markdown]
 # **What you may believe now:** a small weight leaves the load uneven, and a weight of 1, a hundred
@@ -586,10 +589,10 @@ print(ledger.verdicts("lossfree2024_alpha"))
 #
 # ## Exercises
 #
-# [`exercises/06_balancing.ipynb`](../exercises/06_balancing.ipynb): the loss, its push by hand, a
+# [`exercises/06_exercises.ipynb`](../exercises/06_exercises.ipynb): the loss, its push by hand, a
 # value below 1, padding, micro-batches and layers, and seven boxes of which one is sound. Each
 # check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/06_balancing.ipynb).
+# [`solutions/`](../solutions/06_solutions.ipynb).
 # [Glossary](../docs/glossary.md).
 #
 # ## In five lines

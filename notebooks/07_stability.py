@@ -429,7 +429,7 @@ for setting in stored.config["settings"]:
     )
 
 # %%
-print(ledger.verdicts("stmoe2022"))
+ledger.verdicts("stmoe2022")
 
 # %% [markdown]
 # **Where it begins.** At twenty times the rate that suits this model all baseline runs are stable;
@@ -458,7 +458,7 @@ for setting in stored.config:
     print(f"{setting:20}{less!s:18}{largest!s:16}{moved:6.1%}")
 
 # %%
-print(ledger.verdicts("switch2021_stability"))
+ledger.verdicts("switch2021_stability")
 
 # %% [markdown]
 # **Excluded: disasters.** The paper's bfloat16 router diverged, 2 nats above, and larger first
@@ -567,9 +567,9 @@ print(f"{(alone != together).sum()} of 2000 tokens have another expert when they
 #
 # ## Exercises
 #
-# [`exercises/07_stability.ipynb`](../exercises/07_stability.ipynb): the spacing, the z-loss and its
+# [`exercises/07_exercises.ipynb`](../exercises/07_exercises.ipynb): the spacing, the z-loss and its
 # gradient, a router that is really in float32, first weights. Each check tells you *what* you
-# misunderstood. Solutions are in [`solutions/`](../solutions/07_stability.ipynb).
+# misunderstood. Solutions are in [`solutions/`](../solutions/07_solutions.ipynb).
 # [Glossary](../docs/glossary.md).
 #
 # ## In five lines

@@ -110,8 +110,8 @@ by_row.weight = router.weight
 for name, gate in (("tokens choose", by_row), ("experts choose", router)):
     routing = gate(x_TD)
     experts_T = routing.token_N.bincount(minlength=32)
-    print(f"{name:15} tokens of each expert  {routing.load_E().int().tolist()}")
-    print(f"{'':15} experts of each token  {experts_T.tolist()}")
+    print(f"{name:15} tokens of each expert ", *routing.load_E().int().tolist())
+    print(f"{'':15} experts of each token ", *experts_T.tolist())
 
 # %% [markdown]
 # By row, every token has one expert and the experts have what they get. By column, every expert
@@ -181,7 +181,7 @@ pairs = {f"{name} − tokens": ledger.Pair(name, rival)
 viz.effects(stored, pairs, None, "held-out loss less token choice's, nats")
 
 # %%
-print(ledger.verdicts("zhou2022_long"))
+ledger.verdicts("zhou2022_long")
 
 # %% [markdown]
 # **Among the batch there is no speed-up**: the factor is 0.98 ± 0.05, and half of the paper's is
@@ -622,7 +622,7 @@ print("loss with a stranger's future, 16 less 256:", less)
 # *worse* than choice among the batch by 0.47 ± 0.02. The whole lead, and more, is the leak.
 
 # %%
-print(ledger.verdicts("wang2024_leak"))
+ledger.verdicts("wang2024_leak")
 
 # %% [markdown]
 # **What you may believe now, at this scale:** expert choice among a large batch ends level with
@@ -680,10 +680,10 @@ print(f"greedy next token agrees at {same} of 16 places; logits differ by up to 
 #
 # ## Exercises
 #
-# [`exercises/08_expert_choice.ipynb`](../exercises/08_expert_choice.ipynb): choose along the other
+# [`exercises/08_exercises.ipynb`](../exercises/08_exercises.ipynb): choose along the other
 # axis, count and carry back, then build a detector of leaks that six routers have to pass, and
 # groups that it cannot fault. Each check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/08_expert_choice.ipynb).
+# [`solutions/`](../solutions/08_solutions.ipynb).
 # [Glossary](../docs/glossary.md).
 #
 # ## In five lines

@@ -41,7 +41,7 @@ import torch
 from IPython.display import Markdown
 
 from moe_lite import Experts, MoELayer, Routing, SigmoidBiasRouter, TopKRouter, losses
-from moe_lite.course import cost, ledger, presets, viz, widgets
+from moe_lite.course import charts, cost, ledger, presets, viz, widgets
 from moe_lite.course.sweep import SMALL
 from moe_lite.fast import BACKENDS
 
@@ -208,8 +208,7 @@ for name, gate in (("2 of 16", TopKRouter(16, 16, 2)), ("7 of 63", TopKRouter(16
     for n in (1, 2, 3):
         thinned = WithoutBest(gate, n / 16)
         left = (before_TE & (thinned(x_TD).gates_TE() > 0)).sum() / len(x_TD)
-        print(f"{name}, {n}/16 off: {thinned.off:2} disabled, still there: {left:g}", end=";  ")
-    print()
+        print(f"{name}, {n}/16 off: {thinned.off:2} disabled, still there: {left:g}")
 
 # %% [markdown]
 # One sixteenth takes *one* of a token's two favourites in the coarse layer, and *four* of seven in
@@ -240,8 +239,7 @@ curves = {
 # %%
 fig, panels = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 for e, name in enumerate(names[1:]):
-    pair = ledger.Pair(f"loss at {name}", "loss at 2 of 16")
-    ours = stored[pair]
+    ours = stored[pair := ledger.Pair(f"loss at {name}", "loss at 2 of 16")]
     panels[0].errorbar(e, ours.mean, ours.half, fmt="o", capsize=4, color="#0072B2")
     panels[0].plot([e] * len(stored.seeds), stored.values(pair), "k_", ms=9)
 panels[0].axhline(0, color="black", lw=0.8)
@@ -249,7 +247,11 @@ panels[0].plot(2, 1.808 - 1.867, "x", color="#D55E00", label="the paper, on the 
 panels[0].set(xticks=range(5), xticklabels=names[1:], ylabel="held-out loss less 2 of 16, nats")
 panels[0].tick_params(axis="x", labelsize=8)
 panels[0].legend(frameon=False)
-fig = viz.curves(curves, "sixteenths of the experts disabled", "held-out loss", ax=panels[1])
+viz.curves(curves, "sixteenths of the experts disabled", "held-out loss", ax=panels[1])
+for line, name in zip(panels[1].get_lines(), curves, strict=True):  # and each seed
+    seeds = [(n, y) for n in off for y in stored.values(f"loss without {n}/16 at {name}")]
+    panels[1].scatter(*zip(*seeds, strict=True), s=5, c=line.get_color())
+charts.alive(fig)
 
 # %% [markdown]
 # On the left, each model less 2 of 16 *with the same seed*; on the right all curves rise steeply up
@@ -276,7 +278,7 @@ pairs = {
 viz.effects(stored, pairs, 1.808 - 1.867, "held-out loss, fine − coarse, nats")
 
 # %%
-print(ledger.verdicts("deepseekmoe2024_long"))
+ledger.verdicts("deepseekmoe2024_long")
 
 # %% [markdown]
 # **Cutting pays**: 8 of 64 ends 0.027 ± 0.004 nats below 2 of 16, half of the paper's effect.
@@ -418,7 +420,7 @@ for rule in ("sign", "proportional"):
     for u in (0.0001, 0.001, 0.01, 0.1, 0.5):
         late = widgets.BiasController(scores_TE, k=2, u=u, rule=rule).run.whole_S[-100:].mean()
         print(f" u {u:g}: {late:.2f}", end="")
-    print("   (MaxVio over all tokens, last 100 steps)")
+    print()
 
 # %% [markdown]
 # Under *sign* all the biases **drift** together. A bias that all have in common changes no choice,
@@ -467,7 +469,7 @@ pairs = {f"bias − α {a}": ledger.Pair("u 0.001", f"alpha {a}") for a in ("0.0
 viz.effects(stored, pairs, -0.0063, "held-out loss, bias − loss, nats")
 
 # %%
-print(ledger.verdicts("lossfree2024_long"))
+ledger.verdicts("lossfree2024_long")
 
 # %% [markdown]
 # **At step 300 the bias is behind the light loss, by 0.045 ± 0.023 nats; at 3,000 it is ahead of
@@ -571,9 +573,10 @@ for first, last in ((2020, 2023), (2024, 2024), (2025, 2026)):
     cuts = sorted(presets.granularity(a) for a in shapes)
     used = sorted(a.top_k / a.experts for a in shapes)
     print(
-        f"{first} to {last}: {len(names):2} models, granularity {cuts[len(cuts) // 2]:4.1f} in the "
-        f"middle, {used[len(used) // 2]:5.1%} of the experts, a shared one in "
-        f"{sum(a.shared > 0 for a in shapes)}, a bias in {sum('bias' in p.balance for p in said)}"
+        f"{first} to {last}: {len(names):2} models, granularity {cuts[len(cuts) // 2]:4.1f}, "
+        f"{used[len(used) // 2]:5.1%} of the experts; "
+        f"{sum(a.shared > 0 for a in shapes)} share one, "
+        f"{sum('bias' in p.balance for p in said)} have a bias"
     )
 
 # %% [markdown]
@@ -637,10 +640,10 @@ print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E
 #
 # ## Exercises
 #
-# [`exercises/09_fine_grained.ipynb`](../exercises/09_fine_grained.ipynb): split without paying,
+# [`exercises/09_exercises.ipynb`](../exercises/09_exercises.ipynb): split without paying,
 # take the best away, fix a gate, a controller and a dashboard, and judge what few seeds say. Each
 # check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/09_fine_grained.ipynb).
+# [`solutions/`](../solutions/09_solutions.ipynb).
 # [Glossary](../docs/glossary.md).
 #
 # ## In six lines

@@ -32,6 +32,7 @@
 # CPU cores. No GPU, no network.
 
 # %%
+import textwrap
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -41,7 +42,7 @@ from ipywidgets import Dropdown
 from torch import nn
 
 from moe_lite import Experts, MixtralConfig, MoELayer, TopKRouter, TrainConfig, hf, record
-from moe_lite.course import cost, data, drawings, film, leads, viz, widgets
+from moe_lite.course import charts, cost, data, drawings, film, leads, viz, widgets
 from moe_lite.model import Mixtral
 from moe_lite.train import evaluate, train
 
@@ -331,7 +332,7 @@ for ids, domain in zip(batch.ids_BS, batch.domain_BS[:, 0], strict=True):
 # z-loss as well; chapter 07 says why.)
 
 # %%
-run = TrainConfig(steps=100, batch_size=16, seq_len=128, lr=4e-3, warmup=10, autocast="off")
+run = TrainConfig(steps=100, batch_size=10, seq_len=128, lr=4e-3, warmup=10, autocast="off")
 trained, histories = {}, {}
 for name, c in models.items():
     torch.manual_seed(0)
@@ -356,6 +357,7 @@ for panel, x, label in zip(
 ):
     curves = {n: (h.column(x), viz.smooth(h.column("loss"))) for n, h in histories.items()}
     viz.curves(curves, label, "training loss, nats per token", ax=panel)
+charts.alive(fig)
 
 # %% [markdown]
 # Held-out text, in bits per byte (what the model would need to compress it), mean over the five
@@ -437,9 +439,9 @@ print("as shipped, equal time: ", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*late.inte
 # %% [markdown]
 # **At equal active size and equal steps the mixture is ahead, and at the end still: by 0.037 bits
 # per byte [0.022, 0.052].** At equal *time* the twin goes 4,700 steps: as shipped, the mixture is
-# behind at step 500; at the end all three are undecided. At equal *memory* nobody knows: so wide a twin was not trained to
-# the end. And `mixtral-mini`? It ended 0.016 *behind* its twin. Why one run may is worth a
-# look.
+# behind at step 500; at the end all three are undecided. At equal *memory* nobody knows: so wide a
+# twin was not trained to the end. And `mixtral-mini`? It ended 0.016 *behind* its twin. Why one run
+# may is worth a look.
 #
 # ### Where the lead is
 #
@@ -467,7 +469,7 @@ runs = [r for axis in leads.stored() if "whole" in axis["axis"] for r in axis["r
 codes = [r["copying"]["code"] | {"bits": r["final"]["code"]} for r in runs]
 copied, new, bits_R = (torch.tensor([c[k] for c in codes]) for k in ("copied", "new", "bits"))
 print(f"{len(runs)} runs, loss in code: copied {copied.min():.2f} to {copied.max():.2f}, "
-      f"new {new.min():.2f} to {new.max():.2f}; correlation of copied with bits per byte "
+      f"new {new.min():.2f} to {new.max():.2f};\ncorrelation of copied with bits per byte "
       f"{torch.stack([copied, bits_R]).corrcoef()[0, 1]:.2f}")  # fmt: skip
 for arm, loss in leads.copying_on_a_cpu().items():
     print(f"one pair on a CPU, {arm:10}: copied {loss['code']['copied']:.2f}, "
@@ -520,7 +522,7 @@ prompts = "My lord, I", "def __init__(self", "And the king said", "ヱホバ", "
 for seed, prompt in enumerate(prompts):  # another one each, or alike prompts go on alike
     ids_BS = torch.tensor([tokenizer.encode(prompt).ids])
     out_BS = model.generate(ids_BS, 24, temperature=0.7, top_p=0.9, seed=seed)
-    print(repr("".join(show(out_BS[0]))))
+    print(*textwrap.wrap(repr("".join(show(out_BS[0]))), 100), sep="\n")
 
 # %% [markdown]
 # And now the question this course keeps coming back to: **where did each token go?** `record`
@@ -619,19 +621,12 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
 def interrogate(router, D=16):
     one, other = torch.randn(6, D), torch.randn(6, D)
     changed = torch.cat([one[:5], other[5:]])  # only the last token differs
-    print(
-        "  answers differ for different inputs:",
-        not torch.equal(*map(logits, map(router, (one, other)))),
-    )
-    same = logits(router(one))[:5].equal(logits(router(changed))[:5])
-    print("  a token's answer is its own affair: ", same)
+    to_one, to_other, to_changed = (router(x).logits_TE for x in (one, other, changed))
+    print("  answers differ for different inputs:", not to_one.equal(to_other))
+    print("  a token's answer is its own affair: ", to_one[:5].equal(to_changed[:5]))
     weight = next(router.parameters())
     gradient = torch.autograd.grad(router(one).gate_N.square().sum(), weight)[0]
     print("  the gates move its weights:         ", bool(gradient.abs().max() > 1e-6))
-
-
-def logits(routing):
-    return routing.logits_TE
 
 
 # %%
@@ -654,11 +649,11 @@ for kind in (TopKRouter, DeafRouter):
 #
 # ## Exercises
 #
-# [`exercises/10_small_mixtral.ipynb`](../exercises/10_small_mixtral.ipynb): write the router, prove
+# [`exercises/10_exercises.ipynb`](../exercises/10_exercises.ipynb): write the router, prove
 # when the two softmax orders agree, write the layer, count parameters, and find two bugs that never
 # raise an error, and say how many experts a token's sum is worth. Each check tells you *what* you
 # misunderstood, not just that you did. Solutions are in
-# [`solutions/`](../solutions/10_small_mixtral.ipynb).
+# [`solutions/`](../solutions/10_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

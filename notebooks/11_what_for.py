@@ -47,9 +47,10 @@ import torch
 import torch.nn.functional as F
 
 from moe_lite import Mixtral, hf, load_balancing_loss
-from moe_lite.course import asking, causal, effects, facts, leads, ledger, viz, widgets
+from moe_lite.course import asking, causal, drawings, effects, facts, leads, ledger, viz
 from moe_lite.course.cost import count_parameters, distinct_experts
 from moe_lite.course.data import load_tokenizer
+from moe_lite.course.widgets import FactGrid
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -62,29 +63,8 @@ torch.set_num_threads(1)
 # opponents. The dense twin of **equal active size** does the same arithmetic for a token. The twin
 # of **equal total size** holds as much, and computes with all of it.
 
-
 # %%
-def arm(ax, x, title, runs, holds):
-    """Draw a token (circle), a router (diamond), and the networks: filled ones run."""
-    fork = 1.15 if len(runs) < holds else 0.6  # where a router sends, or all go
-    ax.plot([x, x], [0.6, fork], color=viz.QUIET, lw=1, zorder=0)
-    ax.scatter(x, fork, s=120, marker="D", color="#E69F00", ec=viz.INK)
-    ax.scatter(x, 0.6, s=300, color=viz.INK)
-    for i in range(holds):
-        left, face = x + (i - holds / 2) * 0.5, "#0072B2" if i in runs else "none"
-        ax.add_patch(plt.Rectangle((left, 1.9), 0.42, 0.8, fc=face, ec=viz.QUIET))
-        if i in runs:
-            ax.plot([x, left + 0.21], [fork, 1.9], color=viz.QUIET, lw=1, zorder=0)
-    ax.text(x, 2.9, title, ha="center")
-    ax.text(x, 0, f"runs {len(runs)}, holds {holds}", ha="center", color=viz.QUIET)
-
-
-fig, ax = plt.subplots(figsize=(9, 2.5), layout="constrained")
-arm(ax, 0, "dense, equal active", range(2), 2)
-arm(ax, 4.5, "sparse: 2 of 8 experts", (1, 5), 8)
-arm(ax, 9.5, "dense, equal total", range(8), 8)
-ax.set(xlim=(-2, 12), ylim=(-0.2, 3.2))
-limits = ax.axis("off")
+drawings.what_for()
 
 # %% [markdown]
 # Which of the three will know most? It depends on the task. We begin with one that is nothing but
@@ -234,7 +214,7 @@ for E in (1, 2, 4, 8, 16, 32):
 # of all six.)
 
 # %%
-widgets.FactGrid({E: many.remembered(block) for E, block in blocks.items()}, shown=3)
+FactGrid({E: many.remembered(block) for E, block in blocks.items()}, shown=3)
 
 # %% [markdown]
 # **At equal arithmetic, experts fill the book:** 8.5 ± 0.2% of it with one, 98.8 ± 0.2% with 32
@@ -250,9 +230,7 @@ for kind in ("dense", "16 experts"):
     for times in (100, 1000):
         each = capacity[f"bits per parameter, {kind}, {times}"]
         print(f"{kind:11} each fact seen {times:5,} times: {each} bits per parameter")
-for claim in ledger.load("allenzhu2024").claims:
-    ours = capacity[claim.measure]
-    print(f"{claim.verdict(ours):15} paper {claim.paper}, ours {ours!s:15} {claim.text}")
+ledger.verdicts("allenzhu2024")
 
 # %% [markdown]
 # Ten times as many looks add a quarter or a bit more: the ceiling is near, and lower than theirs.
@@ -313,7 +291,7 @@ chosen_NSE = torch.zeros(len(book), 4, 16, dtype=torch.bool)
 chosen_NSE.view(-1, 16)[routing.token_N, routing.expert_N] = True
 met_EN = chosen_NSE[:, 1:].any(1).T  # by one of the three tokens that answer
 print(f"an entry meets {met_EN.sum(0).float().mean():.1f} of 16 experts and needs ", end="")
-print(f"{lost_EN.sum(0).float().mean():.1f}; of those that met a missing expert ", end="")
+print(f"{lost_EN.sum(0).float().mean():.1f};\nof those that met a missing expert ", end="")
 print(
     f"{lost_EN.sum() / met_EN.sum():.0%} are forgotten, of the others {(lost_EN & ~met_EN).sum()}"
 )
@@ -428,18 +406,14 @@ for name, E in (("sparse", 8), ("dense, equal active", 1)):
 
 # %%
 clusters = ledger.stored("chen2022")
-relation = {
-    "each its own": "each with its recipe", "both normalised": "both with sparse's",
-    "both Adam": "both with dense's",
-}  # fmt: skip
 print(f"stored result, {len(clusters.seeds)} seeds: new data, %")
-for recipe, names in {
-    "each its own": ("sparse", "dense, equal active"),
-    "both normalised": ("sparse", "dense, equal active, sparse's recipe"),
-    "both Adam": ("sparse, dense's recipe", "dense, equal active"),
-}.items():
-    a, b = (clusters[f"new data at {name}"] for name in names)
-    gain = clusters[f"sparse − dense, {relation[recipe]}"]
+for recipe, sparse, dense, pair in (
+    ("each its own", "sparse", "dense, equal active", "each with its recipe"),
+    ("both normalised", "sparse", "dense, equal active, sparse's recipe", "both with sparse's"),
+    ("both Adam", "sparse, dense's recipe", "dense, equal active", "both with dense's"),
+):
+    a, b = clusters[f"new data at {sparse}"], clusters[f"new data at {dense}"]
+    gain = clusters[f"sparse − dense, {pair}"]
     print(f"{recipe:15} sparse {a!s:13} dense {b!s:13} difference {gain} points")
 wide = clusters["equal active − equal total, dense"]
 print(f"dense, equal active − equal total: {wide} points")
@@ -520,10 +494,7 @@ for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
     read = [4e-6 * unit * wide * distinct_experts(E, 1, tokens) / tokens for tokens in (1, T)]
     print(f"{E:2} experts {hidden * wide:5} wide: {4e-6 * E * wide * unit:5.1f} MB held, ", end="")
     print(
-        f"{2e-6 * unit * wide:4.1f} MFLOP a token, {T / E:5.0f} tokens an expert; MB read for ",
-        end="",
-    )
-    print(
+        f"{2e-6 * unit * wide:4.1f} MFLOP a token, {T / E:5.0f} tokens an expert;\n   MB read for "
         f"a token alone {read[0]:4.1f}, of {T} {read[1]:.3f}; {milliseconds(layer, x_TD):4.0f} ms"
     )
 
@@ -578,10 +549,10 @@ fig
 #
 # ## Exercises
 #
-# [`exercises/11_what_for.ipynb`](../exercises/11_what_for.ipynb): bits from a loss, four sizes of
+# [`exercises/11_exercises.ipynb`](../exercises/11_exercises.ipynb): bits from a loss, four sizes of
 # a layer, an unfair comparison, the number of experts a book takes, who holds an entry, and the
 # bill of reading. Each check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/11_what_for.ipynb).
+# [`solutions/`](../solutions/11_solutions.ipynb).
 # [Glossary](../docs/glossary.md).
 #
 # ## In five lines

@@ -82,7 +82,7 @@ for shape, subsets in rows.items():
         print(f"  {subset:16}{share:5.0%}  " + "".join(f"{cell:16}" for cell in cells))
 
 # %%
-print(ledger.verdicts("stmoe2022_finetune"))
+ledger.verdicts("stmoe2022_finetune")
 
 # %% [markdown]
 # **What held: the experts alone are the worst choice.** Updating *only* the experts ends above each
@@ -105,7 +105,7 @@ print(ledger.verdicts("stmoe2022_finetune"))
 for subset in ("attention", "FFN", "experts", "embedding", "experts and embedding"):
     share, loss, rise = (tuned[f"{what}: {subset}, one in four"]
                          for what in ("share of the gain", "training loss", "rise"))  # fmt: skip
-    print(f"{subset:22} keeps {share!s:13} of the gain; training loss {loss!s:14} rise {rise}")
+    print(f"{subset:22} keeps {share!s:13} of the gain; in training {loss!s:14} rise {rise}")
 
 # %% [markdown]
 # The guess was wrong as it stood: the embedding alone does no better than the others. *Any* single
@@ -170,10 +170,10 @@ x = "further training / the dense model's own"
 viz.curves(runs, x, "held-out bits per byte", title=f"stored, {len(up.seeds)} seeds")
 
 # %%
-print(ledger.verdicts("upcycling"))
 print("upcycled - dense at 120%:", up["upcycled - dense at 120%"])
 # Your turn: at which share is the upcycled model still ahead of the one from scratch? Predict.
 print("at 20%:", round(up["scratch at 20%"].mean - up["upcycled at 20%"].mean, 3))
+ledger.verdicts("upcycling")
 
 # %% [markdown]
 # **Here it went Komatsuzaki's way, and further.** At 30%, where OLMoE's model from scratch is
@@ -336,10 +336,10 @@ for step in range(201):
 #
 # ## Exercises
 #
-# [`exercises/16_adapting.ipynb`](../exercises/16_adapting.ipynb): experts in a byte per weight,
+# [`exercises/16_exercises.ipynb`](../exercises/16_exercises.ipynb): experts in a byte per weight,
 # REAP's score, a router with rows taken out, and how many upcycled experts there really are. Each
 # check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/16_adapting.ipynb).
+# [`solutions/`](../solutions/16_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

@@ -43,7 +43,7 @@ import numpy as np
 import torch
 
 from moe_lite import Mixtral, hf, record
-from moe_lite.course import analysis, causal, data, drawings, effects, languages, ledger, viz
+from moe_lite.course import analysis, data, drawings, effects, languages, ledger, viz
 from moe_lite.course.widgets import RoutingExplorer
 
 torch.manual_seed(0)
@@ -300,16 +300,7 @@ _ = panels[0].legend(fontsize=8)
 parts = [corpus.windows(name, LENGTH, 29).ids_BS[1::10] for name in corpus.domains]
 fresh, of_domain_T = torch.cat(parts), torch.arange(5).repeat_interleave(parts[0].numel())
 base = effects.Run.of(model, fresh)
-
-
-def rises(*interventions):
-    """By how much does each domain's loss rise, in nats per token?"""
-    rise_T = effects.Run.of(model, fresh, *interventions).loss_T - base.loss_T
-    return torch.stack([rise_T[of_domain_T == d].nanmean() for d in range(5)])
-
-
-rise_LEC = torch.stack([torch.stack([rises(causal.ablate(layer, expert)) for expert in range(8)])
-                        for layer in range(6)])  # fmt: skip
+rise_LEC = effects.without_each(model, base, of_domain_T)
 used_LEC = analysis.specialization(routing_of(model, fresh), of_domain_T).mT
 
 # %% [markdown]
@@ -449,11 +440,11 @@ show(kind_T.where((padded != filling).flatten(), -1))
 #
 # ## Exercises
 #
-# [`exercises/17_what_experts_learn.ipynb`](../exercises/17_what_experts_learn.ipynb): information,
+# [`exercises/17_exercises.ipynb`](../exercises/17_exercises.ipynb): information,
 # two shuffles, saturation and neighbours (of the appendix), a diagnosis ("nothing, words or
 # topic?"), and the capstone, a published claim on trial: you write down what would sink it, one
 # number and its null *before* you measure. Each check tells you *what* you misunderstood. Solutions
-# are in [`solutions/`](../solutions/17_what_experts_learn.ipynb).
+# are in [`solutions/`](../solutions/17_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

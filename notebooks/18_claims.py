@@ -34,6 +34,8 @@
 # **Time:** an hour to read and vote; the cells run in under a minute on two CPU cores.
 
 # %%
+import textwrap
+
 import ipywidgets as ipw
 import matplotlib.pyplot as plt
 import torch
@@ -227,7 +229,8 @@ scaling.draw(hours=3, gflops=100, memory_GB=8)
 stored = ledger.stored("allenzhu2024").measures
 for name in [name for name in stored if name.startswith("remembered at E")]:
     print(f"{name:20} {ledger.Estimate.of(stored[name]).mean:.0f}% of the facts")
-print("\n".join(f"{paper}: {how}" for paper, how in scaling.READ.items()))
+for paper, how in scaling.READ.items():
+    print(*textwrap.wrap(f"{paper}: {how}", 100, subsequent_indent="    "), sep="\n")
 
 # %% [markdown]
 # **Your turn:** `scaling.draw(hours=24 * 30, gflops=400_000, memory_GB=80)` is a month on one GPU.
@@ -350,9 +353,9 @@ print("loss on new text, nats, quantile − sign:", trial.between(kept))
 #
 # ## Exercises
 #
-# [`exercises/18_claims.ipynb`](../exercises/18_claims.ipynb): percent and times, a verdict from an
-# interval, a rule that can fail, and a claim of your own on trial. Solutions are in
-# [`solutions/`](../solutions/18_claims.ipynb).
+# [`exercises/18_exercises.ipynb`](../exercises/18_exercises.ipynb): percent and times, a verdict
+# from an interval, a rule that can fail, and a claim of your own on trial. Solutions are in
+# [`solutions/`](../solutions/18_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #

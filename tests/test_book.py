@@ -40,15 +40,20 @@ def clone(tmp_path_factory):
     data = {kind: value for kind, value in data.items() if "widget" not in kind}
     notebook(
         root / "notebooks" / "01_a.ipynb",
-        said("# Who sends what?\n\n[the code](../moe.py), [do it](../solutions/01_a.ipynb), $a^2$"),
+        said(
+            "# Who sends what?\n\n[the code](../moe.py), [do it](../solutions/01_solutions.ipynb)"
+        ),
+        said("$a^2$"),
         code("traffic", data),
         code("chart", {"application/vnd.plotly.v1+json": chart}),
         said("## In the field\n\n| word | meaning |\n|---|---|\n| **gate** | a share |"),
     )
     begun = "def half(x):\n    # YOUR CODE HERE\n    raise NotImplementedError"
-    notebook(root / "exercises" / "01_a.ipynb", said("# Exercises 01: Who?"), code(begun))
+    notebook(root / "exercises" / "01_exercises.ipynb", said("# Exercises 01: Who?"), code(begun))
     notebook(
-        root / "solutions" / "01_a.ipynb", said("# Who?"), code("def half(x):\n    return x / 2")
+        root / "solutions" / "01_solutions.ipynb",
+        said("# Who?"),
+        code("def half(x):\n    return x / 2"),
     )
     (root / "moe.py").write_text("print('experts')\n", encoding="utf-8")
     table = "## Chapters\n\n| | |\n|---|---|\n| 01 | [Who?](notebooks/01_a.ipynb) |\n"
@@ -73,17 +78,19 @@ class LivePage:
 
 def test_a_widget_lives_in_its_frame_and_a_chart_in_its_page(site):
     page = (site / "notebooks" / "01_a.html").read_text("utf-8")
-    assert 'src="../widgets/n01_a-1-0.html"' in page and 'class="chart"' in page
-    widget = (site / "widgets" / "n01_a-1-0.html").read_text("utf-8")
+    assert 'src="../widgets/n01_a-2-0.html"' in page and 'class="chart"' in page
+    widget = (site / "widgets" / "n01_a-2-0.html").read_text("utf-8")
     assert "default-src 'none'" in widget and "Traffic: 4 ranks" in widget
     assert (site / "_static" / "plotly.min.js").is_file() and "<math" in page
 
 
 def test_links_stay_in_the_book_and_a_solution_is_folded(site):
     page = (site / "notebooks" / "01_a.html").read_text("utf-8")
-    assert 'href="../library/moe.py.html"' in page and 'href="../exercises/01_a.html"' in page
+    assert (
+        'href="../library/moe.py.html"' in page and 'href="../exercises/01_exercises.html"' in page
+    )
     assert "experts" in (site / "library" / "moe.py.html").read_text("utf-8")
-    exercise = (site / "exercises" / "01_a.html").read_text("utf-8")
+    exercise = (site / "exercises" / "01_exercises.html").read_text("utf-8")
     assert "<details><summary>A solution</summary>" in exercise and "<details open" not in exercise
     assert "gate" in (site / "glossary.html").read_text("utf-8")
     assert "01 Who sends what?" in (site / "index.html").read_text("utf-8")

@@ -52,6 +52,9 @@ assert half(4) == 2
 '''
 
 
+NAMES = ("notebooks/01_why.ipynb", "solutions/01_solutions.ipynb", "exercises/01_exercises.ipynb")
+
+
 @pytest.fixture
 def course(tmp_path):
     """Write a source into a small course; give its root."""
@@ -130,23 +133,22 @@ def test_a_course_is_built_checked_and_left_alone(course, capsys):
     course("notebooks", CHAPTER)
     root = course("solutions", SOLUTION)
     assert build.main(["--check"], root) == 1
-    assert capsys.readouterr().out.splitlines() == [
-        f"{folder}/01_why.ipynb: missing" for folder in ("notebooks", "solutions", "exercises")
-    ]
+    assert capsys.readouterr().out.splitlines() == [f"{name}: missing" for name in NAMES]
 
     assert build.main([], root) == 0
     chapter = read(root / "notebooks/01_why.ipynb")
-    assert [cell.get("execution_count") for cell in chapter.cells] == [None, 1, 2]
-    assert chapter.cells[2].outputs[0].text == "2\n"
+    assert [cell.get("execution_count") for cell in chapter.cells] == [None, None, 1, 2, None]
+    assert chapter.cells[3].outputs[0].text == "2\n"
 
-    solved = read(root / "solutions/01_why.ipynb")
+    solved = read(root / "solutions/01_solutions.ipynb")
     assert "BEGIN" not in str(solved) and "END" not in str(solved)
-    assert [cell.source for cell in solved.cells[2:]] == [
+    assert [cell.source for cell in solved.cells[3:-1]] == [
         "assert half(2) == 1\nassert half(3) == 1.5",
         "assert half(4) == 2",
     ]
 
-    title, note, function, check = read(root / "exercises/01_why.ipynb").cells
+    title, links, note, function, check, again = read(root / "exercises/01_exercises.ipynb").cells
+    assert links.source == again.source
     assert title.source == "# Exercises"
     assert "solutions/01_why.py" in note.source
     assert function.source.endswith(
@@ -162,7 +164,7 @@ def test_a_course_is_built_checked_and_left_alone(course, capsys):
     assert build.main([], root) == 0
     assert capsys.readouterr().out.splitlines() == [
         "Nothing to build: every notebook is up to date.",
-        *(f"{f}/01_why.ipynb: up to date" for f in ("notebooks", "solutions", "exercises")),
+        *(f"{name}: up to date" for name in NAMES),
     ]
     assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
@@ -170,6 +172,39 @@ def test_a_course_is_built_checked_and_left_alone(course, capsys):
     assert {path: data for path, (data, _) in before.items()} == {p: p.read_bytes() for p in files}
     assert b"\r" not in files[0].read_bytes()
     assert not list(root.rglob("*.part"))
+
+
+def test_every_notebook_leads_to_its_neighbours(course):
+    """An appendix stands between its chapter and the next; nothing leads nowhere."""
+    for stem in ("01_why", "02_how", "02a_more", "03_end"):
+        course("notebooks", CHAPTER, f"{stem}.py")
+    for stem in ("01_why", "02_how"):
+        root = course("solutions", SOLUTION, f"{stem}.py")
+    links = {
+        target.name: re.findall(r"\[(.+?)\]\((.+?)\)", build.navigation(target))[:-2]
+        for target in build.targets(root)
+    }
+    chapter = links["notebooks/02_how.ipynb"]
+    assert chapter == [
+        ("← 01", "01_why.ipynb"), ("03 →", "03_end.ipynb"), ("appendix", "02a_more.ipynb"),
+        ("exercises", "../exercises/02_exercises.ipynb"),
+        ("solutions", "../solutions/02_solutions.ipynb"),
+    ]  # fmt: skip
+    assert links["notebooks/02a_more.ipynb"] == [("← 02", "02_how.ipynb"), ("03 →", "03_end.ipynb")]
+    assert links["exercises/01_exercises.ipynb"] == [
+        ("02 →", "02_exercises.ipynb"), ("chapter", "../notebooks/01_why.ipynb"),
+        ("solutions", "../solutions/01_solutions.ipynb"),
+    ]  # fmt: skip
+    assert len({name.split("/")[1] for name in links}) == len(links)  # a tab has this name alone
+    made = {target.built for target in build.targets(root)}
+    for name, found in links.items():
+        assert {(root / name).parent.joinpath(to).resolve() for _, to in found} <= made
+
+
+def test_the_course_s_own_links_lead_to_files():
+    for target in build.targets():
+        for to in re.findall(r"\]\((.+?)\)", build.navigation(target)):
+            assert (target.built.parent / to).is_file(), f"{target.name}: {to}"
 
 
 def test_only_what_changed_is_stale(course, capsys):
@@ -180,7 +215,7 @@ def test_only_what_changed_is_stale(course, capsys):
     course("solutions", SOLUTION.replace("y = x / 2", "y = 0.5 * x"))
     assert build.main(["--check"], root) == 1
     # The exercise hides the line that changed, so it is what its source gives.
-    assert capsys.readouterr().out == "solutions/01_why.ipynb: stale\n"
+    assert capsys.readouterr().out == "solutions/01_solutions.ipynb: stale\n"
     assert build.main(["--check", "01_why"], root) == 1
 
 
@@ -208,13 +243,15 @@ def test_line_endings_do_not_make_a_notebook_stale(course):
 
 
 def test_cell_ids_follow_the_content(course):
-    root = course("notebooks", CHAPTER + "\n# %%\nx = 1\n")
+    chapter = CHAPTER.replace("Why?", "Why") + "\n# %%\nx = 1\n"
+    root = course("notebooks", chapter)
     (target,) = build.targets(root)
     before = [cell.id for cell in build.draft(target).cells]
-    assert len(set(before)) == 4 and before[3] == f"{before[1]}-2"
-    course("notebooks", CHAPTER.replace("# # Why?", "# # Why not?"))
+    assert len(set(before)) == 6
+    assert before[4:] == [f"{before[2]}-2", f"{before[1]}-2"]
+    course("notebooks", CHAPTER.replace("Why?", "Why not"))
     after = [cell.id for cell in build.draft(target).cells]
-    assert after[0] != before[0] and after[1:] == before[1:3]
+    assert after[0] != before[0] and after[1:] == before[1:4] + before[5:]
 
 
 # --- nobody's work is lost -----------------------------------------------------------------------
@@ -223,17 +260,17 @@ def test_cell_ids_follow_the_content(course):
 def test_an_edited_notebook_is_never_overwritten_unasked(course, capsys):
     root = course("solutions", SOLUTION)
     build.main([], root)
-    path = root / "exercises/01_why.ipynb"
+    path = root / "exercises/01_exercises.ipynb"
     notebook = read(path)
-    notebook.cells[2].source = "def half(x):\n    return x - x / 2  # mine"
+    notebook.cells[3].source = "def half(x):\n    return x - x / 2  # mine"
     nbformat.write(notebook, path)
     mine = path.read_bytes()
     course("solutions", SOLUTION.replace("Halve.", "Give half."))
 
     capsys.readouterr()
     assert build.main(["--check"], root) == 1
-    assert "exercises/01_why.ipynb: edited since it was built" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="exercises/01_why.ipynb is edited .* --force"):
+    assert "exercises/01_exercises.ipynb: edited since it was built" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="exercises/01_exercises.ipynb is edited .* --force"):
         build.main([], root)
     assert path.read_bytes() == mine
     build.main(["--force"], root)

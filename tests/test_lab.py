@@ -65,7 +65,7 @@ def test_the_settings_name_what_jupyterlab_has():
     assert said["defaultViewers"] == {"markdown": "Markdown Preview"}
     arguments = lab.arguments(ROOT)
     assert f"--LabApp.app_settings_dir={lab.SETTINGS}" in arguments
-    assert "--ContentsManager.hide_globs=[0-9][0-9]_*.py" in arguments
+    assert "--ContentsManager.hide_globs=[0-9][0-9]*_*.py" in arguments
     assert any("pre_save_hook=moe_lite.course.lab.before_saving" in a for a in arguments)
 
 

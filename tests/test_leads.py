@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from experiments import recipe
 from moe_lite.course import leads
 from moe_lite.course.data import BOOK, DOMAINS
+from moe_lite.model import Mixtral
 
 
 def axis(name, base, runs, book=False, of=4):
@@ -76,14 +78,21 @@ def test_a_token_can_be_copied_if_it_followed_the_same_one_before():
 
 def test_loss_by_copying_splits_the_whole_loss():
     corpus = recipe.load_corpus(("code",), max_bytes=60_000)
-    model = leads.Mixtral(replace(recipe.MINI, num_hidden_layers=1, hidden_size=24)).eval()
-    got = leads.loss_by_copying(model, corpus, "code", windows=3, seq_len=40)
-    batch = corpus.windows("code", 40, 3)
-    with torch.no_grad():
-        whole = leads.cross_entropy(model(batch.ids_BS).logits_BSV, batch.targets_BS)
-    assert 0 < got["share"] < 1
-    mixed = got["share"] * got["copied"] + (1 - got["share"]) * got["new"]
-    assert mixed == pytest.approx(float(whole), rel=1e-5)
+    sizes = replace(recipe.MINI, num_hidden_layers=1, hidden_size=24)
+    models = [Mixtral(sizes).eval() for _ in range(2)]
+
+    @torch.no_grad()
+    def losses(ids_BS, targets_BS):
+        each = (model(ids_BS).logits_BSV.flatten(0, 1) for model in models)
+        flat_T = targets_BS.flatten()
+        return torch.stack([F.cross_entropy(out, flat_T, reduction="none") for out in each])
+
+    found = leads.loss_by_copying(losses, corpus, "code", windows=20, seq_len=40)
+    batch = corpus.windows("code", 40, 20)
+    for got, whole in zip(found, losses(batch.ids_BS, batch.targets_BS).mean(1), strict=True):
+        assert 0 < got["share"] < 1
+        mixed = got["share"] * got["copied"] + (1 - got["share"]) * got["new"]
+        assert mixed == pytest.approx(float(whole), rel=1e-5)
 
 
 def test_what_is_stored_is_what_the_axes_say():

@@ -616,3 +616,18 @@ def test_one_share_is_no_interval(root, tmp_path):
         ledger.main(["fake", "--seed", "-1"], root)
     with pytest.raises(ValueError, match="name the experiment"):
         ledger.main(["--seed", "1"], root)
+
+
+def test_verdicts_are_a_table_that_fits_and_text_that_fits():
+    said = ledger.verdicts("shazeer2017")
+    claims = ledger.load("shazeer2017").claims
+    assert max(map(len, said.splitlines())) <= 105
+    page = said._repr_html_()
+    assert page.count("<tr>") == 1 + len(claims) and page.count('scope="col"') == 4
+    result = ledger.stored("shazeer2017")
+    for claim in claims:  # the word, not only its tint
+        assert f">{claim.judge(result[claim.measure])}</span>" in page
+    assert "color:" not in page.replace("currentColor", "")  # the page's own ink, in any theme
+    few = ledger.verdicts("shazeer2017", lambda claim: claim == claims[0])
+    assert len(few.rows) == 1
+    assert "&lt;b&gt;" in ledger.Verdicts("", [("?", "1", "2", "<b>")])._repr_html_()

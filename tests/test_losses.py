@@ -120,6 +120,24 @@ def test_a_mask_of_another_length_is_refused() -> None:
         losses.load_balancing_loss(random_routing(4, 3, 1, 0), torch.ones(3))
 
 
+@pytest.mark.parametrize("name", ["load_balancing_loss", "mixtral_aux_loss", "router_z_loss"])
+def test_a_loss_of_scores_that_no_gate_says_is_refused(name: str) -> None:
+    """A trace of a model whose router hides its scores has choices and gates, and NaN."""
+    known = random_routing(4, 3, 1, 0).detach()
+    nan_TE = torch.full_like(known.probs_TE, torch.nan)
+    unknown = replace(known, logits_TE=nan_TE, probs_TE=nan_TE)
+    for layers in ([unknown], [known, unknown]):
+        with pytest.raises(ValueError, match="scores are unknown"):
+            getattr(losses, name)(layers)
+    # what counts pairs needs no scores
+    assert losses.max_violation(unknown) == losses.max_violation(known)
+    assert losses.drop_rate(unknown) == 0
+    # a run that diverges is another matter: its loss is NaN, and its trainer says so
+    logits_TE = nan_TE.clone().requires_grad_()
+    diverged = replace(unknown, logits_TE=logits_TE, probs_TE=logits_TE.softmax(-1))
+    assert getattr(losses, name)([diverged]).isnan()
+
+
 def test_importance_and_load_by_hand_can_disagree() -> None:
     # Gates 9/10 and 1/10: as many tokens each, but not as much weight.
     routing = route([[ln(9.0), 0.0]] * 4, [[0, 1]] * 4)

@@ -30,7 +30,9 @@ def packed(tmp_path_factory):
 def test_a_pack_has_every_chapter_and_no_answer(packed):
     assert pack.told(packed) == []
     for name in pack.BUILT:
-        assert [p.name[:2] for p in sorted((packed / name).glob("*.ipynb"))] == CHAPTERS
+        there = [p.name for p in sorted((packed / name).glob("*.ipynb"))]
+        assert there == [p.name for p in sorted((ROOT / name).glob("[0-9][0-9]*_*.ipynb"))]
+        assert {name[:2] for name in there} == set(CHAPTERS)
     names = {path.name for path in packed.iterdir()}
     assert {"course.py", "moe_lite", "README.md", "pyproject.toml"} <= names
     assert not {"solutions", "tests", "teaching"} & names
@@ -91,7 +93,7 @@ def shelf(folder, *names):
     for name in names or ("notebooks/05_capacity", "exercises/05_capacity"):
         path = folder / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
-        link = "are in [`solutions/`](../solutions/05_capacity.ipynb)."
+        link = "are in [`solutions/`](../solutions/05_solutions.ipynb)."
         path.write_text(json.dumps({"cells": [{"source": [link]}]}), encoding="utf-8")
     return folder
 

@@ -73,6 +73,10 @@ def test_a_table_becomes_a_trace(tmp_path):
     assert first.expert_N.tolist() == [3, 1, 1, 4] and first.per_token == 2  # best first
     assert last.per_token == 1 and trace.layers[1].per_token is None
     assert first.probs_TE.isnan().all() and all("unknown" in rule for rule in trace.rules)
+    spaced = TABLE.replace(",", ", ", 4).replace("1,10,", "1, 10 ,").replace("0,To", "0,", 1)
+    (tmp_path / "spaced.csv").write_text(spaced, encoding="utf-8-sig")
+    same = traces.from_csv(tmp_path / "spaced.csv")
+    assert (same.tokens, same.layer_names) == (trace.tokens, trace.layer_names)
     wide = traces.from_csv(tmp_path / "it.csv", ["a", "b"], num_experts=8)
     assert wide.tokens == ["a", "b"] and wide.layers[0].num_experts == 8
     traces.save(trace, tmp_path / "again.safetensors")
@@ -90,6 +94,11 @@ def test_a_table_becomes_a_trace(tmp_path):
         ("0,0,3,", "7,0,3,", "token 7 is none of 3: they are counted from 0"),
         ("0,0,3,", "0,0,70000,", "expert 70000 is none of 65535"),
         (TABLE[TABLE.index("\n") :], "\n", "there is no row"),
+        ("text,more", "text,expert", "the first line names expert twice"),
+        ("To,x", "To, be,x", "line 2: more than the 6 columns of the first line"),
+        ("To,x", "Ta,x", "line 3: token 0 was 'Ta' before"),
+        (" be,x", '" be,x', "not a CSV table"),
+        ("1,10,0", "1, ,0", "line 6: layer must be a number or a name, not ' '"),
     ],
 )
 def test_a_table_that_cannot_be_is_a_sentence(old, new, complaint, tmp_path):

@@ -57,7 +57,10 @@ def lines(ax: Axes) -> list[str]:
         x, y = x[good], y[good]
         name = str(line.get_label())
         name = "a line" if name.startswith("_") else name
-        if len(x) == 1:
+        if line.get_transform() == ax.get_yaxis_transform(which="grid"):  # from edge to edge
+            if name != "a line":
+                found.append(f"{name}: a level line at {y[0]:.3g}")
+        elif len(x) == 1:
             found.append(f"{name} at {x[0]:.3g}, {y[0]:.3g}")
         elif len(x) > 2 or name != "a line":
             found.append(f"{name}: {y[0]:.3g} at {x[0]:.3g}, {y[-1]:.3g} at {x[-1]:.3g}")

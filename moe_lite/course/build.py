@@ -1,9 +1,11 @@
 """Build the notebooks: ``python -m moe_lite build [NN ...] [--check] [--force]``.
 
-notebooks/NN.py -> notebooks/NN.ipynb, executed; solutions/NN.py -> solutions/NN.ipynb, executed,
-and exercises/NN.ipynb, cut at nbgrader's marks and not executed. The sources are jupytext's
-py:percent. A built notebook records the digest of its cells, so that one look tells whether it
-is up to date, out of date, or holds somebody's edits, which a build never overwrites unasked.
+notebooks/NN_topic.py -> notebooks/NN_topic.ipynb, executed; solutions/NN_topic.py ->
+solutions/NN_solutions.ipynb, executed, and exercises/NN_exercises.ipynb, cut at nbgrader's marks
+and not executed: three names, for three tabs beside each other. Each gets links to its neighbours.
+The sources are jupytext's py:percent. A built notebook records the digest of its cells, so that
+one look tells whether it is up to date, out of date, or holds somebody's edits, which a build
+never overwrites unasked.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ MARK = re.compile(r"([ \t]*)#{2,}[ \t]*(BEGIN|END)\b[ \t]*(.*)")
 KINDS = ("SOLUTION", "HIDDEN TESTS")
 CUT = "# YOUR CODE HERE", "raise NotImplementedError"
 WIDGET = "application/vnd.jupyter.widget-view+json"
+LINKS = "links"  # the tag of the cells that lead to other notebooks
 EDITED, BROKEN = "edited since it was built", "not a readable notebook"
 
 
@@ -43,7 +46,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """The notebook as it is spoken of: ``exercises/10_small_mixtral.ipynb``."""
+        """The notebook as it is spoken of: ``exercises/10_exercises.ipynb``."""
         return f"{self.built.parent.name}/{self.built.name}"
 
     @property
@@ -56,24 +59,29 @@ def targets(root: Path = ROOT, chapters: Sequence[str] = ()) -> list[Target]:
 
     Raises: ValueError if there is no source at all, or none of a chapter named.
     """
-    found = []
-    made = {"notebooks": ["notebooks"], "solutions": ["solutions", "exercises"]}
-    for folder, outputs in made.items():
-        for source in sorted((root / folder).glob("*.py")):
-            found += [Target(source, root / out / f"{source.stem}.ipynb") for out in outputs]
+    found = [Target(source, source.with_suffix(".ipynb"))
+             for source in sorted((root / "notebooks").glob("*.py"))]  # fmt: skip
+    for source in sorted((root / "solutions").glob("*.py")):
+        found += [Target(source, root / out / f"{number(source.stem)}_{out}.ipynb")
+                  for out in ("solutions", "exercises")]  # fmt: skip
     if not found:
         raise ValueError(
             f"no notebooks/*.py or solutions/*.py in {root}: build from a clone of the repository"
         )
     stems = sorted({target.source.stem for target in found})
     for chapter in chapters:
-        if not any(chapter in (stem, stem.split("_")[0]) for stem in stems):
+        if not any(chapter in (stem, number(stem)) for stem in stems):
             raise ValueError(f"there is no chapter {chapter!r}; there are: {', '.join(stems)}")
     return [
         target
         for target in found
-        if not chapters or {target.source.stem, target.source.stem.split("_")[0]} & set(chapters)
+        if not chapters or {target.source.stem, number(target.source.stem)} & set(chapters)
     ]
+
+
+def number(stem: str) -> str:
+    """Return a chapter's number: "10" of "10_small_mixtral", "10a" of its appendix."""
+    return stem.split("_")[0]
 
 
 # --- from source to cells ------------------------------------------------------------------------
@@ -154,20 +162,50 @@ def draft(target: Target) -> Any:
             if target.is_exercise:  # so that Run All goes past what is not written yet, to the end
                 cell.metadata.tags = [*cell.metadata.get("tags", ()), "raises-exception"]
     cells = [cell for cell in cells if cell.source]
-    if target.is_exercise:
+    new = nbformat.v4.new_markdown_cell
+    if cells and (title := re.match(r"# .+", cells[0].source)):
         # Behind the title, so that the title stays the first thing on the page.
+        rest = cells[0].source[title.end() :].strip()
         note = (
             f"*Work in this notebook: a rebuild never overwrites your answers. It was generated "
-            f"from `{source}`; the answers are in "
-            f"[{target.source.stem}](../solutions/{target.built.name}).*"
+            f"from `{source}`.*"
         )
-        cells.insert(1, nbformat.v4.new_markdown_cell(note))
+        links = new(navigation(target), metadata={"tags": [LINKS]})
+        head = [new(title[0]), links, *map(new, filter(None, [rest]))]
+        cells = [*head, *([new(note)] if target.is_exercise else []), *cells[1:]]
+        cells.append(new(links.source, metadata={"tags": [LINKS]}))
     seen: Counter[str] = Counter()
     for cell in cells:
         id_ = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
         seen[id_] += 1
         cell.id = id_ if seen[id_] == 1 else f"{id_}-{seen[id_]}"
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata(source, digest(cells)))
+
+
+def navigation(target: Target) -> str:
+    """Write the line of links under a notebook's title and at its end.
+
+    Neighbours are of the same kind: an exercise leads to the exercises of the next chapter. An
+    appendix (10a) stands between its chapter and the next, and only its chapter leads to it.
+    """
+    root, here = target.source.parents[1], number(target.source.stem)
+    chapters = {number(path.stem): path.stem for path in (root / "notebooks").glob("*.py")}
+    solved = {number(path.stem) for path in (root / "solutions").glob("*.py")}
+    kind = target.built.parent.name
+    names = {of: f"{number(stem)}_{kind}" if kind != "notebooks" else stem
+             for of, stem in chapters.items() if kind == "notebooks" or of in solved}  # fmt: skip
+    whole = [of for of in sorted(names) if of.isdigit()]
+    before, after = [of for of in whole if of < here][-1:], [of for of in whole if of > here][:1]
+    links = [f"[← {of}]({names[of]}.ipynb)" for of in before]
+    links += [f"[{of} →]({names[of]}.ipynb)" for of in after]
+    if kind != "notebooks" and here in chapters:
+        links.append(f"[chapter](../notebooks/{chapters[here]}.ipynb)")
+    links += [f"[appendix]({stem}.ipynb)" for of, stem in sorted(chapters.items())
+              if kind == "notebooks" and of[:-1] == here]  # fmt: skip
+    links += [f"[{other}](../{other}/{here}_{other}.ipynb)" for other in ("exercises", "solutions")
+              if here in solved and other != kind]  # fmt: skip
+    links += ["[library](../moe_lite/__init__.py)", "[all chapters](../README.md)"]
+    return " · ".join(links)
 
 
 def metadata(source: str, sha256: str) -> dict[str, Any]:

@@ -70,8 +70,8 @@ CLAIMS = (
           (1e-5, INF)),
     Claim("unused", "field", "The expert that is used least is needed least.",
           "usage-based pruning; REAP (arXiv:2510.13999), 2025, disputes it",
-          "share of layers in which the least used expert is the one whose loss hurts least, mixtral-"
-          "mini", (0.5, 1)),
+          "share of layers in which the least used expert is the one whose loss hurts least, "
+          "mixtral-mini", (0.5, 1)),
     Claim("pinned", "field", "A few hot experts can be pinned in fast memory.",
           "llama.cpp #24524, disputed in #27861, 2026",
           "share of choices in new text that the two busiest of eight experts serve, busiest in "

@@ -165,6 +165,7 @@ def explore(argv: Sequence[str]) -> int:
     from .. import files
     from ..hf import PRETRAINED
     from . import traces
+    from .causal import ablate
     from .film import Film
     from .widgets import RoutingExplorer
 
@@ -181,7 +182,7 @@ def explore(argv: Sequence[str]) -> int:
         shown = f"{len(widget.film['steps'])} steps of a training"
     elif args.trace:
         read = traces.from_csv if args.trace.suffix.lower() == ".csv" else traces.load
-        widget, shown = RoutingExplorer(read(args.trace)), "recorded elsewhere"
+        widget, shown = RoutingExplorer(read(args.trace), selected=0), "recorded elsewhere"
     else:
         run = partial(_run, dtype=args.dtype)
         other = run(texts[-1], args.compare_model or folder)[2] if beside else None
@@ -189,8 +190,12 @@ def explore(argv: Sequence[str]) -> int:
         model, tokenizer, trace, left = run(args.text, folder, without=without)
         other = left or other
         own = {"model": model, "tokenizer": tokenizer, "text": args.text} if model else {}
-        widget = RoutingExplorer(trace, **own, beside=other)
-        if model:
+        layer = without[0] if without else 0
+        widget = RoutingExplorer(trace, **own, beside=other, layer=layer, selected=0)
+        if model:  # it begins with one question answered: without the first token's expert
+            first = trace.layers[0]
+            expert = int(first.expert_N[first.token_N == 0][0]) if (first.token_N == 0).any() else 0
+            widget.ask(ablate(0, expert, tokens=0))
             shown = f"{len(widget.precompute().answers) - 1} answers to “what if”"
         else:
             unknown = sum("unknown" in rule for rule in trace.rules)

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .build import WIDGET, metadata
+from .build import WIDGET, metadata, number
 
-HIDDEN = ("__pycache__", "*~", "[0-9][0-9]_*.py")  # a chapter's source is its notebook's twin
+HIDDEN = ("__pycache__", "*~", "[0-9][0-9]*_*.py")  # a chapter's source is its notebook's twin
 SETTINGS = Path(__file__).parent / "assets" / "lab"
 
 
@@ -51,14 +51,14 @@ def landing(root: Path) -> str:
     rows = []
     for path in sorted((root / "notebooks").glob("[0-9][0-9]*_*.ipynb")):  # 10, and 10a beside it
         title = re.search(r"^# (.+)", "".join(map(_text, _cells(path)[:1])), flags=re.M)
-        number, name = path.stem.split("_")[0], title[1] if title else path.stem
-        row = f"| {number} | [{name}](notebooks/{path.name}) |"
+        here, name = number(path.stem), title[1] if title else path.stem
+        row = f"| {here} | [{name}](notebooks/{path.name}) |"
         links = [
-            f"[{folder}]({folder}/{path.name})"
+            f"[{folder}]({folder}/{here}_{folder}.ipynb)"
             for folder in ("exercises", "solutions")
-            if (root / folder / path.name).is_file()
+            if (root / folder / f"{here}_{folder}.ipynb").is_file()
         ]
-        right, of = progress(root / "exercises" / path.name) if links else (0, 0)
+        right, of = progress(root / "exercises" / f"{here}_exercises.ipynb") if links else (0, 0)
         rows.append(f"{row} {' · '.join(links)} | {f'{right} of {of} right' if of else ''} |")
     table = "\n".join(["| | chapter | to do | so far |", "|---|---|---|---|", *rows])
     return f"""# MoE Lite

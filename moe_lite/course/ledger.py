@@ -19,10 +19,12 @@ import re
 import statistics
 import sys
 import sysconfig
+import textwrap
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -169,6 +171,21 @@ class Pair:
         return a - b if self.by == "-" else a / b
 
 
+def of_interval(low: float, high: float) -> Verdict:
+    """Judge an interval of an effect in units of the paper's: 0 is no effect, 1 the paper's.
+
+    >>> of_interval(0.6, 1.9), of_interval(-0.1, 0.4), of_interval(-0.1, 0.6)
+    ('reproduced', 'null', 'inconclusive')
+    """
+    if high < 0:
+        return "contradicted"
+    if low <= 0:
+        return "null" if high < 0.5 else "inconclusive"
+    if low > 0.5 and high < 2:
+        return "reproduced"
+    return "other size" if high < 1 or low > 1 else "inconclusive"
+
+
 @dataclass(frozen=True)
 class Claim:
     """State one sentence of a paper, and the kind of rule by which ours is judged.
@@ -238,15 +255,9 @@ class Claim:
         # In units of the paper's effect: no effect is 0, the paper's 1.
         assert self.void is not None
         low, high = sorted(((low - self.void) / self.effect, (high - self.void) / self.effect))
-        if high < 0:
-            return "contradicted"
-        if isinstance(self.paper, str):
+        if isinstance(self.paper, str) and high >= 0:
             return "reproduced" if low > 0 else "inconclusive"
-        if low <= 0:
-            return "null" if high < 0.5 else "inconclusive"
-        if low > 0.5 and high < 2:
-            return "reproduced"
-        return "other size" if high < 1 or low > 1 else "inconclusive"
+        return of_interval(low, high)
 
     def _inside(self, low: float, high: float, slack: float, inside: Verdict) -> Verdict:
         if -slack <= low and high <= slack:
@@ -695,15 +706,62 @@ def agreeing(claim: Claim, result: Result) -> str:
     return f"{good} of {len(values)} {words}"
 
 
-def verdicts(name: str, root: Path = ROOT) -> str:
-    """Write what the ledger says of an experiment, a line for each claim; for notebooks."""
+class Verdicts(str):
+    """Hold what the ledger says as text, two lines a claim, and as the table that a page shows."""
+
+    def __new__(cls, head: str, rows: Sequence[tuple[str, str, str, str]]) -> Verdicts:
+        """Make it of rows: verdict, the paper's number, ours, the claim."""
+        lines = [head]
+        for verdict, paper, ours, claim in rows:
+            lines.append(f"{verdict:26} paper {paper}, ours {ours}")
+            lines += textwrap.wrap(claim, 96, initial_indent="    ", subsequent_indent="    ")
+        made = super().__new__(cls, "\n".join(lines))
+        made.head, made.rows = head, rows
+        return made
+
+    head: str
+    rows: Sequence[tuple[str, str, str, str]]
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        """Return the table; a verdict is told by its sign and word, its tint only repeats them."""
+        left, right = 'style="text-align: left"', 'style="text-align: right; white-space: nowrap"'
+        body = ""
+        for verdict, paper, ours, claim in self.rows:
+            chip = (
+                f"border: 1px solid currentColor; border-radius: 1em; padding: 0 .6em; "
+                f"display: inline-block; background: {TINTS.get(verdict[0], 'none')}"
+            )
+            cells = (
+                f'<td {left}><span style="{chip}">{escape(verdict)}</span></td>'
+                f"<td {left}>{escape(claim)}</td>"
+            )
+            numbers = "".join(f"<td {right}>{escape(text)}</td>" for text in (paper, ours))
+            body += f"<tr>{cells}{numbers}</tr>\n"
+        heads = ((left, "verdict"), (left, "claim"), (right, "the paper"), (right, "ours"))
+        head = "".join(f'<th scope="col" {side}>{name}</th>' for side, name in heads)
+        return (f"<table><caption {left}>{escape(self.head)}</caption>\n"
+                f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>")  # fmt: skip
+
+
+TINTS = {"✓": "rgba(0, 158, 115, .25)", "≈": "rgba(86, 180, 233, .25)",
+         "=": "rgba(0, 158, 115, .25)", "∅": "rgba(127, 127, 127, .25)",
+         "?": "rgba(230, 159, 0, .25)", "✗": "rgba(213, 94, 0, .3)"}  # fmt: skip
+
+
+def verdicts(name: str, which: Callable[[Claim], bool] | None = None,
+             root: Path = ROOT) -> Verdicts:  # fmt: skip
+    """Return what the ledger says of an experiment's claims, or of those chosen; for notebooks."""
     experiment, result = load(name, root), stored(name, root)
-    lines = [f"stored result, {len(result.seeds)} seeds, compared seed by seed, 95% intervals"]
-    for claim in experiment.claims:
+    rows = []
+    for claim in filter(which, experiment.claims):
         ours = result[claim.measure]
         paper = claim.paper if isinstance(claim.paper, str) else number(claim.paper)
-        lines.append(f"{claim.judge(ours):26} paper {paper:>9}, ours {ours!s:15} {claim.text}")
-    return "\n".join(lines)
+        rows.append((claim.judge(ours), paper, str(ours), claim.text))
+    head = f"stored result, {len(result.seeds)} seeds, compared seed by seed, 95% intervals"
+    return Verdicts(head, rows)
 
 
 def small_print(result: Result) -> str:

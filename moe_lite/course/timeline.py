@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -119,4 +120,5 @@ def timeline(steps: tuple[Step, ...] = STEPS) -> Figure:
 
 def sentences(steps: tuple[Step, ...] = STEPS) -> str:
     """Return the entries as lines of text: year, who, what, and what of the source was read."""
-    return "\n".join(f"{s.year} {s.who}: {s.what} [{s.source}; {s.read} read]" for s in steps)
+    told = (f"{s.year} {s.who}: {s.what} [{s.source}; {s.read} read]" for s in steps)
+    return "\n".join(textwrap.fill(line, 100, subsequent_indent="     ") for line in told)

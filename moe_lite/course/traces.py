@@ -116,25 +116,34 @@ def from_csv(
     Args:   tokens: how they are shown, instead of ``text``. num_experts: of a layer; None: one
             more than the largest expert in the file.
     Raises: FileNotFoundError if there is none; ValueError, naming file and line, for a row that
-            cannot be, a choice that stands there twice, or a token without any.
+            cannot be, a choice that stands there twice, a token of two texts, or one without any
+            choice.
     """
     path, text = Path(path), read_text(path)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+        reader.fieldnames = names = [name.strip() for name in reader.fieldnames or ()]
+        if missing := [name for name in COLUMNS if name not in names]:
             raise ValueError(f"{path}: the first line must name {', '.join(missing)}")
+        if twice := [name for name in (*COLUMNS, "text") if names.count(name) > 1]:
+            raise ValueError(f"{path}: the first line names {', '.join(twice)} twice")
         shown: dict[int, str] = {}
         choices: dict[str, dict[tuple[int, int], float]] = {}
         for row in reader:
             here = f"{path}, line {reader.line_num}"
+            if None in row:  # a comma in a text that has no quotes
+                raise ValueError(f"{here}: more than the {len(names)} columns of the first line")
             token, expert = (_count(row[name], f"{here}: {name}") for name in COLUMNS[::2])
-            layer = choices.setdefault(str(row["layer"]), {})
+            layer = choices.setdefault(_named(row["layer"], f"{here}: layer"), {})
             if (token, expert) in layer:
                 raise ValueError(f"{here}: layer {row['layer']} has this choice already")
             if expert >= min(num_experts or MOST, MOST):
                 raise ValueError(f"{here}: expert {expert} is none of {num_experts or MOST}")
             layer[token, expert] = _weight(row["weight"], f"{here}: weight")
-            shown.setdefault(token, row.get("text") or str(token))
+            text = row.get("text") or shown.get(token, "")
+            if shown.setdefault(token, text) not in ("", text):
+                raise ValueError(f"{here}: token {token} was {short(shown[token])} before")
+            shown[token] = text
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: not a CSV table ({error})") from None
     if not shown:
@@ -144,9 +153,10 @@ def from_csv(
         raise ValueError(f"{path}: token {max(shown)} is none of {T}: they are counted from 0")
     E = num_experts or 1 + max(expert for layer in choices.values() for _, expert in layer)
     check_room(8 * T * E * len(choices), f"{path}: {T:,} tokens by {E:,} experts by layer")
-    names = sorted(choices, key=lambda name: (0, int(name)) if name.isdecimal() else (1, 0))
+    order = re.compile(r"[0-9]{1,9}").fullmatch
+    names = sorted(choices, key=lambda name: (0, int(name)) if order(name) else (1, 0))
     return RoutingTrace(
-        [shown[t] for t in range(T)] if tokens is None else list(tokens),
+        [shown[t] or str(t) for t in range(T)] if tokens is None else list(tokens),
         tuple(_routing(choices[name], T, E) for name in names), tuple(names), path.name,
         ("scores unknown: the table has none",) * len(names),
     )  # fmt: skip
@@ -156,6 +166,12 @@ def _count(text: Any, what: str) -> int:
     if not isinstance(text, str) or not re.fullmatch(r"\s*[0-9]{1,9}\s*", text):
         raise ValueError(f"{what} must be a whole number from 0, not {short(text)}")
     return int(text)
+
+
+def _named(text: Any, what: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{what} must be a number or a name, not {short(text)}")
+    return text.strip()
 
 
 def _weight(text: Any, what: str) -> float:

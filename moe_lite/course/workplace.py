@@ -15,8 +15,10 @@ from ..files import check_writable, write
 
 FOLDERS = ("notebooks", "exercises", "solutions")  # the last is there in a clone alone
 ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = " · [library](../moe_lite/__init__.py)"  # stays where it is
 DEFAULT = "moe-lite"  # in the reader's home
 MADE_FROM = re.compile(r" It was generated from `solutions/[^*]*\*")  # under an exercise's title
+NEXT_TO = re.compile(r" · \[solutions\]\([^)]*\)")  # among the links under a title
 TO_SOLUTIONS = re.compile(r"\[([^][\n]+)\]\(\.\./solutions/[^)\n]*\)")
 
 
@@ -42,7 +44,8 @@ def can_write(folder: Path) -> bool:
 
 def without_solutions(notebook: str) -> str:
     """Return a notebook's JSON without links to solutions, for a copy that has none."""
-    return TO_SOLUTIONS.sub("a folder that is not part of this copy", MADE_FROM.sub("*", notebook))
+    text = NEXT_TO.sub("", MADE_FROM.sub("*", notebook))
+    return TO_SOLUTIONS.sub("a folder that is not part of this copy", text)
 
 
 def copy(source: Path, work: Path) -> tuple[int, int]:
@@ -59,7 +62,8 @@ def copy(source: Path, work: Path) -> tuple[int, int]:
             if to.exists():
                 kept += 1
             else:
-                text = path.read_text(encoding="utf-8")
+                text = path.read_text(encoding="utf-8").replace(LIBRARY, "")
+                text = text.replace("](../README.md)", "](../map.md)")
                 write(to, text if (source / "solutions").is_dir() else without_solutions(text))
                 made += 1
     words = source / "docs" / "glossary.md"  # the notebooks link to it

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import files
-from ..build import ROOT
+from ..build import LINKS, ROOT
 from ..widgets.portable import PAGE
 
 HERE = Path(__file__).parent
@@ -98,7 +98,7 @@ class Book:
             name = path.relative_to(self.root).as_posix()
             up = "../" * folder.count("/") + "../" * bool(folder)
             if name.startswith("solutions/"):
-                name = name.replace("solutions/", "exercises/", 1)
+                name = name.replace("solutions", "exercises")
             elif name == "README.md" and not anchor:
                 name = "index.md"
             elif name == "README.md":  # a section that the front page has not
@@ -188,6 +188,9 @@ class Book:
                     self.titles.setdefault(
                         f"{folder}/{path.stem}", f"{path.stem.split('_')[0]} {first}"
                     )
+                if LINKS in cell["metadata"].get("tags", ()):  # folded in the exercises
+                    text = re.sub(r" · \[solutions\]\([^)]*\)", "", text)
+                    text += " · [run this chapter](../run.md)" * (folder == "notebooks")
                 text = self.links(text, folder)
                 if folder == "notebooks":
                     self.glossary(text, path)
@@ -206,11 +209,6 @@ class Book:
                 show = {"output_type": "display_data", "metadata": {}, "data": {"text/html": fold}}
                 cell["outputs"] = [show]
             cells.append({**cell, "source": text})
-        if folder == "notebooks":
-            other = "exercises" if (self.root / "exercises" / path.name).exists() else ""
-            more = f" · [Exercises](../exercises/{path.name})" if other else ""
-            run = f"[Run this chapter](../run.md){more} · [Map](../index.md)"
-            cells.insert(1, {"cell_type": "markdown", "metadata": {}, "id": "book", "source": run})
         notebook["cells"] = cells
         self.put(f"{folder}/{path.name}", json.dumps(notebook))
 
@@ -234,7 +232,8 @@ class Book:
             self.notebook(path)
         exercises = sorted((self.root / "exercises").glob("[0-9][0-9]_*.ipynb"))
         for path in exercises:
-            self.notebook(path, self.root / "solutions" / path.name)
+            answers = path.name.replace("exercises", "solutions")
+            self.notebook(path, self.root / "solutions" / answers)
         ledger = (self.root / "LEDGER.md").read_text("utf-8")
         self.put("LEDGER.md", self.links(ledger, ""))
         rows = "\n".join(sorted(set(self.words), key=str.lower))

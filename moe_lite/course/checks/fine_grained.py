@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ledger import of_interval
 from .verdict import Check, Mistakes, fit, randn, refuse
 
 
@@ -398,22 +399,13 @@ WHAT_IT_SAYS = "reproduced", "other size", "null", "contradicted", "inconclusive
 def check_what_it_says(what_it_says: Callable[[float, float, float], str]) -> None:
     """Check a verdict on an effect: (low, high, paper) -> one of the five words."""
 
-    def word_for(near: float, far: float) -> str:
-        if far < 0:
-            return "contradicted"
-        if near <= 0:
-            return "null" if far < 0.5 else "inconclusive"
-        if near > 0.5 and far < 2:
-            return "reproduced"
-        return "other size" if far < 1 or near > 1 else "inconclusive"
-
     def right(low: float, high: float, paper: float) -> str:
-        return word_for(*sorted((low / paper, high / paper)))  # no effect is 0, the paper's 1
+        return of_interval(*sorted((low / paper, high / paper)))
 
     def mistakes(low: float, high: float, paper: float) -> Mistakes:
         word, middle = right(low, high, paper), (low + high) / 2 / paper
         near, far = sorted((low / paper, high / paper))
-        mean = word_for(middle, middle)
+        mean = of_interval(middle, middle)
         small = "null" if abs(middle) < 0.5 else mean
         within = near <= 1 <= far
         return [
@@ -434,7 +426,7 @@ def check_what_it_says(what_it_says: Callable[[float, float, float], str]) -> No
             ("the paper's effect may be below 0; look at what lies on its side of 0",
              right(low, high, abs(paper))),
             ("with an effect below 0 the ends change places: divide by it, then sort",
-             word_for(low / paper, high / paper)),
+             of_interval(low / paper, high / paper)),
             ("another size is no contradiction: it is on the paper's side",
              "contradicted" if word == "other size" else word),
             ("an interval that leaves the paper's number out contradicts only on the other side "

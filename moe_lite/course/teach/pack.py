@@ -45,7 +45,7 @@ def chosen(root: Path) -> Iterator[tuple[Path, Path]]:
     for name in FILES:
         yield root / name, Path(name)
     for name in BUILT:
-        for path in sorted((root / name).glob("[0-9][0-9]_*.ipynb")):
+        for path in sorted((root / name).glob("[0-9][0-9]*_*.ipynb")):
             yield path, Path(name, path.name)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import traitlets as t
 
 from ..viz import QUIET, expert_colors
-from .portable import bounded, panels, scores
+from .portable import Question, bounded, panels, scores
 from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
@@ -120,6 +120,12 @@ class BiasController(Redrawn):
     def said(self) -> str:
         late = self.run.whole_S[-100:].mean()
         return f"{self.title}: MaxVio {late:.2f} over the last 100 steps"
+
+    def asks(self) -> Question | None:
+        late = self.run.whole_S[-100:].mean()
+        ask = f"u = 0.5: which MaxVio over the last 100 steps? ({late:.2f} with u = {self.u:g}.)"
+        most = len(self.colors) / self.k - 1
+        return Question(ask, {"u": 0.5}, lambda: self.run.whole_S[-100:].mean(), most, 0.05)
 
     @property
     def title(self) -> str:

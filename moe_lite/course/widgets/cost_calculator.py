@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -19,7 +20,7 @@ from ..cost import (
     step,
 )
 from ..presets import PRESETS
-from .portable import bounded, panels
+from .portable import Question, bounded, panels
 from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
@@ -152,6 +153,19 @@ class CostCalculator(Redrawn):
             )
             for phase in get_args(Phase)
         }  # fmt: skip
+
+    def asks(self) -> Question | None:
+        def ms() -> float:
+            return 1e3 * self.costs["decode"].seconds
+
+        if self.batch >= 128:
+            return None
+        now, times = ms(), 128 / self.batch
+        ask = (
+            f"A step of decode takes {now:.3g} ms. With 128 texts at once, {times:g} times as many "
+            "as now: how many ms?"
+        )
+        return Question(ask, {"batch": 128}, ms, math.ceil(now * times))
 
     @property
     def title(self) -> str:

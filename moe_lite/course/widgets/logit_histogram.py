@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...routing import Routing
 from ..viz import INK, expert_colors
-from .portable import bounded, panels, scores
+from .portable import Question, bounded, panels, scores
 from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
@@ -136,6 +136,12 @@ class LogitHistogram(Redrawn):
         """
         largest = self.logits_in("float32").abs().max()
         return 2.0 ** (int(torch.frexp(largest).exponent) - 8) if largest else 0.0
+
+    def asks(self) -> Question | None:
+        T = len(self.tokens)
+        ask = f"128 added to all logits, in bfloat16: how many of {T} tokens change experts?"
+        moves = {"shift": 128.0, "doublings": 0, "precision": "bfloat16"}
+        return Question(ask, moves, lambda: len(self.changed), T)
 
     @property
     def title(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...routers import kth_excluding, prob_in_top_k
 from ...routing import Routing
 from ..viz import INK, QUIET, expert_colors
-from .portable import bounded, panels, scores
+from .portable import Question, bounded, panels, scores
 from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
@@ -74,6 +74,15 @@ class NoisyGate(Redrawn):
     def grid(self) -> dict[str, Sequence[Any]]:
         E = self._clean_TE.shape[1]
         return {"noise": (0.0, 0.35, 1.5, 3.0), "k": (E,), "draw": range(2)}
+
+    def asks(self) -> Question | None:
+        T, E = self._clean_TE.shape
+        ask = (
+            f"Noise {MOST_NOISE:g} instead of {self.noise:g}: how many tokens does the busiest "
+            f"expert get? (It has {int(self.routing.load_E().max())} now; {T * self.k / E:g} would "
+            "be equal.)"
+        )
+        return Question(ask, {"noise": MOST_NOISE}, lambda: int(self.routing.load_E().max()), T)
 
     @property
     def title(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..placement import place, replicas
 from ..viz import INK
-from .portable import bounded, gumbel, panels
+from .portable import Question, bounded, gumbel, panels
 from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
@@ -120,6 +120,14 @@ class TrafficMatrix(Redrawn):
             f"{traffic.away(traffic.copies_RR)} copies; {traffic.dropped} dropped"
         )
 
+    def asks(self) -> Question | None:
+        skew = 1.0 if self.skew != 1 else 0.0
+        ask = (
+            f"Skew {skew:g} instead of {self.skew:g}: how many times the mean is the work of the "
+            f"busiest rank? (It is {self.traffic.busiest:.2f} now.)"
+        )
+        return Question(ask, {"skew": skew}, lambda: self.traffic.busiest, self.ranks, 0.05)
+
     @property
     def title(self) -> str:
         return f"Traffic: {self.ranks} ranks, {self.experts} experts, k = {self.k}"
@@ -185,7 +193,8 @@ class TrafficMatrix(Redrawn):
             xlabel="rank", ylabel="pairs to compute", xticks=range(R),
             title=f"busiest / mean {traffic.busiest:.2f}, dropped {traffic.dropped}",
         )  # fmt: skip
-        work.legend(frameon=False, fontsize=8)
+        work.set_ylim(top=1.2 * work.get_ylim()[1])  # the legend stands above the bars
+        work.legend(frameon=False, fontsize=8, loc="upper right")
         for axes in (matrix, work):
             axes.title.set_fontsize(10)
         return figure

@@ -1,0 +1,82 @@
+"""Charts that are alive: the same values as the drawing, small, in both themes, with a picture."""
+
+import base64
+import io
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from moe_lite.course import charts, viz
+
+
+@pytest.fixture
+def drawn():
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    left.plot([1, 10, 100], [3.0, 2.0, np.nan], "--", color="#0072B2", label="top-2")
+    left.fill_between([1, 10, 100], [2, 1, 0], [4, 3, 2], color="#0072B2", alpha=0.2)
+    left.axhline(1, color="black", lw=0.8)
+    left.set(xscale="log", xlabel="step", ylabel="nats", title="Loss")
+    right.errorbar([0, 1], [5, 6], [0.5, 1], fmt="s", color="#D55E00", label="ours")
+    right.scatter([0, 1], [5.1, 6.2], color="#D55E00", s=6)
+    right.set_xticks([0, 1], ["dense", "sparse"])
+    return fig
+
+
+def bundle(chart):
+    data, metadata = chart._repr_mimebundle_()
+    return json.loads(json.dumps(data[charts.KIND])), data, metadata
+
+
+def test_the_live_chart_has_what_was_drawn(drawn):
+    live, _, _ = bundle(charts.alive(drawn))
+    band, line, points, dots = live["data"]
+    assert (line["x"], line["y"], line["name"]) == ([1, 10, 100], [3, 2, None], "top-2")
+    assert band["legendgroup"] == line["legendgroup"] and band["fill"] == "toself"
+    assert points["error_y"]["array"] == points["error_y"]["arrayminus"] == [0.5, 1]
+    assert points["marker"]["symbol"] == "square" and points["xaxis"] == "x2"
+    assert dots["legendgroup"] == "ours" and dots["showlegend"] is False
+    layout = live["layout"]
+    assert layout["xaxis"]["type"] == "log" and layout["xaxis2"]["ticktext"] == ["dense", "sparse"]
+    assert layout["xaxis"]["title"]["text"] == "step" and layout["annotations"][0]["text"] == "Loss"
+    assert layout["shapes"][0]["y0"] == 1 and layout["shapes"][0]["line"]["color"] == charts.GREY
+    assert layout["xaxis"]["domain"][1] < layout["xaxis2"]["domain"][0]
+
+
+def test_the_picture_stands_beside_it_on_no_ground_with_words(drawn):
+    chart = charts.alive(drawn)
+    live, data, metadata = bundle(chart)
+    with Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as image:
+        assert image.convert("RGBA").getpixel((0, 0))[3] == 0
+    assert {live["layout"][f"{part}_bgcolor"] for part in ("paper", "plot")} == {charts.CLEAR}
+    assert "top-2: 3 at 1, 2 at 10" in metadata["image/png"]["alt"]
+    assert len(json.dumps(live)) < 6000
+    assert not plt.fignum_exists(drawn.number)  # shown once
+
+
+def test_the_grey_is_as_far_from_white_as_from_a_dark_page():
+    def light(color):
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722)) + 0.05
+
+    ink = light(charts.GREY)
+    assert light("#ffffff") / ink > 4.2 and ink / light("#111111") > 4.2
+    assert charts.ink("#1b1f24") == charts.ink("k") == charts.GREY
+    assert charts.ink("#0072B2") == "#0072b2"
+
+
+def test_several_charts_share_a_menu():
+    def draw(scale):
+        fig = viz.curves({"a": ([1, 2], [3, 4])}, scale, "y")
+        fig.axes[0].set_xscale(scale)
+        return fig
+
+    live, _, metadata = bundle(charts.alive({scale: draw(scale) for scale in ("log", "linear")}))
+    assert [trace["visible"] for trace in live["data"]] == [True, False]
+    _, linear = live["layout"]["updatemenus"][0]["buttons"]
+    assert linear["label"] == "linear" and linear["args"][0] == {"visible": [False, True]}
+    assert linear["args"][1]["xaxis.type"] == "linear" and "xaxis" not in linear["args"][1]
+    assert metadata["image/png"]["alt"].startswith("A menu of 2 charts: log; linear.")
