@@ -351,8 +351,9 @@ for e in (worst, *others):
 # Without one expert of 96 not one of the other names is left, and this other text does not notice;
 # two of the experts drawn at random cost half of the names, but the other text as well. That says
 # that the book *needs* this expert, not that the numbers lie in it: perhaps it only tells a name of
-# the book from other words (without it the model goes on with syllables, not with digits). In your own hands, with each answer marked right or wrong:
-# `python -m moe_lite explore --live --model checkpoints/mixtral-mini-fine`.
+# the book from other words (without it the model goes on with syllables, not with digits). In your
+# own hands, with each answer marked right or wrong: `python -m moe_lite explore --live --model
+# checkpoints/mixtral-mini-fine`.
 #
 # ## 5. Clusters: not memory, but new data
 #
