@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_lite.config import MixtralConfig, TrainConfig
-from moe_lite.course.leads import copied
+from moe_lite.course.leads import loss_by_copying
 from moe_lite.evaluation import Corpus
 from moe_lite.model import Mixtral, rotary
 
@@ -402,34 +402,22 @@ class Stack:
                     found[n][domain] = bits_N[n]
         return found
 
-    @torch.no_grad()
     def by_copying(self, windows: int) -> list[dict[str, dict[str, float]]]:
-        """Return each run's held-out nats per token by domain, of what can be copied and what not.
-
-        What can be copied: :func:`moe_lite.course.leads.copied`.
-        """
+        """Return what :func:`moe_lite.course.leads.loss_by_copying` gives, by run and domain."""
         found: list[dict[str, dict[str, float]]] = [{} for _ in self.runs]
+
+        def losses(ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
+            ids_NBS, targets_NBS = (part.to(self.device).expand(len(self.runs), -1, -1)
+                                    for part in (ids_BS, targets_BS))  # fmt: skip
+            with self._autocast():
+                return self._nats(self.hidden(ids_NBS)[0], targets_NBS)
+
         for number, corpus in enumerate(self.corpora):
             those = [n for n, run in enumerate(self.runs) if run.corpus == number]
             for domain in corpus.domains if those else ():
-                batch = corpus.windows(domain, self.training.seq_len, windows)
-                sums, counts = torch.zeros(2, len(self.runs)), torch.zeros(2)
-                for ids, targets in zip(
-                    batch.ids_BS.split(16), batch.targets_BS.split(16), strict=True
-                ):
-                    copied_T = copied(ids, targets).flatten()
-                    both = [part.to(self.device).expand(len(self.runs), -1, -1)
-                            for part in (ids, targets)]  # fmt: skip
-                    with self._autocast():
-                        nats_NT = self._nats(self.hidden(both[0])[0], both[1]).cpu()
-                    for at, chosen_T in enumerate((copied_T, ~copied_T)):
-                        sums[at] += nats_NT[:, chosen_T].sum(1)
-                        counts[at] += chosen_T.sum()
+                rows = loss_by_copying(losses, corpus, domain, windows, self.training.seq_len)
                 for n in those:
-                    share = counts[0] / counts.sum()
-                    found[n][domain] = {"copied": float(sums[0, n] / counts[0]),
-                                        "new": float(sums[1, n] / counts[1]),
-                                        "share": float(share)}  # fmt: skip
+                    found[n][domain] = rows[n]
         return found
 
     @torch.no_grad()

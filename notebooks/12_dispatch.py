@@ -40,6 +40,7 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"  # a kernel then runs on the CPU; set before Triton comes in
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import torch
@@ -54,8 +55,9 @@ from moe_lite.fast import BACKENDS, linear
 try:
     import triton
     import triton.language as tl
-except ImportError:
-    triton = None
+except ImportError:  # then section 6's kernel is there to be read
+    triton, tl = None, SimpleNamespace(constexpr=int)
+jit = triton.jit if triton else lambda kernel: kernel
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -396,23 +398,23 @@ _ = ax.set_yticks(range(12), [f"{r} (expert {e})" for r, e in enumerate(sorted_b
 # And now for real. Triton compiles this for a GPU; with `TRITON_INTERPRET=1` it runs the same lines
 # on the CPU, one program after another. Compare it with the function above, line by line:
 
-# %%
-if triton is not None:
 
-    @triton.jit
-    def kernel(x, w, y, offsets, tile_expert, tile_row, D, M,
-                BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
-        t, n = tl.program_id(0), tl.program_id(1)
-        e = tl.load(tile_expert + t)
-        r = (tl.load(tile_row + t) + tl.arange(0, BM))[:, None]
-        mine = r < tl.load(offsets + e + 1)
-        c, acc = (n * BN + tl.arange(0, BN))[None, :], tl.zeros((BM, BN), tl.float32)
-        for k in range(0, D, BK):
-            i = (k + tl.arange(0, BK))[None, :]
-            X = tl.load(x + r * D + i, mine & (i < D), 0.0)
-            W = tl.load(w + (e * M + c.T) * D + i, (c.T < M) & (i < D), 0.0)
-            acc = tl.dot(X, W.T, acc, input_precision="ieee")
-        tl.store(y + r * M + c, acc, mine & (c < M))
+# %%
+@jit
+def kernel(x, w, y, offsets, tile_expert, tile_row, D, M,
+           BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+    t, n = tl.program_id(0), tl.program_id(1)
+    e = tl.load(tile_expert + t)
+    r = (tl.load(tile_row + t) + tl.arange(0, BM))[:, None]
+    mine = r < tl.load(offsets + e + 1)
+    c = (n * BN + tl.arange(0, BN))[None, :]
+    acc = tl.zeros((BM, BN), tl.float32)
+    for k in range(0, D, BK):
+        i = (k + tl.arange(0, BK))[None, :]
+        X = tl.load(x + r * D + i, mine & (i < D), 0.0)
+        W = tl.load(w + (e * M + c.T) * D + i, (c.T < M) & (i < D), 0.0)
+        acc = tl.dot(X, W.T, acc, input_precision="ieee")
+    tl.store(y + r * M + c, acc, mine & (c < M))
 
 
 # %% [markdown]
@@ -501,6 +503,7 @@ def gather(y_RD, row_N, T):
     return y_RD[row_N].view(T, -1, y_RD.shape[1]).sum(1)
 
 
+# %%
 for K in (2, 4):
     p, y_RD = plan(TopKRouter(32, 16, K)(torch.randn(512, 32)).detach()), torch.randn(512 * K, 32)
     first, *runs = (scatter(y_RD, p.token_R, 512, torch.randperm(512 * K)) for _ in range(5))
@@ -543,13 +546,13 @@ def grouped_mm(x_RD, w_EDD, offsets):
     return memory
 
 
+# %%
 def layer(x_TD):
     p = plan(some)
     y_RD = grouped_mm(x_TD[p.token_R], w_EDD, p.offsets_E1)
     return (y_RD * p.gate_R[:, None])[p.row_N].view(6, 2, 4).sum(1)
 
 
-# %%
 first = layer(x6_TD)
 memory.fill_(torch.nan)  # in between the memory was somebody else's, who left something there
 second = layer(x6_TD)

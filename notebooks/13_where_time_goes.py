@@ -34,7 +34,6 @@
 
 # %%
 import inspect
-import json
 import os
 import time
 from dataclasses import replace
@@ -42,12 +41,11 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moe_lite import Experts, MoELayer, Routing, TopKRouter
-from moe_lite.course import charts, drawings, ledger, viz
+from moe_lite.course import benched, charts, drawings, viz
 from moe_lite.dispatch import plan
 from moe_lite.fast import BACKENDS, linear
 
@@ -189,6 +187,7 @@ dense = Experts(16, D, 2 * width).requires_grad_(False)  # one of equal work, an
 copies = list(zip(dense.w1, dense.w3, dense.w2, strict=True))
 
 
+# %%
 @torch.no_grad()
 def rate(way, T, E, experts):
     """Give the operations asked for, a second; each time the same loads, but other experts'."""
@@ -228,13 +227,14 @@ ax.legend(frameon=False)
 charts.alive(fig)
 
 # %% [markdown]
-# See three things. **One:** a single token is the same for all: two experts' weights are fetched,
-# as many as the dense network has. From there the dense network moves to the right with every
-# token, because the same weights serve them all. The mixture stays where it is: more tokens need
-# more *experts*. It sets out only when all experts are in use. **Two:** where each expert has many
-# rows, the sorted ways climb towards the flat roof; what is missing there is section 2.
+# See three things. **One:** with a single token all stand at the same intensity: two experts'
+# weights, as many as the dense network has. From there the dense network moves to the right with
+# every token, because the same weights serve them all. The mixture stays where it is: more tokens
+# need more *experts*. It sets out only when all experts are in use. **Two:** where each expert has
+# many rows, the sorted ways climb towards the flat roof; what is missing there is section 2.
 # **Three:** padding loses by what it computes for nothing, most of all with few tokens, where it
-# runs all experts.
+# runs all experts. (If a point lies above the slanted roof: a copy writes as much as it reads,
+# these jobs nearly only read, and some of their weights may still lie in a cache.)
 #
 # ## 2. Where it loses, and why
 #
@@ -249,18 +249,18 @@ charts.alive(fig)
 E = 64
 experts = Experts(E, D, width).requires_grad_(False)
 each = list(zip(experts.w1, experts.w3, experts.w2, strict=True))
-heights, alone, shares = [1, 2, 4, 8, 16, 32, 64, 128, 256], [], []
+heights, alone, shares = [2**i for i in range(11)], [], []
 for m in heights:
     x_mD = torch.randn(m, D)
     alone.append(least(lambda x=x_mD: [swiglu(x, *expert) for expert in each]) / E)
     cached = least(lambda x=x_mD: [swiglu(x, *each[0]) for _ in each]) / E
     shares.append(6 * m * D * width / alone[-1] / peak)
-    print(f"{m:3} rows: {alone[-1] * 1e6:5.0f} us, {shares[-1]:4.0%} of peak; "
+    print(f"{m:4} rows: {alone[-1] * 1e6:5.0f} us, {shares[-1]:4.0%} of peak; "
           f"with its weights in the cache {cached * 1e6:5.0f} us")  # fmt: skip
 
 # %% [markdown]
 # Two different things are slow here. With one row most of the time goes into *fetching* three
-# matrices: the same arithmetic on cached weights takes a fraction. From about eight rows on the
+# matrices: the same arithmetic on cached weights takes a fraction. From some sixteen rows on the
 # larger part stays even when nothing is fetched: a product of so few rows is a bad product, far
 # from the peak. That is chapter 12's tile in another form.
 #
@@ -302,11 +302,13 @@ fig
 
 # %% [markdown]
 # Both do the same arithmetic, and with some tens of tokens the dense network is ahead by far. The
-# roofline has the *shape* of it, up and down again, but promises too much on the way down: it
-# knows bytes, and not that a product of ten rows is a bad one. The table knows; it comes close. The
-# gap above it, widest for one token, is the carrying: a sort, two gathers and a sum take some fixed
-# microseconds, however few the rows. (The library's line lies lower there. For decoding, one token
-# at a time, a layer of the library has a path of its own besides, without a sort.)
+# roofline has the *shape* of it, up and down again, but promises too much on the way down: it knows
+# bytes, and not that a product of ten rows is a bad one. The table knows; it comes closer. The gap
+# above it, for one token, is the carrying: a sort, two gathers and a sum take some fixed
+# microseconds, however few the rows. With some tens of tokens the layer can be faster than the
+# table, whose experts were all cold: here some of a batch's experts were used by the batch before,
+# and lie in a cache. (The library's line lies lower there. For decoding, one token at a time, a
+# layer of the library has a path of its own besides, without a sort.)
 #
 # **One token at a time**, as in decoding, is the left end: two experts' weights are fetched for two
 # rows of work, and the dense network fetches as much. From there a batch of decoding texts walks up
@@ -361,10 +363,10 @@ print(f"an H200, bf16: {989e12 / 4.8e12 * 2 / 2:.0f} rows, by the roofline")
 
 
 # %%
-def by_slices(x_TD, w1, w3, w2, p):
+def by_slices(x_TD, experts, routing):
     """Visit the experts, and take each one's weights out of the stack."""
-    out_TD = torch.zeros_like(x_TD)
-    ends = p.offsets_E1.tolist()
+    p, out_TD = plan(routing), torch.zeros_like(x_TD)
+    ends, (w1, w3, w2) = p.offsets_E1.tolist(), experts.parameters()
     for e in range(len(w1)):
         token = p.token_R[ends[e] : ends[e + 1]]
         hidden = F.silu(F.linear(x_TD[token], w1[e])) * F.linear(x_TD[token], w3[e])
@@ -391,7 +393,7 @@ class Written(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         alias = [r.alias_info for r in func._schema.returns]
         if not any(a is not None and not a.is_write for a in alias):
-            self.bytes += sum(t.nbytes for t in tree_leaves(out) if isinstance(t, Tensor))
+            self.bytes += sum(t.nbytes for t in tree_leaves(out) if isinstance(t, torch.Tensor))
         return out
 
 
@@ -399,17 +401,14 @@ class Written(TorchDispatchMode):
 def backward_cost(way, E, D=64, width=128, T=256):
     """Give the seconds of a backward pass, and the bytes it writes over those of the weights."""
     torch.manual_seed(0)
-    experts, x_TD, routing = Experts(E, D, width), torch.randn(T, D), routed(T, E)
-    weights = [experts.w1, experts.w3, experts.w2]
-    x_TD.requires_grad_()
+    experts, x_TD = Experts(E, D, width), torch.randn(T, D, requires_grad=True)
+    weights = [*experts.parameters()]
+    run = by_slices if way == "slices" else BACKENDS[way]
+    loss = run(x_TD, experts, routed(T, E)).square().mean()
 
     def backward():
         return torch.autograd.grad(loss, [x_TD, *weights], retain_graph=True)
 
-    if way == "slices":
-        loss = by_slices(x_TD, *weights, plan(routing)).square().mean()
-    else:
-        loss = BACKENDS[way](x_TD, experts, routing).square().mean()
     with Written() as watch:
         backward()
     return least(backward), watch.bytes / sum(w.nbytes for w in weights)
@@ -512,24 +511,23 @@ def speed_up(readable, fast, pairs=7):
     return ratios[pairs // 2], ratios[0], ratios[-1]
 
 
-def forward_backward(way, x_TD, routing):
-    """Give a job: forward and backward, all gradients."""
-    leaves = [x_TD, *layer.experts.parameters()]
-    return lambda: torch.autograd.grad(
-        BACKENDS[way](x_TD, layer.experts, routing), leaves, torch.ones_like(x_TD)
-    )
-
-
-def forward(way, x_TD, routing):
+# %%
+def forward(run, x_TD, experts, routing):
     """Give a job: forward alone."""
-    return torch.no_grad()(lambda: BACKENDS[way](x_TD, layer.experts, routing))
+    return torch.no_grad()(lambda: run(x_TD, experts, routing))
+
+
+def both_ways(run, x_TD, experts, routing):
+    """Give a job: forward and backward, all gradients."""
+    leaves, grad = [x_TD.requires_grad_(), *experts.parameters()], torch.randn(x_TD.shape)
+    return lambda: torch.autograd.grad(run(x_TD, experts, routing), leaves, grad)
 
 
 # %%
 for T in (1, 64, 4096):
-    x_TD, r = torch.randn(T, D, requires_grad=True), routed(T, 32)
-    for what, job in (("forward", forward), ("forward + backward", forward_backward)):
-        ways = job("grouped", x_TD, r), job("auto", x_TD, r)
+    x_TD, r = torch.randn(T, D), routed(T, 32)
+    for what, job in (("forward", forward), ("forward + backward", both_ways)):
+        ways = (job(BACKENDS[way], x_TD, layer.experts, r) for way in ("grouped", "auto"))
         middle, low, high = speed_up(*ways)
         print(f"{T:5} tokens, {what:18}: {middle:5.2f} times as fast ({low:.2f} to {high:.2f})")
 
@@ -553,73 +551,39 @@ for T in (1, 64, 4096):
 # is a mark, not a floor. A path can come out below 1, where 8192 rows cut into an expert's blocks
 # suit the caches better than 8192 rows at once.
 
-
 # %%
-def step(way, x_TD, routing, weights):
-    """Give a job: forward and backward, all gradients."""
-    grad, p = torch.randn(x_TD.shape), routing and plan(routing)
-    x_TD.requires_grad_()
-
-    def job():
-        if way == "eager loop":
-            out = by_slices(x_TD, *weights.parameters(), p)
-        elif way == "dense":
-            out = swiglu(x_TD, *(w[0] for w in weights.parameters()))
-        elif way == "dense, F.linear":
-            out = weights.each()[0](x_TD)
-        else:
-            out = BACKENDS[way](x_TD, weights, routing)
-        torch.autograd.grad(out, [x_TD, *weights.parameters()], grad)
-
-    return job
-
+RUNS = {way: BACKENDS[way] for way in ("auto", "grouped", "padded", "loop")}
+RUNS |= {
+    "eager loop": by_slices,
+    "dense, F.linear": lambda x_TD, one, _: one.each()[0](x_TD),
+    "dense": lambda x_TD, one, _: swiglu(x_TD, *(w[0] for w in one.parameters())),
+}
+yours, batch, rows = {}, torch.randn(4096, D), torch.randn(8192, D)
+for E in (8, 64):
+    mixture = batch, Experts(E, D, width), routed(4096, E)
+    one = rows, Experts(1, D, width), None
+    taken = {way: least(both_ways(run, *(one if "dense" in way else mixture)))
+             for way, run in RUNS.items()}  # fmt: skip
+    yours[E] = {way: seconds / taken["dense"] for way, seconds in taken.items()}
 
 # %%
 names = {"auto": "moe_lite auto", "grouped": "moe_lite grouped", "padded": "moe_lite padded",
          "loop": "moe_lite loop", "eager loop": "transformers eager",
          "dense, F.linear": "dense"}  # fmt: skip
-yours, batch, rows = {}, torch.randn(4096, D), torch.randn(8192, D)
-for E in (8, 64):
-    one, routing, experts = Experts(1, D, width), routed(4096, E), Experts(E, D, width)
-    given = {way: (rows, None, one) if "dense" in way else (batch, routing, experts)
-             for way in ("dense", *names)}  # fmt: skip
-    taken = {way: least(step(way, *args)) for way, args in given.items()}
-    yours[E] = {way: taken[way] / taken["dense"] for way in names}
-
-# %%
-folder = ledger.ROOT / "experiments" / "results" / "bench"
-files = sorted(folder.glob("*.json"))
-stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
-
-
-def kept(result, shape):
-    """Read a stored shape's times over the dense network's; none where it was not timed."""
-    those = ("float32" if result["machine"]["device"] == "cpu" else "bfloat16", "random")
-    found = {
-        row["path"]: row["seconds"]["median"]
-        for row in result["layers"]
-        if (row["shape"], row["dtype"], row["routing"]) == (shape, *those)
-        and row["what"] == "forward+backward" and "seconds" in row
-    }  # fmt: skip
-    plain = found.pop("dense", None)
-    dense = found.pop("moe_lite dense", plain)  # by the library's own product, where it has one
-    return {path: t / dense for path, t in found.items()} if dense else {}
-
-
-# %%
+stored = benched.stored()
 for name, result in stored.items():
     machine, rows = result["machine"], result["layers"]
     timed, what = sum("seconds" in row for row in rows), machine.get("chip", machine["device"])
     print(f"{name}: {what}, {timed} of {len(rows)} rows timed. {result.get('note', '')}")
 for shape in ("mixtral", "olmoe"):
-    found = kept(stored["h100"], shape)
+    found = benched.over_dense(stored["h100"], shape)
     said = {path: round(t, 2) for path, t in found.items()} or "not measured"
     print(f"on the H100, {shape}:\n  {said}")
 
 # %%
 fig, panels = plt.subplots(1, 2, figsize=(10, 3), layout="constrained", sharey=True)
 for ax, E in zip(panels, (8, 64), strict=True):
-    there = kept(stored["cpu"], f"course-e{E}")
+    there = benched.over_dense(stored["cpu"], f"course-e{E}")
     theirs = {way: there[path] for way, path in names.items() if path in there}
     for shift, found, color, label in ((-0.2, theirs, "#7F7F7F", "stored"),
                                        (0.2, yours[E], "#0072B2", "yours, now")):  # fmt: skip
@@ -628,7 +592,7 @@ for ax, E in zip(panels, (8, 64), strict=True):
                 ax.barh(y + shift, found[way], 0.38, color=color, label=label if y == 0 else None)
                 ax.text(found[way], y + shift, f" {found[way]:.1f}", va="center", fontsize=8)
     ax.axvline(1, color="#1b1f24", lw=0.8)
-    ax.set(title=f"{E} experts", xlabel="time over the dense network's")
+    ax.set(title=f"{E} experts", xlabel="time over the dense network's", xmargin=0.12)
     ax.set_yticks(range(len(names)), list(names))
 panels[0].invert_yaxis()
 _ = panels[1].legend(frameon=False)
@@ -637,10 +601,10 @@ _ = panels[1].legend(frameon=False)
 # On the line a path takes as long as the dense network. The lowest bars are that network again, by
 # plain `F.linear`: what the faster product is worth by itself. On "stored", one core of the
 # processor named above, that is nearly a factor of two, and loop and padded, written with plain
-# products, lose as much to it. What dispatch costs is the bar of *auto*: next to
-# nothing at 8 experts, and a third of the dense network's time ("stored") at 64, where each has 128
-# rows. The eager loop (stored: transformers'; yours: `by_slices`) shows section 3: harmless at 8
-# experts, far too slow at 64.
+# products, lose as much to it. What dispatch costs is the bar of *auto*: ("stored") an eighth of
+# the dense network's time at 8 experts, and more than a third at 64, where each has 128 rows. The
+# eager loop (stored: transformers'; yours: `by_slices`) shows section 3: harmless at 8 experts, far
+# too slow at 64.
 #
 # The rows that were not timed say why: mostly something that was not installed there. On the H100
 # (one run) the library's Triton kernels, at OLMoE's shape, take 1.2 times as long as the dense

@@ -98,6 +98,7 @@ def distinct(routings, T, draws=300):
     return chosen[:, picks].any(2).sum(-1).float().mean().item()
 
 
+# %%
 Ts = [1, 2, 4, 8, 16, 32]
 with torch.no_grad():
     mixed = mini(torch.cat([text.windows(d, 64, 8).ids_BS for d in domains])).routings
@@ -122,6 +123,7 @@ h200, mixtral = cost.DEVICES["H200 SXM"], presets.PRESETS["Mixtral 8x7B"]
 batches = [2**n for n in range(12)]
 
 
+# %%
 def price(shape, device, context):
     steps = [cost.step(shape, device, "decode", b, context) for b in batches]
     parts = {"decode": [s.seconds for s in steps],
@@ -157,15 +159,15 @@ print(f"prefill of 2,048 tokens: {p.seconds / 2048 * 1e3:5.3f} ms per token, {p.
 print("64 texts:", cost.step(mixtral, h200, "decode", 64, 2048).bound)
 
 # %% [markdown]
-# Look at the step from one text to eight. A dense model would read *the same* weights for both,
-# and batching would be nearly free. Mixtral reads three times as much for eight texts as for one,
-# because eight texts need nearly all experts. **A sparse model is at its best for a single text
-# and for very many; in between, its sparsity is of no use to the memory.** From some sixteen texts
-# on, all experts are read anyway, and each further text is cheap until the caches (the gap between
-# the two upper lines) or the arithmetic take over. The dotted line is where the device is full.
+# Look at the step from one text to eight. A dense model would read *the same* weights for both, and
+# batching would be nearly free. Mixtral reads three times as much for eight texts as for one,
+# because eight texts need nearly all experts. **A sparse model is at its best for a single text and
+# for very many; in between, each further text brings experts of its own.** From some sixteen texts
+# on (with 256 experts, later: question 3), all experts are read anyway, and each further text is
+# cheap until the caches or the arithmetic take over.
 #
 # The same on our own little model, timed: a prompt of 128 tokens read at once, and 128 tokens
-# written one by one. (A ratio, because seconds depend on your machine.)
+# written one by one.
 
 # %%
 prompt = text.windows("prose", 128, 1).ids_BS
@@ -206,9 +208,9 @@ for ranks in (8, 16, 32, 64, 144, 256):
 # On eight GPUs the weights do not leave room for the texts, and a step reads 32 experts of each
 # layer for 16 rows each. On 144 it reads two, for hundreds. What grows is the exchange, until it
 # levels off (chapter 14): it pays as long as it stays below what it saves, or hides behind work,
-# with half of the texts computing while the other half's vectors travel. DeepSeek's 144 is where
-# its own numbers put it, on its own network. On one with a fast level for 72 GPUs it would be
-# another number.
+# with half of the texts computing while the other half's vectors travel. In turn a step takes 32.0,
+# 31.1 and 30.8 ms on 64, 144 and 256, so this table has no best size: more GPUs leave more room for
+# texts. Where 72 GPUs share the fast level it would be another table.
 #
 # ## 4. Hold the popular ones twice
 #
@@ -252,9 +254,9 @@ for d, name in enumerate(domains):
 
 # %% [markdown]
 # Laid out by what the same kind of text did before, the busiest comes close to the mean. Laid out
-# by *another* kind it is no help, or harm: the copies are of the wrong experts. That is why servers
-# measure all the time and lay out anew every few minutes. Move the slider **Spare experts per
-# rank** and watch the last row:
+# by *another* kind it helps little, or harms: the copies are of the wrong experts. That is why
+# servers measure all the time and lay out anew every few minutes. Move the slider **Spare experts
+# per rank** and watch the last row:
 
 # %%
 TrafficMatrix(ranks=8, experts=64, k=8, tokens=32, skew=1.0, spare=1)
@@ -290,8 +292,8 @@ for g in (1, 3, 7):
 print(f"{cost.distinct_experts(8, 2, 8) / 8:.0%} of 8 experts; yours: ...")
 
 # %% [markdown]
-# Neighbours agree: a fifth fewer experts than the formula has. What is it worth for one
-# text, if a guess is right four times in five? Tokens for each check over bytes for each check:
+# Neighbours agree: a tenth to a quarter fewer experts than the formula has. What is it worth for
+# one text, if a guess is right four times in five? Tokens for each check over bytes for each check:
 
 # %%
 gs, right = list(range(8)), 0.8
@@ -303,9 +305,10 @@ for name in ("Mixtral 8x7B", "DeepSeek-V3", "gpt-oss-120b"):
 viz.curves(lines, "guesses in a check", "speed-up by bytes, guesses free")
 
 # %% [markdown]
-# A dense model gains threefold, a sparse one hardly anything alone. It is no contradiction that
-# sparse models are served with it all the same: with hundreds of texts all experts are read anyway,
-# the caches of attention are what is read most, and *those* a check reads once.
+# With three guesses a dense model gains threefold, a sparse one alone a sixth at most (neighbours
+# that agree add a little). It is no contradiction that sparse models are served with it all the
+# same: with hundreds of texts all experts are read anyway, the caches of attention are what is read
+# most, and *those* a check reads once.
 #
 # ## 6. Experts that do not fit
 #
@@ -376,6 +379,7 @@ def hit_rate(expert_TK, room):
     return hits / expert_TK.numel()
 
 
+# %%
 line = [r.expert_N.view(-1, 2) for r in mini(text.windows("prose", 512, 1).ids_BS).routings]
 for room in (2, 4, 6):
     rate = np.mean([hit_rate(expert_TK, room) for expert_TK in line])
@@ -386,8 +390,7 @@ for room in (2, 4, 6):
 # %% [markdown]
 # The cache hits far more often than with experts drawn evenly. Is that because neighbouring tokens
 # like the same experts? Hardly: in shuffled order the same tokens hit nearly as often. A text of
-# *one kind* uses some experts much more than others, and those stay in the cache. It is section 2's
-# saving once more: texts of one kind need fewer experts.
+# *one kind* uses some experts much more than others, and those stay in the cache.
 #
 # Now the guess. A transformer's stream changes slowly: each layer *adds* to it. So the vector that
 # enters layer $\ell$'s router is already similar to the one that will enter the next. Ask the
@@ -485,11 +488,11 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 # <summary>What is it?</summary>
 #
 # The padding is routed. A zero vector gives every expert the same score, ties are broken the same
-# way each time, and all 24 go to the *same* two experts. The device that has them does most of the
-# work, with a capacity they push real tokens out, and a balance statistic that counts them lies.
-# The fix is to tell the router which rows are real and give the others to nobody (`expert = -1` in
-# most kernels). It has bitten training as well: there padding tokens have been counted in balancing
-# losses.
+# way each time, and all 24 go to the *same* two experts. The devices that have them work more than
+# any other, with a capacity they push real tokens out, and a balance statistic that counts them
+# lies. The fix is to tell the router which rows are real and give the others to nobody (`-1` in
+# most kernels). It has bitten training as well: there padding tokens have been counted in
+# balancing losses.
 #
 # </details>
 #

@@ -43,7 +43,7 @@ import numpy as np
 import torch
 
 from moe_lite import Mixtral, hf, record
-from moe_lite.course import analysis, causal, data, drawings, effects, languages, ledger, viz
+from moe_lite.course import analysis, data, drawings, effects, languages, ledger, viz
 from moe_lite.course.widgets import RoutingExplorer
 
 torch.manual_seed(0)
@@ -300,16 +300,7 @@ _ = panels[0].legend(fontsize=8)
 parts = [corpus.windows(name, LENGTH, 29).ids_BS[1::10] for name in corpus.domains]
 fresh, of_domain_T = torch.cat(parts), torch.arange(5).repeat_interleave(parts[0].numel())
 base = effects.Run.of(model, fresh)
-
-
-def rises(*interventions):
-    """By how much does each domain's loss rise, in nats per token?"""
-    rise_T = effects.Run.of(model, fresh, *interventions).loss_T - base.loss_T
-    return torch.stack([rise_T[of_domain_T == d].nanmean() for d in range(5)])
-
-
-rise_LEC = torch.stack([torch.stack([rises(causal.ablate(layer, expert)) for expert in range(8)])
-                        for layer in range(6)])  # fmt: skip
+rise_LEC = effects.without_each(model, base, of_domain_T)
 used_LEC = analysis.specialization(routing_of(model, fresh), of_domain_T).mT
 
 # %% [markdown]
@@ -405,6 +396,26 @@ text = "17 + 25 = 42\n30 + 14 = 44\ndef add(a, b):\n    return a + b"
 RoutingExplorer(text, model=model, layer=5)
 
 # %% [markdown]
+# ### Specialists made on purpose
+#
+# So far nobody asked the experts to be specialists. *EMO* (Wang, Bhagia and Min 2026,
+# [arXiv:2605.06663](https://arxiv.org/abs/2605.06663)) does: while training, all tokens of a
+# document share a pool of experts, those that they believe in most on average. Take the small model
+# of chapter 09, five seeds, and keep a quarter of its experts for one kind of text:
+
+# %%
+recent = ledger.stored("recent2026")
+cost, names = "cost of keeping a quarter at {}", ("pools", "top-2")
+for name in names:
+    print(f"{name:6} nats lost with a quarter of the experts: {recent[cost.format(name)]}")
+print("pools − top-2:", recent[ledger.Pair(*map(cost.format, names))], end="; with all experts: ")
+print(recent[ledger.Pair(*(f"loss at {name}" for name in names))])
+
+# %% [markdown]
+# **With pools a quarter is nearly enough**: it costs 0.014 ± 0.009 nats, and 0.08 ± 0.06 more
+# without them. With all experts the pooled model is a little behind, by 0.03 ± 0.02. After 150
+# steps, that is: a beginning. How it is done: [appendix 09a](09a_since_2024.ipynb), section 7.
+#
 # ## 6. What goes wrong: the expert for short texts
 #
 # Somebody measures domains properly: many texts, held out, shuffled in blocks, words held fixed.

@@ -190,6 +190,7 @@ def beyond(one, label_T, other_T):
     return observed_L - null(within_T=other_T).mean(0)
 
 
+# %%
 told_word, told_domain = [], []
 ids_T, topic_T = film.ids_BS.flatten(), film.domain_BS.flatten()
 for step in steps:
@@ -289,16 +290,7 @@ for name, values in rows.items():
 parts = [corpus.windows(name, LENGTH, 29).ids_BS[1::10] for name in corpus.domains]
 fresh, of_domain_T = torch.cat(parts), torch.arange(5).repeat_interleave(parts[0].numel())
 base = effects.Run.of(model, fresh)
-
-
-def rises(*interventions):
-    """By how much does each domain's loss rise, in nats per token?"""
-    rise_T = effects.Run.of(model, fresh, *interventions).loss_T - base.loss_T
-    return torch.stack([rise_T[of_domain_T == d].nanmean() for d in range(5)])
-
-
-rise_LEC = torch.stack([torch.stack([rises(causal.ablate(layer, expert)) for expert in range(8)])
-                        for layer in layers])  # fmt: skip
+rise_LEC = effects.without_each(model, base, of_domain_T)
 used_LEC = analysis.specialization(routing_of(model, fresh), of_domain_T).mT
 
 # %% [markdown]
@@ -312,8 +304,8 @@ for layer, mark in enumerate("os^Dv*"):
     panels[0].scatter(100 * used_LEC[layer].flatten(), rise, marker=mark, s=22, alpha=0.7,
                       color=plt.cm.cividis(layer / 5), label=f"layer {layer}")  # fmt: skip
 panels[0].set(xlabel="% of a domain's pairs", ylabel="its loss rises by, nats", yscale="log",
-              title="48 experts, five domains")  # fmt: skip
-panels[0].legend(fontsize=8, ncols=2)
+              ylim=(5e-6, 50), title="48 experts, five domains")  # fmt: skip
+panels[0].legend(fontsize=8, ncols=2, loc="upper right")
 image = panels[1].imshow(rise_LEC.mean(-1).clamp(min=1e-4), cmap="cividis", norm="log")
 panels[1].set(xlabel="expert", ylabel="layer", title="taken away: mean of the domains")
 _ = fig.colorbar(image, ax=panels[1], label="nats")
@@ -351,9 +343,9 @@ at, expert, arithmetic = 5, 4, 4
 next_best = int(used_LEC[at, :, arithmetic].index_fill(0, torch.tensor(expert), 0).argmax())
 those = [causal.ablate(at, expert), causal.ban(at, expert), causal.swap(at, expert, next_best)]
 for what in (*those, causal.ablate(0, 5), causal.ban(0, 5)):
-    rise = dict(zip(corpus.domains, rises(what).tolist(), strict=True))
-    words = str(what).partition(",")[0]
-    print(f"{words:31}" + " ".join(f"{name} {value:+.3f}" for name, value in rise.items()))
+    rise_C, words = effects.rises(model, base, of_domain_T, what), str(what).partition(",")[0]
+    named = zip(corpus.domains, rise_C.tolist(), strict=True)
+    print(f"{words:33}" + " ".join(f"{name} {value:+.3f}" for name, value in named))
 
 # %% [markdown]
 # And on other texts, the same ones for both, text by text:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from moe_lite.config import MixtralConfig
 from moe_lite.course.causal import ablate, ban, force, intervene, swap, top_k
-from moe_lite.course.effects import effect, replaced
+from moe_lite.course.effects import Run, effect, replaced, rises, without_each
 from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
@@ -409,3 +409,19 @@ def test_another_answer_in_the_place_of_an_experts():
 def test_a_replacement_that_there_is_not(where, said):
     with pytest.raises(ValueError, match=said):
         replaced(small(), text(), *where)
+
+
+def test_each_group_of_tokens_is_told_its_own_rise():
+    """Two texts in one batch lose what each loses alone, and an expert nobody needs costs none."""
+    model, ids_BS = small(), text(B=2)
+    with torch.no_grad():
+        model.moe_layers[2].experts.w2[4] = 0
+    group_T = torch.arange(2).repeat_interleave(12)
+    rise_LEG = without_each(model, Run.of(model, ids_BS), group_T)
+    assert rise_LEG.shape == (L, E, 2)
+    for group, ids_S in enumerate(ids_BS):
+        alone_T = effect(model, ids_S[None], ablate(1, 2)).rise_T
+        torch.testing.assert_close(rise_LEG[1, 2, group], alone_T.nanmean())
+    assert rise_LEG[2, 4].abs().max() < 1e-9 < rise_LEG[0].abs().max()
+    with pytest.raises(ValueError, match="3 groups do not fit 24 tokens"):
+        rises(model, Run.of(model, ids_BS), group_T[:3])

@@ -92,7 +92,8 @@ def test_explore_writes_one_page(checkpoint, tmp_path, capsys):
     page = out.read_text(encoding="utf-8")
     assert out.stat().st_size < 1_000_000 and "<html" in page
     assert "13 answers to" in said  # 2 layers of 4, the last token's 2 in each, and k of 1
-    assert page.count('"key": "[[') == 13
+    assert page.count('"key": "[[') == 13 + 1, "and the one that it opens with"
+    assert '"selected": 0' in page and '"question": [["ablate", 0, ' in page
     assert [path.name for path in tmp_path.iterdir()] == ["routing.html"]
 
 

@@ -200,7 +200,7 @@ def test_tokens_stay_text_in_the_page():
     trace = make_trace(NASTY)
     page = RoutingExplorer(trace).html()
     elements = Elements(page)
-    assert elements.tags.count("script") == 2 and "img" not in elements.tags
+    assert elements.tags.count("script") == 3 and "img" not in elements.tags
     state = json.loads(elements.scripts["application/json"])
     assert state["tokens"] == [token.replace("\ud800", "?") for token in NASTY]
     assert zlib.decompress(base64.b64decode(state["data"]["deflated"])) == pack(trace)["data"]
@@ -212,11 +212,16 @@ def test_the_page_allows_itself_its_own_script_only():
     page = RoutingExplorer(make_trace("abc")).html()
     assert page.startswith('<!doctype html>\n<html lang="en">')
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
-    script = Elements(page).scripts["module"]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert policy == (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'"
+    scripts = re.findall(
+        r"<script>(.*?)</script>|<script type=\"module\">(.*?)</script>", page, re.S
     )
+    digests = [
+        base64.b64encode(hashlib.sha256((theme or script).encode()).digest()).decode()
+        for theme, script in scripts
+    ]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    assert len(digests) == 2
+    assert policy == f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'"
 
 
 FETCHES = (

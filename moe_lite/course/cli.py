@@ -165,6 +165,7 @@ def explore(argv: Sequence[str]) -> int:
     from .. import files
     from ..hf import PRETRAINED
     from . import traces
+    from .causal import ablate
     from .film import Film
     from .widgets import RoutingExplorer
 
@@ -181,7 +182,7 @@ def explore(argv: Sequence[str]) -> int:
         shown = f"{len(widget.film['steps'])} steps of a training"
     elif args.trace:
         read = traces.from_csv if args.trace.suffix.lower() == ".csv" else traces.load
-        widget, shown = RoutingExplorer(read(args.trace)), "recorded elsewhere"
+        widget, shown = RoutingExplorer(read(args.trace), selected=0), "recorded elsewhere"
     else:
         run = partial(_run, dtype=args.dtype)
         other = run(texts[-1], args.compare_model or folder)[2] if beside else None
@@ -190,8 +191,11 @@ def explore(argv: Sequence[str]) -> int:
         other = left or other
         own = {"model": model, "tokenizer": tokenizer, "text": args.text} if model else {}
         layer = without[0] if without else 0
-        widget = RoutingExplorer(trace, **own, beside=other, layer=layer)
-        if model:
+        widget = RoutingExplorer(trace, **own, beside=other, layer=layer, selected=0)
+        if model:  # it begins with one question answered: without the first token's expert
+            first = trace.layers[0]
+            expert = int(first.expert_N[first.token_N == 0][0]) if (first.token_N == 0).any() else 0
+            widget.ask(ablate(0, expert, tokens=0))
             shown = f"{len(widget.precompute().answers) - 1} answers to “what if”"
         else:
             unknown = sum("unknown" in rule for rule in trace.rules)
@@ -303,6 +307,7 @@ def _without(
 def _live(text: str, folder: Path) -> Any:
     """Make the live page of the model in a folder, with the film that lies beside it."""
     from ..hf import load_config
+    from .asking import book_of
     from .film import Film
     from .widgets.live import LivePage, check_size, openings
 
@@ -312,7 +317,7 @@ def _live(text: str, folder: Path) -> Any:
     film = Film.load(filmed) if filmed.is_file() else None
     return LivePage(
         model, tokenizer, text, film=film, title=folder.resolve().name,
-        openings=openings(film, tokenizer),
+        openings=openings(film, tokenizer), book=book_of(model, tokenizer),
     )  # fmt: skip
 
 
@@ -385,7 +390,7 @@ def installs(command: str) -> str:
     """Return what to type to install what a command needs, with or without a clone."""
     if (ROOT / "course.py").is_file():
         return f"`python course.py {command}`"
-    extras = {"test": "test", "build": "test", "bench": "test", "book": "book", "teach": "teach"}
+    extras = {"test": "test", "build": "test", "bench": "test", "book": "book"}
     extra = extras.get(command, "course")
     return f'`pip install "moe-lite[{extra}]"`'
 

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from .shapes import Sheet
+from .shapes import Shape, Sheet
+
+
+def _two_of_eight(
+    sheet: Sheet, router: Shape, total: Shape, weights: dict[int, float], x: float, x_gate: float,
+    width: float = 1.25,
+) -> None:  # fmt: skip
+    """Draw eight experts at x; a gate at x_gate, and arrows to the sum, for those with a weight."""
+    for e in range(8):
+        y, idle = 4.5 - 0.585 * e, e not in weights
+        expert = sheet.expert(x, y, e, idle=idle, width=width)
+        sheet.arrow(router, expert, taken=not idle, width=1 + 3 * weights.get(e, 0))
+        if not idle:
+            gate = sheet.gate(x_gate, y, weights[e])
+            sheet.arrow(expert, gate)
+            sheet.arrow(gate, total, width=1 + 3 * weights[e])
 
 
 def one_token() -> Sheet:
@@ -10,16 +25,8 @@ def one_token() -> Sheet:
     sheet = Sheet(9.2, 4.9, "One layer: the router sends a token to two of eight experts")
     token, router = sheet.token(0.7, 2.45, " self"), sheet.router(2.2, 2.45)
     total = sheet.block(8.3, 2.45, "+", width=0.45)
-    weights = {1: 0.63, 6: 0.37}
     sheet.arrow(token, router)
-    for e in range(8):
-        y, idle = 4.5 - 0.585 * e, e not in weights
-        expert = sheet.expert(4.9, y, e, idle=idle)
-        sheet.arrow(router, expert, taken=not idle, width=1 + 3 * weights.get(e, 0))
-        if not idle:
-            gate = sheet.gate(6.7, y, weights[e])
-            sheet.arrow(expert, gate)
-            sheet.arrow(gate, total, width=1 + 3 * weights[e])
+    _two_of_eight(sheet, router, total, {1: 0.63, 6: 0.37}, 4.9, 6.7)
     sheet.note(8.3, 3.95, "the layer's answer:\n0.63 of expert 1's\n+ 0.37 of expert 6's")
     sheet.note(1.4, 1.45, "scores all eight,\nchooses two")
     return sheet
@@ -129,17 +136,31 @@ def small_mixtral() -> Sheet:
     router, total = sheet.router(4.0, 2.45), sheet.block(8.6, 2.45, "+", width=0.45)
     sheet.arrow(token, attention)
     sheet.arrow(attention, router)
-    weights = {2: 0.73, 5: 0.27}
-    for e in range(8):
-        y, idle = 4.5 - 0.585 * e, e not in weights
-        expert = sheet.expert(6.0, y, e, idle=idle, width=1.1)
-        sheet.arrow(router, expert, taken=not idle, width=1 + 3 * weights.get(e, 0))
-        if not idle:
-            gate = sheet.gate(7.4, y, weights[e])
-            sheet.arrow(expert, gate)
-            sheet.arrow(gate, total, width=1 + 3 * weights[e])
+    _two_of_eight(sheet, router, total, {2: 0.73, 5: 0.27}, 6.0, 7.4, width=1.1)
     sheet.note(2.2, 1.5, "looks at other tokens:\nas in a dense model")
     sheet.note(4.0, 1.5, "each token alone")
+    return sheet
+
+
+def what_for() -> Sheet:
+    """Draw chapter 11's idea: a mixture holds eight networks, and runs as much as a dense twin."""
+    sheet = Sheet(9.4, 4.0, "Three ways to be large: what a token runs, and what the layer holds")
+    # 1. the dense twins: no router, and everything runs
+    for x, size, what in ((1.1, 2, "active"), (7.75, 8, "total")):
+        network = sheet.block(x, 3.0, "dense", width=0.36 * size)
+        sheet.arrow(sheet.token(x, 0.95, "token"), network, "all of it")
+        sheet.note(x, 3.65, f"dense, equal {what}")
+        sheet.note(x, 0.4, f"runs {size}, holds {size}")
+    # 2. the mixture between them
+    x, chosen = 4.25, (2, 5)
+    token, router = sheet.token(x, 0.95, "token"), sheet.router(x, 1.85)
+    sheet.arrow(token, router)
+    for e in range(8):
+        taken = e in chosen
+        expert = sheet.expert(x + 0.4 * (e - 3.5), 3.0, e, " ", idle=not taken, width=0.32)
+        sheet.arrow(router, expert, taken=taken)
+    sheet.note(x, 3.65, "sparse: 2 of 8 experts")
+    sheet.note(x, 0.4, "runs 2, holds 8")
     return sheet
 
 

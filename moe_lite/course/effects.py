@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..model import Mixtral
 from ..routing import Routing
-from .causal import Intervention, intervene
+from .causal import Intervention, ablate, intervene
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +86,30 @@ def effect(model: Mixtral, ids_BS: Tensor, *interventions: Intervention) -> Effe
     """
     changed = Run.of(model, ids_BS, *interventions)
     return Effect(Run.of(model, ids_BS), changed, interventions)
+
+
+def rises(model: Mixtral, base: Run, group_T: Tensor, *interventions: Intervention) -> Tensor:
+    """Return by how much each group's mean loss rises under interventions, in nats per token.
+
+    Shapes: group_T: a number from 0 for every token of the flattened text; result (groups,).
+    Raises: ValueError as :func:`intervene` does, or if there is not one group for each token.
+    """
+    if group_T.shape != base.loss_T.shape:
+        raise ValueError(f"{len(group_T)} groups do not fit {len(base.loss_T)} tokens")
+    rise_T = Run.of(model, base.ids_BS, *interventions).loss_T - base.loss_T
+    return torch.stack([rise_T[group_T == g].nanmean() for g in range(int(group_T.max()) + 1)])
+
+
+def without_each(model: Mixtral, base: Run, group_T: Tensor) -> Tensor:
+    """Take every expert away in turn, and return each group's rise as :func:`rises` does.
+
+    Shapes: (layers, experts, groups).
+    """
+    rise_LEG = [
+        [rises(model, base, group_T, ablate(layer, e)) for e in range(moe.experts.num_experts)]
+        for layer, moe in enumerate(model.moe_layers)
+    ]
+    return torch.stack([torch.stack(rise_EG) for rise_EG in rise_LEG])
 
 
 def replaced(

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checked import read_json
-from ..evaluation import Corpus, cross_entropy
-from ..model import Mixtral
+from ..evaluation import Corpus
 from .data import BOOK
 from .ledger import ROOT
 
@@ -94,20 +93,28 @@ def copied(ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
 
 @torch.no_grad()
 def loss_by_copying(
-    model: Mixtral, corpus: Corpus, domain: str, windows: int = 64, seq_len: int = 256
-) -> dict[str, float]:
-    """Return the held-out loss of "new" and of "copied" tokens, nats per token, and their share."""
+    losses: Callable[[Tensor, Tensor], Tensor],
+    corpus: Corpus,
+    domain: str,
+    windows: int = 64,
+    seq_len: int = 256,
+) -> list[dict[str, float]]:
+    """Return what "copied" and "new" tokens of held-out text cost each run, in nats per token.
+
+    Args: losses: gives N runs' loss of every target, (N, T), for ids_BS and targets_BS.
+    Returns: for each run the two losses, and the "share" of targets that can be copied.
+    """
     batch = corpus.windows(domain, seq_len, windows)
-    nats, many = torch.zeros(2), torch.zeros(2)
-    model.eval()
+    nats: list[Tensor] = []
+    many = torch.zeros(2)
     for ids_BS, targets_BS in zip(batch.ids_BS.split(16), batch.targets_BS.split(16), strict=True):
-        nats_T = cross_entropy(model(ids_BS).logits_BSV, targets_BS, reduction="none")
-        copied_T = copied(ids_BS, targets_BS).flatten()
-        for at, those_T in enumerate((~copied_T, copied_T)):
-            nats[at] += nats_T[those_T].sum()
-            many[at] += those_T.sum()
-    new, copied_ = (nats / many).tolist()
-    return {"copied": copied_, "new": new, "share": float(many[1] / many.sum())}
+        copied_T, loss_NT = copied(ids_BS, targets_BS).flatten(), losses(ids_BS, targets_BS).cpu()
+        both = copied_T, ~copied_T
+        nats.append(torch.stack([loss_NT[:, those_T].sum(1) for those_T in both], 1))
+        many += torch.stack([those_T.sum() for those_T in both])
+    share = float(many[0] / many.sum())
+    rows = (torch.stack(nats).sum(0) / many).tolist()
+    return [{"copied": old, "new": new, "share": share} for old, new in rows]
 
 
 def by_copying(axis: str, name: str, over: str, other: str) -> dict[str, dict[str, Lead]]:
@@ -146,6 +153,17 @@ def lead_of(
     ours, theirs = bits(axis, step, name), bits(over, at, other)
     lead = {seed: mean(theirs[seed]) - mean(ours[seed]) for seed in ours if seed in theirs}
     return Lead(name or axis, step, found[axis]["of"], lead)
+
+
+def recall(axis: str, name: str, over: str, other: str) -> Lead:
+    """Pair two stored axes' runs by seed at their end: the share of phone numbers known."""
+    found = {r["axis"]: r for r in stored()}
+    step, of = found[axis]["steps"], found[axis]["of"]
+    ours, theirs = (
+        {r["seed"]: r["recall"][str(found[a]["steps"])] for r in found[a]["runs"] if r["name"] == n}
+        for a, n in ((axis, name), (over, other))
+    )
+    return Lead(name, step, of, {seed: ours[seed] - theirs[seed] for seed in ours})
 
 
 def equal_time(axis: str, name: str, over: str, other: str, slower: float = 1.175) -> list[Lead]:

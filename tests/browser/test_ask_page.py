@@ -293,7 +293,7 @@ def test_a_film_is_watched_with_a_slider(open_page, make_film):
     film = make_film(60, 3, 8, (0, 1, 10, 1000))
     page = open_page(RoutingExplorer(film=film, layer=1))
     slider = page.get_by_label("Training step")
-    assert page.locator("output.step").inner_text() == "1,000"
+    assert page.get_by_label("Training step").locator("xpath=../output").inner_text() == "1,000"
     page.get_by_text("The text: drama 0–29, code 30–59.").wait_for()
     page.locator(".tok").nth(7).click()
     for frame, step in reversed([*enumerate(film.steps)]):
@@ -314,6 +314,23 @@ def test_a_film_is_watched_with_a_slider(open_page, make_film):
         loads = page.locator(".load .count").all_inner_texts()
         assert loads == [f"{n:.0f}" for n in trace.layers[1].load_E()]
     assert selected(page) == 7
+
+
+def test_a_film_plays(open_page):
+    film = make_film(12, 3, 8, (0, 1, 10, 1000))
+    page = open_page(RoutingExplorer(film=film))
+    page.evaluate("""() => { window.seen = [];
+      const slider = document.querySelector("[aria-label='Training step']");
+      new MutationObserver(() => seen.push(slider.value))
+        .observe(slider.parentNode.querySelector("output"), { childList: true }); }""")
+    page.get_by_role("button", name="Step").click()  # it stands at its end, and stays there
+    slider = page.get_by_label("Training step")
+    assert slider.input_value() == "3"
+    page.get_by_role("button", name="Play").press("Enter")
+    assert page.get_by_role("button", name="Pause").is_visible()
+    page.get_by_role("button", name="Play").wait_for()  # from its beginning to its end
+    assert slider.get_attribute("aria-valuetext") == "step 1000"
+    assert page.evaluate("window.seen") == ["0", "1", "2", "3"]
 
 
 def test_two_side_by_side(open_page, make_trace):
@@ -376,7 +393,7 @@ GESTURES = {
     "an answer": """(n) => { const s = document.querySelector(".ask select");
       s.selectedIndex = n; s.dispatchEvent(new Event("change")); }""",
     "select, with an answer": "(n) => document.querySelectorAll('.tok')[n * 37].click()",
-    "a film's frame": """(n) => { const s = document.querySelector(".film input");
+    "a film's frame": """(n) => { const s = document.querySelector("[aria-label='Training step']");
       s.value = n % 4; s.dispatchEvent(new Event("input")); }""",
 }
 

@@ -507,3 +507,63 @@ def test_two_thousand_tokens_answer(open_page, make_trace, capsys):
     assert layer(page) == 9 and selected(page) == 9 * 37
     assert page.locator("[role=status]").inner_text().startswith("Expert 9 got ")
     assert page.locator(".frame").evaluate("f => f.scrollLeft") == 2700
+
+
+def test_bytes_stand_as_the_character_that_they_spell(open_page, make_trace):
+    """In any script the text can be read: a dot for each further token of a character."""
+    tokens = [
+        "na",
+        "⟨C3⟩",
+        "⟨AF⟩",
+        "ve",
+        " ⟨D0⟩",
+        "⟨9F⟩⟨D1⟩",
+        "⟨80⟩!",
+        "⟨F0 9F⟩",
+        "⟨98 80⟩",
+        "⟨C3⟩",
+        "x",
+    ]
+    page = open_page(RoutingExplorer(make_trace(tokens)))
+    toks = page.locator(".tok")
+    assert toks.all_text_contents() == [
+        "na", "ï", "·", "ve", " Пр", "·", "·!", "😀", "·", "⟨C3⟩", "x"
+    ]  # fmt: skip
+    toks.nth(2).click()
+    assert page.locator(".one h2").inner_text().startswith("Token “⟨AF⟩”, 2nd of 2 for “ï”, layer")
+    assert toks.nth(2).get_attribute("aria-label") == "⟨AF⟩, 2nd of 2 for “ï”"
+    toks.nth(9).click()  # of no character: it stays what it is
+    assert page.locator(".one h2").inner_text().startswith("Token “⟨C3⟩”, layer")
+
+
+@pytest.mark.parametrize(("E", "K"), [(8, 2), (64, 6)])
+def test_what_is_pressed_is_large_enough(open_page, make_trace, E, K):
+    """24 px each way (WCAG 2.5.8); a token is a word in a text: as high, and as wide as it is."""
+    page = open_page(RoutingExplorer(make_trace(TOKENS, E=E, K=K), selected=3))
+    small = page.evaluate("""() => [...document.querySelectorAll(
+        "button, select, summary, input[type=range], label:has(input), .tok > b")]
+      .filter((e) => e.checkVisibility()).map((e) => [e, e.getBoundingClientRect()])
+      .filter(([e, box]) => box.height < 24 || (box.width < 24 && !e.matches("b")))
+      .map(([e, box]) => [e.outerHTML.slice(0, 80), box.width, box.height])""")
+    assert small == []
+
+
+def test_it_prints_the_whole_text_with_its_numbers_and_nothing_to_press(open_page, make_trace):
+    trace = make_trace(TOKENS * 40)
+    page = open_page(RoutingExplorer(trace, selected=3), theme="dark", width=760)
+    clipped = """() => { const text = document.querySelector(".tokens");
+      return text.scrollHeight > text.clientHeight + 4; }"""
+    assert page.evaluate(clipped)
+    page.emulate_media(media="print")
+    page.settle()
+    assert not page.evaluate(clipped)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for part in ("header button", ".help", "canvas.numbers"):
+        assert page.locator(part).is_hidden()
+    said = page.locator(".tok > b:first-of-type").evaluate_all(
+        "all => all.map((b) => getComputedStyle(b, '::after').content)"
+    )
+    first = viz.first_experts(trace.layers[0])
+    assert said == [f'"{e}"' for e in first]
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == "rgb(255, 255, 255)", "a dark page is printed in light"

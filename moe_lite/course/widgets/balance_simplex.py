@@ -13,7 +13,7 @@ from torch import Tensor
 from ...losses import load_balancing_loss, max_violation
 from ...routing import Routing
 from ..viz import INK, QUIET, expert_colors
-from .portable import HERE, PortableWidget, panels
+from .portable import HERE, PortableWidget, Question, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,6 +122,16 @@ class BalanceSimplex(PortableWidget):
         for _ in range(count):
             moved_T3 = torch.tensor(self.logits, dtype=torch.float64) + self.push_T3
             self.logits = (moved_T3 - moved_T3.mean(-1, keepdim=True)).tolist()
+
+    def asks(self) -> Question | None:
+        then = BalanceSimplex(self.logits)
+        then.step(20)
+        ask = (
+            f"MaxVio is {max_violation(self.routing).item():.2f} now. "
+            "After 20 steps down the loss, what is it?"
+        )
+        moves = {"logits": then.logits}
+        return Question(ask, moves, lambda: max_violation(self.routing).item(), 2, 0.05)
 
     @property
     def title(self) -> str:

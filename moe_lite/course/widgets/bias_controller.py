@@ -10,7 +10,7 @@ import numpy as np
 import traitlets as t
 
 from ..viz import QUIET, expert_colors
-from .portable import bounded, panels, scores
+from .portable import Question, bounded, panels, scores
 from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
@@ -121,6 +121,12 @@ class BiasController(Redrawn):
         late = self.run.whole_S[-100:].mean()
         return f"{self.title}: MaxVio {late:.2f} over the last 100 steps"
 
+    def asks(self) -> Question | None:
+        late = self.run.whole_S[-100:].mean()
+        ask = f"u = 0.5: which MaxVio over the last 100 steps? ({late:.2f} with u = {self.u:g}.)"
+        most = len(self.colors) / self.k - 1
+        return Question(ask, {"u": 0.5}, lambda: self.run.whole_S[-100:].mean(), most, 0.05)
+
     @property
     def title(self) -> str:
         return (
@@ -143,12 +149,14 @@ class BiasController(Redrawn):
         )
         violation.set(xlabel="step", ylabel="MaxVio", ylim=(0, None))
         violation.legend(fontsize=8, frameon=False)
+        drift_S1 = run.bias_SE.mean(1, keepdims=True)  # what all share changes no choice
+        bias_SE = run.bias_SE - drift_S1
         for e in range(E):
-            biases.plot(run.bias_SE[:, e], color=self.colors[e], lw=1.4)
-            biases.annotate(
-                str(e), (self.steps, run.bias_SE[-1, e]), fontsize=8, va="center", ha="left"
-            )
-        biases.set(xlabel="step", ylabel="bias")
+            biases.plot(bias_SE[:, e], color=self.colors[e], lw=1.4)
+            at = (self.steps, bias_SE[-1, e])
+            biases.annotate(str(e), at, fontsize=8, va="center", ha="left")
+        drift = f"bias, less their mean\n(it drifts to {drift_S1[-1, 0]:+.3g})"
+        biases.set(xlabel="step", ylabel=drift)
         loads.barh([str(e) for e in range(E)], run.load_SE[self.step], color=self.colors)
         loads.axvline(self.batch * self.k / E, color=QUIET, ls="--", lw=1)
         loads.invert_yaxis()

@@ -212,14 +212,47 @@ function tie(model) {
     };
   }
 
+  /** Takes a guess, where Python has a question: the moves that it asks about are made only then, and
+   *  the browser remembers the guess, where it may, beside the answer. */
+  function guess() {
+    const { ask, moves, answer, most, step } = get("guess") ?? {}, name = `moe-lite: ${ask}`;
+    if (!ask) return [];
+    let made = null; // in words; a page that may keep nothing keeps it until it is left
+    try { made = localStorage.getItem(name); } catch { /* so */ }
+    const input = h("input", { type: "range", min: 0, max: most, step, value: most / 2, "aria-label": `Your guess: ${ask}` }), output = h("output");
+    const bar = h("i"), mark = h("u"), said = h("span", { role: "status" });
+    const open = h("span.controls", {}, input, output, button("Guess", () => {
+      made = input.value;
+      try { localStorage.setItem(name, made); } catch { /* so */ }
+      set(moves);
+      tell();
+      again.focus();
+    }));
+    const again = button("Guess again", () => { made = null; said.textContent = ""; tell(); input.focus(); });
+    const closed = h("span.controls", {}, h("span.track", { "aria-hidden": "true" }, bar, mark), said, again);
+    const tell = () => {
+      output.textContent = input.value;
+      [open.hidden, closed.hidden] = [made !== null, made === null];
+      if (made === null) return;
+      said.textContent = `You guessed ${made}; it is ${answer}.`;
+      [bar.style.width, mark.style.left] = [answer, made].map((x) => `${(100 * clamp(x, 0, most)) / most}%`);
+    };
+    on(input, "input", tell);
+    tell();
+    return [h("div.guess", { role: "group", "aria-label": "A guess before you look" }, h("strong", {}, ask), open, closed)];
+  }
+
   /** Puts root into el, paints it now, and in the next frame whenever a value of these changes. */
   function show(el, root, keys, paint) {
-    const all = () => { paint(); for (const follow of followers) follow(); };
+    root.prepend(...guess());
+    const all = () => { paint(); follow(); };
     const end = live(root, Object.fromEntries(keys.map((key) => [key, () => soon(all)])));
     el.append(root);
     all();
     return end;
   }
 
-  return { get, set, on, atEnd, soon, onTheme, labelled, slider, menu, radios, button, player, live, show };
+  const follow = () => { for (const each of followers) each(); };
+
+  return { get, set, on, atEnd, soon, onTheme, labelled, slider, menu, radios, button, player, follow, live, show };
 }

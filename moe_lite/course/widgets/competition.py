@@ -9,7 +9,7 @@ import numpy as np
 import traitlets as t
 
 from ..viz import expert_colors, plane
-from .portable import HERE, PortableWidget, bounded
+from .portable import HERE, PortableWidget, Question, bounded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,6 +96,23 @@ class CompetitionExplorer(PortableWidget):
         if len(value) not in (0, 3 * E) or not np.isfinite(value).all():
             raise t.TraitError(f"lines must be 3 finite numbers for each of {E} experts, or none")
         return value
+
+    def asks(self) -> Question | None:
+        last, E = len(self.epochs) - 1, len(self.colors)
+        ask = f"At epoch {self.epochs[last]}, the last: how many of the {E} experts have a vowel?"
+        moves = {"moment": last, "lines": [], "selected": -1}
+        return Question(ask, moves, lambda: len(set(self.winners.tolist())), E)
+
+    @property
+    def winners(self) -> np.ndarray:
+        """Return which expert answers for each case now: the one with the largest h."""
+        expert_E3, gate_E3 = np.split(self._weights[self.moment].astype("f8"), 2, axis=-1)
+        if self.lines:
+            expert_E3 = np.reshape(self.lines, (-1, 3))
+        x_T3 = np.pad(self._points, ((0, 0), (0, 1)), constant_values=1)
+        out_TE = 1 / (1 + np.exp(-x_T3 @ expert_E3.T))
+        error_TE = (np.array(self.target)[:, None] - out_TE) ** 2 / 2
+        return (x_T3 @ gate_E3.T - error_TE).argmax(-1)  # type: ignore[no-any-return]
 
     @property
     def title(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...capacity import Priority, queue_rank
 from ...routing import Routing
 from ..viz import INK, QUIET, expert_colors
-from .portable import HERE, PortableWidget, bounded, panels
+from .portable import HERE, PortableWidget, Question, bounded, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,6 +112,20 @@ class ExpertQueues(PortableWidget):
             proposal, capacity=(1, self.most), shuffle=(0, SHUFFLES), arrived=(0, sent),
             token=(-1, T - 1),
         )  # fmt: skip
+
+    def asks(self) -> Question | None:
+        T, sent = len(self.tokens), sum(map(sum, self.sent))
+        order = "choice" if self.priority != "choice" else "position"
+        ask = (
+            f"Filled by {order} instead of by {self.priority}, with {self.capacity} places each: "
+            "how many tokens are left without any expert?"
+        )
+
+        def alone() -> int:
+            keep_TK = self.routing.keep_N.view(T, -1)  # type: ignore[union-attr]
+            return int((~keep_TK.any(1)).sum())
+
+        return Question(ask, {"priority": order, "arrived": sent}, alone, T)
 
     @property
     def title(self) -> str:

@@ -9,7 +9,7 @@ import torch
 import traitlets as t
 
 from ..viz import INK, QUIET, expert_colors
-from .portable import HERE, PortableWidget, bounded, gumbel, panels
+from .portable import HERE, PortableWidget, Question, bounded, gumbel, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,6 +93,14 @@ class ExpertTiles(PortableWidget):
     @t.validate("moved")
     def _possible(self, proposal: Any) -> int:
         return bounded(proposal, moved=(0, TOKENS * K))
+
+    def asks(self) -> Question | None:
+        path = "padded" if self.path != "padded" else "grouped"
+        ask = (
+            f"{path.capitalize()} instead of {self.path}, {self.routing} routing, tiles of "
+            f"{self.height}: what share of the processors' time is useful, in percent?"
+        )
+        return Question(ask, {"path": path}, lambda: 100 * self.layout.useful, 100)
 
     @property
     def title(self) -> str:

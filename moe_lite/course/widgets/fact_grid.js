@@ -33,31 +33,20 @@ function render({ model, el }) {
     const state = get("shown"), out = get("out"), E = sizes[state], ink = getComputedStyle(root).color;
     const g = sheet(canvas, WIDE, high);
     let before = 0, lost = 0;
+    Object.assign(g, { font: `${side}px system-ui, sans-serif`, textAlign: "center", textBaseline: "middle" });
     for (let n = 0; n < facts; n++) {
       const fate = fates[state][n], expert = experts[state].charCodeAt(n) - FIRST;
       const x = (n % columns) * side, y = Math.floor(n / columns) * side;
-      if (fate === UNKNOWN) {
-        g.fillStyle = ink;
-        g.globalAlpha = 0.35;
-        g.fillRect(x + 0.42 * side, y + 0.42 * side, 0.16 * side, 0.16 * side);
-        g.globalAlpha = 1;
-        continue;
-      }
-      before++;
-      if (expert === out && fate === HANGS) {
-        lost++;
-        g.strokeStyle = ink;
-        g.beginPath();
-        g.moveTo(x + 0.2 * side, y + 0.2 * side);
-        g.lineTo(x + 0.8 * side, y + 0.8 * side);
-        g.moveTo(x + 0.8 * side, y + 0.2 * side);
-        g.lineTo(x + 0.2 * side, y + 0.8 * side);
-        g.stroke();
-      } else {
-        g.fillStyle = colors[expert];
-        g.fillRect(x + 0.08 * side, y + 0.08 * side, 0.84 * side, 0.84 * side);
-      }
+      const known = fate !== UNKNOWN, gone = known && expert === out && fate === HANGS;
+      before += known;
+      lost += gone;
+      g.fillStyle = known && !gone ? colors[expert] : ink;
+      g.globalAlpha = known ? 1 : 0.35;
+      const edge = known ? 0.08 : 0.42;
+      if (gone) g.fillText("✕", x + side / 2, y + 0.55 * side, side);
+      else g.fillRect(x + edge * side, y + edge * side, (1 - 2 * edge) * side, (1 - 2 * edge) * side);
     }
+    g.globalAlpha = 1;
     const percent = (Math.floor((1000 * before) / facts + 0.5) / 10).toFixed(1);
     const first = `${many(E, "expert")}: ${grouped(before)} of ${grouped(facts)} facts known, ${percent}%.`;
     const rest = out >= 0 && out < E ? ` Without expert ${out}: ${grouped(lost)} forgotten, ${grouped(before - lost)} left.` : "";

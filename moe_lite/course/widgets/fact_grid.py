@@ -10,7 +10,7 @@ import traitlets as t
 from torch import Tensor
 
 from ..viz import expert_colors
-from .portable import HERE, PortableWidget, bounded, panels
+from .portable import HERE, PortableWidget, Question, bounded, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,6 +111,12 @@ class FactGrid(PortableWidget):
         if 0 <= self.out < E:
             said += f" Without expert {self.out}: {lost:,} forgotten, {self.known:,} left."
         return said
+
+    def asks(self) -> Question | None:
+        E, all_ = self.sizes[self.shown], len(self.fates[0])
+        ask = f"Expert 0 of the {E} is taken out: how many of the {all_:,} facts are forgotten?"
+        moves = {"out": 0}
+        return Question(ask, moves, lambda: sum(self._lost(self.shown)), all_) if E > 1 else None
 
     @property
     def title(self) -> str:

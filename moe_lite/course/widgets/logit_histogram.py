@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...routing import Routing
 from ..viz import INK, expert_colors
-from .portable import bounded, panels, scores
+from .portable import Question, bounded, panels, scores
 from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class LogitHistogram(Redrawn):
             ("doublings", "Double all", doublings, [f"×{2**n}" for n in doublings]),
             ("shift", "Add to all", shifts, [f"+{shift:g}" for shift in shifts]),
             ("token", "Token", range(len(self.tokens)), None),
-        ]
+        ] + [("token", "Next that flips", self.flips, "button")] * bool(self.flips)
 
     def grid(self) -> dict[str, Sequence[Any]]:
         shifts = (0.0, 16.0, 128.0, 256.0)
@@ -118,6 +118,11 @@ class LogitHistogram(Redrawn):
         return (exact_TK != rounded_TK).any(-1).nonzero().flatten().tolist()
 
     @property
+    def flips(self) -> list[int]:
+        """List the tokens that bfloat16 sends elsewhere once 128 is added to all logits."""
+        return LogitHistogram(self._logits_TE, shift=128.0, k=self.k, token=0).changed
+
+    @property
     def gate_error(self) -> float:
         """Return the largest change of a first choice's probability that bfloat16 makes."""
         best_T1 = self._chosen("float32")[:, :1]
@@ -136,6 +141,12 @@ class LogitHistogram(Redrawn):
         """
         largest = self.logits_in("float32").abs().max()
         return 2.0 ** (int(torch.frexp(largest).exponent) - 8) if largest else 0.0
+
+    def asks(self) -> Question | None:
+        T = len(self.tokens)
+        ask = f"128 added to all logits, in bfloat16: how many of {T} tokens change experts?"
+        moves = {"shift": 128.0, "doublings": 0, "precision": "bfloat16"}
+        return Question(ask, moves, lambda: len(self.changed), T)
 
     @property
     def title(self) -> str:
@@ -166,9 +177,10 @@ class LogitHistogram(Redrawn):
             contest.scatter(exact, e, s=60, facecolor="none", edgecolor=INK)
             if self.precision == "bfloat16":
                 contest.scatter(rounded, e, s=40, color=color, marker="s")
+        word = repr(self.tokens[self.token]).replace("$", r"\$")  # no formula
         contest.set(
             yticks=range(len(self.colors)), xlabel="logit (○ float32, ■ bfloat16)",
-            ylabel="expert", title=f"Token {self.token}",
+            ylabel="expert", title=f"Token {self.token}, {word}",
         )  # fmt: skip
         contest.invert_yaxis()
         for axes in (bars, contest):

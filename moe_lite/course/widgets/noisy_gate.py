@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import traitlets as t
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from ...routers import kth_excluding, prob_in_top_k
 from ...routing import Routing
 from ..viz import INK, QUIET, expert_colors
-from .portable import bounded, panels, scores
+from .portable import Question, bounded, panels, scores
 from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
@@ -75,6 +76,15 @@ class NoisyGate(Redrawn):
         E = self._clean_TE.shape[1]
         return {"noise": (0.0, 0.35, 1.5, 3.0), "k": (E,), "draw": range(2)}
 
+    def asks(self) -> Question | None:
+        T, E = self._clean_TE.shape
+        ask = (
+            f"Noise {MOST_NOISE:g} instead of {self.noise:g}: how many tokens does the busiest "
+            f"expert get? (It has {int(self.routing.load_E().max())} now; {T * self.k / E:g} would "
+            "be equal.)"
+        )
+        return Question(ask, {"noise": MOST_NOISE}, lambda: int(self.routing.load_E().max()), T)
+
     @property
     def title(self) -> str:
         T, E = self._clean_TE.shape
@@ -124,10 +134,15 @@ class NoisyGate(Redrawn):
             contest.scatter(clean[e], e, s=22, color="none", edgecolor=INK)
         if self.k < E:
             bars = kth_excluding(routing.logits_TE, self.k)[self.token].tolist()
+            for e, bar in enumerate(bars if self.noise else []):  # where its noisy score may fall
+                x = clean[e] + self.noise * np.linspace(-2.5, 2.5, 31)
+                bell = e - 0.45 * np.exp(-(((x - clean[e]) / self.noise) ** 2) / 2)
+                contest.plot(x, bell, color=self.colors[e], lw=0.8)
+                contest.fill_between(x, e, bell, where=x > bar, color=self.colors[e], alpha=0.35)
             contest.plot(bars, range(E), "|", color=INK, ms=15, mew=2)
         contest.set(
             yticks=range(E), xlabel="score (○ clean, ★ chosen, | the bar to clear)",
-            title=f"Token {self.token}",
+            title=f"Token {self.token}; shaded: P, that its noisy score clears the bar",
         )  # fmt: skip
         for axes in (loads, contest):
             axes.invert_yaxis()

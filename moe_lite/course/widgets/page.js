@@ -29,21 +29,18 @@ const model = {
   save_changes() {},
 };
 
-const button = document.getElementById("theme");
-const system = matchMedia("(prefers-color-scheme: dark)");
-const dark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
-const relabel = () => { button.textContent = dark() ? "Light theme" : "Dark theme"; };
-button.addEventListener("click", () => {
-  document.documentElement.dataset.theme = dark() ? "light" : "dark";
-  relabel();
-});
-system.addEventListener("change", relabel);
+// The theme, which the page's head took from the system, is what the button last said.
+const button = document.getElementById("theme"), page = document.documentElement.dataset;
+const relabel = () => { button.textContent = page.theme === "dark" ? "Light theme" : "Dark theme"; };
+const wear = (dark) => { page.theme = dark ? "dark" : "light"; relabel(); };
+button.addEventListener("click", () => { wear(page.theme !== "dark"); button.dataset.chosen = ""; });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", ({ matches }) => { if (button.dataset.chosen === undefined) wear(matches); });
 relabel();
 render({ model, el: main });
 
 // In a frame of the book: its theme, and as high as what is shown.
 if (parent !== window) {
   document.body.classList.add("framed");
-  addEventListener("message", ({ data }) => { if (data?.theme) document.documentElement.dataset.theme = data.theme; });
+  addEventListener("message", ({ data }) => { if (data?.theme) wear(data.theme === "dark"); });
   new ResizeObserver(() => parent.postMessage({ height: document.body.scrollHeight }, "*")).observe(document.body);
 }

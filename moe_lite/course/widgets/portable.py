@@ -9,8 +9,9 @@ import io
 import json
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import anywidget
 import numpy as np
@@ -27,6 +28,20 @@ HERE = Path(__file__).parent
 PAGE = "application/vnd.moe-lite.page+json"  # in an output: what the book makes a page of
 LARGEST = 150_000  # characters of it; a notebook is to stay below a megabyte
 EXPORT = "export default { render };"  # how each widget's module ends
+THEME = (  # before anything is drawn
+    'document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches '
+    '? "dark" : "light"'
+)
+
+
+class Question(NamedTuple):
+    """Ask for a guess: what will be read once these moves are made, between 0 and ``most``?"""
+
+    ask: str
+    moves: dict[str, Any]
+    read: Callable[[], float]
+    most: float
+    step: float = 1
 
 
 class PortableWidget(anywidget.AnyWidget):
@@ -49,6 +64,8 @@ class PortableWidget(anywidget.AnyWidget):
                 setattr(cls, key, shared + text)
         super().__init_subclass__(**kwargs)
 
+    guess: t.Dict[str, Any] = t.Dict().tag(sync=True)  # the question as the page needs it
+
     page: ClassVar[tuple[str, ...]] = ("page.js",)  # scripts that stand in for the kernel
     worker: ClassVar[tuple[str, ...]] = ()  # and those of them that get a thread of their own
 
@@ -61,6 +78,31 @@ class PortableWidget(anywidget.AnyWidget):
         """Draw the widget as it stands: its still face."""
         raise NotImplementedError
 
+    def asks(self) -> Question | None:
+        """Return what the reader may guess before the page shows it."""
+        return None
+
+    def ready(self) -> None:
+        """Answer the question, once: make its moves, read, and take them back."""
+        if self.guess or not (question := self.asks()):
+            return
+        before = {name: getattr(self, name) for name in question.moves}
+        with self.hold_sync():
+            for name, value in question.moves.items():
+                setattr(self, name, value)
+            answer = question.read()
+            for name, value in before.items():
+                setattr(self, name, value)
+        ask, moves, _, most, step = question
+        answer = round(round(answer / step) * step, 3)  # as finely as it can be guessed
+        self.guess = {"ask": ask, "moves": moves, "answer": answer, "most": most, "step": step}
+
+    def packed(self) -> str:
+        """Write the state as pure ASCII without "<": no token can end the element it stands in."""
+        self.ready()
+        state = {**self.state(), "guess": self.guess}
+        return json.dumps(state, default=deflated).replace("<", "\\u003c")
+
     def state(self) -> dict[str, Any]:
         """Return the values that the page needs: the synced traits of the subclass."""
         inherited = PortableWidget.class_trait_names(sync=True)
@@ -70,12 +112,10 @@ class PortableWidget(anywidget.AnyWidget):
     def html(self) -> str:
         """Make a whole HTML page that needs neither a kernel nor a network.
 
-        The page forbids itself every fetch (``default-src 'none'``) and runs one script only,
-        the one whose hash it carries. What a token says is data, never markup.
+        The page forbids itself every fetch (``default-src 'none'``) and runs two scripts only,
+        those whose hashes it carries. What a token says is data, never markup.
         """
-        # Pure ASCII without "<": no token can end the element or the line it stands in.
-        state = json.dumps(self.state(), default=deflated).replace("<", "\\u003c")
-        return self.document(self.title, state, str(self._esm), str(self._css))
+        return self.document(self.title, self.packed(), str(self._esm), str(self._css))
 
     @classmethod
     def document(cls, title: str, state: str, module: str = "", css: str = "") -> str:
@@ -84,7 +124,7 @@ class PortableWidget(anywidget.AnyWidget):
         page, worker = _read(*cls.page), _read(*cls.worker)
         assert module.count(EXPORT) == 1, f"the module must end with {EXPORT}"
         script = module.replace(EXPORT, "") + page
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        digests = " ".join(f"'sha256-{digest(part)}'" for part in (THEME, script))
         style = (HERE / "page.css").read_text(encoding="utf-8") + css
         title = html.escape(title)
         thread = f'<script type="text/plain" id="worker">{worker}</script>\n' if worker else ""
@@ -94,8 +134,9 @@ class PortableWidget(anywidget.AnyWidget):
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
-script-src 'sha256-{digest}'; style-src 'unsafe-inline'{"; worker-src blob:" * bool(worker)}">
+script-src {digests}; style-src 'unsafe-inline'{"; worker-src blob:" * bool(worker)}">
 <title>{title}</title>
+<script>{THEME}</script>
 <style>{style}</style>
 </head>
 <body>
@@ -132,12 +173,12 @@ script-src 'sha256-{digest}'; style-src 'unsafe-inline'{"; worker-src blob:" * b
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Add the still face to the live one, for pages such as GitHub's that run no kernel."""
+        self.ready()
         data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
         still = base64.b64encode(self.png()).decode()
         alt = {"image/png": {"alt": self.title}}
         if os.environ.get("MOE_LITE_PAGES"):  # as the notebooks are built: for the book
-            state = json.dumps(self.state(), default=deflated).replace("<", "\u003c")
-            packed = deflated(state.encode())["deflated"]
+            packed = deflated(self.packed().encode())["deflated"]
             if len(packed) <= LARGEST:
                 data = {**data, PAGE: {"widget": type(self).__name__, "state": packed}}
         return {**data, "image/png": still, "text/plain": self.title}, {**metadata, **alt}
@@ -191,6 +232,11 @@ def panels(width: float, height: float, columns: int = 1, **options: Any) -> tup
 
 def _read(*names: str) -> str:
     return "\n".join((HERE / name).read_text(encoding="utf-8") for name in names)
+
+
+def digest(script: str) -> str:
+    """Return a script's SHA-256, as a page's policy names it."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def deflated(value: Any) -> dict[str, str]:

@@ -7,6 +7,7 @@ const NONE = 0xffff; // the first expert of a token that reached none; a probabi
 const NO_SCORE = -32768; // a logit that is unknown
 const ARRAYS = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i2: Int16Array, f4: Float32Array };
 const LEFT = 30; // pixels for the layer numbers beside the map
+const BEAT_MS = 250; // between two frames of a film
 const MANY = 16; // above this number of experts, bars stand in columns
 
 /** Changes a text or an attribute only if it differs: the browser then has nothing to redo. */
@@ -104,7 +105,7 @@ function unpack(model) {
   const share = (l, e) => load[l][e] / Math.max(1, kept[l]);
   const all = gates.map((g_E) => sum(g_E)), mass = (l, e) => (all[l] > 0 ? gates[l][e] / all[l] : 0);
   return {
-    T, L, E: Math.max(...sizes), tokens, names, sizes, first, depth, lost, load, dropped, share, mass,
+    T, L, E: Math.max(...sizes), tokens, ...grouped(tokens), names, sizes, first, depth, lost, load, dropped, share, mass,
     colors: model.get("colors"),
     prob: (l, t, e) => { const i = base[l] + t * sizes[l] + e; return filmed ? filmed.prob(i) : probs[i] === NONE ? NaN : probs[i]; }, // in thousandths
     logit: (l, t, e) => { const i = base[l] + t * sizes[l] + e; return filmed ? filmed.logit(i) : logit[i] === NO_SCORE ? NaN : logit[i] / 100; },
@@ -164,7 +165,7 @@ function describe(data, l, t, name, most) {
   if (kept.length > most) list.push(`and ${kept.length - most} more`);
   if (gone.length) list.push(`dropped by ${gone.map((p) => `expert ${p.expert}`).join(" and ")}, which was full`);
   if (!pairs.length) list.push("no expert took it");
-  return `Token “${name(data.tokens[t])}”, layer ${l}: ${list.join(", ")}.`;
+  return `Token “${name(data.tokens[t])}”${data.part[t]}, layer ${l}: ${list.join(", ")}.`;
 }
 
 // ---------------------------------------------------------------------------------- the colours
@@ -176,10 +177,40 @@ const rules = (colors) =>
     const c = rgb(color).join(" ");
     return `.moe .e${e}{--c:${c};--on:${inkOn(color)}}.moe .tok>.t${e}{border-color:rgb(${c})}` +
       [0, 1, 2, 3, 4].map((w) => `.moe .t${e}.w${w}{background-color:rgb(${c}/var(--w${w}))}`).join("") +
-      `.moe [aria-selected="true"]>.t${e}{background-color:rgb(${c});color:${inkOn(color)}}`;
+      `.moe [aria-selected="true"]>.t${e}{background-color:rgb(${c});color:${inkOn(color)}}@media print{.moe .t${e}::after{content:"${e}";font-size:8px;vertical-align:sub}}`;
   }).join("\n");
 
 // ----------------------------------------------------------------------------------- the tokens
+
+const BYTES = "((?:⟨[0-9A-F ]+⟩)+)", FIRST = new RegExp(`^(.*?)${BYTES}$`, "s"), THEN = new RegExp(`^${BYTES}(.*)$`, "s");
+
+/** Spells bytes, written ⟨E3 81⟩; undefined while they are part of a character. */
+function decoded(bytes) {
+  const held = Uint8Array.from(bytes.match(/[0-9A-F]{2}/g), (x) => parseInt(x, 16));
+  try { return new TextDecoder("utf-8", { fatal: true }).decode(held); } catch { return undefined; }
+}
+
+/** Groups tokens that hold bytes into what they spell: the first is shown as the character, a dot
+ *  stands for each of the others; `part` says which of them a token is. */
+function grouped(tokens) {
+  const shown = [...tokens], part = tokens.map(() => "");
+  for (let t = 0; t < tokens.length; t++) {
+    const [, before, bytes] = FIRST.exec(shown[t]) ?? [];
+    for (let u = t + 1, all = bytes, rest = ""; bytes && !rest && u < tokens.length; u++) {
+      const [, more, after] = THEN.exec(tokens[u]) ?? [];
+      if (!more) break;
+      [all, rest] = [all + more, after];
+      const text = decoded(all);
+      if (text === undefined) continue;
+      for (let v = t; v <= u; v++) [shown[v], part[v]] = ["·", `, ${nth(v - t + 1)} of ${u - t + 1} for “${text}”`];
+      shown[t] = before + text;
+      shown[u] += rest;
+      t = u - 1; // its end may begin another
+      break;
+    }
+  }
+  return { shown, part };
+}
 
 /** Text with its white space marked, quietly; a line break is marked here and made elsewhere. */
 function marked(text) {
@@ -221,16 +252,18 @@ function build(model, el, which = "") {
   const numbers = h("input", { type: "checkbox", checked: true });
   const status = h("span.status", { role: "status" });
   const clear = h("button", { type: "button", hidden: true }, "Show all");
-  const filmed = get("film")?.steps ?? [];
-  const film = h("input", { type: "range", min: 0, max: Math.max(0, filmed.length - 1), step: 1 }), filmStep = h("output.step");
+  const filmed = get("film")?.steps ?? [], last = filmed.length - 1, film = [];
+  if (filmed.length) film.push(tied.slider("frame", "Training step", { min: 0, max: last }, (n) => filmed[n].toLocaleString("en"), (n) => `step ${filmed[n]}`));
+  if (last > 0) film.push(h("span.buttons", {}, ...tied.player("frame", last, BEAT_MS, film[0])));
   const controls = h("div.controls", {},
     h("label.layer", {}, "Layer ", slider, layerNumber), layerName,
-    ...(filmed.length ? [h("label.film", {}, "Training step ", film, filmStep)] : []),
+    ...film,
     h("span.filter", {}, status, clear),
     h("label", {}, numbers, " expert numbers"));
 
   // --- the text
-  const options = data.tokens.map(option), parts = options.map((o) => o.querySelectorAll("b"));
+  const options = data.shown.map(option), parts = options.map((o) => o.querySelectorAll("b"));
+  options.forEach((o, t) => { if (data.part[t]) o.setAttribute("aria-label", data.tokens[t] + data.part[t]); });
   const listbox = h("div.tokens", { role: "listbox", "aria-labelledby": `${id}-text`, "aria-orientation": "horizontal" }, ...options);
   const legend = h("p.quiet");
   const digits = h("canvas.numbers", { "aria-hidden": "true" });
@@ -295,9 +328,9 @@ function build(model, el, which = "") {
   // --- painting ---------------------------------------------------------------------------------
 
   function paintText() {
-    const filter = get("expert");
+    const filter = get("expert"), l = get("layer");
     say(legend, filter < 0
-      ? `Colour and number: the first expert that the token reached in this layer. The stronger the tint, the more of its weight went there.${other ? " Framed: another expert than beside." : ""}`
+      ? `Colour and number: the first expert that the token reached in this layer. The stronger the tint, the more of its weight went there.${other ? ` Framed: another expert than beside (${range(T).filter((t) => moved(l * T + t)).length} of ${T} in this layer).` : ""}`
       : `Marked: what expert ${filter} got in this layer, as first choice or later. The stronger the tint, the more of the token’s weight.`);
     fresh = 0;
     paintTokens(seen[0] - 40, seen[1] + 40); // at once what is in view,
@@ -467,13 +500,6 @@ function build(model, el, which = "") {
     say(layerName, `of 0–${L - 1}, ${data.names[l]}`);
   }
 
-  function paintStep() {
-    if (!filmed.length) return;
-    film.value = get("frame");
-    put(film, "aria-valuetext", `step ${filmed[get("frame")]}`);
-    say(filmStep, filmed[get("frame")].toLocaleString("en"));
-  }
-
   // --- the map: only the columns in view are drawn
   const cell = { width: 2, height: 8 };
   function look() {
@@ -578,7 +604,7 @@ function build(model, el, which = "") {
     layer: () => { paintLayer(); paintFilter(); paintText(); paintToken(); paintLoad(); soon(drawMap); announce(); asked?.offer(); },
     selected: () => { paintSelection(); paintToken(); soon(drawMap); announce(); asked?.follow(); asked?.paint(); },
     expert: () => { paintFilter(); paintText(); paintLoad(); soon(drawMap); },
-    frame: () => { Object.assign(data, unpack(model)); paintStep(); changed.layer(); },
+    frame: () => { Object.assign(data, unpack(model)); tied.follow(); changed.layer(); },
     problem: () => say(problem, get("problem") ?? ""),
   };
   for (const key of ["question", "answer", "answers"]) changed[key] = () => asked?.paint();
@@ -586,7 +612,6 @@ function build(model, el, which = "") {
   const point = (t) => { if (t !== hover) { hover = t; soon(paintToken); soon(drawMap); } };
   const under = (event) => { const tok = event.target.closest?.(".tok"); return tok ? Number(tok.dataset.t) : -1; };
   on(slider, "input", () => set({ layer: Number(slider.value) }));
-  on(film, "input", () => set({ frame: Number(film.value) }));
   on(run, "click", () => set({ text: own.value }));
   on(numbersOfAll, "toggle", paintToken);
   on(numbers, "change", () => soon(drawNumbers));
@@ -675,7 +700,7 @@ function build(model, el, which = "") {
   atEnd(() => resized.disconnect());
   onTheme(root, theme);
 
-  paintStep();
+  tied.follow();
   changed.layer();
   changed.problem();
   paintSelection();
@@ -920,7 +945,8 @@ function render({ model, el }) {
       label.hidden = !two();
       if (!two()) return sides[n].removeAttribute("role");
       const { source, tokens } = n ? model.get("beside") : { source: model.get("source"), tokens: model.get("tokens") };
-      say(label, `${source}: “${tokens.slice(0, 8).join("").trim()}${tokens.length > 8 ? " …" : ""}”`);
+      const begin = tokens.slice(0, 16).join("").replace(new RegExp(BYTES, "g"), (bytes) => decoded(bytes) ?? bytes);
+      say(label, `${source}: “${begin.trim()}${tokens.length > 16 ? " …" : ""}”`);
       attr(sides[n], { role: "region", "aria-label": n ? "Second" : "First" });
     });
   }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...routing import Routing
 from ..viz import expert_colors
-from .portable import HERE, PortableWidget, bounded, panels
+from .portable import HERE, PortableWidget, Question, bounded, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,6 +88,15 @@ class RowsOrColumns(PortableWidget):
         if not all(abs(score) <= FAR for row in rows for score in row):
             raise t.TraitError(f"a score must be within ±{FAR:g}")
         return rows
+
+    def asks(self) -> Question | None:
+        T, by = self._shape[0], "column" if self.by == "row" else "row"
+        seen = T // 2
+        ask = (
+            f"{'Experts' if by == 'column' else 'Tokens'} choose, and only the first {seen} tokens "
+            "are there: how many choices among them will be otherwise once the rest is there?"
+        )
+        return Question(ask, {"by": by, "seen": seen}, lambda: len(self.changed), 2 * seen)
 
     @property
     def title(self) -> str:

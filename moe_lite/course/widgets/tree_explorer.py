@@ -10,7 +10,7 @@ import traitlets as t
 
 from ..hierarchy import HME, affine
 from ..viz import INK, QUIET, expert_colors
-from .portable import HERE, PortableWidget, bounded, panels
+from .portable import HERE, PortableWidget, Question, bounded, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +68,20 @@ class TreeExplorer(PortableWidget):
     def _exists(self, proposal: Any) -> int:
         nodes, last = 2 ** (self.depth + 1) - 1, len(self.likelihood) - 1
         return bounded(proposal, step=(0, last), node=(0, nodes - 1), token=(-1, len(self.x) - 1))
+
+    def asks(self) -> Question | None:
+        E, last = 2**self.depth, len(self.likelihood) - 1
+        ask = (
+            f"After the last step: for how many of the {len(self.x)} points is the least busy "
+            "expert the one most responsible?"
+        )
+
+        def least() -> int:
+            shape = last + 1, len(self.x), 2 * E - 1
+            leaf_T = np.frombuffer(self.posterior, "u1").reshape(shape)[last, :, -E:].argmax(1)
+            return int(np.bincount(leaf_T, minlength=E).min())
+
+        return Question(ask, {"step": last, "token": -1}, least, len(self.x) // E)
 
     @property
     def title(self) -> str:

@@ -1,0 +1,102 @@
+"""A guess in a page: made before the answer, drawn beside it, remembered by the browser."""
+
+import pytest
+import torch
+
+from moe_lite.course import widgets
+from moe_lite.routers import TopKRouter
+
+SCORES_TE = torch.randn(24, 4, generator=torch.Generator().manual_seed(5))
+
+BOX = "e => [e.getBoundingClientRect().left, e.getBoundingClientRect().width]"
+
+
+def queues():
+    torch.manual_seed(0)
+    routing = TopKRouter(4, 4, 2)(3 * torch.randn(24, 4)).detach()
+    return widgets.ExpertQueues(routing, ["</p><b>"] * 24, capacity=6)
+
+
+def alone(widget):
+    return int((~widget.routing.keep_N.view(24, 2).any(1)).sum())
+
+
+MAKE = {
+    "queues": (queues, {"priority": "choice"}, alone),
+    "rows": (lambda: widgets.RowsOrColumns(SCORES_TE[:10], by="row"), {"by": "column", "seen": 5},
+             lambda widget: len(widget.changed)),
+    "tiles": (lambda: widgets.ExpertTiles(routing="one-hot"), {"path": "padded"},
+              lambda widget: round(100 * widget.layout.useful)),
+    "noise": (lambda: widgets.NoisyGate(SCORES_TE, noise=0.7), {"noise": 3.0},
+              lambda widget: int(widget.routing.load_E().max())),
+    "bits": (lambda: widgets.LogitHistogram(SCORES_TE),
+             {"shift": 128.0, "precision": "bfloat16"}, lambda widget: len(widget.changed)),
+}  # fmt: skip
+
+
+@pytest.fixture(params=MAKE)
+def case(request):
+    make, moves, read = MAKE[request.param]
+    then = make()
+    for name, value in moves.items():
+        setattr(then, name, value)
+    return make(), read(then)
+
+
+def test_it_is_made_by_keyboard_before_the_answer_and_drawn_beside_it(open_page, case):
+    widget, answer = case
+    page = open_page(widget)
+    box = page.get_by_role("group", name="A guess before you look")
+    before = page.locator("p.said").inner_text()
+    assert f"it is {answer}" not in page.locator("#widget").inner_text()
+    box.get_by_role("slider").focus()
+    page.keyboard.press("Home")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.settle()
+    assert box.get_by_role("status").text_content() == f"You guessed 3; it is {answer}."
+    bar, mark, track = (
+        box.locator(part).evaluate(BOX) for part in (".track i", ".track u", ".track")
+    )
+    most = widget.guess["most"]
+    assert bar[1] == pytest.approx(track[1] * answer / most, abs=1)
+    assert mark[0] - track[0] == pytest.approx(track[1] * 3 / most, abs=2)
+    assert page.evaluate("document.activeElement.textContent") == "Guess again"
+    assert page.locator("p.said").inner_text() != before, "the moves that it asks about are made"
+    # It is there when the page is opened again; and can be made again.
+    page.reload()
+    page.requests.pop()
+    assert box.get_by_role("status").text_content() == f"You guessed 3; it is {answer}."
+    assert page.locator("p.said").inner_text() == before
+    box.get_by_role("button", name="Guess again").press("Enter")
+    assert box.get_by_role("slider").evaluate("e => e === document.activeElement")
+    assert "it is" not in box.inner_text()
+
+
+def test_a_browser_that_keeps_nothing_takes_one_too(open_page):
+    deny = """Object.defineProperty(window, "localStorage",
+      { get() { throw new Error("denied"); } });"""
+    page = open_page(queues(), script=deny)
+    page.get_by_role("button", name="Guess").click()
+    assert page.locator(".guess [role=status]").text_content().startswith("You guessed 12; it is ")
+
+
+def test_a_stored_value_is_only_ever_text(open_page):
+    script = 'Storage.prototype.getItem = () => "<img src=x onerror=alert(1)>";'
+    page = open_page(queues(), script=script)
+    assert page.locator(".guess img").count() == 0
+    assert page.locator(".guess [role=status]").is_visible()
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 390), ("dark", 1280)])
+def test_axe_finds_nothing(open_page, theme, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = open_page(queues(), theme=theme, width=width)
+    for _ in range(2):  # before it is made, and after
+        found = axe.run(page).response["violations"]
+        assert [(v["id"], [n["html"] for n in v["nodes"]]) for v in found] == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        if page.get_by_role("button", name="Guess", exact=True).is_visible():
+            page.get_by_role("button", name="Guess", exact=True).click()
