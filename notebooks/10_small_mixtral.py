@@ -46,10 +46,9 @@ from moe_lite.course import charts, cost, data, drawings, film, leads, viz, widg
 from moe_lite.model import Mixtral
 from moe_lite.train import evaluate, train
 
+# %%
 torch.manual_seed(0)
 torch.set_printoptions(precision=3, sci_mode=False)
-
-# %%
 drawings.small_mixtral()
 
 # %% [markdown]

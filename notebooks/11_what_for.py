@@ -51,6 +51,7 @@ from moe_lite.course import asking, causal, drawings, effects, facts, leads, led
 from moe_lite.course.cost import count_parameters, distinct_experts
 from moe_lite.course.data import load_tokenizer
 
+# %%
 torch.manual_seed(0)
 torch.set_num_threads(1)
 

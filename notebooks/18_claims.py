@@ -341,10 +341,10 @@ print("loss on new text, nats, quantile − sign:", trial.between(kept))
 # is computed on one batch and used on the next, whose scores have moved. What it does to the loss
 # is undecided: −0.029 nats [−0.059, +0.001]. There was nothing to tune.
 #
-# Three more routers of these years are in `moe_lite/course/recent.py`, in a few lines each and in
-# every router's tests: *expert threshold* (each expert takes what is above its own threshold: the
-# leak test of chapter 08 passes, which expert choice fails), *experts that compute nothing*, and a
-# *ReLU* router. What they do to a loss was not measured here.
+# Eight more changes of these years (thresholds that are trained, experts that compute nothing,
+# ReLU, tables of ids, narrower experts, a limit of machines, balance in each text, pools) are in
+# `moe_lite/course/recent.py`, a few lines each, and measured in [appendix
+# 09a](09a_since_2024.ipynb).
 #
 # ## 10. What there is besides
 #

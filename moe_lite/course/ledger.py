@@ -743,7 +743,7 @@ class Verdicts(str):
                 f"display: inline-block; background: {TINTS.get(verdict[0], 'none')}"
             )
             cells = (
-                f'<td {left}><span style="{chip}">{escape(verdict)}</span></td>'
+                f'<td {left}><span style="{chip}">{escape(verdict.replace(' ', chr(160)))}</span></td>'
                 f"<td {left}>{escape(claim)}</td>"
             )
             numbers = "".join(f"<td {right}>{escape(text)}</td>" for text in (paper, ours))
