@@ -529,7 +529,7 @@ checks.check_read_back(read_back)
 
 # %% [markdown]
 # On the film's text, the routes of the whole training's end: every other token's word is known, and
-# the rest is read back. (It is little text, 1,280 tokens, so expect less than in the appendix.)
+# the rest is read back. (That is a thousand words known, where the appendix has 25,600.)
 
 # %%
 route_TL = expert_LTK[..., 0].T * 8 + expert_LTK[..., 1].T
