@@ -132,7 +132,7 @@ check_unfair = [
     ("fair, always", "it says 'fair' of all", lambda s, d: "fair"),
     (
         "data before active",
-        "'active' is taken for 'data'",
+        "name the first in the order of the table",
         lambda s, d: _unfair(s, d, order=(1, 0, 2)),
     ),
     (
@@ -211,7 +211,7 @@ check_experts_needed = [
     ),
     (
         "zero allowed",
-        "not ceil((bits / b − others) / each)",
+        "there is at least one expert",
         lambda b, p, o, d: max(0, math.ceil((b / d - o) / p)),
     ),
     (

@@ -206,7 +206,7 @@ check_tile_schedule = [
     ),
     (
         "first rows only",
-        "row_M: not each expert's rows, cut into tiles from its offset on",
+        "number the tiles of each expert anew",
         lambda o, h: (_tiles(o, h)[0], o[_tiles(o, h)[0]]),
     ),
     (
@@ -276,7 +276,7 @@ check_sum_by_token = [
     ),
     (
         "one row too many",
-        "there is a NaN or an infinity where the answer is finite",
+        "row kept itself was not",
         lambda y, g, n, K, kept: _sum(y, g, n, K, kept + 1),
     ),
     (

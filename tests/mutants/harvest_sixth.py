@@ -106,7 +106,7 @@ check_decode_bytes = [
 ]  # fmt: skip
 
 
-def _greedy(share, last=False):
+def _one_by_one(share, last=False):
     def replicas(load_E, spare):
         copies_E, experts = [1] * len(load_E), range(len(load_E))
         for _ in range(spare):
@@ -128,11 +128,11 @@ def _halves_in_place(load_E, spare):
 
 
 check_replicas = [
-    ("the last of equals", "of equals the first", _greedy(lambda load, n: load / n, last=True)),
-    ("whole loads", "divide without rounding", _greedy(lambda load, n: load // n)),
+    ("the last of equals", "of equals the first", _one_by_one(lambda load, n: load / n, last=True)),
+    ("whole loads", "divide without rounding", _one_by_one(lambda load, n: load // n)),
     ("halves written into the loads", "changes its input in place", _halves_in_place),
     ("loads sorted first", "changes its input in place",
-     lambda loads, n: (loads.sort(reverse=True), _greedy(lambda load, n: load / n)(loads, n))[1]),
+     lambda loads, spare: (loads.sort(), _one_by_one(lambda load, n: load / n)(loads, spare))[1]),
 ]  # fmt: skip
 
 
@@ -350,7 +350,7 @@ check_disable_top = [
 ]  # fmt: skip
 
 
-def _step(way):
+def _moved(way):
     def balanced_step(logits_TE, bias_E, k, u):
         expert_TK = (logits_TE.detach().sigmoid() + bias_E).topk(k).indices
         load_E = expert_TK.flatten().bincount(minlength=len(bias_E)).float()
@@ -361,28 +361,9 @@ def _step(way):
 
 check_balanced_step = [
     ("down at the mean", "an expert exactly at the mean stands still",
-     _step(lambda load_E, k: torch.where(load_E < load_E.mean(), 1.0, -1.0))),
+     _moved(lambda load_E, k: torch.where(load_E < load_E.mean(), 1.0, -1.0))),
     ("tokens for pairs", "each token makes k pairs",
-     _step(lambda load_E, k: torch.sign(load_E.mean() / k - load_E))),
-]  # fmt: skip
-
-
-# --- chapter 11 ----------------------------------------------------------------------------------
-
-
-def _data_first(sparse, dense):
-    if sparse.steps * sparse.batch != dense.steps * dense.batch:
-        return "data"
-    if sparse.per_token * sparse.width != dense.per_token * dense.width:
-        return "active"
-    return "fair" if sparse.optimiser == dense.optimiser else "optimiser"
-
-
-check_unfair = [("the data first", "name the first in the order of the table", _data_first)]
-
-check_experts_needed = [
-    ("none where the readout is enough", "there is at least one expert",
-     lambda bits, each, others, density: max(0, math.ceil((bits / density - others) / each))),
+     _moved(lambda load_E, k: torch.sign(load_E.mean() / k - load_E))),
 ]  # fmt: skip
 
 
@@ -395,15 +376,7 @@ def _tiles(offsets_E1, height):
 
 
 check_tile_schedule = [
-    ("the expert's first row again", "number the tiles of each expert anew", lambda offsets, h: (
-        [e for e, _ in _tiles(offsets, h)], [int(offsets[e]) for e, _ in _tiles(offsets, h)])),
     ("numbered over all experts", "number the tiles of each expert anew", lambda offsets, h: (
         [e for e, _ in _tiles(offsets, h)],
         [int(offsets[e]) + m * h for m, (e, _) in enumerate(_tiles(offsets, h))])),
-]  # fmt: skip
-
-check_sum_by_token = [
-    ("one row too many", "row kept itself was not",
-     lambda y, gate, row, K, kept: (y.masked_fill((torch.arange(len(y)) > kept)[:, None], 0.0)
-                                    * gate[:, None])[row].view(-1, K, y.shape[1]).sum(1)),
 ]  # fmt: skip
