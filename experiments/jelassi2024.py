@@ -143,7 +143,7 @@ EXPERIMENT = Experiment(
     title="A phone book, paths and recall in context: experts against width",
     source="Jelassi et al. 2024, arXiv:2410.19034",
     chapter="11",
-    seeds=5,
+    seeds=10,
     config=CONFIG,
     claims=(
         *(Claim(f"more experts at a fixed active size memorise more: recall, {b} less {a}, points",

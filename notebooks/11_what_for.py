@@ -38,6 +38,7 @@
 # %%
 import copy
 import math
+import random
 import time
 from functools import partial
 
@@ -45,10 +46,13 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from moe_lite import Mixtral, load_balancing_loss
-from moe_lite.course import drawings, facts, ledger, viz, widgets
+from moe_lite import Mixtral, hf, load_balancing_loss
+from moe_lite.course import asking, causal, drawings, effects, facts, leads, ledger, viz
 from moe_lite.course.cost import count_parameters, distinct_experts
+from moe_lite.course.data import load_tokenizer
+from moe_lite.course.widgets import FactGrid
 
+# %%
 torch.manual_seed(0)
 torch.set_num_threads(1)
 
@@ -173,7 +177,7 @@ for name in ("dense, equal active", "dense, equal active, twice the steps", "4 e
 
 # %% [markdown]
 # **At equal arithmetic, the sparse model remembers what its twin cannot**; twice the steps bring
-# the twin from 5% to 11%. The twin of equal *total* size knows the book as well: at the end nothing
+# the twin from 5% to 10%. The twin of equal *total* size knows the book as well: at the end nothing
 # is between them, and with half the steps, where both are on the way, nothing is decided
 # (differences below, pair by pair). Jelassi et al. say the same: as experts are added at a fixed
 # active size, "the memorization performance consistently increases", and mixtures approximately
@@ -211,7 +215,7 @@ for E in (1, 2, 4, 8, 16, 32):
 # of all six.)
 
 # %%
-widgets.FactGrid({E: many.remembered(block) for E, block in blocks.items()}, shown=3)
+FactGrid({E: many.remembered(block) for E, block in blocks.items()}, shown=3)
 
 # %% [markdown]
 # **At equal arithmetic, experts fill the book:** 8.5 ± 0.2% of it with one, 98.8 ± 0.2% with 32
@@ -297,6 +301,60 @@ print(
 # No entry is lost with an expert that it never met. So this memory has an address, and the router
 # knows it. (Exercise 5.)
 #
+# ### The same in a language model
+#
+# The box holds a pair that learned a phone book *beside* five kinds of text: `mixtral-mini-fine`,
+# 4 of 16 experts in each of six layers, and its dense twin of equal active size. We ask for the
+# numbers of 200 of its 3,000 names, as the training text does, after another entry.
+
+# %%
+tokenizer, names = load_tokenizer(), ("mixtral-mini-fine", "mixtral-mini-fine-dense")
+mini, mini_twin = (hf.load_pretrained(name) for name in names)
+asked = asking.Questions(tokenizer, 200)
+print(asking.question(asked.names[0]))
+knows, twin_knows = asked.known(mini), asked.known(mini_twin)
+ahead = knows.double() - twin_knows.double()
+for name, hits in zip((*names, "ahead"), (knows, twin_knows, ahead), strict=True):
+    print("{:24} {:.0%} ± {:.0%} of the numbers".format(name, *asking.share(hits)))
+seeds = leads.recall("whole finer", "4 of 16, scale 4", "whole dense", "dense")
+print("five such pairs: ahead by {:.0%} [{:.0%}, {:.0%}]".format(*seeds.interval))
+
+# %% [markdown]
+# The first intervals are over names: they tell how surely *this* pair differs. The last is over
+# seeds, and **what five pairs say is not decided**: one twin of five knows more than its mixture.
+# (In bits per byte of the book all five mixtures are ahead; the card has the table.)
+#
+# Now take experts out of the first layer, one after the other. Thirty known names choose the one
+# that hurts most; the others, which had no say, judge it, beside three experts drawn at random and
+# beside text that is no phone book. **Your turn:** guess how much one of 96 experts takes along.
+
+# %%
+known = [n for n, hit in zip(asked.names, knows.tolist(), strict=True) if hit]
+few, rest = (asking.Questions(tokenizer, names=part) for part in (known[:30], known[30:]))
+lost_E = [1 - few.known(mini, causal.ablate(0, e)).float().mean().item() for e in range(16)]
+worst = max(range(16), key=lost_E.__getitem__)
+print("forgotten without each expert of layer 0:", " ".join(f"{share:.0%}" for share in lost_E))
+
+# %%
+text = "HAMLET:\nTo be, or not to be\ndef area(r):\n    return 3.14 * r\n27 + 15 = 42\n"
+ids_BS = torch.tensor([tokenizer.encode(text).ids])
+others = random.Random(0).sample([e for e in range(16) if e != worst], 3)
+for e in (worst, *others):
+    gone_N = ~rest.known(mini, causal.ablate(0, e))
+    rise = effects.effect(mini, ids_BS, causal.ablate(0, e)).rise_T.nanmean()
+    print(
+        f"without expert {e:2}: {gone_N.sum():2} of {len(gone_N)} other names forgotten, ", end=""
+    )
+    print(f"other text {rise:+.3f} nats a token")
+
+# %% [markdown]
+# Without one expert of 96 not one of the other names is left, and this other text does not notice;
+# two of the experts drawn at random cost half of the names, but the other text as well. That says
+# that the book *needs* this expert, not that the numbers lie in it: perhaps it only tells a name of
+# the book from other words (without it the model goes on with syllables, not with digits). In your
+# own hands, with each answer marked right or wrong: `python -m moe_lite explore --live --model
+# checkpoints/mixtral-mini-fine`.
+#
 # ## 5. Clusters: not memory, but new data
 #
 # Chen et al. 2022 ask something else: can experts *generalise* better? Their points come in four
@@ -342,11 +400,12 @@ bar = fig.colorbar(image, label="share of the cluster")
 # at 0.314. **Your turn:** give both arms the same recipe. Which one is your choice.
 
 # %%
-recipe = "normalised"  # or "adam"
-for name, E in (("sparse", 8), ("dense, equal active", 1)):
-    net = facts.Filters(E, 16, small=recipe == "normalised", seed=1)
-    facts.train_filters(net, *train[:2], recipe, 400, seed=1)
-    print(f"{name:20} {recipe}: new data {facts.accuracy(net, *fresh[:2]):.1%}")
+recipe = "normalised"  # the sparse arm's; or "adam", the dense one's
+arm, E = {"normalised": ("dense, equal active", 1), "adam": ("sparse", 8)}[recipe]
+net = facts.Filters(E, 16, small=recipe == "normalised", seed=1)  # the other arm had it above
+same = trained | {arm: facts.train_filters(net, *train[:2], recipe, 400, seed=1)}
+for name in ("sparse", "dense, equal active"):
+    print(f"{name:20} {recipe}: new data {facts.accuracy(same[name], *fresh[:2]):.1%}")
 
 # %%
 clusters = ledger.stored("chen2022")
@@ -410,8 +469,9 @@ for name in ("16 experts", "dense, equal active"):
     print(f"{name:20} % right on new texts:", " ".join(f"{percent:.0f}" for percent in right))
 
 # %% [markdown]
-# All or nothing: within 1,500 steps a run finds out how to look back, or it does not. Four of five
-# sparse runs do, and one of five dense ones: too few runs to say more than that both can.
+# All or nothing: within 1,500 steps a run finds out how to look back, or it does not. Eight of ten
+# sparse runs do, and two of ten dense ones. Eight seeds differ, seven of them for the experts;
+# coins do that or better in 7 % of cases (two-sided). Both can; who is surer is not yet decided.
 #
 # ## 7. The bill
 #

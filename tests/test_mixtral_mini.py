@@ -1,4 +1,4 @@
-"""The trained model in the box: what its card says, and that others read it alike."""
+"""The trained models in the box: what their cards say, and that others read them alike."""
 
 import json
 import re
@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import moe_lite
+from experiments import recipe as axes
 from moe_lite import hf
+from moe_lite.checked import read_json
+from moe_lite.course import leads
 from moe_lite.course.data import DOMAINS, load_corpus, load_tokenizer
 from moe_lite.course.film import Film
 from moe_lite.course.recipes import FILM, RECIPES
@@ -17,6 +20,8 @@ from moe_lite.model import Mixtral
 from moe_lite.train import train
 
 FOLDER = hf.PRETRAINED / "mixtral-mini"
+FINE = hf.PRETRAINED / "mixtral-mini-fine"
+TWIN = hf.PRETRAINED / "mixtral-mini-fine-dense"
 PROMPTS = (
     "HAMLET:\nTo be, or not to be", "def main(argv):\n    ", "神は言われた、", "And God said,",
     "12 + 7 = ", "import os\n", "ROMEO:\n", "(3 + 4) * 5 = ", "In the beginning", "for i in range(",
@@ -28,10 +33,12 @@ def ours():
     return moe_lite.load_pretrained("mixtral-mini").eval()
 
 
-@pytest.fixture(scope="module")
-def theirs():
+@pytest.fixture(scope="module", params=[FOLDER, FINE, TWIN], ids=lambda folder: folder.name)
+def both(request):
+    """A folder, its model as we load it, and as transformers does, unchanged."""
     transformers = pytest.importorskip("transformers")
-    return transformers.MixtralForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    theirs = transformers.MixtralForCausalLM.from_pretrained(request.param, dtype=torch.float32)
+    return request.param, moe_lite.load_pretrained(request.param.name).eval(), theirs.eval()
 
 
 def test_it_fits_the_box():
@@ -47,12 +54,21 @@ def test_it_is_what_the_recipe_makes(ours):
     assert hf.load_pretrained.__defaults__[0] == "mixtral-mini"
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_transformers_reads_it_and_agrees(prompt, ours, theirs):
+def test_the_pair_beside_it_fits_too_and_is_what_its_axes_make():
+    assert sum(path.stat().st_size for folder in (FINE, TWIN) for path in folder.iterdir()) < 26e6
+    assert hf.load_config(FINE) == axes.FINE and hf.load_config(TWIN) == axes.DENSE
+    for folder in (FINE, TWIN):
+        assert (folder / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
+        assert max(path.stat().st_size for path in folder.iterdir()) < 16 * 2**20
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS, "Quinoton Neloton: 06130\nCoruva Abovek: "])
+def test_transformers_reads_it_and_agrees(prompt, both):
     transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
+    folder, ours, theirs = both
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     ids_BS = torch.tensor([tokenizer(prompt)["input_ids"]])
-    assert ids_BS[0].tolist() == load_tokenizer(FOLDER).encode(prompt).ids
+    assert ids_BS[0].tolist() == load_tokenizer(folder).encode(prompt).ids
     with torch.no_grad():
         logits_BSV = ours(ids_BS).logits_BSV
         torch.testing.assert_close(logits_BSV, theirs(ids_BS).logits, atol=1e-3, rtol=1e-3)
@@ -63,13 +79,14 @@ def test_transformers_reads_it_and_agrees(prompt, ours, theirs):
     assert ours.generate(ids_BS, 64, temperature=0, eos_token_id=()).equal(greedy)
 
 
-def test_in_the_stored_bfloat16_both_agree_within_its_rounding(theirs):
+def test_in_the_stored_bfloat16_both_agree_within_its_rounding(both):
     transformers = pytest.importorskip("transformers")
-    ids_BS = torch.tensor([load_tokenizer(FOLDER).encode("".join(PROMPTS)).ids])
-    theirs_bf16 = transformers.MixtralForCausalLM.from_pretrained(FOLDER, dtype=torch.bfloat16)
+    folder, _, theirs = both
+    ids_BS = torch.tensor([load_tokenizer(folder).encode("".join(PROMPTS)).ids])
+    theirs_bf16 = transformers.MixtralForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     with torch.no_grad():
         exact = theirs(ids_BS).logits
-        a, b = hf.load(FOLDER)(ids_BS).logits_BSV.float(), theirs_bf16(ids_BS).logits.float()
+        a, b = hf.load(folder)(ids_BS).logits_BSV.float(), theirs_bf16(ids_BS).logits.float()
     # Token by token, for rounding can turn one token's choice of experts, and then it differs.
     rounding_S, ours_S, apart_S = (
         (x - y).norm(dim=-1)[0] for x, y in ((b, exact), (a, exact), (a, b))
@@ -107,12 +124,17 @@ def test_the_film_ends_with_this_model(ours):
 
 
 @pytest.mark.slow("the trained model")
-def test_training_again_begins_as_the_first_time():
-    """The first steps of the stored loss curve, made again: the rest is more of the same."""
-    stored = History.load(FOLDER / "history.jsonl")
-    recipe = RECIPES["mixtral-mini"]
-    assert [row["step"] for row in stored.rows[:1]] == [1]
-    assert stored.rows[-1]["step"] == recipe.training.steps
+@pytest.mark.parametrize(
+    ("name", "arm"), [("mixtral-mini", "as shipped"), ("mixtral-mini-dense", "dense")]
+)
+def test_training_again_begins_as_the_first_time(name, arm):
+    """The first steps of the stored loss curves, made again: the rest is more of the same."""
+    said = read_json(leads.RESULTS.parent / "cpu_pairs" / "seed0.json")["first"][arm]
+    if name == "mixtral-mini":
+        stored = History.load(FOLDER / "history.jsonl").rows
+        assert stored[-1]["step"] == RECIPES[name].training.steps
+        assert [row["loss"] for row in stored[:200]] == pytest.approx(said, rel=0.03)
+    recipe = RECIPES[name]
     torch.manual_seed(recipe.training.seed)
     model, losses = Mixtral(recipe.model), []
 
@@ -126,8 +148,16 @@ def test_training_again_begins_as_the_first_time():
 
     with pytest.raises(Enough):
         train(model, load_corpus(), recipe.training, callback=stop_at, progress=False)
-    said = [row["loss"] for row in stored.rows if row["step"] <= 4]
-    assert losses == pytest.approx(said, rel=0.02)
+    assert losses == pytest.approx(said[:4], rel=0.02)
+
+
+def test_the_card_tells_how_both_arms_begin():
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    first = read_json(leads.RESULTS.parent / "cpu_pairs" / "seed0.json")["first"]
+    rows = first | {"card": [row["loss"] for row in History.load(FOLDER / "history.jsonl").rows]}
+    for loss in rows.values():
+        windows = [loss[:1], *(loss[s - 11 : s + 10] for s in (50, 100, 150)), loss[189:200]]
+        assert " | ".join(f"{sum(w) / len(w):.2f}" for w in windows) in card
 
 
 def test_the_settings_are_those_of_the_card():

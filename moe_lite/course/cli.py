@@ -307,6 +307,7 @@ def _without(
 def _live(text: str, folder: Path) -> Any:
     """Make the live page of the model in a folder, with the film that lies beside it."""
     from ..hf import load_config
+    from .asking import book_of
     from .film import Film
     from .widgets.live import LivePage, check_size, openings
 
@@ -316,7 +317,7 @@ def _live(text: str, folder: Path) -> Any:
     film = Film.load(filmed) if filmed.is_file() else None
     return LivePage(
         model, tokenizer, text, film=film, title=folder.resolve().name,
-        openings=openings(film, tokenizer),
+        openings=openings(film, tokenizer), book=book_of(model, tokenizer),
     )  # fmt: skip
 
 
@@ -389,7 +390,7 @@ def installs(command: str) -> str:
     """Return what to type to install what a command needs, with or without a clone."""
     if (ROOT / "course.py").is_file():
         return f"`python course.py {command}`"
-    extras = {"test": "test", "build": "test", "bench": "test", "book": "book", "teach": "teach"}
+    extras = {"test": "test", "build": "test", "bench": "test", "book": "book"}
     extra = extras.get(command, "course")
     return f'`pip install "moe-lite[{extra}]"`'
 

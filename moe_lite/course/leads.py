@@ -155,6 +155,17 @@ def lead_of(
     return Lead(name or axis, step, found[axis]["of"], lead)
 
 
+def recall(axis: str, name: str, over: str, other: str) -> Lead:
+    """Pair two stored axes' runs by seed at their end: the share of phone numbers known."""
+    found = {r["axis"]: r for r in stored()}
+    step, of = found[axis]["steps"], found[axis]["of"]
+    ours, theirs = (
+        {r["seed"]: r["recall"][str(found[a]["steps"])] for r in found[a]["runs"] if r["name"] == n}
+        for a, n in ((axis, name), (over, other))
+    )
+    return Lead(name, step, of, {seed: ours[seed] - theirs[seed] for seed in ours})
+
+
 def equal_time(axis: str, name: str, over: str, other: str, slower: float = 1.175) -> list[Lead]:
     """Pair two stored axes' runs by seed, each step of the first with what the twin had by then.
 

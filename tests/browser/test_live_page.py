@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from moe_lite import hf
-from moe_lite.course import cli
+from moe_lite.course import asking, cli
 from moe_lite.course.causal import ban, intervene
 from moe_lite.course.data import load_tokenizer, pieces
 from moe_lite.course.film import Film
+from moe_lite.course.texts import phone_book
 from moe_lite.course.widgets.live import LARGEST, LivePage, openings
 from moe_lite.trace import record
 
@@ -242,3 +243,37 @@ def test_accessible(live):
 def test_the_command(tmp_path, capsys):
     assert cli.main(["explore", "--live", "--out", str(tmp_path / "live.html")]) == 0
     assert "MB; open it in any browser" in capsys.readouterr().out
+
+
+def test_a_number_is_asked_for_and_forgotten_without_an_expert(new_page, tmp_path):
+    out = tmp_path / "live.html"
+    folder = hf.PRETRAINED / "mixtral-mini-fine"
+    assert cli.main(["explore", "--live", "--model", str(folder), "--out", str(out)]) == 0
+    page = new_page()
+    page.goto(out.as_uri())
+    page.get_by_text("Ready: type").wait_for()
+    dial = page.get_by_label("Ask for the number of")
+    names, answer = dial.locator("option").all_inner_texts()[1:], page.locator(".recall output")
+    told = []
+    for name in names:
+        dial.select_option(label=name)
+        page.wait_for_function(
+            "name => document.querySelector('textarea').value.endsWith(`${name}: `)"
+            " && !document.querySelector('.recall').hidden", arg=name,
+        )  # fmt: skip
+        told.append(answer.inner_text())
+        if told[-1].endswith("✓ right."):
+            break
+    number = phone_book()[name]
+    assert told[-1] == f"Untouched the model says {number} ✓ right."
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.get_by_label("Take out an expert that answered").select_option(
+        label=page.locator(".recall option", has_text="of layer 0").first.inner_text()
+    )
+    page.wait_for_function("() => /As you/.test(document.querySelector('.recall').textContent)")
+    ids = load_tokenizer().encode(asking.question(name)).ids
+    assert page.locator(".recall option").count() == 1 + 6 * 4
+    shown(page, 2 * ids)
+    # What else is typed asks for nothing.
+    page.get_by_label("Type any text").fill("Once upon a time")
+    page.wait_for_function("() => document.querySelector('.recall').hidden")

@@ -44,7 +44,7 @@ class LivePage(RoutingExplorer):
     Args:    model: with float32 weights; is not changed. text: to begin with. film: of its
              training; where the page has no room for all of it, fewer texts and steps.
              title: what the page calls the model. openings: texts that are offered to begin
-             with, as (name, text).
+             with, as (name, text). book: names with the numbers that may be asked for.
     Attrs:   model: as the page has it, its weights rounded. about: what the rounding cost.
     Raises:  ValueError if the page would be larger than 12 MB, or for a tokenizer of another kind
              than the course's.
@@ -62,6 +62,7 @@ class LivePage(RoutingExplorer):
         film: Film | None = None,
         title: str = "A Mixtral",
         openings: list[tuple[str, str]] | None = None,
+        book: list[tuple[str, str]] | None = None,
     ):
         check_size(model.config)
         text = text if text.strip() else TEXT
@@ -70,6 +71,7 @@ class LivePage(RoutingExplorer):
         fixed = {
             "vocabulary": vocabulary, "config": asdict(model.config), "typing": True, "live": True,
             "openings": [list(opening) for opening in openings or ()],
+            "book": [list(entry) for entry in book or ()],
         }  # fmt: skip
         reels = [] if film is None or film.routings else [_reel(cut) for cut in _shorter(film)]
         none: list[dict[str, Any]] = [{}]

@@ -17,7 +17,7 @@ function send(wish) {
   edited = false;
 }
 const text = () => (edited ? typing.value : undefined), cut = () => state.selected;
-const show = () => send({ act: "show", text: text(), question: state.question, cut: cut() });
+const show = () => send({ act: "show", text: text(), question: state.question, cut: cut(), recall: Boolean(wanted()) });
 const go = (count) => send({ act: "write", text: text(), question: state.question, count, temperature: Number(warmth.value), seed: Math.floor(2 ** 32 * Math.random()) });
 
 // --- the panel above the explorer
@@ -31,9 +31,26 @@ film.hidden = !reel.film;
 const begin = menu("", "Begin with", [["", "…"], ...state.openings.map(([name, words]) => [words, name])], (words) => { if (words) { typing.value = words; type(); } });
 begin.hidden = !state.openings.length;
 for (const each of [write, step, film]) each.className = "act";
+// The phone book: the number that the text asks for, if it ends with a name of the book and a colon.
+const book = new Map(state.book), names = [...book.keys()];
+const asks = (name) => { const before = names.at(names.indexOf(name) - 1); return `${before}: ${book.get(before)}\n${name}: `; };
+const wanted = () => book.get(/(\S+ \S+): ?$/.exec(typing.value)?.[1]);
+const dial = menu("", "Ask for the number of", [["", "…"], ...names.slice(0, 12).map((name) => [name, name])], (name) => { if (name) { typing.value = asks(name); type(); } });
+const spoken = h("output"), without = h("select", { "aria-label": "Take out an expert that answered" });
+const recall = h("p.recall", { hidden: true }, spoken, " ", without);
+dial.hidden = !names.length;
+function judge({ said, changed, by }) {
+  const number = wanted(), mark = (text) => { const digits = text.trim().slice(0, number?.length); return `${digits} ${digits === number ? "✓ right" : "✗ wrong"}`; };
+  recall.hidden = !number;
+  if (!number) return;
+  spoken.textContent = `Untouched the model says ${mark(said)}.${changed === undefined ? "" : ` As you changed it: ${mark(changed)}.`}`;
+  const out = state.question.length ? JSON.stringify(state.question) : "[]", option = (value, words) => h("option", { value }, words);
+  without.replaceChildren(option("[]", "with all experts"), ...by.flatMap((experts, l) => experts.map((e) => option(JSON.stringify([["ablate", l, e, -1, 0, null]]), `without expert ${e} of layer ${l}`))));
+  without.value = out;
+}
 const likely = h("div.likely", { role: "group", "aria-label": "The likeliest next tokens; press one to take it" });
-const panel = h("section.routing-explorer.moe.live", { "aria-label": "Your text" }, typing, wrong, likely,
-  h("div.controls", {}, write, step, labelled("Temperature", warmth, warm), begin, film, said));
+const panel = h("section.routing-explorer.moe.live", { "aria-label": "Your text" }, typing, wrong, recall, likely,
+  h("div.controls", {}, write, step, labelled("Temperature", warmth, warm), begin, dial, film, said));
 main.before(panel);
 main.after(h("details.routing-explorer.moe.live", {}, h("summary", {}, "What this page is"), h("p", {},
   "The whole model is in this file and runs in your browser: nothing is fetched and nothing is sent. ", state.about,
@@ -41,9 +58,11 @@ main.after(h("details.routing-explorer.moe.live", {}, h("summary", {}, "What thi
 
 function type() {
   edited = true;
+  recall.hidden = true;
   show();
 }
 on(typing, "input", type);
+on(without, "change", () => model.set("question", JSON.parse(without.value)));
 on(warmth, "input", () => { warm.textContent = Number(warmth.value).toFixed(1); });
 on(typing, "keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); write.click(); } });
 
@@ -55,9 +74,10 @@ function apply({ tokens, beside, ...rest }) {
   if (tokens) model.set("tokens", tokens);
 }
 
-worker.onmessage = ({ data: { ready, traits, took, ran, written, rate, made, next, free, ended, problem } }) => {
+worker.onmessage = ({ data: { ready, traits, took, ran, written, rate, made, next, free, ended, problem, recalled } }) => {
   wrong.textContent = problem ?? "";
-  if (written !== undefined) typing.value = written;
+  if (written !== undefined) typing.value = written, recall.hidden = true;
+  if (recalled) judge(recalled);
   if (traits) {
     const { tokens } = traits, at = state.film.steps ? -1 : state.selected;
     latest = { ...latest, ...traits };

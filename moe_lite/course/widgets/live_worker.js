@@ -152,13 +152,14 @@ const ACTS = {
     [plain, changed] = [new Run(model), new Run(model)];
     return { ready: true, free: true };
   },
-  async show({ text, question, cut }, own) {
+  async show({ text, question, cut, recall }, own) {
     const begun = performance.now(), ids = text === undefined ? plain.ids : tokenizer.encode(text);
     if (!ids.length) throw new Error("there is no text to run: give at least one word");
     if (ids.length > room()) throw new Error(`${ids.length} tokens are more than the model’s context of ${room()}`);
     const traits = run([...ids], question);
     postMessage({ traits, took: performance.now() - begun, ran: ids.length, next: likely(question), free: true });
     await pause();
+    if (recall && own === job) postMessage({ recalled: { said: goOn([], ids.length - 1), by: plain.routes.map((layer) => layer.at(-1).experts), ...(question.length && !traits.answer.error && { changed: goOn(question, ids.length - 1) }) } });
     if (question.length && own === job && !traits.answer.error) return { traits: { answer: answer(question, Math.min(cut, ids.length - 1)) } };
   },
   again: ({ question, cut }) => ({ traits: { answer: answer(question, cut) }, free: true }),

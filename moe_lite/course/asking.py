@@ -1,0 +1,79 @@
+"""Ask a trained model for numbers of the phone book, and once more without one of its experts."""
+
+from __future__ import annotations
+
+from random import Random
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..model import Mixtral
+from .causal import Intervention, intervene
+from .texts import phone_book
+
+
+def question(name: str) -> str:
+    """Return a text that asks for a number: another entry, as in the training text, and the name.
+
+    >>> question("Coruva Abovek")
+    'Quinoton Neloton: 06130\\nCoruva Abovek: '
+
+    Raises: ValueError if the book has no such name.
+    """
+    book = phone_book()
+    if name not in book:
+        raise ValueError(f"the phone book has no {name!r}")
+    names = list(book)
+    before = names[names.index(name) - 1]
+    return f"{before}: {book[before]}\n{name}: "
+
+
+class Questions:
+    """Ask for the numbers of some names, drawn from the book, all in one batch.
+
+    Args:   tokenizer: the model's. count: of names. seed: of the draw; with ``names``, those.
+    Attrs:  names: who is asked for.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, count: int = 100, seed: int = 0, names: list[str] | None = None
+    ):
+        book = phone_book()
+        self.names = Random(seed).sample(list(book), count) if names is None else names
+        rows = [tokenizer.encode(question(name) + book[name]).ids for name in self.names]
+        self._ids_NS = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        digits = len(next(iter(book.values())))
+        ends_N1 = torch.tensor([[len(row)] for row in rows])
+        self._at_N5 = ends_N1 + torch.arange(-digits, 0)  # where the digits stand, each a token
+
+    @torch.no_grad()
+    def known(self, model: Mixtral, *interventions: Intervention) -> Tensor:
+        """Say of each name whether every digit is the likeliest after those before it: bool (N,).
+
+        What follows a row's end is padding: it comes later, so no digit sees it.
+        """
+        with intervene(model.eval(), *interventions):
+            hidden_NSD, _ = model.hidden(self._ids_NS[:, :-1])
+        row_N1 = torch.arange(len(self.names))[:, None]
+        best_N5 = model.lm_head(hidden_NSD[row_N1, self._at_N5 - 1]).argmax(-1)
+        return (best_N5 == self._ids_NS[row_N1, self._at_N5]).all(1)
+
+
+def share(hit_N: Tensor) -> tuple[float, float]:
+    """Return the share of hits (or a mean difference), and half of its 95 % interval over entries.
+
+    >>> mean, half = share(torch.tensor([True] * 60 + [False] * 40))
+    >>> print(f"{mean:.2f} ± {half:.2f}")
+    0.60 ± 0.10
+    """
+    x_N = hit_N.double()
+    return x_N.mean().item(), 1.96 * x_N.std().item() / len(x_N) ** 0.5
+
+
+def book_of(model: Mixtral, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """Return the phone book if a model knows any of twenty of its numbers, else nothing."""
+    if model.config.max_position_embeddings < 64:  # no room for a question
+        return []
+    return list(phone_book().items()) if Questions(tokenizer, 20).known(model).any() else []
