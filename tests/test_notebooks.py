@@ -53,6 +53,12 @@ def test_a_notebook_runs_from_its_source(target, elsewhere, record_property):
 
 
 @pytest.mark.parametrize("target", named(EXERCISES))
+def test_exercises_bear_the_number_of_their_chapter(target):
+    title = re.search(r"^# # Exercises (\d\d): ", target.source.read_text("utf-8"), re.M)
+    assert title and title[1] == target.source.name[:2]
+
+
+@pytest.mark.parametrize("target", named(EXERCISES))
 def test_an_unfilled_exercise_fails_only_as_not_implemented(target, elsewhere, record_property):
     notebook = run(target, elsewhere(target), record_property, allow_errors=True)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
