@@ -174,9 +174,9 @@ print("loss, table last − first:", less("table last", "table first"))
 # %% [markdown]
 # **In the first layer the table costs nothing: it is ahead**, by 0.06 ± 0.03 nats, of a router that
 # has to learn in 150 steps what a table has from the start. Whether that lasts was not measured.
-# And *why the first layers?* In our model of two layers a table in the last one is no worse than
-# the router either; the difference between the two places, 0.03 ± 0.04, is undecided. Two layers
-# are few: the last one is near the embedding, too.
+# And *why the first layers?* In our model of two layers a table in the last one is ahead too, by
+# 0.03 ± 0.02; the difference between the two places, 0.03 ± 0.04, is undecided. Two layers are few:
+# the last one is near the embedding, too.
 #
 # ## 5. Narrower experts
 #
@@ -296,8 +296,11 @@ ax.invert_yaxis()
 print(ledger.verdicts("recent2026"))
 
 # %% [markdown]
-# Twelve rows, five seeds: three on the papers' side, three against, six undecided. Read them as
-# beginnings. Chapter 09, section 10, has a case in which a beginning said the opposite of the end.
+# Twelve rows, five seeds: three on the papers' side, three against (one of them because a table is
+# better than equal), six undecided. Read them as beginnings. Chapter 09, section 10, has a case in
+# which a beginning said the opposite of the end. And four of the six (thresholds, idle experts,
+# a quarter of the experts, each sequence) carry a † in the [ledger](../LEDGER.md): among so many
+# rows, chance alone could give such an interval now and then.
 #
 # What else was proposed, and is not built here, is on [`docs/map.md`](../docs/map.md).
 # [Glossary](../docs/glossary.md).

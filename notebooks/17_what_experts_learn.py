@@ -414,7 +414,8 @@ print(recent[ledger.Pair(*(f"loss at {name}" for name in names))])
 # %% [markdown]
 # **With pools a quarter is nearly enough**: it costs 0.014 ± 0.009 nats, and 0.08 ± 0.06 more
 # without them. With all experts the pooled model is a little behind, by 0.03 ± 0.02. After 150
-# steps, that is: a beginning. How it is done: [appendix 09a](09a_since_2024.ipynb), section 7.
+# steps, that is: a beginning, and the difference carries a † in the ledger. How it is done:
+# [appendix 09a](09a_since_2024.ipynb), section 7.
 #
 # ## 6. What goes wrong: the expert for short texts
 #
