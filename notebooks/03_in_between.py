@@ -39,9 +39,9 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from experiments import eigen2013
 from moe_lite.course import drawings, hierarchy, ledger, timeline, viz
 
+eigen2013 = ledger.module("eigen2013")  # experiments/eigen2013.py
 torch.set_num_threads(1)
 torch.set_printoptions(precision=2, sci_mode=False)
 

@@ -46,10 +46,9 @@ from moe_lite.course import charts, cost, data, drawings, film, leads, viz, widg
 from moe_lite.model import Mixtral
 from moe_lite.train import evaluate, train
 
+# %%
 torch.manual_seed(0)
 torch.set_printoptions(precision=3, sci_mode=False)
-
-# %%
 drawings.small_mixtral()
 
 # %% [markdown]
@@ -419,7 +418,7 @@ def compare(chosen):
 
 # %% [markdown]
 # **Your turn.** *Ahead* of which twin? Choose what shall be equal: the steps, the time (if a step
-# of each takes 1.18 of the twin's, as was measured of "as shipped" on a CPU; four seeds), or the
+# of each takes 1.18 of the twin's, as measured of "as shipped" on a CPU; four seeds), or the
 # memory.
 
 # %%
@@ -595,15 +594,16 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
     print(f"layer {number}: {changed:4.0%} of {len(alone)} tokens change their first expert")
 
 # %% [markdown]
-# In the run stored here nearly every token changed, already in layer 0: so young a model routes
-# by its surroundings far more than by the token. (A guess at why: attention that has learned
-# little averages over all it may see, and that average is most of what the router gets.) The
-# table alone would have let you believe the opposite.
+# In the run stored here seven tokens in ten changed in layer 0, and above it one in five to two in
+# five: a good part of this routing goes by the surroundings. (A guess at why: attention that has
+# learned little averages over all it may see.) The table alone would have let you believe the
+# opposite.
 #
-# One sentence in one model is an anecdote; chapter 17 does it properly, with baselines. But you
-# have seen the right *kind* of question: change one thing, and see whether the routing follows.
-# The Mixtral authors looked for topics in their own model's routing and found "no obvious
-# pattern" (their section 5).
+# One sentence in one model is an anecdote: trained on larger batches, the same model changed nearly
+# every token, in all layers. Chapter 17 does it properly, with baselines. But you have seen the
+# right *kind* of question: change one thing, and see whether the routing follows. The Mixtral
+# authors looked for topics in their own model's routing and found "no obvious pattern" (their
+# section 5).
 #
 # ## 8. What goes wrong: a router that does not listen
 #

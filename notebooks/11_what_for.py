@@ -47,11 +47,11 @@ import torch
 import torch.nn.functional as F
 
 from moe_lite import Mixtral, hf, load_balancing_loss
-from moe_lite.course import asking, causal, drawings, effects, facts, leads, ledger, viz
+from moe_lite.course import asking, causal, drawings, effects, facts, leads, ledger, viz, widgets
 from moe_lite.course.cost import count_parameters, distinct_experts
 from moe_lite.course.data import load_tokenizer
-from moe_lite.course.widgets import FactGrid
 
+# %%
 torch.manual_seed(0)
 torch.set_num_threads(1)
 
@@ -214,7 +214,7 @@ for E in (1, 2, 4, 8, 16, 32):
 # of all six.)
 
 # %%
-FactGrid({E: many.remembered(block) for E, block in blocks.items()}, shown=3)
+widgets.FactGrid({E: many.remembered(block) for E, block in blocks.items()}, shown=3)
 
 # %% [markdown]
 # **At equal arithmetic, experts fill the book:** 8.5 ± 0.2% of it with one, 98.8 ± 0.2% with 32
@@ -350,7 +350,8 @@ for e in (worst, *others):
 # Without one expert of 96 not one of the other names is left, and this other text does not notice;
 # two of the experts drawn at random cost half of the names, but the other text as well. That says
 # that the book *needs* this expert, not that the numbers lie in it: perhaps it only tells a name of
-# the book from other words (without it the model goes on with syllables, not with digits). In your own hands, with each answer marked right or wrong:
+# the book from other words: without it the model goes on with syllables, not with digits. In your
+# own hands, with each answer marked right or wrong:
 # `python -m moe_lite explore --live --model checkpoints/mixtral-mini-fine`.
 #
 # ## 5. Clusters: not memory, but new data
@@ -398,11 +399,12 @@ bar = fig.colorbar(image, label="share of the cluster")
 # at 0.314. **Your turn:** give both arms the same recipe. Which one is your choice.
 
 # %%
-recipe = "normalised"  # or "adam"
-for name, E in (("sparse", 8), ("dense, equal active", 1)):
-    net = facts.Filters(E, 16, small=recipe == "normalised", seed=1)
-    facts.train_filters(net, *train[:2], recipe, 400, seed=1)
-    print(f"{name:20} {recipe}: new data {facts.accuracy(net, *fresh[:2]):.1%}")
+recipe = "normalised"  # the sparse arm's; or "adam", the dense one's
+arm, E = {"normalised": ("dense, equal active", 1), "adam": ("sparse", 8)}[recipe]
+net = facts.Filters(E, 16, small=recipe == "normalised", seed=1)  # the other arm had it above
+same = trained | {arm: facts.train_filters(net, *train[:2], recipe, 400, seed=1)}
+for name in ("sparse", "dense, equal active"):
+    print(f"{name:20} {recipe}: new data {facts.accuracy(same[name], *fresh[:2]):.1%}")
 
 # %%
 clusters = ledger.stored("chen2022")

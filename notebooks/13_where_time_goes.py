@@ -233,8 +233,8 @@ charts.alive(fig)
 # need more *experts*. It sets out only when all experts are in use. **Two:** where each expert has
 # many rows, the sorted ways climb towards the flat roof; what is missing there is section 2.
 # **Three:** padding loses by what it computes for nothing, most of all with few tokens, where it
-# runs all experts. (Points above the slanted roof: a copy writes as much as it reads, these jobs
-# nearly only read, and some of their weights still lay in a cache.)
+# runs all experts. (If a point lies above the slanted roof: a copy writes as much as it reads,
+# these jobs nearly only read, and some of their weights may still lie in a cache.)
 #
 # ## 2. Where it loses, and why
 #

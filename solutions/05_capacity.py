@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Exercises 04: What if an expert is full?
+# # Exercises 05: What if an expert is full?
 #
 # Six exercises for the chapter [What if an expert is full?](../notebooks/05_capacity.ipynb), about
 # an hour and a half together, no GPU. There is little to type. In most of them some code is given

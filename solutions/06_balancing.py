@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Exercises 05: What does a balancing loss really push on?
+# # Exercises 06: What does a balancing loss really push on?
 #
 # Six exercises for the chapter [What does a balancing loss really push
 # on?](../notebooks/06_balancing.ipynb), about an hour and a half together, no GPU. In the first

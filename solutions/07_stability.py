@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Exercises 06: Why did it blow up?
+# # Exercises 07: Why did it blow up?
 #
 # Five exercises for the chapter [Why did it blow up?](../notebooks/07_stability.ipynb), about an
 # hour together, no GPU. Two are for pencil and paper first; three begin with code that runs, raises

@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Exercises 07: What if experts chose the tokens?
+# # Exercises 08: What if experts chose the tokens?
 #
 # Five exercises for the chapter [What if experts chose the
 # tokens?](../notebooks/08_expert_choice.ipynb), about an hour and a quarter together, no GPU. The

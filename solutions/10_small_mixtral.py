@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Exercises 09: How do you build a small Mixtral?
+# # Exercises 10: How do you build a small Mixtral?
 #
 # Seven exercises for the chapter [How do you build a small
 # Mixtral?](../notebooks/10_small_mixtral.ipynb), about two hours together, no GPU. Some

@@ -157,7 +157,7 @@ checks.check_round_trip(round_trip)
 # (a bug that transformers' trainer had until October 2024, with accumulation steps instead of
 # ranks: pull request 34191). Fix it with one number per rank, by which it multiplies its mean
 # loss before `backward()`, so that the average is the gradient of the mean over **all** tokens. A
-# rank without a token has a weight too.
+# rank without a token has a weight too: which?
 
 # %%
 losses = torch.tensor([1.0, 1.0, 1.0, 5.0])

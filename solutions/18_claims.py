@@ -154,9 +154,9 @@ checks.check_passed_by_chance(passed_by_chance)
 # be replaced by yours: *"16 experts remember at least twice as much as 4 do."*
 #
 # The function below runs your trial: it takes the numbers of two settings, seed by seed, relates
-# them *pair by pair* by division, and says whether every seed is inside your rule
-# (`"holds"`), every seed outside (`"does not hold"`), or neither (`"undecided"`). That is blunter
-# than an interval and needs no statistics.
+# them *pair by pair* by division, and says whether every seed is inside your rule,
+# ends included (`"holds"`), every seed outside (`"does not hold"`), or neither (`"undecided"`).
+# That is blunter than an interval and needs no statistics.
 #
 # By hand: 4, 6 and 2, 2 give 2 and 3. With a rule of "at least 2": holds. With "at least 2.5":
 # undecided.

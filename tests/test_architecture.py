@@ -1,4 +1,4 @@
-"""The house stands: two wings, no import circle, and nothing unsafe or far away is used."""
+"""Library and course stay apart: no import circle, and nothing unsafe or far away is used."""
 
 import ast
 import re

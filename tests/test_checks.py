@@ -6,8 +6,8 @@ variants/check_x.py holds unusual right answers, in other containers and types; 
 a docstring is a phrase of what is said then. To add one, write a function: nothing else is needed.
 harvest_NN.py, in both folders, has answers to a whole chapter that were invented before anybody
 looked at its checks: a list for each check of (what was done, a phrase of the verdict, the answer),
-without the phrase where it is right. harvest_again, _third, _fourth and _fifth are tries made
-afterwards.
+without the phrase where it is right. harvest_again, _third, _fourth, _fifth and _sixth are tries
+made afterwards.
 """
 
 import functools

@@ -53,6 +53,12 @@ def test_a_notebook_runs_from_its_source(target, elsewhere, record_property):
 
 
 @pytest.mark.parametrize("target", named(EXERCISES))
+def test_exercises_bear_the_number_of_their_chapter(target):
+    title = re.search(r"^# # Exercises (\d\d): ", target.source.read_text("utf-8"), re.M)
+    assert title and title[1] == target.source.name[:2]
+
+
+@pytest.mark.parametrize("target", named(EXERCISES))
 def test_an_unfilled_exercise_fails_only_as_not_implemented(target, elsewhere, record_property):
     notebook = run(target, elsewhere(target), record_property, allow_errors=True)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -97,6 +103,9 @@ def test_a_built_notebook_is_fit_to_be_read_anywhere(target):
         words = repr([cell.source, *map(build.texts, cell.outputs)])
         assert not PRIVATE.search(words), f"a path of one machine: {PRIVATE.search(words)}"
         assert not any(output.get("name") == "stderr" for output in cell.outputs)
+        for shown in (output.get("data", {}) for output in cell.outputs):
+            bare = shown.keys() == {"text/plain"} and "<Figure size" in shown["text/plain"]
+            assert not bare, f"a picture that nobody sees: {cell.source}"
     counts = [cell.execution_count for cell in code]
     assert counts == ([None] * len(code) if target.is_exercise else [*range(1, len(code) + 1)])
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jupytext
 import pytest
 import torch
 
@@ -97,6 +98,15 @@ def copied(notebook, id_, source):
     return notebook
 
 
+def swapped(notebook, one, other):
+    """Give two cells each other's key: what an edited file or a bad merge leaves."""
+    for cell in notebook["cells"]:
+        if cell["id"] in (one, other):
+            cell["id"] = other if cell["id"] == one else one
+            cell["metadata"] = {"moe_lite": {"cell": cell["id"]}}
+    return notebook
+
+
 def a_class(queues):
     """Give (student, what was handed in, the points it deserves, what a person is told)."""
     full, rest = 11, 6  # with rank, and with the other two alone
@@ -145,19 +155,56 @@ def a_class(queues):
         "        except OSError: pass\n    os._exit(0)"
     )
     yield "forges a report", filled(queues, forged), rest, "imports os"
+    alias = "t = torch\nsetattr(t, 'equal', lambda *a: True)\nt.allclose = t.equal"
+    blind = f"{wrong[: wrong.index('return')]}{alias.replace(chr(10), '; ')}; return expert_T * 0"
+    yield (
+        "changes torch before",
+        filled(queues, wrong, before=f"import torch\n{alias}"),
+        rest,
+        ("changed torch.allclose, torch.equal"),
+    )
+    yield "changes torch meanwhile", filled(queues, blind, before="import torch"), rest, "changed"
+    twice = RIGHT["rank"].replace(":\n", ":\n    getattr(__import__('os'), 'fork')()\n", 1)
+    yield "forks by another name", filled(queues, twice), rest, "uses __import__"
+    forks = "import os\n" + RIGHT["rank"].replace(":\n", ":\n    getattr(os, 'fo' + 'rk')()\n", 1)
+    yield "forks in the dark", filled(queues, forks), full, "calls getattr"
+    memory = "def rank(e, E):\n    return bytearray(10**11)"
+    yield "wants all memory", filled(queues, memory), rest, ""
+    flood = "import sys\ndef rank(e, E):\n    while True: sys.stdout.write('x' * 99_999)"
+    yield "floods", filled(queues, flood), rest, "imports sys"
+    # --- what became of the file
+    yield (
+        "words of no alphabet",
+        filled(queues, "def rank(e, E):\n    raise ValueError('\\ud800')"),
+        (rest),
+        "",
+    )
+    yield "swapped keys", swapped(filled(queues), answer, key(queues, "places")), full, "05.1, 05.2"
+    as_saved = json.dumps(filled(queues), indent=1)
+    yield "Windows' lines", as_saved.replace("\\n", "\\r\\n").replace("\n", "\r\n"), full, ""
+    yield "UTF-16", as_saved.encode("utf-16"), full, ""
+    yield "nothing in it", "", 0, "cannot be read"
+    yield "too many cells", {"cells": filled(queues)["cells"] * 200}, 0, "over 2,000 cells"
+    yield "too large", as_saved + " " * grade.MAX_BYTES, 0, "over 50 MB"
+    yield "deep", '{"cells": ' + "[" * 99_999, 0, "cannot be read"
 
 
-@pytest.mark.slow("a class of 27, each in a process of its own")
+@pytest.mark.slow("a class of 43, each in a process of its own")
 @pytest.mark.skipif(os.name != "posix", reason="a loop is ended by the clock there")
 def test_a_class_is_graded_and_nobody_costs_another_anything(folder, queues, tmp_path):
     expected = {}
     for student, handed_in, points, told in a_class(queues):
-        text = handed_in if isinstance(handed_in, str) else json.dumps(handed_in)
-        (tmp_path / f"{student}.ipynb").write_text(text, encoding="utf-8")
+        text = handed_in if isinstance(handed_in, str | bytes) else json.dumps(handed_in)
+        data = text.encode() if isinstance(text, str) else text
+        (tmp_path / f"{student}.ipynb").write_bytes(data)
         expected[student] = points, told
     (tmp_path / "nothing handed in").mkdir()
     expected["nothing handed in"] = 0, "no notebook was handed in"
-    assert len(expected) == 27
+    (tmp_path / "a link to the key.ipynb").symlink_to(folder / "key" / "queues.ipynb")
+    expected["a link to the key"] = 0, "is a link; not followed"
+    (tmp_path / "packed.zip").write_bytes(b"PK")
+    expected["packed"] = 0, "packed.zip was handed in"
+    assert len(expected) == 43
 
     assert cli.main(["teach", "grade", str(folder), "--submitted", str(tmp_path)]) == 0
 
@@ -218,6 +265,33 @@ def test_a_folder_without_a_lab_is_told(spoil, tmp_path, capsys):
     assert "is not a lab" in capsys.readouterr().err
 
 
+SOURCES = sorted([*(ROOT / "notebooks").glob("*.py"), *(ROOT / "solutions").glob("*.py")])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_source_is_read_as_jupytext_reads_it(path):
+    text = path.read_text(encoding="utf-8")
+    cells = [(cell.cell_type, cell.source) for cell in jupytext.reads(text, fmt="py:percent").cells]
+    assert lab.read_cells(text) == cells
+
+
+def test_what_a_lecturer_waits_for_brings_no_reader_of_notebooks():
+    """Their import takes as long as all the rest together."""
+    code = (
+        "import sys; from moe_lite.course.teach import lecture; lecture('quiz', '05', True)\n"
+        "print(sorted({'jupytext', 'nbformat', 'jsonschema'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_exercises_are_headed_by_their_chapters_number(chapter):
+    (path,) = (ROOT / "solutions").glob(f"{chapter}_*.py")
+    kind, text = lab.read_cells(path.read_text(encoding="utf-8"))[0]
+    assert kind == "markdown" and text.startswith(f"# Exercises {chapter}: ")
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_no_line_of_a_solution_is_released(chapter, tmp_path):
     made = lab.assemble("one", [chapter])
@@ -260,13 +334,21 @@ def test_the_courses_own_answers_are_allowed_and_usual(chapter):
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_nothing_that_a_lab_gives_is_an_answer(chapter):
+    """Neither what is imported nor what is used of it, `data.encode`; all else is refused."""
     made = lab.assemble("one", [chapter])
-    for module, name, _ in sorted(given_of(made).imports):
-        thing = getattr(importlib.import_module(module), name, None) if name else None
-        if module.startswith("moe_lite") and callable(thing):
-            for cell in made.checks:
-                with pytest.raises((checks.CheckFailed, NotImplementedError)):
-                    getattr(checks, f"check_{cell.check}")(thing)
+    given, things = given_of(made), {}
+    for module, name, here in given.imports:
+        if module.split(".")[0] == "moe_lite" and here != "checks":
+            whole = importlib.import_module(module)
+            part = getattr(whole, name, None) if name else whole
+            things[here] = part or importlib.import_module(f"{module}.{name}")
+    for used in given.used:
+        here, _, attribute = used.partition(".")
+        things[used] = getattr(things.get(here), attribute, None)
+    for thing in {id(one): one for one in things.values() if callable(one)}.values():
+        for cell in made.checks:
+            with pytest.raises((checks.CheckFailed, NotImplementedError)):
+                getattr(checks, f"check_{cell.check}")(thing)
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,7 @@ def test_a_run_is_drawn(corpus):
         labels = [text.get_text() for text in panels[2].get_legend().get_texts()]
         assert labels == list(corpus.domains)
     assert len(viz.training(run(fresh(), corpus, replace(CONFIG, eval_every=0))).axes) == 2
+    assert viz.training(history)._repr_png_().startswith(b"\x89PNG")  # a cell shows it
     assert "no steps" in repr(History()) and "loss" in repr(history)
     with pytest.raises(ValueError, match="x must be step, tokens or seconds, not 'epoch'"):
         viz.training(history, "epoch")

@@ -137,6 +137,16 @@ def test_the_glossary_is_in_order_and_each_chapter_has_the_word():
         assert len(meaning.split()) <= 20, f"{word}: say it in fewer words"
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["ablate", "active parameters", "capacity factor", "collapse", "dropless", "granularity",
+     "load-balancing", "nats", "renormalised", "straight-through", "total parameters"],
+)  # fmt: skip
+def test_what_a_lecturer_looks_for_heads_a_row(word):
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| [^|]*\b{word}\b[^|]* \|", page, re.M)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py")), ids=str)
 def test_a_chapter_links_the_glossary(path):
     assert "(../docs/glossary.md)" in path.read_text(encoding="utf-8")

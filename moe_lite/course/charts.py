@@ -11,6 +11,7 @@ import base64
 import io
 import sys
 from collections.abc import Iterator, Mapping
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,6 +93,9 @@ def alive(drawn: Figure | Mapping[str, Figure]) -> Chart:
         for other in others:
             pyplot.close(other)
     chart = Chart(live, first)
+    if head := first.get_suptitle():
+        live.update_layout(title={"text": "<br>".join(wrap(head, 80)), "font": {"size": 14}})
+        live.update_layout(margin_t=TOP + 60)
     if others:
         live.update_layout(margin_t=TOP + 50)
         chart.words = f"A menu of {len(figures)} charts: {'; '.join(figures)}. {chart.words}"
@@ -114,13 +118,15 @@ def convert(figure: Figure) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     places = [ax.get_position() for ax in panels]
     x0, x1 = min(p.x0 for p in places), max(p.x1 for p in places)
     y0, y1 = min(p.y0 for p in places), max(p.y1 for p in places)
-    tall = round(90 * figure.get_figheight() - 60)  # pixels of the panels themselves
+    tall = round(85 * figure.get_figheight() - 60)  # pixels of the panels themselves
     layout: dict[str, Any] = {"height": tall + TOP + BELOW, "shapes": [], "annotations": [],
                               "hovermode": "closest"}  # fmt: skip
     traces: list[dict[str, Any]] = []
     for n, (ax, place) in enumerate(zip(panels, places, strict=True)):
         key = str(n + 1) if n else ""
         wide = [(place.x0 - x0) / (x1 - x0), (place.x1 - x0) / (x1 - x0)]
+        if wide[0] > 0:
+            wide[0] += 0.04  # a page is narrower than the drawing, its numbers are not
         high = [(place.y0 - y0) / (y1 - y0), (place.y1 - y0) / (y1 - y0)]
         layout[f"xaxis{key}"] = {**axis(ax.xaxis, ax.get_xlim()), "domain": short(wide),
                                  "anchor": f"y{key}"}  # fmt: skip
@@ -131,8 +137,9 @@ def convert(figure: Figure) -> tuple[list[dict[str, Any]], dict[str, Any]]:
                                   "bgcolor": CLEAR}  # fmt: skip
         if title := ax.get_title(loc="left") or ax.get_title():
             layout["annotations"].append({
-                "text": title, "xref": "paper", "yref": "paper", "x": short(wide)[0],
-                "y": short(high)[1], "xanchor": "left", "yanchor": "bottom", "showarrow": False,
+                "text": "<br>".join(wrap(title, 70 // len(panels))), "showarrow": False,
+                "xref": "paper", "yref": "paper", "x": short(wide)[0], "y": short(high)[1],
+                "xanchor": "left", "yanchor": "bottom", "align": "left",
             })  # fmt: skip
         mine = [*bands(ax), *lines(ax), *points(ax)]
         owners = {color: trace["name"] for trace in mine if "name" in trace

@@ -390,7 +390,7 @@ def installs(command: str) -> str:
     """Return what to type to install what a command needs, with or without a clone."""
     if (ROOT / "course.py").is_file():
         return f"`python course.py {command}`"
-    extras = {"test": "test", "build": "test", "bench": "test", "book": "book", "teach": "teach"}
+    extras = {"test": "test", "build": "test", "bench": "test", "book": "book"}
     extra = extras.get(command, "course")
     return f'`pip install "moe-lite[{extra}]"`'
 

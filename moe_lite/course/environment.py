@@ -26,9 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARY = "Scripts/python.exe" if os.name == "nt" else "bin/python"
 STAMP = "moe-lite-installed.txt"  # in an environment: what was installed, by which machine, whence
 LOCK = "moe-lite-installing.lock"  # there, while a process installs; a leftover one locks nothing
-EXTRAS = {  # "test" builds on "course", the others', and holds what "book" and "teach" need
+EXTRAS = {  # "test" builds on "course", the others', and holds what "book" needs
     "test": "test", "build": "test", "bench": "test", "book": "book",
-    "teach": "teach",
 }  # fmt: skip
 CPU_WHEELS = "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 NEWEST = (3, 14)  # the last Python for which the versions of PyTorch that we ask for have wheels

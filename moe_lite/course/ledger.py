@@ -27,6 +27,7 @@ from functools import cache
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from scipy import stats
@@ -384,24 +385,31 @@ def names(root: Path = ROOT) -> list[str]:
     )
 
 
-def load(name: str, root: Path = ROOT) -> Experiment:
-    """Load the experiment of this name.
+def module(name: str, root: Path = ROOT) -> ModuleType:
+    """Return the module of an experiment, which no `import` finds: its folder is in no package.
 
     Raises: FileNotFoundError as :func:`names` does; ValueError if there is none of this name.
     """
     if name not in (known := names(root)):
         raise ValueError(f"there is no experiment {name!r}; there are: {', '.join(known)}")
-    # By its file: the folder is no part of the installed package, so no path leads to it; what
-    # several experiments share (the stack, the second bench) is found there too.
+    # What several experiments share (the stack, the second bench) is found beside it.
     if str(root) not in sys.path:
         sys.path.append(str(root))
     file = root / "experiments" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"experiments.{name}", file)
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where a dataclass looks for the names in its annotations
-    spec.loader.exec_module(module)
-    experiment: Experiment = module.EXPERIMENT
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = made  # where a dataclass looks for the names in its annotations
+    spec.loader.exec_module(made)
+    return made
+
+
+def load(name: str, root: Path = ROOT) -> Experiment:
+    """Load the experiment of this name.
+
+    Raises: as :func:`module` does.
+    """
+    experiment: Experiment = module(name, root).EXPERIMENT
     return experiment
 
 
@@ -735,7 +743,7 @@ class Verdicts(str):
                 f"display: inline-block; background: {TINTS.get(verdict[0], 'none')}"
             )
             cells = (
-                f'<td {left}><span style="{chip}">{escape(verdict)}</span></td>'
+                f'<td {left}><span style="{chip}">{escape(verdict.replace(" ", chr(160)))}</span></td>'
                 f"<td {left}>{escape(claim)}</td>"
             )
             numbers = "".join(f"<td {right}>{escape(text)}</td>" for text in (paper, ours))
@@ -904,32 +912,41 @@ def share(name: str, seed: int, out: Path | None, root: Path = ROOT) -> None:
 def collect(name: str, folder: Path, out: Path | None = None, root: Path = ROOT) -> str:
     """Join what a class measured, one seed or more in each file, and judge it as the ledger does.
 
-    Seeds may come from many machines and versions; the last line says from how many.
+    Seeds may come from many machines and versions; a line says from how many. A file that cannot
+    be counted costs no other: it is left out, and the last lines say which, and why.
 
-    Raises: ValueError naming the file that is another experiment's, was run with another config, or
-            has a seed that another file has too; or if there are fewer than two seeds.
+    Raises: ValueError if there are fewer than two seeds.
     """
     experiment = load(name, root)
     wanted = json.loads(json.dumps(experiment.config))
     joined: Result | None = None
     whose: dict[int, str] = {}
-    machines = set()
+    machines, left = set(), []
     for path in sorted(folder.rglob("*.json")):
-        one = read(path)
-        if one.name != name or one.config != wanted:
-            what = "of another experiment" if one.name != name else "with another config"
-            raise ValueError(f"{path}: a result {what}: {one.name}, not {name} as it is here")
-        if twice := [seed for seed in one.seeds if seed in whose]:
-            raise ValueError(f"{path}: seed {twice[0]} is in {whose[twice[0]]} too")
-        whose |= dict.fromkeys(one.seeds, path.relative_to(folder).as_posix())
+        place = path.relative_to(folder).as_posix()
+        try:
+            one = read(path)
+            if one.name != name:
+                raise ValueError(f"it is a result of {one.name}")
+            if one.config != wanted:
+                raise ValueError(f"{name} was run with another config than it has here")
+            if twice := [seed for seed in one.seeds if seed in whose]:
+                raise ValueError(f"seed {twice[0]} is in {whose[twice[0]]} too")
+            if joined and one.measures.keys() != joined.measures.keys():
+                raise ValueError("it has other measures than the files before it")
+        except (OSError, ValueError) as error:
+            left.append(f"- {place}: {str(error).removeprefix(f'{path}: ')}")
+            continue
+        whose |= dict.fromkeys(one.seeds, place)
         machines.add(json.dumps([one.versions, one.hardware], sort_keys=True))
         joined = together(joined, one) if joined else one
+    told = "\n".join(["", "left out:", *left] if left else [])
     if joined is None or len(joined.seeds) < 2:
-        raise ValueError(f"{folder} holds {len(whose)} seeds; an interval needs at least 2")
+        raise ValueError(f"{folder} holds {len(whose)} seeds; an interval needs at least 2{told}")
     if out:
         keep(joined, out)
     of = f"{len(whose)} seeds of {len(machines)} kinds of machine"
-    return f"{experiment.title}\n\n{rows(experiment, joined)}\n{of}"
+    return f"{experiment.title}\n\n{rows(experiment, joined)}\n{of}{told}"
 
 
 def reproduce(name: str, seeds: int | None, out: Path | None, root: Path = ROOT) -> Result:

@@ -11,16 +11,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .viz import HUES, INK
+from .viz import HUES, _picture
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 READ = {
     "Krajewski et al. 2024 (arXiv:2402.07871)": "form and Table 1, in two notes on the paper that "
     "agree: secondary source",
     "Clark et al. 2022 (arXiv:2202.01169)": "form and Table 3, in two notes on the paper that "
-    "agree: secondary source",
+    "agree; its six sizes, 15M to 1.3B, and its experts, 1 to 512, in a description of its figure "
+    "as shown in Stanford's CS336, lecture 4: secondary sources",
     "Abnar et al. 2025 (arXiv:2501.12370)": "form and Table 3, in notes and two programs that "
     "agree: secondary source",
     "Tian et al. 2025 (arXiv:2507.17702)": "equations 10 and 13 and Table 2, in a copy of its text",
@@ -176,48 +178,41 @@ def draw(hours: float = 3, gflops: float = 100, memory_GB: float = 8) -> Figure:
 
     Args: hours, gflops: the evening and what the machine does in a second; memory_GB: its memory.
     """
-    from plotly.subplots import make_subplots
-
-    fig = make_subplots(
-        1,
-        2,
-        subplot_titles=(
-            "Clark et al.: worth of E experts, one for a token",
-            "Tian et al.: compute saved, by active share",
-        ),
-    )
+    left, right = _picture(10, 4.2).subplots(1, 2)
     mine = 1e9 * gflops * 3600 * hours
     tokens = 20  # for each parameter, Chinchilla's rule of thumb
     N = (mine / (6 * tokens)) ** 0.5
     E = [2 ** (i / 2) for i in range(19)]
     for hue, n in zip(HUES, (N, 15e6, 130e6, 1.3e9), strict=False):
         name = f"{n / 1e6:,.1f} million active" + (" (your evening)" if n == N else "")
-        _trace(fig, 1, E, [S_BASE.worth(n, e) / n for e in E], hue, name,
-               [inside(N=n, E=e) for e in E])  # fmt: skip
+        _line(left, E, [S_BASE.worth(n, e) / n for e in E], hue, name,
+              [inside(N=n, E=e) for e in E])  # fmt: skip
     A = [2 ** (-i / 2) for i in range(19)]
     for hue, C in zip(HUES, (mine, 1e18, 1e20, 1e22), strict=False):
         name = f"{C:.0e} operations" + (" (your evening)" if mine == C else "")
-        _trace(fig, 2, A, [leverage(a, 12, C) for a in A], hue, name,
-               [inside(A=a, G=12, C=C) for a in A])  # fmt: skip
+        _line(right, A, [leverage(a, 12, C) for a in A], hue, name,
+              [inside(A=a, G=12, C=C) for a in A])  # fmt: skip
     most = experts_for(memory_GB, N)
-    fig.update_xaxes(type="log", title="experts E", col=1)
-    fig.update_xaxes(type="log", title="active share A", col=2)
-    fig.update_yaxes(title="dense parameters / active parameters", col=1)
-    fig.update_yaxes(title="dense compute / sparse compute", col=2)
-    title = (f"{hours:g} h at {gflops:g} Gflop/s: {N / 1e6:.1f} million active parameters on "
-             f"{tokens * N / 1e6:,.0f} million tokens; memory holds {most:,} experts")  # fmt: skip
-    return fig.update_layout(template="plotly_white", height=470, width=940, title=title,
-                             font_color=INK, legend={"orientation": "h", "y": -0.25})  # fmt: skip
+    left.set(xlabel="experts E", ylabel="dense parameters / active parameters", xscale="log",
+             title="Clark et al.: worth of E experts, one for a token")  # fmt: skip
+    right.set(xlabel="active share A", ylabel="dense compute / sparse compute", xscale="log",
+              title="Tian et al.: compute saved, by active share")  # fmt: skip
+    for panel in (left, right):
+        panel.grid(color="#D8DEE4", lw=0.6)
+        panel.legend(frameon=False, fontsize=8)
+    figure = left.get_figure(root=True)
+    figure.suptitle(
+        f"{hours:g} h at {gflops:g} Gflop/s: {N / 1e6:.1f} million active parameters on "
+        f"{tokens * N / 1e6:,.0f} million tokens; memory holds {most:,} experts"
+    )
+    return figure
 
 
-def _trace(fig: Figure, col: int, x: list[float], y: list[float], hue: str, name: str,
-           within: list[bool]) -> None:  # fmt: skip
+def _line(
+    ax: Axes, x: list[float], y: list[float], hue: str, name: str, within: list[bool]
+) -> None:
     """Draw one curve twice: dotted all along, and whole where the law was fitted."""
-    place = {"row": 1, "col": col, "legendgroup": name}
-    fig.add_scatter(x=x, y=y, mode="lines", line={"color": hue, "dash": "dot"},
-                    name=f"{name}, beyond the fit", showlegend=not any(within),
-                    **place)  # fmt: skip
+    ax.plot(x, y, ":", color=hue, label=None if any(within) else f"{name}, beyond the fit")
     if any(within):
-        whole = [value if ok else None for value, ok in zip(y, within, strict=True)]
-        fig.add_scatter(x=x, y=whole, mode="lines", line={"color": hue, "width": 3}, name=name,
-                        **place)  # fmt: skip
+        whole = [value if ok else math.nan for value, ok in zip(y, within, strict=True)]
+        ax.plot(x, whole, color=hue, lw=3, label=name)

@@ -518,13 +518,11 @@ def training(history: History, x: str = "step") -> Figure:
 
     Raises: ValueError for another x.
     """
-    from matplotlib.figure import Figure
-
     if x not in ("step", "tokens", "seconds"):
         raise ValueError(f"x must be step, tokens or seconds, not {x!r}")
     evaluated = [row for row in history.rows if "bits" in row]
     count = 3 if evaluated else 2
-    figure = Figure(figsize=(4.5 * count, 3), layout="constrained")
+    figure = _picture(4.5 * count, 3)
     panels = figure.subplots(1, count)
     for panel, name in zip(panels, ("loss", "load"), strict=False):
         panel.plot(history.column(x), history.column(name), color="#BBBBBB", lw=0.8)

@@ -18,7 +18,7 @@ SOURCES = (
     "() => [...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src)"
 )
 CONTRAST = ("index.html", "glossary.html", "run.html", "notebooks/05_capacity.html",
-            "notebooks/02_hierarchies.html", "exercises/05_capacity.html")  # fmt: skip
+            "notebooks/02_hierarchies.html", "exercises/05_exercises.html")  # fmt: skip
 WIDE = "() => document.documentElement.scrollWidth > innerWidth"
 
 

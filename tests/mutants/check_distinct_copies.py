@@ -50,7 +50,8 @@ def right_greedy(w_EFD):
     return len(seen)
 
 
-def right_by_rounding(w_EFD):
+def by_rounding(w_EFD):
+    """one weight that differs by more than 1e-6, up or down"""
     return len(w_EFD.flatten(1).mul(1e5).round().unique(dim=0))
 
 

@@ -97,7 +97,7 @@ def already_known(expert_TK, ids_T, domain_T, length):
 
 
 def wrong_null(expert_TK, ids_T, domain_T, length):
-    """on 5 of 6 routings dealt at random the claim holds as well; the null is not what"""
+    """of 12 routings dealt at random the claim holds as well; the null is not what"""
     found = right(expert_TK, ids_T, domain_T, length)
     null = [0.5 * value for value in found["null"]]
     return found | {"null": null, "holds": found["observed"] > max(null)}

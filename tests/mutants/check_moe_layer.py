@@ -76,7 +76,7 @@ def without_silu(x_TD, gate_TK, expert_TK, w1, w3, w2):
 
 
 def gelu(x_TD, gate_TK, expert_TK, w1, w3, w2):
-    """not the sum, over a token's experts, of gate × SwiGLU(x)"""
+    """that is a GELU, not silu"""
     out_TD = torch.zeros_like(x_TD)
     for e in range(len(w1)):
         token, choice = (expert_TK == e).nonzero(as_tuple=True)

@@ -36,5 +36,5 @@ def ends_outside(null, least, most):
 
 
 def of_the_mean(null, least, most):
-    """the mean of the draws is asked"""
+    """the middle of the draws is asked, not each"""
     return float(least <= sum(null) / len(null) <= most)

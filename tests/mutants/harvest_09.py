@@ -88,7 +88,7 @@ check_disable_top = [
         "the disabled scores became 0, which is a score like others",
         lambda z, k, r: _disable(z, k, _n(z, r), 0.0),
     ),
-    ("the batch's busiest", "not the softmax of the k best of those left (shown", _busiest),
+    ("the batch's busiest", "the same experts are disabled for every token", _busiest),
     (
         "rounded down",
         "ratio × E was cut to a whole number",

@@ -228,7 +228,7 @@ check_moe_layer = [
     ),
     (
         "gelu",
-        "not the sum, over a token's experts, of gate × SwiGLU(x)",
+        "that is a GELU, not silu",
         lambda x, g, c, a, b, d: _layer(x, g, c, a, b, d, act=F.gelu),
     ),
     (
@@ -524,8 +524,8 @@ check_balance_is_used = [
 WORTH = "not the square of the gates' sum over the sum of their squares"
 check_experts_worth = [
     ("the sum of squares", "this is the sum of squares", lambda g: (g * g).sum(1)),
-    ("a root too much", "the root is not taken", lambda g: g.sum(1) / g.norm(dim=1)),
-    ("the mean squared", "square the sum, not the mean", lambda g: g.mean(1) ** 2 / (g * g).sum(1)),
+    ("a root too much", "two equal gates are 2, not 1.41", lambda g: g.sum(1) / g.norm(dim=1)),
+    ("the mean squared", "sums, not means", lambda g: g.mean(1) ** 2 / (g * g).sum(1)),
     ("cubes", WORTH, lambda g: g.sum(1) ** 3 / (g**3).sum(1)),
     ("over the tokens", "experts_worth: ", lambda g: g.sum(0) ** 2 / (g * g).sum(0)),
     ("of the two largest", "experts_worth: ",

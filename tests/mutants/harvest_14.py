@@ -38,7 +38,7 @@ check_traffic = [
     ("shares", "these are shares of what a rank sends", lambda x, E: _traffic(x, E) / x[0].numel()),
     (
         "divided by the ranks",
-        "not the number of (token, expert) pairs from each rank to each",
+        "divide an expert's number by how many experts a rank has",
         lambda x, E: _traffic(x, E, lambda a: (a // len(x)).clamp(max=len(x) - 1)),
     ),
     (
@@ -88,7 +88,7 @@ check_round_trip = [
             for a in (*_lists(p, r), *_lists(p, r)[::-1])
         ),
     ),
-    ("only the way out", "return four tensors", lambda p, r: _lists(p, r)),
+    ("only the way out", "return four lists", lambda p, r: _lists(p, r)),
     (
         "sums",
         "return a tensor of shape (2,), not one of shape ()",
@@ -228,7 +228,7 @@ check_decode_bytes = [
     ),
     (
         "a tied embedding left out",
-        "not 2 bytes for what is common and for the experts expected in use",
+        "the output matrix is read whole, a tied one too",
         lambda c, b: _bytes(c, b, embed=True),
     ),
     (
@@ -262,7 +262,7 @@ check_decode_bytes = [
     ),
     (
         "the number of experts for the share",
-        "not 2 bytes for what is common and for the experts expected in use",
+        "multiply it by a share, not by how many are in use",
         lambda c, b: _bytes(
             c,
             b,
@@ -278,7 +278,7 @@ check_decode_bytes = [
     ),
     (
         "for each text",
-        "not 2 bytes for what is common and for the experts expected in use",
+        "these are the bytes of a step for each text",
         lambda c, b: _bytes(c, b) / b,
     ),
 ]
@@ -367,12 +367,12 @@ def _copies(load, spare, weight=lambda load, n: load / n):
 check_replicas = [
     (
         "by the load after one more",
-        "not, one by one, a copy for the expert with the most load per copy",
+        "what a copy has to do now, not after one more",
         lambda load, spare: _copies(load, spare, lambda a, n: a / (n + 1)),
     ),
     (
         "by the load less the copies",
-        "each further copy is for the expert with the most load per copy, and one that has",
+        "not, one by one, a copy for the expert with the most load per copy",
         lambda load, spare: _copies(load, spare, lambda a, n: a - n),
     ),
     (

@@ -34,7 +34,7 @@ def _sorted(load_E, spare):
 
 GREEDY = "not, one by one, a copy for the expert with the most load per copy"
 check_replicas = [
-    ("halves the load for every copy more", GREEDY, _halve),
+    ("halves the load for every copy more", "a third of the load for each", _halve),
     ("doubles the busiest, each once", "replicas: ", _once_each),
     ("rounds the load over its mean", GREEDY, _above_the_mean),
     ("gives everybody all spare places", GREEDY, _each_gets_all),
@@ -54,13 +54,13 @@ check_reads_per_token = [
      lambda E, K, g, p: _reads(E, K, g + 1) / (1 + g * p**g)),
     ("one power too few", "the powers of p go up to g",
      lambda E, K, g, p: _reads(E, K, g + 1) / max(1e-9, sum(p**i for i in range(g)))),
-    ("one power too many", EXPERTS,
+    ("one power too many", "the powers of p end at g",
      lambda E, K, g, p: _reads(E, K, g + 1) / sum(p**i for i in range(g + 2))),
     ("the endless sum", "reads_per_token",
      lambda E, K, g, p: _reads(E, K, g + 1) * (1 - p)),
     ("how much worse than one token", "how many times what a token reads alone",
      lambda E, K, g, p: _reads(E, K, g + 1) / sum(p**i for i in range(g + 1)) / K),
-    ("reads only for the right ones", EXPERTS,
+    ("reads only for the right ones", "wrong guesses are run too",
      lambda E, K, g, p: _reads(E, K, sum(p**i for i in range(g + 1)))
      / sum(p**i for i in range(g + 1))),
     ("whole experts", "reads_per_token",

@@ -340,13 +340,13 @@ check_repetition = [
     ),
     (
         "round the end",
-        "not the share of neighbours in a text with the same first choice",
+        "roll brings the last one there",
         lambda x, n: (x.view(-1, n) == x.view(-1, n).roll(1, 1)).double().mean().item(),
     ),
     ("less chance", "every number is off by -", lambda x, n: _same(x, n).mean().item() - 1 / 8),
     (
         "divided by one pair too few",
-        "not the share of neighbours in a text with the same first choice",
+        "B texts have B pairs fewer than tokens, not one",
         lambda x, n: _same(x, n).sum().item() / (len(x) - 1),
     ),
     ("each text's", "return one number, not one of shape (2,)", lambda x, n: _same(x, n).mean(1)),
@@ -496,7 +496,7 @@ def _of_other_experts(x, i, d, n):
 
 
 check_investigation = [
-    ("random numbers", "on 6 of 6 routings dealt at random the claim holds as well", _dice),
+    ("random numbers", "of 12 routings dealt at random the claim holds as well", _dice),
     ("a null of zeros", "the null is 0 each time", _null_of_zeros),
     ("holds whatever is seen", "the verdict does not follow from the numbers", _always),
     ("holds where it is below", "the claim never holds, whatever is planted", _below),

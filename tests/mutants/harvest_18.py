@@ -23,7 +23,7 @@ check_say_it_three_ways = [
     ),
     (
         "rounded to whole times",
-        "not times as fast, percent faster, percent saved",
+        "rounded to whole numbers",
         lambda slow, fast: (round(slow / fast), 100 * (slow / fast - 1), 100 * (1 - fast / slow)),
     ),
     (
@@ -90,7 +90,7 @@ check_passed_by_chance = [
     ),
     (
         "without doubles",
-        "the ends of the range belong to it",
+        "passed_by_chance: ",
         lambda null, a, b: len({x for x in null if a < x <= b}) / len(null),
     ),
     (
@@ -113,7 +113,7 @@ check_passed_by_chance = [
 check_my_trial = [
     (
         "every pair of seeds",
-        "'does not hold' is taken for 'undecided'",
+        "here the pairs are lost",
         lambda o, t, a, b: (
             "holds"
             if all(a <= x / y <= b for x in o for y in t)
@@ -131,7 +131,7 @@ check_my_trial = [
     ),
     (
         "the majority decides",
-        "one seed outside is not all of them",
+        "most of the seeds decide",
         lambda o, t, a, b: (
             "holds"
             if 2 * sum(a <= x / y <= b for x, y in zip(o, t, strict=True)) > len(o)
@@ -147,7 +147,7 @@ check_my_trial = [
     ),
     (
         "the first seed alone",
-        "some of it lies in the range and some outside",
+        "one seed decides, the first",
         lambda o, t, a, b: "holds" if a <= o[0] / t[0] <= b else "does not hold",
     ),
     (

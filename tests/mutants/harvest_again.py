@@ -800,7 +800,7 @@ def _dealt_anew(x, ids, d, n):
 check_investigation = [
     (
         "even dice for the null",
-        "on 4 of 6 routings dealt at random the claim holds as well",
+        "of 12 routings dealt at random the claim holds as well",
         _dealt_anew,
     )
 ]

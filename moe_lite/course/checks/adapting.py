@@ -82,6 +82,9 @@ def check_reap(reap: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> None:
         length_N, many = answer_ND.norm(dim=-1), torch.tensor(float(len(expert_N)))
         one = torch.tensor(1.0)
         middle_ED = torch.stack([_means(gate_N * x_N, expert_N, E) for x_N in answer_ND.T], 1)
+        last_E = torch.zeros(E)
+        for e, value in zip(expert_N, gate_N * length_N, strict=True):
+            last_E[e] = value
         return [
             ("that is a sum; the mean does not ask how often an expert is used",
              _means(gate_N * length_N, expert_N, E, one)),
@@ -98,6 +101,11 @@ def check_reap(reap: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> None:
              _means(gate_N * answer_ND.abs().sum(-1), expert_N, E)),
             ("the length first, then the mean: answers that point apart cancel in a sum of vectors",
              middle_ED.norm(dim=-1)),
+            ("divide by how many pairs an expert has, not by the sum of their gates",
+             _means(gate_N * length_N, expert_N, E)
+             / _means(gate_N, expert_N, E).where(expert_N.bincount(minlength=E) > 0, one)),
+            ("sum_E[expert_N] += ... keeps one pair of each expert; index_add adds them all up",
+             last_E / expert_N.bincount(minlength=E).clamp(min=1)),
             ("a mean of products is not the product of two means",
              _means(gate_N, expert_N, E) * _means(length_N, expert_N, E))]  # fmt: skip
 
@@ -145,7 +153,11 @@ def check_prune_router(prune: Callable[[Tensor, Tensor, int], tuple[Tensor, Tens
              (rows, stays_E.nonzero()[:, 0])),
             ("those behind a gap move up: new numbers are 0, 1, 2 ... without one",
              (rows, same_E.where(stays_E, -1))),
-            ("an expert that is gone has no number, -1", (rows, stays_E.cumsum(0) - 1)),
+            *(("an expert that is gone has no number, -1", (rows, gone)) for gone in (
+                stays_E.cumsum(0) - 1, number_E.where(stays_E, 0), number_E.where(stays_E, E - drop)
+            )),
+            ("argsort gives the expert at each place, not each expert's place: compare the scores, "
+             "or sort twice", right(router_ED, score_E.argsort().double(), drop)),
             ("numbers begin at 0", (rows, (stays_E.cumsum(0)).where(stays_E, -1))),
             ("these say whether an expert stays, not its new number", (rows, stays_E))]  # fmt: skip
 
@@ -170,9 +182,21 @@ def check_distinct_copies(distinct_copies: Callable[[Tensor], int]) -> None:
         E, count = len(w_EFD), right(w_EFD)
         near_EE = (w_EFD[:, None] - w_EFD).flatten(2).abs().amax(-1) <= 1e-6
         rounded = w_EFD.double().mul(1e5).round()
+        apart_EE = (w_EFD[:, None] - w_EFD).flatten(2).norm(dim=-1)
+        like = torch.allclose
         return [
             ("copies that differ by rounding alone are one and the same: allow 1e-6",
              len(w_EFD.flatten(1).unique(dim=0))),
+            *(("one weight that differs by more than 1e-6, up or down, is enough to be another "
+               "expert (allclose allows 1e-5 of a weight's size unless rtol=0)",
+               sum(not any(like(x, y, **slack) for y in w_EFD[:e]) for e, x in enumerate(w_EFD)))
+              for slack in ({}, {"rtol": 0, "atol": 1e-4})),
+            ("the border of 1e-6 is for each weight: a norm adds up all their differences, and "
+             "rounding parts two neighbours on either side of a border",
+             int(((apart_EE <= 1e-6).tril(-1).sum(1) == 0).sum())),
+            ("each was compared with the one before it alone",
+             1 + int((~near_EE.diagonal(1)).sum())),
+            ("an expert is always like itself: compare it with those before it", 0),
             ("all experts were counted, equal or not", E),
             ("these differ from expert 0; among themselves they may be equal, and expert 0 is one "
              "too", int((~near_EE[0]).sum())),
@@ -195,10 +219,14 @@ def check_distinct_copies(distinct_copies: Callable[[Tensor], int]) -> None:
     check.on("four copies of one", torch.stack([a, a, a, a]))
     check.on("a, b, a, b", torch.stack([a, b, a, b]))
     check.on("a, a but for rounding, b, c", torch.stack([a, rounded, b, c]))
+    check.on("a, a with 8e-7 more in every weight, b", torch.stack([a, a + 8e-7, b]))
+    almost = a.where(a.abs() < a.abs().max(), a - 3e-6)
+    check.on("a, a with 3e-6 less in its largest weight, b", torch.stack([a, almost, b]))
+    check.on("a, b, their sum, and twice a", torch.stack([a, b, a + b, 2 * a]))
     check.on("a, its rows turned round, and b", torch.stack([a, a.flip(0), b]))
     late = b.clone()
     late[1:] = c[1:]
-    check.on("b, and two that share its first row", torch.stack([b, late, late, b, c]))
+    check.on("b, and two that share its first row", torch.stack([b, late, late, b]))
     check.on("a, b, c, all different", torch.stack([a, b, c]))
     check.on("one expert", a[None])
     check.passed("one for each that is unlike all before it.")

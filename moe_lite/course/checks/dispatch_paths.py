@@ -169,6 +169,9 @@ def check_tile_schedule(tile_schedule: Callable[[Tensor, int], tuple[Tensor, Ten
              (torch.searchsorted(offsets_E1[1:].contiguous(), whole, right=True), whole)),
             ("rows count from the first of all; these start anew with each expert",
              cut(offsets_E1, up, lambda start, i: i * BM)),
+            *(("an expert's second tile begins `height` rows after its first: number the tiles of "
+               "each expert anew", (expert_M, offsets_E1[expert_M] + late_M)) for late_M in (
+                   torch.zeros_like(expert_M), BM * torch.arange(len(expert_M)))),
             ("these count tiles, not rows", cut(offsets_E1, up, lambda start, i: start + i)),
             (padded, (expert_M, BM * torch.arange(len(expert_M)))),
             ("these are the tiles' last rows; asked are the first", (expert_M, row_M + BM - 1)),
@@ -208,6 +211,9 @@ def check_sum_by_token(
         return [
             ("NaN came in from rows that nobody computed; their gate is 0, but 0 × NaN is NaN: "
              "take the rows away, not only their weight", add((y_RD * gate_R[:, None])[row_N], K)),
+            ("rows before number kept were computed; row kept itself was not",
+             add((y_RD.masked_fill((torch.arange(len(y_RD)) > kept)[:, None], 0.0)
+                  * gate_R[:, None])[row_N], K)),
             (hidden, value.nan_to_num()),
             (hidden, add(weighed_RD.nan_to_num()[row_N], K)),
             ("the gates are missing", add(clean_RD[row_N], K)),

@@ -187,6 +187,10 @@ def check_balanced_step(step: Step) -> None:
             ("the bias has not moved", (chosen_TE, bias_E)),
             ("an expert exactly at the mean stands still: its sign is 0",
              (chosen_TE, bias_E + u * torch.where(load_E > mean, -1.0, 1.0))),
+            ("an expert exactly at the mean stands still: its sign is 0",
+             (chosen_TE, bias_E + u * torch.where(load_E < mean, 1.0, -1.0))),
+            ("each token makes k pairs, and the loads are pairs: their mean is T k / E",
+             (chosen_TE, bias_E + u * torch.sign(mean / k - load_E))),
             (centred, (chosen_TE, ahead_E - ahead_E.mean())),
             (centred, (chosen_TE, bias_E + u * (way_E - way_E.mean())))]  # fmt: skip
 
@@ -299,15 +303,23 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
         off, rank_TE = round(ratio * E), ranks(logits_TE)
         right = without(logits_TE, k, off)
         busy_E = ranks((rank_TE < k).float().sum(0)[None] - 1e-3 * torch.arange(E))[0] < off
-        other_TE, zeroed_TE = logits_TE.masked_fill(busy_E, -torch.inf), logits_TE.where(
-            rank_TE >= off, 0.0)  # fmt: skip
+        zeroed_TE = logits_TE.where(rank_TE >= off, 0.0)
+        load_E = (rank_TE < k).sum(0)  # of equals topk takes whom it likes: as an answer's does
+        ours = [
+            busy_E,
+            *(
+                torch.isin(torch.arange(E), worth_E.topk(off).indices)
+                for worth_E in (load_E, load_E.float(), logits_TE.mean(0))
+            ),
+        ]
+        others = [logits_TE.masked_fill(off_E, lost) for off_E in ours for lost in (-torch.inf, 0)]
         kept_TE = (rank_TE >= off) & (rank_TE < max(k, off))
         return [
             ("nothing is disabled: these are the k best", without(logits_TE, k, 0)),
             ("the disabled scores became 0, which is a score like others; use -inf",
              gates(zeroed_TE, _top(zeroed_TE, k).bool())),
-            ("the same experts are disabled for every token; it is each token's own best",
-             gates(other_TE, ranks(other_TE) < k)),
+            *(("the same experts are disabled for every token; it is each token's own best",
+               gates(other_TE, _top(other_TE, k).bool())) for other_TE in others),
             ("the ratio is of all E experts, not of k", without(logits_TE, k, round(ratio * k))),
             ("ratio × E was cut to a whole number", without(logits_TE, k, int(ratio * E))),
             ("ratio × E was rounded up, not nearest", without(logits_TE, k, math.ceil(ratio * E))),

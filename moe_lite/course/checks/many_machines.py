@@ -32,6 +32,8 @@ def check_traffic(traffic: Callable[[Tensor, int], Tensor]) -> None:
             ("experts are neighbours; here dealt like cards", counts(expert_RTK % R, R)),
             ("what stays at home is in the matrix too", pairs_RR - pairs_RR.diagonal().diag()),
             ("counts for each expert; several experts live on one rank", counts(expert_RTK, E)),
+            ("divide an expert's number by how many experts a rank has, not by the ranks",
+             counts(expert_RTK // R, R) if E <= R * R else None),
             ("the experts' numbers were taken for ranks", counts(expert_RTK, R)),
             ("only first choices travel here; all K are pairs", right(expert_RTK[..., :1], E)),
             ("this is what each rank receives from all; keep the senders apart", pairs_RR.sum(0)),
@@ -44,6 +46,8 @@ def check_traffic(traffic: Callable[[Tensor, int], Tensor]) -> None:
     # Rank 0: token 0 to experts 0 and 1 (both at home), token 1 to 1 and 3. Rank 1: 0, 2 and 0, 1.
     check.on("2 ranks, experts [[[0, 1], [1, 3]], [[0, 2], [0, 1]]], E = 4",
              torch.tensor([[[0, 1], [1, 3]], [[0, 2], [0, 1]]]), 4)  # fmt: skip
+    check.on("2 ranks, experts [[[0], [1]], [[1], [0]]], E = 4: none is on the last rank",
+             torch.tensor([[[0], [1]], [[1], [0]]]), 4)  # fmt: skip
     for R, E, K in ((3, 6, 2), (4, 16, 4), (2, 2, 1), (1, 4, 2), (4, 4, 2)):
         scores = randn(R * E, R, 7, E) - torch.arange(E) / E
         check.on(f"ranks: {R}, of 7 tokens, {E} experts, K = {K}", scores.topk(K).indices, E)
@@ -100,6 +104,8 @@ def check_rank_weights(rank_weights: Callable[[Tensor], Tensor]) -> None:
              R / tokens_R / (1 / tokens_R).sum() if tokens_R.all() else None),
             ("DDP divides by the number of ranks; R² is once too often", share_R * R * R),
             ("the tokens themselves are no weights: the gradient would grow", tokens_R.float()),
+            ("a rank without a token has nothing to add: its weight is 0",
+             (R * share_R).where(tokens_R > 0, 1)),
             ("DDP divides by all ranks, also by those without a token", share_R * busy),
         ]  # fmt: skip
 
@@ -116,13 +122,22 @@ Leaving = Callable[[Tensor, Tensor, int, int, int], Tensor]
 def check_copies_leaving(copies_leaving: Leaving) -> None:
     """Check copies that leave a node: (score_TE, home_T, nodes, top_k, limit) -> copies_T."""
 
-    def chosen(score_TE: Tensor, nodes: int, k: int, limit: int, worth: str = "best") -> Tensor:
+    def chosen(
+        score_TE: Tensor,
+        nodes: int,
+        k: int,
+        limit: int,
+        take: int = 0,
+        lost: float = -torch.inf,
+        extra_TN: Tensor | float = 0.0,
+    ) -> Tensor:
+        """Choose experts, a node judged by its `take` best; others' scores become `lost`."""
         node_TNE = score_TE.view(len(score_TE), nodes, -1)
         size = node_TNE.shape[-1]
-        take = {"best": min(k // limit, size), "one": 1, "all": size}[worth]
-        kept_TM = node_TNE.topk(take).values.sum(-1).topk(limit).indices
+        take = min(take or k // limit, size)
+        kept_TM = (node_TNE.topk(take).values.sum(-1) + extra_TN).topk(limit).indices
         lost_TN = torch.ones(len(score_TE), nodes, dtype=torch.bool).scatter(1, kept_TM, False)
-        allowed_TE = score_TE.masked_fill(lost_TN.repeat_interleave(size, 1), -torch.inf)
+        allowed_TE = score_TE.masked_fill(lost_TN.repeat_interleave(size, 1), lost)
         return allowed_TE.topk(k).indices
 
     def others(node_TK: Tensor, home_T: Tensor, nodes: int) -> Tensor:
@@ -141,9 +156,11 @@ def check_copies_leaving(copies_leaving: Leaving) -> None:
         spread_TK = chosen(score_TE, nodes, k, limit) % nodes
         every_T = away_TK.any(1)
 
-        def by(worth: str) -> Tensor:
-            return others(chosen(score_TE, nodes, k, limit, worth) // size, home_T, nodes)
+        def by(take: int, lost: float = -torch.inf, of: Tensor = score_TE) -> Tensor:
+            return others(chosen(of, nodes, k, limit, take, lost) // size, home_T, nodes)
 
+        best = "a node is judged by its best k // limit experts"
+        home_TN = 1e3 * torch.nn.functional.one_hot(home_T, nodes)
         node_TNE = score_TE.view(len(score_TE), nodes, -1)
         kept_TM = node_TNE.topk(min(k // limit, size)).values.sum(-1).topk(limit).indices
         return [
@@ -153,8 +170,20 @@ def check_copies_leaving(copies_leaving: Leaving) -> None:
             ("what stays in the token's own node does not leave it",
              others(node_TK, torch.full_like(home_T, nodes), nodes + 1)),
             ("a node that is allowed but not chosen gets no copy", others(kept_TM, home_T, nodes)),
-            ("a node is judged by its best k / limit experts together, not by one", by("one")),
-            ("a node is judged by its best k / limit experts, not by all that it has", by("all")),
+            (f"{best} together, not by one", by(1)),
+            (f"{best}, not by all that it has", by(size)),
+            *((f"{best}, not by {n}", by(m)) for n, m in (
+                ("two, whatever k and limit are", 2), ("k", k), ("limit of them", limit),
+                ("k / limit rounded up", -(-k // limit)))),
+            ("a score may be below zero: 0 keeps no expert out, minus infinity does", by(0, 0.0)),
+            ("the scores are added as they are: an absolute value makes the worst the best",
+             by(0, of=score_TE.abs())),
+            ("the scores are added as they are: a softmax before makes other sums",
+             by(0, of=score_TE.softmax(1))),
+            ("a token's own node is judged like the others, not kept whatever it is worth",
+             others(chosen(score_TE, nodes, k, limit, extra_TN=home_TN) // size, home_T, nodes)),
+            ("subtract one only where the own node is among them",
+             others(node_TK, torch.full_like(home_T, nodes), nodes + 1) - 1),
             ("experts are neighbours; here they are dealt out like cards",
              others(spread_TK, home_T, nodes)),
             ("a token may need two copies and more: how many nodes, not whether one", every_T),
@@ -169,9 +198,10 @@ def check_copies_leaving(copies_leaving: Leaving) -> None:
              torch.tensor([[8.0, 3, 9, 1, 7, 6]]), torch.tensor([0]), 3, 2, 1)  # fmt: skip
     check.on("scores [[9, 8, 7, 1, 2, 3]], home node 2, 3 nodes, K = 2, limit 2",
              torch.tensor([[9.0, 8, 7, 1, 2, 3]]), torch.tensor([2]), 3, 2, 2)  # fmt: skip
-    sizes = (6, 16, 4, 4, 2), (9, 24, 6, 6, 3), (7, 32, 8, 8, 4), (8, 12, 3, 2, 1)
+    sizes = ((6, 16, 4, 4, 2), (9, 24, 6, 6, 3), (20, 32, 8, 8, 4), (8, 12, 3, 2, 1),
+             (20, 32, 4, 6, 2), (20, 24, 4, 5, 2), (20, 32, 4, 4, 3))  # fmt: skip
     for seed, (T, E, nodes, k, limit) in enumerate(sizes):
         home_T = randn(seed + 7, T, nodes).argmax(1)
         check.on(f"{T} tokens, {E} experts on {nodes} nodes, K = {k}, limit {limit}",
-                 randn(seed, T, E).sigmoid(), home_T, nodes, k, limit)  # fmt: skip
+                 randn(seed, T, E), home_T, nodes, k, limit)  # fmt: skip
     check.passed("the best few nodes, the best experts there, and a copy for each other node.")

@@ -74,7 +74,15 @@ def check_decode_bytes(decode_bytes: Callable[[MixtralConfig, int], float]) -> N
              "embedding only a row per token is read", 2.0 * (common + experts + table)),
             ("the weights are read once for the whole batch, not once for each text", batch * one),
             ("of the embedding a row per token is read", value + 2.0 * table if table else None),
-            ("the output matrix is read whole", value - row),
+            ("the output matrix is read whole, a tied one too", value - row),
+            ("the output matrix is read whole, a tied one too",
+             value - (0 if table else row)),
+            ("count.experts has every expert of every layer: multiply it by a share, not by how "
+             "many are in use", 2 * (common + _in_use(E, K, batch) * experts)),
+            ("what every token uses is read once for the batch, not once for each text",
+             value + (batch - 1) * 2.0 * common),
+            ("these are the bytes of a step for each text; asked are those of the step",
+             value / batch),
             ("two bytes for each bf16 number", value / 2),
             ("that is float32; bf16 has two bytes", value * 2),
             ("texts agree on experts by chance", 2.0 * (common + min(1, K * batch / E) * experts)),
@@ -110,11 +118,24 @@ def check_replicas(replicas: Callable[[list[int], int], list[int]]) -> None:
         round_robin = [1 + sum(ranked[n % E] == e for n in range(spare)) for e in range(E)]
         kept = [round((E + spare) * load / total) for load in load_E] if total else None
         even = [1 + spare // E + (e < spare % E) for e in range(E)]
-        least = [1] * E
-        for _ in range(spare):
-            share_E = [load / n for load, n in zip(load_E, least, strict=True)]
-            least[share_E.index(min(share_E))] += 1
+
+        def greedy(share: Callable[[int, int], float], last: bool = False) -> list[int]:
+            """Hand the places out one by one, by what a copy has to do: (load, copies)."""
+            given_E = [1] * E
+            for _ in range(spare):
+                share_E = [share(*pair) for pair in zip(load_E, given_E, strict=True)]
+                first = share_E.index(max(share_E))
+                given_E[E - 1 - share_E[::-1].index(max(share_E)) if last else first] += 1
+            return given_E
+
         return [
+            ("what counts is what a copy has to do now, not after one more",
+             greedy(lambda load, n: load / (n + 1))),
+            ("a third copy leaves a third of the load for each, not half of a half",
+             greedy(lambda load, n: load / 2 ** (n - 1))),
+            ("a copy may have 2.5 pairs to do: divide without rounding",
+             greedy(lambda load, n: load // n)),
+            ("of equals the first gets the place", greedy(lambda load, n: load / n, last=True)),
             ("each further copy is for the expert with the most load per copy, and one that has "
              "been doubled has half of it left", top),
             ("one after the other in the order of their loads: an expert with ten times the load "
@@ -124,7 +145,7 @@ def check_replicas(replicas: Callable[[list[int], int], list[int]]) -> None:
             ("these are the spare copies alone; each expert is held once before",
              [n - 1 for n in copies_E]),
             ("the loads were not looked at", even),
-            ("the one with the least to do gets help here", least),
+            ("the one with the least to do gets help here", greedy(lambda load, n: -load / n)),
             ("this is what each copy has to do; asked is how many copies there are",
              [load / n for load, n in zip(load_E, copies_E, strict=True)])]  # fmt: skip
 
@@ -133,6 +154,8 @@ def check_replicas(replicas: Callable[[list[int], int], list[int]]) -> None:
     # 9 -> 4.5 each, still the most -> 3 each
     check.on("loads [9, 4, 1, 2], room for 2 more", [9, 4, 1, 2], 2)
     check.on("loads [9, 8, 1, 2], room for 2 more", [9, 8, 1, 2], 2)
+    check.on("loads [4, 8, 4, 8], room for 3 more", [4, 8, 4, 8], 3)
+    check.on("loads [8, 9, 4], room for 3 more", [8, 9, 4], 3)
     check.on("loads [3, 0, 12, 5], no room", [3, 0, 12, 5], 0)
     check.on("loads [100, 60, 30, 5, 5, 0], room for 6 more", [100, 60, 30, 5, 5, 0], 6)
     check.on("loads [1, 2, 40, 3, 7, 1, 1, 9], room for 5 more", [1, 2, 40, 3, 7, 1, 1, 9], 5)
@@ -167,6 +190,16 @@ def check_reads_per_token(reads: Callable[[int, int, int, float], float]) -> Non
             ("that is tokens for an expert, asked is experts for a token", tokens / read),
             ("a check keeps one token more: the powers of p go up to g",
              read / kept(g - 1, right) if g else None),
+            ("wrong guesses are run too: experts are read for g + 1 tokens, not for those kept",
+             _in_use(E, K, tokens) / tokens),
+            ("a token's K experts differ: it leaves one out with probability 1 - K/E",
+             E * (1 - (1 - 1 / E) ** (K * (g + 1))) / tokens),
+            ("p is the chance that a guess is right, not wrong", read / kept(g, 1 - right)),
+            ("only g tokens are guessed: the powers of p end at g", read * (1 - right)),
+            ("only g tokens are guessed: the powers of p end at g", read / kept(g + 1, right)),
+            ("that is how many tokens a check gives; which experts does it read?", tokens),
+            ("divide the two expectations: this is the mean of the quotients",
+             read * (sum(right**i * (1 - right) / (i + 1) for i in range(g)) + right**g / (g + 1))),
             ("that is how many times what a token reads alone; asked is how many experts",
              read / tokens / K),
         ]  # fmt: skip

@@ -213,6 +213,7 @@ def _moe_mistakes(
         ("the silu is missing; SwiGLU is w2 (silu(w1 x) * w3 x)", with_act(lambda up: up)),
         ("that is a sigmoid, not silu", with_act(torch.sigmoid)),
         ("that is a ReLU; SwiGLU has silu", with_act(F.relu)),
+        ("that is a GELU, not silu", with_act(F.gelu)),
         ("x is added; the residual connection belongs to the block around", x_TD + right_TD),
         ("the gate weighs the input; an expert is not linear: weigh its output", scaled_TD),
         ("a choice's position is taken for its expert's number; that stands in expert_TK",
@@ -392,16 +393,18 @@ def check_experts_worth(experts_worth: Callable[[Tensor], Tensor]) -> None:
         share_TK = gate_TK / sum_T[:, None]
         entropy_T = -torch.special.xlogy(share_TK, share_TK).sum(1)
         return [
-            ("gates need not add up to 1: square their sum above the line", 1 / square_T),
-            ("so many experts are chosen; one with a gate of 0.01 hardly counts",
-             (gate_TK > 0).sum(1).float()),
+            *(("gates need not add up to 1: square their sum above the line", above / square_T)
+              for above in (torch.ones_like(sum_T), sum_T)),
+            *(("so many experts are chosen; one with a gate of 0.01 hardly counts", n_T.float())
+              for n_T in ((gate_TK > 0).sum(1), torch.full_like(sum_T, gate_TK.shape[1]))),
             ("this is the sum of squares; its inverse, times the sum squared", square_T),
             ("upside down", square_T / sum_T.square()),
             ("the entropy makes a number of experts too, but another one", entropy_T.exp()),
             ("that is how much larger the sum is than the largest gate", sum_T / gate_TK.amax(1)),
-            ("the root is not taken: 2 for two equal gates", sum_T / square_T.sqrt()),
+            ("that is the root: two equal gates are 2, not 1.41", sum_T / square_T.sqrt()),
             ("a number for each token: this is their mean", right(gate_TK).mean()),
-            ("square the sum, not the mean", right(gate_TK) / gate_TK.shape[1] ** 2)]  # fmt: skip
+            *(("sums, not means", right(gate_TK) / gate_TK.shape[1] ** n) for n in (1, 2))
+        ]  # fmt: skip
 
     check = Check("experts_worth", experts_worth, right, mistakes,
                   "not the square of the gates' sum over the sum of their squares")  # fmt: skip

@@ -164,7 +164,7 @@ def _unchanged(value: Any, kept: Any) -> bool:
             return False  # detach_() would also cut off the gradient it is compared with
         return here.shape == there.shape and bool(((here == there) | (here != here)).all())
     if inside is None:
-        return value is kept or isinstance(value, int | float | str)
+        return value is kept or (isinstance(value, int | float | str) and value == kept)
     return len(inside) == len(kept) and all(map(_unchanged, inside, kept))
 
 
@@ -363,7 +363,8 @@ class Check:
         """Add a case: call the answer on it, and keep what it gives."""
         value = self._call(given, args)
         raw = self.right(*args) if right is None and self.right else right
-        right, self.listed = _wanted(raw), isinstance(raw, list)
+        right = _wanted(raw)
+        self.listed = all(isinstance(part, list) for part in (raw if type(raw) is tuple else [raw]))
         mistakes = self.mistakes(*args) if self.mistakes else ()
         mistakes = [(text, None if v is None else fit(v, right)) for text, v in mistakes]
         self.cases.append(
@@ -519,6 +520,7 @@ class Check:
         if not isinstance(yours, tuple) or len(yours) != len(right):
             many = {2: "two", 3: "three", 4: "four"}.get(len(right), "several")
             kind = "tensors" if any(isinstance(r, Tensor) and r.dim() for r in right) else "numbers"
+            kind = "lists" if self.listed else kind
             return f"return {many} {kind}: {', '.join(names)}; not {_describe(yours)}"
         if order := self._order():
             return order
@@ -625,6 +627,8 @@ def _describe(value: Any, listed: bool = False) -> str:
         if listed and value.dim() == 1:
             return f"a list of {len(value)}"
         return f"a tensor of shape {tuple(value.shape)}" if value.dim() else "one number"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "one number"
     return f"{len(value)} things" if isinstance(value, tuple) else show(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -122,8 +123,9 @@ def check_unfair(unfair: Callable[[Arm, Arm], str]) -> None:
              rule(*both, data=lambda arm: arm.steps)),
             ("compares the batches; with half the steps twice the batch is as much data",
              rule(*both, data=lambda arm: arm.batch)),
-            ("if several are broken, name the first in the order of the table",
-             rule(*both, order=list(VERDICTS)[2::-1])),
+            *(("if several are broken, name the first in the order of the table",
+               rule(*both, order=list(order)))
+              for order in list(itertools.permutations(list(VERDICTS)[:3]))[1:]),
             ("does not look at the optimiser", rule(*both, optimiser=lambda arm: 0)),
             ("does not look at the data", rule(*both, data=lambda arm: 0)),
             ("does not look at the arithmetic of a token", rule(*both, active=lambda arm: 0)),
@@ -171,7 +173,8 @@ def check_experts_needed(needed: Callable[[float, int, int, float], int]) -> Non
              max(1, math.ceil(bits / density / (per_expert + others)))),
             ("the others add to what is to be stored; they take a part of it",
              max(1, math.ceil((bits / density + others) / per_expert))),
-            ("there is at least one expert", value if room > 0 else math.ceil(room / per_expert)),
+            *(("there is at least one expert", value if room > 0 else few)
+              for few in (math.ceil(room / per_expert), 0)),
         ]  # fmt: skip
 
     check = Check("experts_needed", needed, right, mistakes, "not ceil((bits / b − others) / each)")

@@ -51,6 +51,10 @@ def check_rows_enough(rows_enough: Callable[[float, float, float], float]) -> No
             ("more bytes need more rows, not fewer", balance / each / 2),
             ("this is upside down: peak over bandwidth", bandwidth / peak * each / 2),
             ("two operations for a row: divide by two", 2 * balance * each),
+            *(
+                ("keep the decimals: a border need not be whole", float(whole(balance * each / 2)))
+                for whole in (ceil, int, round)
+            ),
         ]
 
     check = Check("rows_enough", rows_enough, lambda p, b, each: p / b * each / 2, mistakes,
@@ -77,6 +81,7 @@ def check_useful_rows(useful_rows: Callable[[list[int], int], float]) -> None:
              N / (height * sum(max(1, ceil(n / height)) for n in load_E))),
             ("every expert padded to the largest load: that is padded, not tiles",
              N / (E * max(load_E))),
+            ("a tile has `height` rows, not one", height * value),
             ("a last tile that is not full is computed too",
              N / (height * whole) if (whole := sum(n // height for n in load_E)) else None),
             ("a mean of the experts' shares; a busy expert counts more", sum(shares) / len(shares)),
@@ -119,12 +124,21 @@ def check_three_reasons(
             ("the first is what fetching costs *beyond* the dense network", (roofline, b, c)),
             ("the last two are exchanged: carrying is what the products do not explain", (a, c, b)),
             ("the sign is turned round", (-a, -b, -c)),
+            *(("a part may be below zero (products timed alone may take longer than together): the "
+               "three add up to what is lost", parts)
+              for parts in ((a, b, max(0, c)), (abs(a), abs(b), abs(c)))),
         ]  # fmt: skip
 
     check = Check("three_reasons", three_reasons, right, mistakes,
                   "not what each step adds to the one before",
                   parts=("bytes", "small products", "carrying"))  # fmt: skip
-    for case in ((2.0, 5, 9, 10), (40.0, 44, 45, 60), (1.0, 8, 8.5, 9.25), (10.0, 10, 31, 33)):
+    for case in (
+        (2.0, 5, 9, 10),
+        (40.0, 44, 45, 60),
+        (1.0, 8, 8.5, 9.25),
+        (10.0, 10, 31, 33),
+        (3.0, 6, 11, 10),
+    ):
         given = "dense {:g} ms, roofline {:g}, by the table {:g}, measured {:g}".format(*case)
         check.on(given, *case)
     check.passed("bytes, small products, carrying: three parts that add up to what is lost.")

@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = args.folder.resolve().name
         limits = {"limit_s": args.limit, "memory_gb": args.memory, "seed": args.seed}
         lab = assemble(name, args.exercises, **limits)
+        print(f"{name}: it grades its own solution and every wrong answer ...", flush=True)
         if args.diagnose:
             from . import diagnose
 
@@ -134,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.command in ("quiz", "slides", "key"):
         out = args.out or Path(f"{args.command}-{args.chapter}.html")
+        print(f"chapter {args.chapter}: its wrong answers are put to its checks ...", flush=True)
         write(target(out), lecture(args.command, args.chapter, out.suffix == ".gift"))
         print(f"{out}: open it in any browser" if out.suffix != ".gift" else f"{out}: import it")
         return 0
@@ -142,9 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def lecture(kind: str, chapter: str, gift: bool) -> str:
     """Return a chapter's quiz, its deck or its key."""
-    from . import key, plan, quiz, slides
+    from . import plan
 
-    plan.read(chapter)  # a chapter that is not there is told in plan's words
+    plan.read(chapter)  # a chapter that is not there is told in plan's words, before torch comes
+    from . import key, quiz, slides
+
     if kind == "slides":
         return slides.deck(chapter)
     if kind == "key":

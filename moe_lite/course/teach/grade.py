@@ -30,8 +30,8 @@ from .screen import Given, looks, parse, refusals
 
 START_S = 600.0  # for Python and PyTorch to start, however busy the machine is
 TOTAL_S = 600.0  # for all that is slow or crashes in one notebook
-MAX_BYTES = 200_000_000
-MAX_CELL = 200_000
+MAX_BYTES = 50_000_000  # 30 MB of prints were seen
+MAX_CELL, MAX_CELLS = 200_000, 2_000
 WALL = 5 if os.name == "posix" else 1  # seconds on the clock, for each of computing
 
 
@@ -65,22 +65,36 @@ class Graded:
 def submissions(folder: Path) -> list[tuple[str, Path, list[str]]]:
     """List (student, notebook, what to look at): NAME.ipynb, or a folder NAME with one in it.
 
+    A link is not followed: it may lead to the key. What is no notebook, a zip for instance, is
+    listed too where it is all there is, so that nobody is lost without a word.
+
     Raises: ValueError if there is nothing to grade.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: what students handed in belongs there")
     found: dict[str, tuple[Path, list[str]]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+    others = []
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+            inside = sorted(
+                p for p in path.rglob("*")
+                if p.suffix.lower() == ".ipynb" and ".ipynb_checkpoints" not in p.parts
+            )  # fmt: skip
             last = inside[-1] if inside else path / "(no notebook)"
             many = [f"{len(inside)} notebooks were handed in; graded is {last.name}"]
             found[path.name] = last, many if len(inside) > 1 else []
-        elif path.suffix == ".ipynb":
+        elif path.suffix.lower() == ".ipynb":
             more = ["handed in as a folder and as a file; graded is the file"]
             found[path.stem] = path, more if path.stem in found else []
+        else:
+            others.append(path)
+    for path in others:
+        found.setdefault(path.stem, (path, [f"{path.name} was handed in"]))
+    for student, (path, notes) in found.items():
+        there = os.path.realpath(folder) / path.relative_to(folder)
+        if os.path.realpath(path) != str(there):
+            told = [*notes, f"{path.name} is a link; not followed"]
+            found[student] = path.with_name("(a link)"), told
     if not found:
         raise ValueError(f"there is no notebook in {folder}: NAME.ipynb, or NAME/anything.ipynb")
     return [(student, *rest) for student, rest in found.items()]
@@ -92,12 +106,15 @@ def read(path: Path) -> list[tuple[str, str]]:
     Raises: ValueError if it cannot be read as a notebook.
     """
     try:
-        if not path.is_file():
+        if not path.is_file() or path.suffix.lower() != ".ipynb":
             raise ValueError("no notebook was handed in")
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it is over {MAX_BYTES // 10**6} MB")
         found = []
-        for cell in json.loads(path.read_text(encoding="utf-8-sig"))["cells"]:
+        cells = json.loads(path.read_bytes())["cells"]  # UTF-8, or 16 as some editors save
+        if len(cells) > MAX_CELLS:
+            raise ValueError(f"it has over {MAX_CELLS:,} cells")
+        for cell in cells:
             if cell.get("cell_type") != "code":
                 continue
             text = cell.get("source", "")
@@ -152,7 +169,10 @@ def place(
     notes, at, seen = [], "", set()
     for key, source in cells:
         known = ours.get(key) or ours.get(texts.get(" ".join(source.split()), ""))
-        if known is None and (made := defines(source) & makers.keys()):
+        made = defines(source) & makers.keys()
+        if known and known.kind == "answer" and made and made.isdisjoint(known.names):
+            known = None  # it has another answer's key
+        if known is None and made:
             for name in sorted(made):
                 tries.setdefault(makers[name], []).append((source, False))
             at = makers[sorted(made)[0]]
@@ -427,6 +447,8 @@ def weigh(
         if status in ("time", "crash", "broken"):
             graded.looks.append(f"{cell.exercise} {cell.check}: {said or SAID[status]}")
     for key, report in reports.items():
+        if report.get("changed"):
+            graded.looks.append(f"{key} changed {report['changed']}")
         if report["status"] in ("time", "crash") and key.startswith(("own-", "given-")):
             graded.looks.append(f"the cell {key}: {SAID[report['status']]}")
         if report["status"] == "raised" and key.startswith("own-"):

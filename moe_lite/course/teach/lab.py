@@ -17,6 +17,7 @@ from typing import Any
 from ...files import commit, write
 from .. import build
 
+MARKED = re.compile(r"^# %%", re.M)
 SECTION = re.compile(r"^(?=## )", re.M)
 NUMBERED = re.compile(r"## (\d+)\. (.+)")
 HARD = re.compile(r"\*Difficulty (●+)○* · importance [●○]+ · (\d+) minutes\*")
@@ -124,18 +125,34 @@ def chosen(asked: Sequence[str]) -> dict[str, dict[int, float | None]]:
     return found
 
 
+def read_cells(text: str) -> list[tuple[str, str]]:
+    """Return the cells of a py:percent source: ("code" or "markdown", source with its marks).
+
+    >>> read_cells("# %% [markdown]\\n# # Title\\n#\\n# A text.\\n\\n# %%\\nx = 1\\n")
+    [('markdown', '# Title\\n\\nA text.'), ('code', 'x = 1')]
+
+    jupytext reads more, and takes seconds to be imported.
+    """
+    found = []
+    for part in MARKED.split(text)[1:]:
+        head, _, source = part.partition("\n")
+        kind = "markdown" if head.strip() == "[markdown]" else "code"
+        if kind == "markdown":
+            source = re.sub(r"^# ?", "", source, flags=re.M)
+        found.append((kind, source.strip("\n")))
+    return found
+
+
 def sections(path: Path) -> list[tuple[str, list[tuple[str, str]]]]:
     """Cut a source at its headings: (heading, cells), each cell a (kind, source with its marks)."""
-    import jupytext
-
     text = path.read_text(encoding="utf-8")
     build.count_regions(text, f"{path.parent.name}/{path.name}")
     found: list[tuple[str, list[tuple[str, str]]]] = [("", [])]
-    for cell in jupytext.reads(text, fmt="py:percent").cells:
-        if cell.cell_type == "code":
-            found[-1][1].append(("code", cell.source))
+    for kind, source in read_cells(text):
+        if kind == "code":
+            found[-1][1].append(("code", source))
             continue
-        for part in filter(None, map(str.strip, SECTION.split(cell.source))):
+        for part in filter(None, map(str.strip, SECTION.split(source))):
             if part.startswith("## "):
                 found.append((part.splitlines()[0], []))
             found[-1][1].append(("text", part))

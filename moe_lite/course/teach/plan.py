@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..build import ROOT
-from .lab import SECTION
+from .lab import SECTION, read_cells
 
 WORDS = 130  # that are spoken in a minute
 TRY, VOTE, CODE = 4, 3, 1  # minutes for a widget or "your turn", for a question, for a cell
@@ -93,42 +95,47 @@ def chapters(root: Path = ROOT) -> list[str]:
     return sorted({path.name[:2] for path in (root / "notebooks").glob("[0-9][0-9]_*.py")})
 
 
+def cells(path: Path) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """Return the (kind, source, outputs) of a built notebook's cells, or of a source's.
+
+    Raises: ValueError if the notebook is none.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return [(kind, source, []) for kind, source in read_cells(text)]
+    try:
+        return [
+            (cell["cell_type"], "".join(cell["source"]), cell.get("outputs", []))
+            for cell in json.loads(text)["cells"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is no notebook: `python -m moe_lite build` makes it") from None
+
+
 def read(number: str, root: Path = ROOT) -> Chapter:
     """Read a chapter: the built notebook, for its pictures, or its source where none is built.
 
     Raises: ValueError if there is no such chapter.
     """
-    import jupytext
-    import nbformat
-
     found = sorted((root / "notebooks").glob(f"{number}_*.py"))
     if not re.fullmatch(r"\d\d", number) or not found:
         there = ", ".join(chapters(root)) or "none, for this is no clone of the course"
         raise ValueError(f"there is no chapter {number}; there are: {there}")
     built = found[0].with_suffix(".ipynb")
-    if built.is_file():
-        try:
-            cells = nbformat.reads(built.read_text(encoding="utf-8"), as_version=4).cells
-        except Exception:  # whatever a broken file can raise
-            raise ValueError(
-                f"{built} is no notebook: `python -m moe_lite build` makes it"
-            ) from None
-    else:
-        cells = jupytext.reads(found[0].read_text(encoding="utf-8"), fmt="py:percent").cells
     intro, sections = Section(""), []
     at = intro
     waiting: list[str] = []
-    for cell in cells:
-        if cell.cell_type == "code":
-            at.codes.append(cell.source)
-            for output in cell.get("outputs", ()):
+    for kind, source, outputs in cells(built if built.is_file() else found[0]):
+        if kind == "code":
+            at.codes.append(source)
+            for output in outputs:
                 at.prints += ["".join(output["text"])] if output.get("name") == "stdout" else []
                 picture = output.get("data", {}).get("image/png")
-                waiting += [picture] if picture else []
+                waiting += ["".join(picture)] if picture else []
             continue
-        parts = [part for part in SECTION.split(cell.source) if part.strip()]
+        parts = [part for part in SECTION.split(source) if part.strip()]
         said = re.split(r"(?<=[.?!])\s", " ".join(plain(parts[0]).split()))[0] if parts else ""
-        at.pictures += [("".join(picture), said) for picture in waiting]
+        at.pictures += [(picture, said) for picture in waiting]
         waiting = []
         for part in parts:
             if part.startswith("## "):
@@ -136,7 +143,7 @@ def read(number: str, root: Path = ROOT) -> Chapter:
                 at = Section(re.sub(r"^## (?:\d+\. )?", "", head).strip())
                 sections.append(at)
             at.texts.append(part.strip())
-    at.pictures += [("".join(picture), at.title) for picture in waiting]
+    at.pictures += [(picture, at.title) for picture in waiting]
     text = "\n".join(intro.texts)
     bullets = re.findall(r"^- (.+(?:\n  .+)*)", text, re.M)
     goals = [" ".join(goal.split()).rstrip(";.") for goal in bullets]

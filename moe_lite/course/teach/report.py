@@ -130,11 +130,16 @@ def to_look_at(lab: Lab, graded: Sequence[Graded]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sound(text: str) -> str:
+    """Return a text that UTF-8 can hold, whatever a student raised or called a file."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def publish(lab: Lab, graded: Sequence[Graded], folder: Path) -> None:
     """Write grades.csv, look.md and feedback/, all of it or nothing; older pages go."""
     with commit(folder, replaces=lambda name: name == "feedback") as part:
-        write(part / "grades.csv", table(lab, graded))
-        write(part / "look.md", to_look_at(lab, graded))
+        write(part / "grades.csv", sound(table(lab, graded)))
+        write(part / "look.md", sound(to_look_at(lab, graded)))
         (part / "feedback").mkdir()
         for one in graded:
-            write(part / "feedback" / f"{one.student}.html", feedback(lab, one))
+            write(part / "feedback" / f"{one.student}.html", sound(feedback(lab, one)))

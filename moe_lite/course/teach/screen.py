@@ -20,7 +20,7 @@ CALLS = {
 ATTRIBUTES = {
     "_getframe", "_current_frames", "settrace", "setprofile", "f_back", "f_globals", "f_locals",
     "tb_frame", "gi_frame", "cr_frame", "__globals__", "__builtins__", "__subclasses__",
-    "__loader__", "__spec__", "__import__", "import_module", "meta_path",
+    "__loader__", "__spec__", "__import__", "import_module", "meta_path", "__dict__", "__code__",
     "kill", "killpg", "getppid", "fork", *REACHING,
 }  # fmt: skip
 UNUSUAL = {

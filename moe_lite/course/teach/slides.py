@@ -67,7 +67,8 @@ def formula(tex: str, displayed: bool) -> str:
             mathtext.math_to_image(f"${tex}$", out, dpi=100, format="svg")
     except ValueError:
         return f"<code>{alt}</code>"
-    data = base64.b64encode(out.getvalue()).decode()
+    drawn = re.sub(rb"<metadata>.*?</metadata>", b"", out.getvalue(), flags=re.S)  # the date
+    data = base64.b64encode(drawn).decode()
     kind = "shown" if displayed else "inline"
     return f'<img class="{kind}" alt="{alt}" src="data:image/svg+xml;base64,{data}">'
 

@@ -38,6 +38,31 @@ def sealed_checks() -> Any:
     return sealed
 
 
+def callables() -> list[tuple[Any, dict[str, Any]]]:
+    """Return what can be called of whatever a check counts with, for :func:`restore`."""
+    import operator
+    import random
+
+    import torch
+
+    owners = [torch, torch.Tensor, torch.nn.functional, torch.testing, math, operator, random]
+    return [
+        (owner, {name: value for name, value in vars(owner).items() if callable(value)})
+        for owner in (*owners, builtins)
+    ]
+
+
+def restore(before: list[tuple[Any, dict[str, Any]]]) -> str:
+    """Undo what an answer did to PyTorch or to Python; name what it changed."""
+    found = []
+    for owner, names in before:
+        for name, value in names.items():
+            if vars(owner).get(name) is not value:
+                setattr(owner, name, value)
+                found.append(f"{owner.__name__}.{name}")
+    return ", ".join(found[:4])
+
+
 def bound(memory_gb: float) -> None:
     """Limit memory and file sizes, where the system can."""
     try:
@@ -153,6 +178,7 @@ def main() -> None:
 
     sealed = sealed_checks()
     bound(job["memory_gb"])
+    before = callables()
     student = types.ModuleType("__main__")
     sys.modules["__main__"] = student
     names = vars(student)
@@ -162,7 +188,12 @@ def main() -> None:
     for index in job["todo"]:
         say("begin", index)
         allow(job["limit_s"])
-        say("end", index, do(job["steps"][index], names, sealed))
+        report = do(job["steps"][index], names, sealed)
+        if changed := restore(before):
+            report["changed"] = changed
+            if report["status"] == "right":  # it was judged by what it had changed
+                report |= {"status": "refused", "said": f"it changes {changed}"}
+        say("end", index, report)
     say("done")
     os._exit(0)  # threads and exit handlers of the answers are not waited for
 
