@@ -418,7 +418,7 @@ def compare(chosen):
 
 # %% [markdown]
 # **Your turn.** *Ahead* of which twin? Choose what shall be equal: the steps, the time (if a step
-# of each takes 1.18 of the twin's, as measured of "as shipped" on a CPU; four seeds), or the
+# of each takes 1.18 of the twin's, as was measured of "as shipped" on a CPU; four seeds), or the
 # memory.
 
 # %%
