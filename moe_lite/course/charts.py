@@ -264,7 +264,8 @@ def guides(ax: Any, key: str) -> Iterator[dict[str, Any]]:
             yield {"type": "line", "x0": x[0], "x1": x[1], "y0": y[0], "y1": y[1],
                    "xref": f"x{key}" + " domain" * level, "yref": f"y{key}" + " domain" * upright,
                    "line": {"color": ink(line.get_color()), "width": line.get_linewidth(),
-                            "dash": dash(line)}, "legend": f"legend{key}", **named(line)}  # fmt: skip
+                            "dash": dash(line)},
+                   "legend": f"legend{key}", **named(line)}  # fmt: skip
 
 
 def words(ax: Any, key: str) -> Iterator[dict[str, Any]]:
