@@ -178,8 +178,8 @@ print("largest difference in 1,000 tokens:", trial.softmax_order())
 # The order matters only where the gates are *not* divided by their sum (Switch, OLMoE), and for a
 # balancing loss, which needs the probabilities of all experts.
 #
-# Five claims were tried on the model in the box: six layers, eight experts, two for a token, five
-# sets of held-out text (`python -m moe_lite.course.trial --run`). Here is one of them live, on text
+# Five claims were tried on `mixtral-mini`: six layers, eight experts, two for a token, five sets of
+# held-out text (`python -m moe_lite.course.trial --run`). Here is one of them live, on text
 # that none of the five had. The two busiest experts of each layer are chosen in one text. How many
 # of the choices in *another* text do they serve? By chance a quarter.
 
@@ -242,8 +242,8 @@ for paper, how in scaling.READ.items():
 cards("course")
 
 # %% [markdown]
-# The model in the box came with a card that said, in bold: "The dense twin is ahead", by 0.016 bits
-# a byte. That was one run of each. Since then the recipe was trained in six more pairs (the rule
+# `mixtral-mini` came with a card that said, in bold: "The dense twin is ahead", by 0.016 bits a
+# byte. That was one run of each. Since then the recipe was trained in six more pairs (the rule
 # said three seeds), each on the same batches. How many bits per byte is the recipe ahead, at the
 # rule's step (3,250) and at the end?
 

@@ -738,14 +738,13 @@ class Verdicts(str):
         left, right = 'style="text-align: left"', 'style="text-align: right; white-space: nowrap"'
         body = ""
         for verdict, paper, ours, claim in self.rows:
-            whole = verdict.replace(" ", "\N{NO-BREAK SPACE}")  # else a chip breaks in two
             chip = (
                 f"border: 1px solid currentColor; border-radius: 1em; padding: 0 .6em; "
                 f"display: inline-block; background: {TINTS.get(verdict[0], 'none')}"
             )
+            said = escape(verdict.replace(" ", "\N{NO-BREAK SPACE}"))
             cells = (
-                f'<td {left}><span style="{chip}">{escape(whole)}</span></td>'
-                f"<td {left}>{escape(claim)}</td>"
+                f'<td {left}><span style="{chip}">{said}</span></td><td {left}>{escape(claim)}</td>'
             )
             numbers = "".join(f"<td {right}>{escape(text)}</td>" for text in (paper, ours))
             body += f"<tr>{cells}{numbers}</tr>\n"
