@@ -293,7 +293,7 @@ ax.set(yticks=range(len(names)), yticklabels=names, xlabel="held-out loss − to
 ax.invert_yaxis()
 
 # %%
-print(ledger.verdicts("recent2026"))
+ledger.verdicts("recent2026")
 
 # %% [markdown]
 # Twelve rows, five seeds: three on the papers' side, three against (one of them because a table is

@@ -48,7 +48,7 @@ class Chart:
             pyplot.close(still)  # or the notebook would show it a second time
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        data = {KIND: self.live.to_plotly_json(), "text/plain": self.words}
+        data = {KIND: rounded(self.live.to_plotly_json()), "text/plain": self.words}
         png = base64.b64encode(self.png).decode()
         return {**data, "image/png": png}, {"image/png": {"alt": self.words}}
 
@@ -289,6 +289,8 @@ def picture(figure: Figure) -> bytes:
     for ax in figure.axes:
         ax.tick_params(colors=GREY, which="both")
         ax.spines[:].set_color(GREY)
+        for line in [*ax.get_xgridlines(), *ax.get_ygridlines()]:
+            line.set(color=GREY, alpha=0.3)
         for line in ax.get_lines():
             line.set_color(ink(line.get_color()))
         for group in ax.collections:
@@ -316,6 +318,15 @@ def dash(line: Any) -> str:
     """Return the pattern of a line: "solid", or lengths in pixels."""
     _, pattern = getattr(line, "_unscaled_dash_pattern", (0, None))
     return ",".join(f"{1.4 * p:.3g}px" for p in pattern) if pattern else "solid"
+
+
+def rounded(value: Any) -> Any:
+    """Round every number of a plotly figure that was made elsewhere, its frames too."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return short(value) if isinstance(value, float) else value
 
 
 def short(values: Any) -> Any:
