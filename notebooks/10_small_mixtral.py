@@ -482,7 +482,7 @@ for arm, loss in leads.copying_on_a_cpu().items():
 # in code the bits follow it. A tie can come so. The pair that we trained on a CPU, seed 0, ended
 # 0.004 ahead. Its twin copies code as well as the best of the 44 runs; on new tokens
 # it is behind in every kind of text, as the others are. (This model's own
-# twin is not kept; that of `mixtral-mini-fine`, in chapter 11, is.)
+# twin is not kept.)
 #
 # ### Two experts are 1.4, and an averaged mixture is half a network
 #

@@ -21,7 +21,6 @@ from moe_lite.train import train
 
 FOLDER = hf.PRETRAINED / "mixtral-mini"
 FINE = hf.PRETRAINED / "mixtral-mini-fine"
-TWIN = hf.PRETRAINED / "mixtral-mini-fine-dense"
 PROMPTS = (
     "HAMLET:\nTo be, or not to be", "def main(argv):\n    ", "神は言われた、", "And God said,",
     "12 + 7 = ", "import os\n", "ROMEO:\n", "(3 + 4) * 5 = ", "In the beginning", "for i in range(",
@@ -33,7 +32,7 @@ def ours():
     return moe_lite.load_pretrained("mixtral-mini").eval()
 
 
-@pytest.fixture(scope="module", params=[FOLDER, FINE, TWIN], ids=lambda folder: folder.name)
+@pytest.fixture(scope="module", params=[FOLDER, FINE], ids=lambda folder: folder.name)
 def both(request):
     """A folder, its model as we load it, and as transformers does, unchanged."""
     transformers = pytest.importorskip("transformers")
@@ -54,12 +53,11 @@ def test_it_is_what_the_recipe_makes(ours):
     assert hf.load_pretrained.__defaults__[0] == "mixtral-mini"
 
 
-def test_the_pair_beside_it_fits_too_and_is_what_its_axes_make():
-    assert sum(path.stat().st_size for folder in (FINE, TWIN) for path in folder.iterdir()) < 26e6
-    assert hf.load_config(FINE) == axes.FINE and hf.load_config(TWIN) == axes.DENSE
-    for folder in (FINE, TWIN):
-        assert (folder / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
-        assert max(path.stat().st_size for path in folder.iterdir()) < 16 * 2**20
+def test_the_one_beside_it_fits_too_and_is_what_its_axis_makes():
+    assert sum(path.stat().st_size for path in FINE.iterdir()) < 18e6
+    assert max(path.stat().st_size for path in FINE.iterdir()) < 16 * 2**20
+    assert hf.load_config(FINE) == axes.FINE
+    assert (FINE / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
 
 
 @pytest.mark.parametrize("prompt", [*PROMPTS, "Quinoton Neloton: 06130\nCoruva Abovek: "])
