@@ -189,8 +189,8 @@ def check_distinct_copies(distinct_copies: Callable[[Tensor], int]) -> None:
              len(w_EFD.flatten(1).unique(dim=0))),
             *(("one weight that differs by more than 1e-6, up or down, is enough to be another "
                "expert (allclose allows 1e-5 of a weight's size unless rtol=0)",
-               sum(not any(like(x, y, **slack) for y in w_EFD[:e]) for e, x in enumerate(w_EFD)))
-              for slack in ({}, {"rtol": 0, "atol": 1e-4})),
+               sum(not any(like(x, y, rtol, atol) for y in w_EFD[:e]) for e, x in enumerate(w_EFD)))
+              for rtol, atol in ((1e-5, 1e-8), (0, 1e-4))),
             ("the border of 1e-6 is for each weight: a norm adds up all their differences, and "
              "rounding parts two neighbours on either side of a border",
              int(((apart_EE <= 1e-6).tril(-1).sum(1) == 0).sum())),

@@ -8,7 +8,7 @@ from ...config import MixtralConfig
 from .verdict import Check, Mistakes
 
 
-def _in_use(E: int, K: int, T: int) -> float:
+def _in_use(E: int, K: int, T: float) -> float:
     return E * (1 - (1 - K / E) ** T)
 
 
