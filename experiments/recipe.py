@@ -1,4 +1,4 @@
-"""Look for the recipe of the Mixtral in the box: each axis one command, sparse against dense twin.
+"""Look for the recipe of the Mixtrals in the box: each axis one command, sparse against dense twin.
 
     python -m experiments.recipe "gate scale"   # trains it: minutes on a GPU, a night on a laptop
     python -m experiments.recipe                   # prints what the stored ones say

@@ -215,7 +215,6 @@ steps = [{"label": str(at), "method": "animate", "args": [[str(at)], move]} for 
 fig.update_layout(sliders=[{"steps": steps, "active": 2, "currentvalue": {"prefix": "today: "}}])
 fig.update_layout(xaxis_title="theta", yaxis_title="nats", yaxis_range=[-260, -90], height=420)
 charts.Chart(fig, figure)
-fig
 
 # %% [markdown]
 # **Your turn.** Move the slider to where the triangle is, and again. Where does it come to rest? Is

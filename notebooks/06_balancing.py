@@ -552,6 +552,10 @@ ledger.verdicts("qiu2025_long")
 # paper's weight it is 0.012, give or take 0.007. That is the paper's side, and whether it is the
 # paper's size seven more seeds would decide.
 #
+# (DeepSeek-V3 keeps such a loss, with a tiny weight, beside a bias: [appendix
+# 09a](09a_since_2024.ipynb), section 6. Balance by *quantiles*, an idea of 2026, has no weight to
+# choose: chapter [18](18_claims.ipynb), section 9.)
+#
 # ## 8. How much?
 #
 # The weight $\alpha$ sets how loud the market speaks against the language model. Wang et al. 2024

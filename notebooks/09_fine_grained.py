@@ -584,6 +584,10 @@ for first, last in ((2020, 2023), (2024, 2024), (2025, 2026)):
 # a quarter to one in thirty. On *a shared expert*, *softmax or sigmoid*, *a loss or a bias* the
 # field is divided, and nobody has published a controlled comparison at that size.
 #
+# What was changed in the layer itself since then (thresholds, experts that compute nothing, ReLU,
+# tables of ids, narrower experts, a limit of machines, pools) is in the
+# [appendix](09a_since_2024.ipynb): a few lines each, measured with five seeds.
+#
 # ## 13. What goes wrong: a bias that ought to select
 #
 # The following is what a tidied-up gate in a much-used library came to in 2025. No test failed; it

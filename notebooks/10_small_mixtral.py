@@ -46,10 +46,9 @@ from moe_lite.course import charts, cost, data, drawings, film, leads, viz, widg
 from moe_lite.model import Mixtral
 from moe_lite.train import evaluate, train
 
+# %%
 torch.manual_seed(0)
 torch.set_printoptions(precision=3, sci_mode=False)
-
-# %%
 drawings.small_mixtral()
 
 # %% [markdown]
@@ -383,7 +382,7 @@ print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 # (chapter 13). Many people have measured a mixture that is slower than a dense model, taken it for
 # a mistake of theirs, and made none.
 #
-# A hundred steps with one seed are an illustration. Here is the recipe of the model in the box
+# A hundred steps with one seed are an illustration. Here is the recipe of `mixtral-mini`
 # (4,000 steps, six layers), with a sixth kind of text, a phone book: five seeds beside five twins,
 # to the end (`python -m experiments.recipe whole`, `"whole dense"`). *Scale* is a factor on the
 # gates.
@@ -419,7 +418,7 @@ def compare(chosen):
 
 # %% [markdown]
 # **Your turn.** *Ahead* of which twin? Choose what shall be equal: the steps, the time (if a step
-# of each takes 1.18 of the twin's, as measured of "as shipped" on a CPU; four seeds), or the
+# of each takes 1.18 of the twin's, as was measured of "as shipped" on a CPU; four seeds), or the
 # memory.
 
 # %%
@@ -438,10 +437,10 @@ print("as shipped, equal time: ", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*late.inte
 
 # %% [markdown]
 # **At equal active size and equal steps the mixture is ahead, and at the end still: by 0.037 bits
-# per byte [0.022, 0.052].** At equal *time* the twin goes 4,700 steps: the mixture is behind at
-# step 500, at the end undecided. At equal *memory* nobody knows: so wide a twin was not trained to
-# the end. And the model in the box? It ended 0.016 *behind* its twin. Why one run may is worth a
-# look.
+# per byte [0.022, 0.052].** At equal *time* the twin goes 4,700 steps: as shipped, the mixture is
+# behind at step 500; at the end all three are undecided. At equal *memory* nobody knows: so wide a
+# twin was not trained to the end. And `mixtral-mini`? It ended 0.016 *behind* its twin. Why one run
+# may is worth a look.
 #
 # ### Where the lead is
 #

@@ -465,7 +465,8 @@ charts.alive(fig)
 # At 512 ranks the limit more than halves the time. It is a limit on *bytes*: "to effectively
 # leverage the different bandwidths of IB and NVLink, we limit each token to be dispatched to at
 # most 4 nodes, thereby reducing IB traffic" (DeepSeek-V3, section 3.2.2). In decode, where a batch
-# is small, the extra hop is not worth it, and vectors go straight.
+# is small, the extra hop is not worth it, and vectors go straight. (In code: [appendix
+# 09a](09a_since_2024.ipynb), section 6. DeepSeek-V4 has no limit.)
 #
 # **What binds a real deployment?** Prefill of DeepSeek-V3 on 4 nodes, decode on 18. *In turn* is a
 # step in which work and exchanges do not overlap, at the speeds that good kernels were published to

@@ -123,6 +123,7 @@ h200, mixtral = cost.DEVICES["H200 SXM"], presets.PRESETS["Mixtral 8x7B"]
 batches = [2**n for n in range(12)]
 
 
+# %%
 def price(shape, device, context):
     steps = [cost.step(shape, device, "decode", b, context) for b in batches]
     parts = {"decode": [s.seconds for s in steps],
@@ -163,7 +164,7 @@ print("64 texts:", cost.step(mixtral, h200, "decode", 64, 2048).bound)
 # because eight texts need nearly all experts. **A sparse model is at its best for a single text and
 # for very many; in between, each further text brings experts of its own.** From some sixteen texts
 # on (with 256 experts, later: question 3), all experts are read anyway, and each further text is
-# cheap until the caches (the gap between the two upper lines) or the arithmetic take over.
+# cheap until the caches or the arithmetic take over.
 #
 # The same on our own little model, timed: a prompt of 128 tokens read at once, and 128 tokens
 # written one by one.

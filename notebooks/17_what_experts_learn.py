@@ -396,6 +396,27 @@ text = "17 + 25 = 42\n30 + 14 = 44\ndef add(a, b):\n    return a + b"
 RoutingExplorer(text, model=model, layer=5)
 
 # %% [markdown]
+# ### Specialists made on purpose
+#
+# So far nobody asked the experts to be specialists. *EMO* (Wang, Bhagia and Min 2026,
+# [arXiv:2605.06663](https://arxiv.org/abs/2605.06663)) does: while training, all tokens of a
+# document share a pool of experts, those that they believe in most on average. Take the small model
+# of chapter 09, five seeds, and keep a quarter of its experts for one kind of text:
+
+# %%
+recent = ledger.stored("recent2026")
+cost, names = "cost of keeping a quarter at {}", ("pools", "top-2")
+for name in names:
+    print(f"{name:6} nats lost with a quarter of the experts: {recent[cost.format(name)]}")
+print("pools − top-2:", recent[ledger.Pair(*map(cost.format, names))], end="; with all experts: ")
+print(recent[ledger.Pair(*(f"loss at {name}" for name in names))])
+
+# %% [markdown]
+# **With pools a quarter is nearly enough**: it costs 0.014 ± 0.009 nats, and 0.08 ± 0.06 more
+# without them. With all experts the pooled model is a little behind, by 0.03 ± 0.02. After 150
+# steps, that is: a beginning, and the difference carries a † in the ledger. How it is done:
+# [appendix 09a](09a_since_2024.ipynb), section 7.
+#
 # ## 6. What goes wrong: the expert for short texts
 #
 # Somebody measures domains properly: many texts, held out, shuffled in blocks, words held fixed.

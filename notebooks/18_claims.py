@@ -178,8 +178,8 @@ print("largest difference in 1,000 tokens:", trial.softmax_order())
 # The order matters only where the gates are *not* divided by their sum (Switch, OLMoE), and for a
 # balancing loss, which needs the probabilities of all experts.
 #
-# Five claims were tried on the model in the box: six layers, eight experts, two for a token, five
-# sets of held-out text (`python -m moe_lite.course.trial --run`). Here is one of them live, on text
+# Five claims were tried on `mixtral-mini`: six layers, eight experts, two for a token, five sets of
+# held-out text (`python -m moe_lite.course.trial --run`). Here is one of them live, on text
 # that none of the five had. The two busiest experts of each layer are chosen in one text. How many
 # of the choices in *another* text do they serve? By chance a quarter.
 
@@ -242,8 +242,8 @@ for paper, how in scaling.READ.items():
 cards("course")
 
 # %% [markdown]
-# The model in the box came with a card that said, in bold: "The dense twin is ahead", by 0.016 bits
-# a byte. That was one run of each. Since then the recipe was trained in six more pairs (the rule
+# `mixtral-mini` came with a card that said, in bold: "The dense twin is ahead", by 0.016 bits a
+# byte. That was one run of each. Since then the recipe was trained in six more pairs (the rule
 # said three seeds), each on the same batches. How many bits per byte is the recipe ahead, at the
 # rule's step (3,250) and at the end?
 
@@ -341,10 +341,10 @@ print("loss on new text, nats, quantile − sign:", trial.between(kept))
 # is computed on one batch and used on the next, whose scores have moved. What it does to the loss
 # is undecided: −0.029 nats [−0.059, +0.001]. There was nothing to tune.
 #
-# Three more routers of these years are in `moe_lite/course/recent.py`, in a few lines each and in
-# every router's tests: *expert threshold* (each expert takes what is above its own threshold: the
-# leak test of chapter 08 passes, which expert choice fails), *experts that compute nothing*, and a
-# *ReLU* router. What they do to a loss was not measured here.
+# Eight more changes of these years (thresholds that are trained, experts that compute nothing,
+# ReLU, tables of ids, narrower experts, a limit of machines, balance in each text, pools) are in
+# `moe_lite/course/recent.py`, a few lines each, and measured in [appendix
+# 09a](09a_since_2024.ipynb).
 #
 # ## 10. What there is besides
 #

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Exercises 16: How do you adapt a sparse model?
 #
-# Four exercises for the chapter [How do you adapt a sparse
-# model?](../notebooks/16_adapting.ipynb), an hour together: rounding, pruning in two steps, and a
-# test for upcycled experts that never part.
+# Five exercises for the chapter [How do you adapt a sparse
+# model?](../notebooks/16_adapting.ipynb), an hour and a quarter together: rounding, pruning in two
+# steps, a test for upcycled experts that never part, and replay.
 #
 # Each ends with a check. It runs your function, first on numbers you can do by hand, and if the
 # result is off, it says which idea would lead there. Any correct solution passes, however it is
@@ -27,6 +27,7 @@
 # | 2 | What an expert does | ●●○○○ | ●●●●○ | 15 |
 # | 3 | Take rows out of the router | ●●○○○ | ●●●●○ | 15 |
 # | 4 | How many experts are there? | ●●○○○ | ●●●○○ | 10 |
+# | 5 | Replay the experts, not the weights | ●●○○○ | ●●●○○ | 15 |
 
 # %%
 import torch
@@ -295,3 +296,72 @@ for name, top_k, spread in (
         optimizer.step()
         optimizer.zero_grad()
     print(f"{name}: distinct experts at steps 0, 1, 2: {counts}")
+
+# %% [markdown]
+# ## 5. Replay the experts, not the weights
+#
+# *Difficulty ●●○○○ · importance ●●●○○ · 15 minutes*
+#
+# One copy of a model has written a text, and its experts were recorded: `expert_TK`, K for each
+# token. Another copy now reads the text, and its router has logits of its own, `logits_TE`. Return
+# what the recorded experts weigh *now*: a softmax over the logits of a token's K recorded experts,
+# and nobody else, so that the weights sum to 1. Weight k belongs to expert k of the token. The
+# router is to go on learning: its logits get a gradient.
+#
+# $$g_{tk} = \frac{e^{z_{t,i_k}}}{\sum_{j=1}^{K} e^{z_{t,i_j}}}$$
+#
+# By hand: logits (0, ln 3, 5), recorded experts 0 and 1. Expert 2 would be chosen now, but was not
+# then. The weights are 1/4 and 3/4.
+#
+# <details>
+# <summary>Hint 1</summary>
+#
+# `logits_TE.gather(1, expert_TK)` are the logits of the recorded experts, in their order.
+#
+# </details>
+#
+# <details>
+# <summary>Hint 2</summary>
+#
+# A softmax over those alone. Or one over all experts, divided by what the recorded ones sum to:
+# the same.
+#
+# </details>
+
+
+# %%
+def replay_weights(logits_TE: Tensor, expert_TK: Tensor) -> Tensor:
+    """Weigh the recorded experts by the logits of now.
+
+    Returns: gate_TK, each row summing to 1, in the order of expert_TK.
+    """
+    ### BEGIN SOLUTION
+    return logits_TE.gather(1, expert_TK).softmax(dim=1)
+    ### END SOLUTION
+
+
+# %%
+checks.check_replay_weights(replay_weights)
+
+# %% [markdown]
+# The box's first and last layer, written in bfloat16 and read in float32. How far do the weights of
+# then lie from those of now, and how far would a new choice be?
+
+# %%
+model, ids = hf.load_pretrained().eval(), text.windows("prose", 128, 8).ids_BS
+with torch.no_grad():
+    now = model(ids).routings
+    then = model.to(torch.bfloat16)(ids).routings
+for at in (0, 5):
+    expert_TK = then[at].expert_N.view(-1, 2)
+    gate_TK = replay_weights(now[at].logits_TE, expert_TK)
+    chosen_TK = now[at].expert_N.view(-1, 2)
+    other = (expert_TK.sort(1).values != chosen_TK.sort(1).values).any(1)
+    drift = (gate_TK - then[at].gate_N.view(-1, 2)).abs()
+    print(f"layer {at}: weights move by {drift.mean():.4f}, at most {drift.max():.3f}; "
+          f"{int(other.sum())} of {len(other)} tokens would get another expert")  # fmt: skip
+
+# %% [markdown]
+# The weights move by the rounding of the logits, smoothly. A choice does not move, it jumps. That
+# is why it is enough to replay the choice, and why the weights may be left to the router: they are
+# where its gradient comes from.

@@ -13,10 +13,11 @@
 # %% [markdown]
 # # Exercises 17: What do experts learn?
 #
-# Six exercises and a capstone for the chapter [What do experts
-# learn?](../notebooks/17_what_experts_learn.ipynb), about two hours together, no GPU. The first
-# five are the tools of the trade, the sixth is a diagnosis, and with the seventh you put a
-# published claim on trial.
+# Eight exercises and a capstone for the chapter [What do experts
+# learn?](../notebooks/17_what_experts_learn.ipynb), nearly three hours together, no GPU.
+# The first five are the tools of the trade, the sixth is a diagnosis, with the seventh you put a
+# published claim on trial, and the last two belong to the
+# [appendix](../notebooks/17a_more_measures.ipynb).
 #
 # Each ends with a check. It runs your function, first on numbers you can do by hand, and if the
 # result is off, it says which idea would lead there. Any correct solution passes, however it is
@@ -31,6 +32,8 @@
 # | 5 | Neighbours | ●●○○○ | ●●●●○ | 10 |
 # | 6 | Nothing, words or topic? | ●●●●○ | ●●●●● | 25 |
 # | 7 | Capstone: a claim on trial | ●●●●○ | ●●●●● | 45 |
+# | 8 | Read a text from its routes | ●●●○○ | ●●●○○ | 20 |
+# | 9 | Whom would you steer? | ●●○○○ | ●●●○○ | 10 |
 
 # %%
 from collections.abc import Mapping
@@ -470,3 +473,129 @@ Markdown(f"""
 
 # %% [markdown]
 # A claim that fell is a result. So is one that held *and was small*. Write both.
+#
+# ## 8. Read a text from its routes
+#
+# *Difficulty ●●●○○ · importance ●●●○○ · 20 minutes*
+#
+# Of some text you know the words and the experts. Word $v$ came `count_V[v]` times, and at layer
+# $l$ it took route $r$ `count_LVR[l, v, r]` times (each layer's routes of a word add up to its
+# count). Of other tokens you see the routes alone: `seen_NL`. Score every word for each of them:
+#
+# $$\log p(v, r_1 \dots r_L) = \log p(v) + \sum_{l=1}^{L} \log p_l(r_l \mid v)$$
+#
+# What did not happen yet is not impossible: every word begins with one sight, and the routes of a
+# word, at each layer, with one more, spread evenly over the R routes:
+#
+# $$p(v) = \frac{n_v + 1}{\sum_u (n_u + 1)}, \qquad
+# p_l(r \mid v) = \frac{n_{l,v,r} + 1/R}{n_v + 1}$$
+#
+# By hand: one layer, two routes. Word 0 came twice, by route 1; word 1 once, by route 0; word 2
+# never. Route 1 is seen. The three have 3/6 x 2.5/3, 2/6 x 0.5/2 and 1/6 x 0.5/1: that is 5/12,
+# 1/12 and 1/12, and you return their logarithms.
+#
+# <details>
+# <summary>Hint 1</summary>
+#
+# `log_LVR = ((count_LVR + 1 / R) / (count_V[:, None] + 1)).log()` are all layers' tables.
+#
+# </details>
+#
+# <details>
+# <summary>Hint 2</summary>
+#
+# `log_LVR[l][:, seen_NL[:, l]]` is (V, N): what layer l says of each word. Add up over the layers,
+# turn it round, add the words' own.
+#
+# </details>
+
+
+# %%
+def read_back(count_V: Tensor, count_LVR: Tensor, seen_NL: Tensor) -> Tensor:
+    """Score every word for tokens of which only the routes are seen.
+
+    Returns: score_NV, the logarithm of the probability of the word and all its routes.
+    """
+    ### BEGIN SOLUTION
+    word_V = ((count_V + 1) / (count_V + 1).sum()).log()
+    told_LVR = ((count_LVR + 1 / count_LVR.shape[-1]) / (count_V[:, None] + 1)).log()
+    told = [told_VR[:, seen_N] for told_VR, seen_N in zip(told_LVR, seen_NL.T, strict=True)]
+    return word_V + torch.stack(told).sum(0).T
+    ### END SOLUTION
+
+
+# %%
+checks.check_read_back(read_back)
+
+# %% [markdown]
+# On the film's text, the routes of the whole training's end: every other token's word is known, and
+# the rest is read back. (That is a thousand words known, where the appendix has 25,600.)
+
+# %%
+route_TL = expert_LTK[..., 0].T * 8 + expert_LTK[..., 1].T
+known_T = torch.arange(len(ids_T)) % 2 == 0
+word_T, count_V = ids_T[known_T], ids_T[known_T].bincount(minlength=4096)
+both_TL = word_T[:, None] * 64 + route_TL[known_T]
+count_LVR = torch.stack([one.bincount(minlength=4096 * 64).view(4096, 64) for one in both_TL.T])
+score_NV = read_back(count_V, count_LVR, route_TL[~known_T])
+right = (score_NV.argmax(1) == ids_T[~known_T]).double().mean()
+print(f"{right:.0%} of the words are read back, of {len(ids_T) // 2} seen")
+print(f"always the most frequent word: {(ids_T[~known_T] == count_V.argmax()).double().mean():.0%}")
+
+# %% [markdown]
+# ## 9. Whom would you steer?
+#
+# *Difficulty ●●○○○ · importance ●●●○○ · 10 minutes*
+#
+# The same text, written in two ways, has gone through a layer. Each token has K different experts:
+# `one_TK` for the first way, `two_SK` for the second, which need not have as many tokens. For each
+# expert, give the share of the first text's tokens that have it among their K, less the share of
+# the second's:
+#
+# $$\Delta_e = \frac{|\{t : e \in \text{one}_t\}|}{T} - \frac{|\{s : e \in
+# \text{two}_s\}|}{S}$$
+#
+# By hand: three experts, K = 2; the first text has the tokens (0, 1), (0, 2), the second (1, 2),
+# (2, 1), (1, 0), (2, 1). Expert 0 has 2 of 2 tokens and 1 of 4: 0.75. Expert 1 has 1 of 2 and 4 of
+# 4: -0.5. Expert 2: 1 of 2 and 3 of 4, -0.25.
+#
+# <details>
+# <summary>Hint 1</summary>
+#
+# A token's experts are different, so an expert's tokens are its pairs:
+# `one_TK.flatten().bincount(minlength=num_experts)`.
+#
+# </details>
+#
+# <details>
+# <summary>Hint 2</summary>
+#
+# Divide by the number of tokens, not of pairs: an expert that all tokens have has a share of 1.
+#
+# </details>
+
+
+# %%
+def use_difference(one_TK: Tensor, two_SK: Tensor, num_experts: int) -> Tensor:
+    """Tell by how much more of one text's tokens than of another's have each expert.
+
+    Returns: delta_E, from -1 to 1.
+    """
+    ### BEGIN SOLUTION
+    one_E, two_E = (x.flatten().bincount(minlength=num_experts) for x in (one_TK, two_SK))
+    return one_E / len(one_TK) - two_E / len(two_SK)
+    ### END SOLUTION
+
+
+# %%
+checks.check_use_difference(use_difference)
+
+# %% [markdown]
+# Drama against arithmetic, in the film's last frame: no pair of one content, so this is what the
+# appendix's pair avoids. Can you say whether it is the words, the domain, or the line breaks?
+
+# %%
+drama_T, sums_T = topic_T == 0, topic_T == 4
+for layer in (0, 5):
+    delta_E = use_difference(expert_LTK[layer, drama_T], expert_LTK[layer, sums_T], 8)
+    print(f"layer {layer}: up {int(delta_E.argmax())}, down {int(delta_E.argmin())};", delta_E)

@@ -74,6 +74,9 @@ ROUTERS: dict[str, Callable[..., Router]] = {
     "threshold": lambda D, E, V: recent.ThresholdRouter(D, E, 2),
     "idle experts": lambda D, E, V: recent.IdleRouter(D, E, 2),
     "relu": lambda D, E, V: recent.ReLURouter(D, E, 2),
+    "node-limited": lambda D, E, V: recent.NodeLimitedRouter(D, E, 2),
+    "table": lambda D, E, V: recent.TableRouter(D, E, 2, vocab_size=V),
+    "pools": lambda D, E, V: recent.PoolRouter(D, E, 2),
     "a reader's, scaled": lambda D, E, V: Scaled(D, E, 2),
     "a reader's, cosine": lambda D, E, V: Cosine(D, E, 2),
 }

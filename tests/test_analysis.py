@@ -367,3 +367,58 @@ def test_experts_that_choose_have_no_first_choice():
         analysis.mutual_information(chosen, [0] * 4, choice="first")
     same(analysis.coactivation(chosen), analysis.coactivation(HAND))
     same(analysis.specialization(chosen, [0] * 4), analysis.specialization(HAND, [0] * 4))
+
+
+# --- a text read back from its routes ------------------------------------------------------------
+
+
+def test_a_route_is_the_experts_their_order_and_the_part_of_the_gate():
+    trace = trace_of([[[0, 1], [1, 0], [0, 1]], [[2, 1], [2, 1], [1, 2]]], 3)
+    ordered, anyhow = analysis.routes_TL(trace), analysis.routes_TL(trace, ordered=False)
+    assert [len(route.unique()) for route in (*ordered.T, *anyhow.T)] == [2, 2, 1, 1]
+    assert ordered.max() < 9 and ordered.shape == (3, 2)
+    gates = replace(trace.layers[0], gate_N=torch.tensor([0.9, 0.1, 0.9, 0.1, 0.6, 0.4]))
+    trace = replace(trace, layers=(gates, trace.layers[1]))
+    told = analysis.routes_TL(trace, gate_bins=4)
+    assert len(told[:, 0].unique()) == 3 and len(told[:, 1].unique()) == 2 and told.max() < 36
+
+
+def test_reading_back_is_bayes_rule_by_hand():
+    """Word 0 came twice, by routes 1 and 1; word 1 once, by 0; word 2 never."""
+    score_NV = analysis.read_back(
+        torch.tensor([[1], [0], [1]]), torch.tensor([0, 1, 0]), torch.tensor([[1], [0]]), 3, 2
+    )
+    wanted = torch.tensor([[3 / 6 * 2.5 / 3, 2 / 6 * 0.5 / 2, 1 / 6 * 0.5],
+                           [3 / 6 * 0.5 / 3, 2 / 6 * 1.5 / 2, 1 / 6 * 0.5]])  # fmt: skip
+    torch.testing.assert_close(score_NV.exp(), wanted)
+
+
+def test_what_is_read_back_is_there_and_nothing_else():
+    """Each word has its own route, or routes are dealt out: every word, or the most frequent."""
+    rng = torch.Generator().manual_seed(0)
+    word_T = torch.randint(9, (400,), generator=rng) % 7  # words 0 and 1 come twice as often
+    own_TL = torch.stack([word_T % 3, word_T % 4], 1)  # only both layers together tell
+    dealt_TL = own_TL[torch.randperm(400, generator=rng)]
+
+    def right(route_TL, layers):
+        score_NV = analysis.read_back(route_TL[:300, layers], word_T[:300], route_TL[300:, layers],
+                                      7, 4)  # fmt: skip
+        return (score_NV.argmax(1) == word_T[300:]).float().mean()
+
+    assert right(own_TL, [0, 1]) == 1 and right(own_TL, [0]) < 0.6
+    assert right(dealt_TL, [0, 1]) < 0.35  # the most frequent word has 2 in 9
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: analysis.read_back(x, torch.tensor([0, 3]), x, 3, 5), "a word must be .* 0, 3"),
+        (lambda x: analysis.read_back(x, torch.tensor([0, 1]), x + 9, 3, 5), "a route must be"),
+        (lambda x: analysis.routes_TL(replace(HAND, layers=tuple(
+            replace(one, keep_N=torch.zeros_like(one.expert_N).bool()) for one in HAND.layers))),
+         "a choice was dropped"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_back_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.tensor([[0], [1]]))

@@ -1,12 +1,14 @@
 """Interventions change what they name, as the router would, and nothing else."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lite.config import MixtralConfig
-from moe_lite.course.causal import ablate, ban, force, intervene, swap, top_k
+from moe_lite.course.causal import ablate, ban, force, intervene, replay, steer, swap, top_k
 from moe_lite.course.effects import Run, effect, replaced, rises, without_each
 from moe_lite.course.tree import HierarchicalRouter
 from moe_lite.layer import MoELayer
@@ -425,3 +427,104 @@ def test_each_group_of_tokens_is_told_its_own_rise():
     assert rise_LEG[2, 4].abs().max() < 1e-9 < rise_LEG[0].abs().max()
     with pytest.raises(ValueError, match="3 groups do not fit 24 tokens"):
         rises(model, Run.of(model, ids_BS), group_T[:3])
+
+
+# --- replay --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_its_own_choices_replayed_give_the_same_bits(any_router):
+    model, ids_BS = small(any_router, torch.float32), text(B=2)
+    plain = model(ids_BS)
+    if any(routing.per_token is None for routing in plain.routings):  # expert choice and its like
+        with pytest.raises(ValueError, match="one number of experts per token"):
+            replay(model, plain.routings).__enter__()
+        return
+    with replay(model, plain.routings):
+        again = model(ids_BS)
+    assert torch.equal(plain.logits_BSV, again.logits_BSV)
+    assert all(map(same, plain.routings, again.routings))
+    assert torch.equal(model(ids_BS).logits_BSV, plain.logits_BSV)
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_another_models_choices_are_taken_and_weighed_by_its_own_scores(name):
+    """A model whose routers were drawn anew would choose otherwise: nearly every expert changes."""
+    recorded, other, ids_BS = small(name), small(name), text(B=2)
+    for layer in other.moe_layers:
+        for parameter in layer.gate.parameters():
+            torch.nn.init.normal_(parameter)
+    routings = recorded(ids_BS).routings
+    with replay(other, routings):
+        out = other(ids_BS)
+    for gate, then, now in zip(
+        (x.gate for x in other.moe_layers), routings, out.routings, strict=True
+    ):
+        assert torch.equal(then.expert_N, now.expert_N)
+        assert not torch.equal(then.logits_TE, now.logits_TE)
+        if name in ("mixtral", "capacity"):
+            own_TK = now.logits_TE.gather(1, now.expert_N.view(-1, gate.top_k))
+            torch.testing.assert_close(now.gate_N, own_TK.softmax(1).flatten())
+    chosen = [torch.equal(a.expert_N, b.expert_N) for a, b in
+              zip(other(ids_BS).routings, routings, strict=True)]  # fmt: skip
+    assert not any(chosen)
+    out.logits_BSV.square().sum().backward()
+    reached = [layer.gate.weight.grad for layer in other.moe_layers]
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in reached)
+
+
+def test_replay_leaves_nothing_behind_and_says_what_cannot_be():
+    model, ids_BS = small(), text()
+    routings = model(ids_BS).routings
+    with replay(model, routings), pytest.raises(ValueError, match="12 tokens .* 5 are read"):
+        model(ids_BS[:, :5])
+    with pytest.raises(ValueError, match="2 routings cannot be replayed in 3 layers"):
+        replay(model, routings[:2]).__enter__()
+    with intervene(model, top_k(1, layer=1, tokens=[3])):
+        uneven = model(ids_BS).routings
+    with pytest.raises(ValueError, match="one number of experts per token"):
+        replay(model, uneven).__enter__()
+    with replay(model, routings), replay(model, routings):
+        pass
+    assert all("choose" not in vars(layer.gate) for layer in model.moe_layers)
+    wrong = [replace(routing, expert_N=routing.expert_N * 0) for routing in routings]
+    with replay(model, wrong), pytest.raises(ValueError, match="cannot be replayed"):
+        model(ids_BS)
+
+
+# --- steering ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_steering_puts_experts_first_and_last_and_weighs_them_so():
+    model, ids_BS = small(), text(B=2)
+    plain = model(ids_BS)
+    with steer(model, up=[(1, 3)], down=[(1, 0), (2, 5)], margin=0.5):
+        out = model(ids_BS)
+    assert same(plain.routings[0], out.routings[0])  # a layer that nobody named
+    first, second = out.routings[1].expert_N.view(-1, 2).T
+    assert (first == 3).all() and (second != 0).all() and (out.routings[2].expert_N != 5).all()
+    assert (plain.routings[1].expert_N == 0).any() and (plain.routings[2].expert_N == 5).any()
+    # The best of the others lies the margin below, whatever it was: weights 1 : exp(-0.5) or less.
+    gate_TK = out.routings[1].gate_N.view(-1, 2)
+    raw_TE = plain.routings[1].logits_TE.masked_fill(torch.eye(E)[3].bool(), -torch.inf)
+    best = (raw_TE.argmax(1) == plain.routings[1].logits_TE.argmax(1)) & (raw_TE.argmax(1) != 0)
+    assert best.any()
+    near = torch.tensor([1.0, -0.5 + 1]).softmax(0).double()
+    torch.testing.assert_close(gate_TK[best], near.expand(int(best.sum()), 2), rtol=1e-6, atol=1e-6)
+    assert (gate_TK[:, 0] >= near[0] - 1e-6).all()
+    assert torch.equal(model(ids_BS).logits_BSV, plain.logits_BSV)
+
+
+@pytest.mark.parametrize(
+    ("gate", "how", "message"),
+    [
+        ("mixtral", dict(up=[(L, 0)]), "no expert 0 in layer 3"),
+        ("mixtral", dict(down=[(0, -1)]), "no expert -1 in layer 0"),
+        ("mixtral", dict(up=[(1, 2)], down=[(1, 2)]), "expert 2 of layer 1 is to go up and down"),
+        ("sigmoid", dict(up=[(1, 2)]), "SigmoidBiasRouter has other scores"),
+    ],
+)
+def test_what_cannot_be_steered_is_said(gate, how, message):
+    with pytest.raises(ValueError, match=message):
+        steer(small(gate), **how).__enter__()

@@ -17,7 +17,7 @@ def drawn():
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     left.plot([1, 10, 100], [3.0, 2.0, np.nan], "--", color="#0072B2", label="top-2")
     left.fill_between([1, 10, 100], [2, 1, 0], [4, 3, 2], color="#0072B2", alpha=0.2)
-    left.axhline(1, color="black", lw=0.8)
+    left.axhline(1, color="black", lw=0.8, label="the paper")
     left.set(xscale="log", xlabel="step", ylabel="nats", title="Loss")
     right.errorbar([0, 1], [5, 6], [0.5, 1], fmt="s", color="#D55E00", label="ours")
     right.scatter([0, 1], [5.1, 6.2], color="#D55E00", s=6)
@@ -41,6 +41,7 @@ def test_the_live_chart_has_what_was_drawn(drawn):
     layout = live["layout"]
     assert layout["xaxis"]["type"] == "log" and layout["xaxis2"]["ticktext"] == ["dense", "sparse"]
     assert layout["xaxis"]["title"]["text"] == "step" and layout["annotations"][0]["text"] == "Loss"
+    assert layout["shapes"][0]["name"] == "the paper" and layout["shapes"][0]["showlegend"]
     assert layout["shapes"][0]["y0"] == 1 and layout["shapes"][0]["line"]["color"] == charts.GREY
     assert layout["xaxis"]["domain"][1] < layout["xaxis2"]["domain"][0]
 

@@ -636,7 +636,8 @@ def test_verdicts_are_a_table_that_fits_and_text_that_fits():
     assert page.count("<tr>") == 1 + len(claims) and page.count('scope="col"') == 4
     result = ledger.stored("shazeer2017")
     for claim in claims:  # the word, not only its tint
-        assert f">{claim.judge(result[claim.measure])}</span>" in page
+        verdict = claim.judge(result[claim.measure]).replace(" ", "\N{NO-BREAK SPACE}")
+        assert f">{verdict}</span>" in page
     assert "color:" not in page.replace("currentColor", "")  # the page's own ink, in any theme
     few = ledger.verdicts("shazeer2017", lambda claim: claim == claims[0])
     assert len(few.rows) == 1

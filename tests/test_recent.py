@@ -5,10 +5,14 @@ import sys
 import pytest
 import torch
 
+from moe_lite import losses
 from moe_lite.course import ledger, recent
+from moe_lite.experts import Experts
+from moe_lite.fast import BACKENDS
 from moe_lite.layer import MoELayer
-from moe_lite.routers import ExpertChoiceRouter, SigmoidBiasRouter
-from tests.test_leak import D, E, S, batch, model_with
+from moe_lite.routers import ExpertChoiceRouter, SigmoidBiasRouter, TopKRouter
+from moe_lite.routing import Routing
+from tests.test_leak import D, E, S, V, batch, model_with
 
 T = 2000
 
@@ -67,11 +71,9 @@ def leak():
 
 
 @pytest.mark.parametrize("name", recent.RECENT)
-def test_none_of_them_sees_the_future_and_expert_choice_does(leak, name):
-    classes = {"quantile": recent.QuantileRouter, "threshold": recent.ThresholdRouter,
-               "idle experts": recent.IdleRouter, "relu": recent.ReLURouter}  # fmt: skip
+def test_none_of_them_sees_the_future_and_expert_choice_does(leak, name, router_list):
     ids_BS, targets_BS = batch()
-    model = model_with(lambda: classes[name](D, E, 2))
+    model = model_with(lambda: router_list[name](D, E, V))
     with torch.no_grad():  # so that thresholds stand where some tokens pass and some do not
         for layer in model.moe_layers:
             layer.gate.train()
@@ -134,3 +136,141 @@ def test_they_run_where_nobody_is_chosen():
     layer = MoELayer(router, model_with(lambda: router).moe_layers[0].experts)
     out_BSD, routing = layer(torch.randn(2, S, D))
     assert not out_BSD.any() and not len(routing.token_N)
+
+
+# --- a limit of nodes ----------------------------------------------------------------------------
+
+
+def test_node_limits_equal_transformers():
+    """The same choice and weights as DeepSeek-V3's router there, bias included."""
+    deepseek = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+    config = deepseek.DeepseekV3Config(
+        hidden_size=D, n_routed_experts=16, num_experts_per_tok=4, n_group=4, topk_group=2,
+        norm_topk_prob=True, routed_scaling_factor=2.5,
+    )  # fmt: skip
+    theirs = deepseek.DeepseekV3TopkRouter(config)
+    ours = recent.NodeLimitedRouter(D, 16, 4, nodes=4, most=2, gate_scale=2.5)
+    theirs.weight.data.copy_(ours.weight.data)
+    theirs.e_score_correction_bias.copy_(ours.bias_E.normal_(std=0.2))
+    x_TD = tokens(T=300)
+    _, gate_TK, expert_TK = theirs(x_TD)
+    expected_TE = torch.zeros(300, 16).scatter(1, expert_TK, gate_TK)
+    torch.testing.assert_close(ours(x_TD).gates_TE(), expected_TE)
+
+
+def test_a_limit_binds_and_without_one_it_is_the_bias_router():
+    free, tied = (recent.NodeLimitedRouter(D, 16, 4, nodes=4, most=most) for most in (4, 1))
+    plain = SigmoidBiasRouter(D, 16, 4)
+    for router in (free, tied):
+        router.load_state_dict(plain.state_dict())
+    x_TD = tokens(T=200)
+    assert free(x_TD).expert_N.equal(plain(x_TD).expert_N)
+    assert {len(set(row)) for row in (tied(x_TD).expert_N.view(-1, 4) // 4).tolist()} == {1}
+
+
+@pytest.mark.parametrize(("experts", "nodes", "most"), [(6, 4, 2), (8, 4, 0), (8, 4, 5), (8, 8, 1)])
+def test_limits_that_cannot_be_are_named(experts, nodes, most):
+    with pytest.raises(ValueError, match=f"{most} of {nodes} nodes cannot give 2 of {experts}"):
+        recent.NodeLimitedRouter(D, experts, 2, nodes=nodes, most=most)
+
+
+# --- each sequence by itself ---------------------------------------------------------------------
+
+
+def test_the_loss_of_each_sequence_by_hand():
+    """Two texts of two tokens, each at one expert with certainty: even together, 2 apart."""
+    probs_TE = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    expert_TK = probs_TE.argmax(1, keepdim=True)
+    whole = Routing.from_choices(probs_TE, probs_TE, expert_TK, torch.ones(4, 1))
+    assert losses.load_balancing_loss(whole) == 1 and recent.sequence_loss([whole], 2) == 2
+    assert losses.max_violation(whole) == 0 and recent.sequence_violation([whole], 2) == 1
+    masked = whole.masked(torch.tensor([True, True, True, False]))
+    assert recent.sequence_loss([masked], 2) == 2  # padding does not count
+    with pytest.raises(ValueError, match="4 tokens are not sequences of 3"):
+        recent.sequence_loss([whole], 3)
+
+
+# --- a table of ids ------------------------------------------------------------------------------
+
+
+def test_a_table_chooses_and_the_vector_weighs():
+    router = recent.TableRouter(D, 8, 2, vocab_size=50)
+    ids_T = torch.tensor([3, 7, 3])
+    one, other = router(tokens(0, 3), ids_T=ids_T), router(tokens(1, 3), ids_T=ids_T)
+    expected = [sorted(router.expert_VK[v].tolist()) for v in ids_T.tolist()]
+    for routing in (one, other):
+        assert [sorted(row) for row in routing.expert_N.view(3, 2).tolist()] == expected
+    assert not torch.allclose(one.gates_TE()[0], one.gates_TE()[2])  # the same id, other weights
+    assert all(len(set(row)) == 2 for row in router.expert_VK.tolist())
+    assert torch.bincount(router.expert_VK.flatten()).tolist() == [13, 13, 12, 12] * 2
+    with pytest.raises(ValueError, match="needs every token's id"):
+        router(tokens(0, 3))
+
+
+# --- document pools ------------------------------------------------------------------------------
+
+
+def test_a_documents_tokens_keep_to_its_pool_while_training():
+    """Whatever size is drawn: the pool is what the document believes in most, on average."""
+    router = recent.PoolRouter(D, 8, 2, document=50)
+    x_TD = tokens(T=500)
+    believed_GE = router(x_TD).probs_TE.view(10, 50, 8).mean(1)
+    sizes = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        for expert_n, believed_E in zip(
+            router(x_TD).expert_N.view(10, -1), believed_GE, strict=True
+        ):
+            used = expert_n.unique()
+            sizes.add(len(used))
+            lowest = believed_E[used].min()
+            left = [e for e in range(8) if e not in used and believed_E[e] > lowest]
+            assert len(used) == 2 or len(left) <= 2  # nearly all that are better are used
+    assert min(sizes) == 2 and max(sizes) >= 7
+    plain = TopKRouter(D, 8, 2)
+    plain.load_state_dict(router.state_dict())
+    assert router.eval()(x_TD).expert_N.equal(plain(x_TD).expert_N)  # nothing is left of it
+    router.kept_E = torch.arange(8) < 2
+    assert set(router(x_TD).expert_N.tolist()) == {0, 1}
+
+
+def test_padding_is_in_no_documents_mind():
+    router, x_TD, mask_T = recent.PoolRouter(D, 8, 2, document=32), tokens(T=64), torch.ones(64)
+    mask_T[20:32] = 0
+    torch.manual_seed(0)
+    one = router(x_TD, mask_T=mask_T)
+    torch.manual_seed(0)
+    two = router(torch.where(mask_T[:, None] > 0, x_TD, 50.0), mask_T=mask_T)
+    assert one.gates_TE().equal(two.gates_TE())
+
+
+# --- latent experts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
+def test_a_latent_layer_is_a_layer_between_two_matrices(any_router, backend, padding):
+    torch.manual_seed(0)
+    gate, experts, shared = any_router(D, 6, 9), Experts(6, 8, 12), Experts(1, D, 12)
+    layer = recent.LatentLayer(D, gate, experts, backend, shared).double().eval()
+    x_TD, ids_T = tokens(T=30).double(), torch.arange(30) % 9
+    mask_T = torch.arange(30) % 10 < 7 if padding else None
+    out_TD, routing = layer(x_TD, mask_T, ids_T)
+    masked_TD = x_TD if mask_T is None else x_TD * mask_T[:, None]
+    expected_TD = shared.each()[0](masked_TD)
+    for e, run in enumerate(experts.each()):
+        answer_TD = run(masked_TD @ layer.down.weight.T) @ layer.up.weight.T
+        expected_TD = expected_TD + routing.gates_TE()[:, e : e + 1] * answer_TD
+    torch.testing.assert_close(out_TD, expected_TD)
+    out_TD.square().sum().backward()
+    assert layer.down.weight.grad.abs().sum() > 0 and layer.up.weight.grad.abs().sum() > 0
+
+
+def test_a_latent_layer_names_what_it_cannot_take():
+    layer = recent.LatentLayer(D, TopKRouter(D, 4, 2), Experts(4, 8, 12))
+    with pytest.raises(ValueError, match=f"input has width 9, the layer {D}"):
+        layer(torch.zeros(3, 9))
+    with pytest.raises(ValueError, match="router scores vectors of width 16, not 8"):
+        layer(torch.zeros(3, 8))
+    with pytest.raises(ValueError, match="tokens are torch.float64 and the experts torch.float32"):
+        layer(torch.zeros(3, D, dtype=torch.float64))

@@ -51,6 +51,20 @@ def test_clark_gives_the_numbers_that_are_printed():
     assert scaling.S_BASE.loss(1e13, 64) > scaling.S_BASE.loss(1e13, 1)
 
 
+@pytest.mark.parametrize(
+    ("N", "E", "loss"), [(15e6, 1, 3.15), (15e6, 512, 2.6), (1.3e9, 1, 2.30), (1.3e9, 512, 2.0)]
+)
+def test_clark_goes_through_the_ends_of_the_published_curves(N, E, loss):
+    """Validation loss of S-BASE, read off arXiv:2202.01169's figure by the eye.
+
+    Source: CS336 (Stanford), lecture 4, slide "RL for MoEs", which shows it, in a description: the
+    smallest and the largest of its six sizes, at 1 expert and at 512.
+    """
+    assert scaling.S_BASE.loss(N, E) == pytest.approx(loss, abs=0.07)
+    assert scaling.inside(N=N, E=E)
+    assert not scaling.inside(N=2 * N) or N < 1e9  # beyond the largest the curve is dotted
+
+
 def test_tian_gives_the_numbers_that_are_printed():
     """Section 4.2.2: above 7 at 1e22, A = 3.1% and G = 12; optimum G about 12; dense is 1."""
     assert 7 < scaling.leverage(0.031, 12, 1e22) < 7.5

@@ -175,6 +175,58 @@ def permuted_information(
     return torch.stack([mutual_information(trace, x_T, choice=choice) for x_T in shuffles])
 
 
+def routes_TL(trace: RoutingTrace, *, ordered: bool = True, gate_bins: int = 1) -> Tensor:
+    """Return one number for a token's experts at each layer: int64 (T, L).
+
+    Equal numbers are equal experts, in one order, or in any with ordered=False; and with gate_bins
+    above 1 their first gates lie in the same of so many equal parts of 0 to 1. Numbers are below
+    E^K times gate_bins.
+
+    Raises: ValueError if a choice was dropped, or as :func:`choices_LTK`.
+    """
+    choices = choices_LTK(trace)
+    if (choices < 0).any():
+        raise ValueError("a choice was dropped: this token has no route")
+    E, K = _num_experts(trace), choices.shape[-1]
+    choices = choices if ordered else choices.sort(-1).values
+    route_LT = (choices * E ** torch.arange(K, device=choices.device)).sum(-1) * gate_bins
+    if gate_bins > 1:
+        gate_LT = torch.stack([routing.gate_N.view(-1, K)[:, 0] for routing in trace.layers])
+        route_LT = route_LT + (gate_LT * gate_bins).long().clamp(0, gate_bins - 1)
+    return route_LT.T
+
+
+def read_back(
+    route_TL: Tensor, word_T: Tensor, seen_NL: Tensor, num_words: int, num_routes: int
+) -> Tensor:
+    """Score every word for tokens of which only the routes are seen: (N, words), log-probability.
+
+    The routes of T tokens whose words are known are counted, layer by layer. With Bayes' rule, and
+    as if layers did not know of each other, the log-probability of a word and its L routes is that
+    of the word plus L of "this word takes this route". A word begins with one sight, and its
+    routes with one more, spread evenly.
+
+    Raises: ValueError for a word or a route that is not among as many.
+    Source: the question is that of Nuriyev and Kulp 2026, arXiv:2602.04105; their decoders are
+            networks, this one counts.
+    """
+    for what, value, size in (("word", word_T, num_words), ("route", route_TL, num_routes),
+                              ("route", seen_NL, num_routes)):  # fmt: skip
+        if value.numel() and (value.min() < 0 or value.max() >= size):
+            raise ValueError(f"a {what} must be from 0 to {size - 1}: {value.min()}, {value.max()}")
+    # 1. how often each word came
+    seen_V = word_T.bincount(minlength=num_words).float()
+    score_NV = ((seen_V + 1) / (len(word_T) + num_words)).log().expand(len(seen_NL), -1).clone()
+    for route_T, seen_N in zip(route_TL.T, seen_NL.T, strict=True):
+        # 2. how often it took each route of this layer
+        both_V = word_T * num_routes + route_T
+        count_VR = both_V.bincount(minlength=num_words * num_routes).view(-1, num_routes)
+        told_VR = (count_VR + 1 / num_routes) / (seen_V[:, None] + 1)
+        # 3. what the route that was seen says for it
+        score_NV += told_VR.log().T[seen_N]
+    return score_NV
+
+
 def coactivation(trace: RoutingTrace) -> Tensor:
     """Measure which share of the tokens of expert i also go to expert j: (L, E, E), [l, i, j].
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from operator import index
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layer import MoELayer
 from ..model import Mixtral
-from ..routers import Scores
+from ..routers import Scores, TopKRouter
 from ..routing import Routing
 
 Kind = Literal["force", "ablate", "ban", "swap", "top_k"]
@@ -138,6 +138,109 @@ def intervene(model: Mixtral, *interventions: Intervention) -> Iterator[Mixtral]
                 hooks.callback(layer.gate.register_forward_hook(changer.change).remove)
                 hooks.enter_context(changer.in_place())
         yield model
+
+
+@contextmanager
+def replay(model: Mixtral, routings: Sequence[Routing]) -> Iterator[Mixtral]:
+    """Let each layer take the experts of a recorded run, weighed by its scores of now.
+
+    ::
+
+        with replay(model, recorded.routings):
+            replayed = model(ids_BS).logits_BSV
+
+    What the router would choose now does not matter; its scores still do, and carry a gradient.
+
+    Raises: ValueError if the routings are not one for each layer, of K experts for each token;
+            when the model runs, if they are not those of as many tokens.
+    Source: Ma et al. 2025, "Stabilizing MoE Reinforcement Learning by Aligning Training and
+            Inference Routers", arXiv:2510.11370.
+    """
+    gates: list[Any] = [layer.gate for layer in model.moe_layers]
+    if len(routings) != len(gates):
+        raise ValueError(f"{len(routings)} routings cannot be replayed in {len(gates)} layers")
+    if any(routing.per_token is None for routing in routings):
+        raise ValueError("only routings of one number of experts per token can be replayed")
+
+    def recorded(gate: Any, routing: Routing) -> Callable[..., Routing]:
+        own, expert_TK = gate.choose, routing.expert_N.view(routing.num_tokens, -1)
+        T, K = expert_TK.shape
+
+        def choose(scores: Scores, k: int | None = None) -> Routing:
+            if len(scores.choose_TE) != T:
+                raise ValueError(f"{T} tokens were recorded, {len(scores.choose_TE)} are read now")
+            # 1. rank the recorded experts as they stood, and no other
+            rank_TK = torch.arange(K, 0, -1, device=expert_TK.device).expand(T, K)
+            wish_TE = torch.full_like(scores.choose_TE, -torch.inf)
+            wish_TE = wish_TE.scatter(1, expert_TK, rank_TK.to(wish_TE.dtype))
+            # 2. let the router choose and weigh them
+            routing: Routing = own(replace(scores, choose_TE=wish_TE), K)
+            if not torch.equal(routing.expert_N, expert_TK.flatten()):
+                raise ValueError(f"{type(gate).__name__} does not choose by one top-k of scores: "
+                                 "its choices cannot be replayed")  # fmt: skip
+            return routing
+
+        return choose
+
+    before = [vars(gate).get("choose") for gate in gates]  # where another block does the same
+    try:
+        for gate, routing in zip(gates, routings, strict=True):
+            vars(gate)["choose"] = recorded(gate, routing)
+        yield model
+    finally:
+        for gate, own in zip(gates, before, strict=True):
+            vars(gate).pop("choose", None)
+            if own is not None:
+                vars(gate)["choose"] = own
+
+
+@contextmanager
+def steer(
+    model: Mixtral,
+    up: Iterable[tuple[int, int]] = (),
+    down: Iterable[tuple[int, int]] = (),
+    margin: float = 0.1,
+) -> Iterator[Mixtral]:
+    """Score some experts, each a (layer, expert), above all others, and some below all others.
+
+    A token's log-probabilities of its experts are changed: of those in up to the largest plus the
+    margin, of those in down to the least minus it. The router then chooses and weighs by a softmax
+    of the new ones, so an expert in up is chosen and has the largest weight.
+
+    Raises: ValueError for an expert that does not exist, or is to go up and down; for a router
+            whose scores are no softmax of its logits.
+    Source: Fayyaz et al. 2025, "Steering MoE LLMs via Expert (De)Activation", arXiv:2509.09660,
+            as told in a review of it.
+    """
+    up, down = list(up), list(down)
+    gates: list[Any] = [layer.gate for layer in model.moe_layers]
+    for at, expert in up + down:
+        if not (0 <= at < len(gates) and 0 <= expert < model.config.num_local_experts):
+            raise ValueError(f"the model has no expert {expert} in layer {at}")
+        if (at, expert) in up and (at, expert) in down:
+            raise ValueError(f"expert {expert} of layer {at} is to go up and down")
+    if odd := [gate for gate in gates if getattr(type(gate), "score", None) != TopKRouter.score]:
+        raise ValueError(f"{type(odd[0]).__name__} has other scores than a softmax of its logits")
+
+    def steered(gate: Any, above: list[int], below: list[int]) -> Callable[..., Scores]:
+        def score(x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
+            log_TE = TopKRouter.score(gate, x_TD, ids_T).logits_TE.log_softmax(dim=-1)
+            new_TE = log_TE.clone()
+            new_TE[:, above] = log_TE.amax(1, keepdim=True) + margin
+            new_TE[:, below] = log_TE.amin(1, keepdim=True) - margin
+            return Scores.softmax(new_TE)
+
+        return score
+
+    try:
+        for at, gate in enumerate(gates):
+            above, below = ([e for layer, e in who if layer == at] for who in (up, down))
+            if above or below:
+                vars(gate)["score"] = steered(gate, above, below)
+        yield model
+    finally:
+        for gate in gates:
+            vars(gate).pop("score", None)
 
 
 def _check(model: Mixtral, i: Intervention) -> None:

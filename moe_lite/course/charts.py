@@ -11,6 +11,7 @@ import base64
 import io
 import sys
 from collections.abc import Iterator, Mapping
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Chart:
             pyplot.close(still)  # or the notebook would show it a second time
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        data = {KIND: self.live.to_plotly_json(), "text/plain": self.words}
+        data = {KIND: rounded(self.live.to_plotly_json()), "text/plain": self.words}
         png = base64.b64encode(self.png).decode()
         return {**data, "image/png": png}, {"image/png": {"alt": self.words}}
 
@@ -93,7 +94,8 @@ def alive(drawn: Figure | Mapping[str, Figure]) -> Chart:
             pyplot.close(other)
     chart = Chart(live, first)
     if head := first.get_suptitle():
-        live.update_layout(title={"text": head, "font": {"size": 14}}, margin_t=TOP + 30)
+        live.update_layout(title={"text": "<br>".join(wrap(head, 80)), "font": {"size": 14}})
+        live.update_layout(margin_t=TOP + 60)
     if others:
         live.update_layout(margin_t=TOP + 50)
         chart.words = f"A menu of {len(figures)} charts: {'; '.join(figures)}. {chart.words}"
@@ -116,13 +118,15 @@ def convert(figure: Figure) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     places = [ax.get_position() for ax in panels]
     x0, x1 = min(p.x0 for p in places), max(p.x1 for p in places)
     y0, y1 = min(p.y0 for p in places), max(p.y1 for p in places)
-    tall = round(90 * figure.get_figheight() - 60)  # pixels of the panels themselves
+    tall = round(85 * figure.get_figheight() - 60)  # pixels of the panels themselves
     layout: dict[str, Any] = {"height": tall + TOP + BELOW, "shapes": [], "annotations": [],
                               "hovermode": "closest"}  # fmt: skip
     traces: list[dict[str, Any]] = []
     for n, (ax, place) in enumerate(zip(panels, places, strict=True)):
         key = str(n + 1) if n else ""
         wide = [(place.x0 - x0) / (x1 - x0), (place.x1 - x0) / (x1 - x0)]
+        if wide[0] > 0:
+            wide[0] += 0.04  # a page is narrower than the drawing, its numbers are not
         high = [(place.y0 - y0) / (y1 - y0), (place.y1 - y0) / (y1 - y0)]
         layout[f"xaxis{key}"] = {**axis(ax.xaxis, ax.get_xlim()), "domain": short(wide),
                                  "anchor": f"y{key}"}  # fmt: skip
@@ -133,8 +137,9 @@ def convert(figure: Figure) -> tuple[list[dict[str, Any]], dict[str, Any]]:
                                   "bgcolor": CLEAR}  # fmt: skip
         if title := ax.get_title(loc="left") or ax.get_title():
             layout["annotations"].append({
-                "text": title, "xref": "paper", "yref": "paper", "x": short(wide)[0],
-                "y": short(high)[1], "xanchor": "left", "yanchor": "bottom", "showarrow": False,
+                "text": "<br>".join(wrap(title, 70 // len(panels))), "showarrow": False,
+                "xref": "paper", "yref": "paper", "x": short(wide)[0], "y": short(high)[1],
+                "xanchor": "left", "yanchor": "bottom", "align": "left",
             })  # fmt: skip
         mine = [*bands(ax), *lines(ax), *points(ax)]
         owners = {color: trace["name"] for trace in mine if "name" in trace
@@ -172,7 +177,7 @@ def named(artist: Any) -> dict[str, Any]:
     name = str(artist.get_label())
     if not name or name.startswith("_"):
         return {"showlegend": False}
-    return {"name": name, "legendgroup": name}
+    return {"name": name, "legendgroup": name, "showlegend": True}
 
 
 def tint(trace: Mapping[str, Any]) -> str:
@@ -259,7 +264,8 @@ def guides(ax: Any, key: str) -> Iterator[dict[str, Any]]:
             yield {"type": "line", "x0": x[0], "x1": x[1], "y0": y[0], "y1": y[1],
                    "xref": f"x{key}" + " domain" * level, "yref": f"y{key}" + " domain" * upright,
                    "line": {"color": ink(line.get_color()), "width": line.get_linewidth(),
-                            "dash": dash(line)}, **named(line)}  # fmt: skip
+                            "dash": dash(line)},
+                   "legend": f"legend{key}", **named(line)}  # fmt: skip
 
 
 def words(ax: Any, key: str) -> Iterator[dict[str, Any]]:
@@ -283,6 +289,8 @@ def picture(figure: Figure) -> bytes:
     for ax in figure.axes:
         ax.tick_params(colors=GREY, which="both")
         ax.spines[:].set_color(GREY)
+        for line in [*ax.get_xgridlines(), *ax.get_ygridlines()]:
+            line.set(color=GREY, alpha=0.3)
         for line in ax.get_lines():
             line.set_color(ink(line.get_color()))
         for group in ax.collections:
@@ -310,6 +318,15 @@ def dash(line: Any) -> str:
     """Return the pattern of a line: "solid", or lengths in pixels."""
     _, pattern = getattr(line, "_unscaled_dash_pattern", (0, None))
     return ",".join(f"{1.4 * p:.3g}px" for p in pattern) if pattern else "solid"
+
+
+def rounded(value: Any) -> Any:
+    """Round every number of a plotly figure that was made elsewhere, its frames too."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return short(value) if isinstance(value, float) else value
 
 
 def short(values: Any) -> Any:

@@ -62,7 +62,7 @@ CLAIMS = (
           "GB of Mixtral 8x7B's weights in bfloat16, against a GPU of 80", (0, 80)),
     Claim("useless", "field", "A small mixture is no better than a dense model.",
           "nanochat #289 and pull request 798, 2025-26",
-          "bits per byte, dense twin - sparse, the recipe of the model in the box, equal steps, "
+          "bits per byte, dense twin - sparse, the recipe of mixtral-mini, equal steps, "
           "step 3,250 of 4,000", (-INF, 0)),
     Claim("softmax", "field", "The softmax must come before the top-k.",
           "tutorials; Mixtral's paper has it after",
@@ -70,8 +70,8 @@ CLAIMS = (
           (1e-5, INF)),
     Claim("unused", "field", "The expert that is used least is needed least.",
           "usage-based pruning; REAP (arXiv:2510.13999), 2025, disputes it",
-          "share of layers in which the least used expert is the one whose loss hurts least, model "
-          "in the box", (0.5, 1)),
+          "share of layers in which the least used expert is the one whose loss hurts least, "
+          "mixtral-mini", (0.5, 1)),
     Claim("pinned", "field", "A few hot experts can be pinned in fast memory.",
           "llama.cpp #24524, disputed in #27861, 2026",
           "share of choices in new text that the two busiest of eight experts serve, busiest in "

@@ -742,9 +742,9 @@ class Verdicts(str):
                 f"border: 1px solid currentColor; border-radius: 1em; padding: 0 .6em; "
                 f"display: inline-block; background: {TINTS.get(verdict[0], 'none')}"
             )
+            said = escape(verdict.replace(" ", "\N{NO-BREAK SPACE}"))
             cells = (
-                f'<td {left}><span style="{chip}">{escape(verdict)}</span></td>'
-                f"<td {left}>{escape(claim)}</td>"
+                f'<td {left}><span style="{chip}">{said}</span></td><td {left}>{escape(claim)}</td>'
             )
             numbers = "".join(f"<td {right}>{escape(text)}</td>" for text in (paper, ours))
             body += f"<tr>{cells}{numbers}</tr>\n"

@@ -74,7 +74,7 @@ RECIPES = {
         TrainConfig(steps=300, batch_size=16, seq_len=64, eval_every=100),
         max_bytes=300_000,
     ),
-    # 8.5 M parameters, of which a token uses 3.2 M: the trained Mixtral in the box.
+    # 8.5 M parameters, of which a token uses 3.2 M: a trained Mixtral in the box.
     "mixtral-mini": Recipe(MINI, LONG, frames=24),
     # Its dense twin: as many parameters for a token, and no choice.
     "mixtral-mini-dense": Recipe(MINI.dense("active"), LONG),

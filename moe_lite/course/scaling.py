@@ -21,7 +21,8 @@ READ = {
     "Krajewski et al. 2024 (arXiv:2402.07871)": "form and Table 1, in two notes on the paper that "
     "agree: secondary source",
     "Clark et al. 2022 (arXiv:2202.01169)": "form and Table 3, in two notes on the paper that "
-    "agree: secondary source",
+    "agree; its six sizes, 15M to 1.3B, and its experts, 1 to 512, in a description of its figure "
+    "as shown in Stanford's CS336, lecture 4: secondary sources",
     "Abnar et al. 2025 (arXiv:2501.12370)": "form and Table 3, in notes and two programs that "
     "agree: secondary source",
     "Tian et al. 2025 (arXiv:2507.17702)": "equations 10 and 13 and Table 2, in a copy of its text",

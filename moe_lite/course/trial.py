@@ -128,7 +128,7 @@ def _mini(key: str) -> Evidence:
         return Evidence(-math.inf, math.inf, "not measured yet")
     values = read_json(KEPT)[key]
     found = ledger.Estimate.of(values)
-    return Evidence(found.low, found.high, "the model in the box, five sets of held-out windows")
+    return Evidence(found.low, found.high, "mixtral-mini, five sets of held-out windows")
 
 
 def _minus(found: Evidence) -> Evidence:

@@ -56,7 +56,7 @@ def test_it_is_made_by_keyboard_before_the_answer_and_drawn_beside_it(open_page,
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.settle()
-    assert box.get_by_role("status").text_content() == f"You guessed 3; it is {answer}."
+    assert box.locator(".guessed").text_content() == f"You guessed 3; it is {answer}."
     bar, mark, track = (
         box.locator(part).evaluate(BOX) for part in (".track i", ".track u", ".track")
     )
@@ -68,7 +68,7 @@ def test_it_is_made_by_keyboard_before_the_answer_and_drawn_beside_it(open_page,
     # It is there when the page is opened again; and can be made again.
     page.reload()
     page.requests.pop()
-    assert box.get_by_role("status").text_content() == f"You guessed 3; it is {answer}."
+    assert box.locator(".guessed").text_content() == f"You guessed 3; it is {answer}."
     assert page.locator("p.said").inner_text() == before
     box.get_by_role("button", name="Guess again").press("Enter")
     assert box.get_by_role("slider").evaluate("e => e === document.activeElement")
@@ -80,14 +80,14 @@ def test_a_browser_that_keeps_nothing_takes_one_too(open_page):
       { get() { throw new Error("denied"); } });"""
     page = open_page(queues(), script=deny)
     page.get_by_role("button", name="Guess").click()
-    assert page.locator(".guess [role=status]").text_content().startswith("You guessed 12; it is ")
+    assert page.locator(".guessed").text_content().startswith("You guessed 12; it is ")
 
 
 def test_a_stored_value_is_only_ever_text(open_page):
     script = 'Storage.prototype.getItem = () => "<img src=x onerror=alert(1)>";'
     page = open_page(queues(), script=script)
     assert page.locator(".guess img").count() == 0
-    assert page.locator(".guess [role=status]").is_visible()
+    assert page.locator(".guessed").is_visible()
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 390), ("dark", 1280)])

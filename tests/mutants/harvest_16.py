@@ -74,3 +74,19 @@ check_distinct_copies = [
     ("groups of twins only", "distinct_copies: ",
      lambda w: len({tuple(row) for row in _near(w).tolist() if sum(row) > 1})),
 ]  # fmt: skip
+
+WEIGHTS = "not the softmax over each token's recorded experts"
+check_replay_weights = [  # by the author of the check: another hand has yet to try it
+    ("a sigmoid", "they do not add up to 1", lambda z, e: z.gather(1, e).sigmoid()),
+    ("a sigmoid, divided", WEIGHTS,
+     lambda z, e: z.gather(1, e).sigmoid() / z.gather(1, e).sigmoid().sum(1, keepdim=True)),
+    ("the least weighs most", WEIGHTS, lambda z, e: (-z.gather(1, e)).softmax(1)),
+    ("a logarithm too much", "replay_weights: ", lambda z, e: z.gather(1, e).log_softmax(1)),
+    ("all on the best", WEIGHTS,
+     lambda z, e: (z.gather(1, e) == z.gather(1, e).amax(1, keepdim=True)).float()),
+    ("the other way round", "replay_weights: ", lambda z, e: z.gather(1, e).softmax(1).flip(1)),
+    ("twice a softmax", "one softmax too many", lambda z, e: z.gather(1, e).softmax(1).softmax(1)),
+    ("divided by the largest", "replay_weights: ",
+     lambda z, e: z.gather(1, e).softmax(1) / z.gather(1, e).softmax(1).amax(1, keepdim=True)),
+    ("sharper", WEIGHTS, lambda z, e: (z.gather(1, e) * e.shape[1]).softmax(1)),
+]  # fmt: skip

@@ -518,3 +518,48 @@ check_investigation = [
         _of_other_experts,
     ),
 ]
+
+
+BAYES = "not log p(v) plus the sum over layers of log p(r | v)"
+
+
+def _scores(n, c, s, own=None, told=None):
+    R = c.shape[-1]
+    own = ((n + 1) / (n + 1).sum()).log() if own is None else own
+    told = ((c + 1 / R) / (n[:, None] + 1)).log() if told is None else told
+    return own + sum(told[layer][:, s[:, layer]].T for layer in range(len(c)))
+
+
+check_read_back = [  # by the author of the check: another hand has yet to try it
+    ("in base 2", "read_back: ", lambda n, c, s: _scores(n, c, s) / torch.tensor(2.0).log()),
+    ("the sign", "read_back: ", lambda n, c, s: -_scores(n, c, s)),
+    ("words by tokens", "read_back: ", lambda n, c, s: _scores(n, c, s).T),
+    ("all words alike", BAYES,
+     lambda n, c, s: _scores(n, c, s, own=torch.full((len(n),), 1 / len(n)).log())),
+    ("layers from the last to the first", BAYES, lambda n, c, s: _scores(n, c.flip(0), s)),
+    ("a tiny sight instead of one", BAYES,
+     lambda n, c, s: _scores(n, c, s, told=((c + 1e-6) / (n[:, None] + 1e-6 * c.shape[-1])).log())),
+    ("ranks", "read_back: ", lambda n, c, s: _scores(n, c, s).argsort(1)),
+]  # fmt: skip
+
+
+SHARES = "not the share of the first text's tokens less that of the second's"
+
+
+def _share(x, E):
+    return x.flatten().bincount(minlength=E) / len(x)
+
+
+check_use_difference = [  # by the author of the check: another hand has yet to try it
+    ("the sum", SHARES, lambda a, b, E: _share(a, E) + _share(b, E)),
+    ("logarithms", "use_difference: ",
+     lambda a, b, E: (_share(a, E) + 1e-3).log() - (_share(b, E) + 1e-3).log()),
+    ("the order of the experts", "use_difference: ",
+     lambda a, b, E: (_share(a, E) - _share(b, E)).argsort()),
+    ("in percent", "use_difference: ", lambda a, b, E: 100 * (_share(a, E) - _share(b, E))),
+    ("squared", "this is the square", lambda a, b, E: (_share(a, E) - _share(b, E)).square()),
+    ("last choices", SHARES,
+     lambda a, b, E: _share(a[:, -1:], E) - 0.5 * _share(b[:, -1:], E)),
+    ("the largest alone", "use_difference: ",
+     lambda a, b, E: (_share(a, E) - _share(b, E)).max()),
+]  # fmt: skip

@@ -43,3 +43,22 @@ check_distinct_copies = [
         ((torch.cdist(w.flatten(1).double(), w.flatten(1).double(), p=float("inf")) <= 1e-6)
          .tril(-1).sum(1) == 0).sum())),
 ]  # fmt: skip
+
+
+def _by_exp(z_TE, expert_TK):
+    own_TK = torch.gather(z_TE, 1, expert_TK)
+    weight_TK = (own_TK - own_TK.detach().amax(1, keepdim=True)).exp()
+    return weight_TK / weight_TK.sum(1, keepdim=True)
+
+
+def _over_all_then_divided(z_TE, expert_TK):
+    weight_TK = (z_TE.double().softmax(1)).gather(1, expert_TK)
+    return (weight_TK / weight_TK.sum(1, keepdim=True)).to(z_TE.dtype)
+
+
+check_replay_weights = [
+    ("exp of what lies below the largest", _by_exp),
+    ("over all in double, then divided", _over_all_then_divided),
+    ("indexed by rows",
+     lambda z, e: z[torch.arange(len(z))[:, None], e].softmax(dim=-1)),
+]  # fmt: skip

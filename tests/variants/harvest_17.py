@@ -1,5 +1,6 @@
 """Chapter 17's harvest of unusual right answers: (how it is done, the answer)."""
 
+import math
 import random
 from collections import Counter, defaultdict
 
@@ -201,3 +202,37 @@ def _by_the_word(x, i, d, n):
 
 
 check_investigation = [("neighbours, NumPy", _neighbours), ("words, tensors", _by_the_word)]
+
+
+def _by_one_hot(count_V, count_LVR, seen_NL):
+    R = count_LVR.shape[-1]
+    hot_NLR = torch.nn.functional.one_hot(seen_NL, R).double()
+    told_LVR = ((count_LVR.double() + 1 / R) / (count_V.double()[:, None] + 1)).log()
+    word_V = (count_V.double() + 1).log() - (count_V.double() + 1).sum().log()
+    return word_V + torch.einsum("nlr,lvr->nv", hot_NLR, told_LVR)
+
+
+def _token_by_token(count_V, count_LVR, seen_NL):
+    R, total = count_LVR.shape[-1], int(count_V.sum()) + len(count_V)
+    return [[math.log((n + 1) / total)
+             + sum(math.log((int(count_LVR[layer, v, r]) + 1 / R) / (n + 1))
+                   for layer, r in enumerate(seen))
+             for v, n in enumerate(count_V.tolist())] for seen in seen_NL.tolist()]  # fmt: skip
+
+
+check_read_back = [("one-hot and einsum", _by_one_hot), ("word by word", _token_by_token)]
+
+
+def _by_sets(one, two, E):
+    def share(rows, e):
+        return sum(e in set(row) for row in rows) / len(rows)
+
+    return [share(one.tolist(), e) - share(two.tolist(), e) for e in range(E)]
+
+
+check_use_difference = [
+    ("by sets", _by_sets),
+    ("scatter",
+     lambda a, b, E: torch.zeros(len(a), E).scatter(1, a, 1.0).mean(0)
+     - torch.zeros(len(b), E).scatter(1, b, 1.0).mean(0)),
+]  # fmt: skip

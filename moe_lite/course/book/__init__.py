@@ -141,9 +141,11 @@ class Book:
         elif chart := data.get(CHART):
             chart.get("layout", {}).pop("width", None)  # as wide as the column
             said = json.dumps(chart).replace("<", "\\u003c")
+            tall = chart.get("layout", {}).get("height", 450)
             words = output.get("metadata", {}).get("image/png", {}).get("alt", title)
             shown = (
-                f'<div class="chart" role="figure" aria-label="{escape(f"Chart: {words}")}">'
+                f'<div class="chart" role="figure" style="min-height: {tall}px" '
+                f'aria-label="{escape(f"Chart: {words}")}">'
                 f'<script type="application/json">{said}</script></div>'
             )
             if path not in self.charted:  # once a page, and only where it is needed

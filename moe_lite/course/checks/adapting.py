@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -189,8 +190,8 @@ def check_distinct_copies(distinct_copies: Callable[[Tensor], int]) -> None:
              len(w_EFD.flatten(1).unique(dim=0))),
             *(("one weight that differs by more than 1e-6, up or down, is enough to be another "
                "expert (allclose allows 1e-5 of a weight's size unless rtol=0)",
-               sum(not any(like(x, y, rtol, atol) for y in w_EFD[:e]) for e, x in enumerate(w_EFD)))
-              for rtol, atol in ((1e-5, 1e-8), (0, 1e-4))),
+               sum(not any(like(x, y, *slack) for y in w_EFD[:e]) for e, x in enumerate(w_EFD)))
+              for slack in ((), (0, 1e-4))),  # rtol, atol
             ("the border of 1e-6 is for each weight: a norm adds up all their differences, and "
              "rounding parts two neighbours on either side of a border",
              int(((apart_EE <= 1e-6).tril(-1).sum(1) == 0).sum())),
@@ -230,3 +231,46 @@ def check_distinct_copies(distinct_copies: Callable[[Tensor], int]) -> None:
     check.on("a, b, c, all different", torch.stack([a, b, c]))
     check.on("one expert", a[None])
     check.passed("one for each that is unlike all before it.")
+
+
+def check_replay_weights(replay_weights: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Check the weights of replayed experts: (logits_TE, expert_TK) -> gate_TK."""
+
+    def right(logits_TE: Tensor, expert_TK: Tensor) -> Tensor:
+        return logits_TE.gather(1, expert_TK).softmax(dim=1)
+
+    def mistakes(logits_TE: Tensor, expert_TK: Tensor) -> Mistakes:
+        (T, E), K = logits_TE.shape, expert_TK.shape[1]
+        own_TK, gate_TK = logits_TE.gather(1, expert_TK), right(logits_TE, expert_TK)
+        mask_TE = torch.zeros(T, E).scatter(1, expert_TK, 1.0)
+        return [
+            ("these are the weights of the experts that the router would choose now; weigh those "
+             "of expert_TK", logits_TE.topk(K).values.softmax(1)),
+            ("the softmax is over all experts, so the weights do not sum to 1; only the recorded "
+             "ones count", logits_TE.softmax(1).gather(1, expert_TK)),
+            ("a logit of 0 is not nothing, exp(0) is 1: mask with -inf, or gather first",
+             (logits_TE * mask_TE).softmax(1).gather(1, expert_TK)),
+            ("weight k belongs to expert k of the token; sorted, weights go to the wrong experts",
+             gate_TK.sort(1, descending=True).values),
+            ("weight k belongs to expert k of the token; these stand in the experts' order of "
+             "number", gate_TK.gather(1, expert_TK.argsort(1))),
+            ("all weigh the same: the router says how much each counts, and learns from it",
+             torch.full_like(gate_TK, 1 / K)),
+            ("these are logits; a softmax makes weights of them", own_TK),
+            ("logits divided by their sum are no weights: a logit may be below 0, take exp first",
+             own_TK / own_TK.sum(1, keepdim=True)),
+            ("the softmax goes over a token's experts, not over the tokens", own_TK.softmax(0)),
+            ("exp of the logits, but nothing was divided: a token's weights sum to 1",
+             own_TK.exp())]  # fmt: skip
+
+    check = Check("replay_weights", replay_weights, right, mistakes,
+                  "not the softmax over each token's recorded experts")  # fmt: skip
+    check.on("logits [[0, ln 3, 5]], experts [[0, 1]]",
+             torch.tensor([[0, math.log(3), 5]]), torch.tensor([[0, 1]]))  # fmt: skip
+    for seed, (T, E, K) in enumerate(((6, 8, 2), (9, 5, 3), (4, 6, 1))):
+        expert_TK = randn(seed + 7, T, E).argsort(1)[:, :K]
+        check.on(f"{T} tokens, {K} of {E} experts recorded", randn(seed, T, E), expert_TK)
+    check.on("logits far below 0", randn(5, 5, 4) - 200, randn(6, 5, 4).argsort(1)[:, :2])
+    check.slopes("seven tokens, 2 of 6 experts recorded", randn(3, 7, 6),
+                 randn(4, 7, 6).argsort(1)[:, :2], of={"the logits": 0})  # fmt: skip
+    check.passed("the experts of then, the weights of now, and a gradient for the router.")

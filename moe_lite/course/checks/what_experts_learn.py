@@ -469,3 +469,111 @@ def _template(exercise: str, found: Any) -> tuple[float, list[float], bool]:
         refuse(exercise, f"the null is {null.flatten()[0]:.4g} each time; that is a formula's "
                "chance, not this routing's, and does not say how far chance strays")  # fmt: skip
     return value.item(), null.double().flatten().tolist(), bool(holds)
+
+
+def check_read_back(read_back: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """Check Bayes' rule over routes: (count_V, count_LVR, seen_NL) -> score_NV, in nats."""
+
+    def tables(count_V: Tensor, count_LVR: Tensor, each: float) -> Tensor:
+        more = each * count_LVR.shape[-1]
+        return ((count_LVR + each) / (count_V[:, None] + more)).log()
+
+    def heard(told_LVR: Tensor, seen_NL: Tensor) -> Tensor:
+        return torch.stack([one[:, n].T for one, n in zip(told_LVR, seen_NL.T, strict=True)])
+
+    def right(count_V: Tensor, count_LVR: Tensor, seen_NL: Tensor) -> Tensor:
+        word_V = ((count_V + 1) / (count_V + 1).sum()).log()
+        return word_V + heard(tables(count_V, count_LVR, 1 / count_LVR.shape[-1]), seen_NL).sum(0)
+
+    def mistakes(count_V: Tensor, count_LVR: Tensor, seen_NL: Tensor) -> Mistakes:
+        R = count_LVR.shape[-1]
+        word_V = ((count_V + 1) / (count_V + 1).sum()).log()
+        told_LNV = heard(tables(count_V, count_LVR, 1 / R), seen_NL)
+        score_NV, some_LVR = word_V + told_LNV.sum(0), count_LVR + 1 / R
+        of_route = heard((some_LVR / some_LVR.sum(1, keepdim=True)).log(), seen_NL)
+        return [
+            ("how often a word comes is left out, p(v): a rare word with the right route would "
+             "beat a frequent one", told_LNV.sum(0)),
+            ("the word's own share is in it once for each layer; once is enough",
+             (word_V + told_LNV).sum(0)),
+            ("p(r | v) is a share of the word's routes; these are shares of the route's words",
+             word_V + of_route.sum(0)),
+            ("one sight more in all, spread over the R routes: 1/R for each, not 1",
+             word_V + heard(tables(count_V, count_LVR, 1.0), seen_NL).sum(0)),
+            ("the counts of a word's routes have one sight more; then so has what they are divided "
+             "by", word_V + heard((some_LVR / count_V.clamp(min=1)[:, None]).log(),
+                                  seen_NL).sum(0)),
+            ("all layers count, not the last alone", word_V + told_LNV[-1]),
+            ("all layers count, not the first alone", word_V + told_LNV[0]),
+            ("layers are multiplied, as if they did not know of each other: add their logarithms; "
+             "this is the logarithm of a mean", word_V + told_LNV.exp().mean(0).log()),
+            ("the mean of the layers' logarithms; it is their sum", word_V + told_LNV.mean(0)),
+            ("these are probabilities; return their logarithms", score_NV.exp()),
+            ("this is p(v | routes), which sums to 1 over the words: the same best word, but asked "
+             "is the probability of word and routes together", score_NV.log_softmax(1)),
+            ("a word's share is of all the sights, and each word has one more: divide by the sum "
+             "of (n + 1)", (count_V + 1).log() - count_V.sum().log() + told_LNV.sum(0)),
+            ("the words have no sight more; a word that never came is not impossible",
+             (count_V / count_V.sum()).log() + told_LNV.sum(0) if count_V.all() else None),
+        ]  # fmt: skip
+
+    check = Check("read_back", read_back, right, mistakes,
+                  "not log p(v) plus the sum over layers of log p(r | v)",
+                  nan="a word that never came, or never took a route, is not impossible: begin "
+                  "with one sight")  # fmt: skip
+    check.on("counts [2, 1, 0], one layer: word 0 by route 1 twice, word 1 by route 0; seen [[1]]",
+             torch.tensor([2, 1, 0]), torch.tensor([[[0, 2], [1, 0], [0, 0]]]),
+             torch.tensor([[1]]))  # fmt: skip
+    for seed, (T, V, L, R, N) in enumerate(((60, 5, 2, 3, 4), (40, 4, 3, 6, 7), (30, 6, 2, 2, 3))):
+        rng = generator(seed)
+        word_T = torch.cat([torch.arange(V), _draw(rng, V, T)])
+        route_TL = (word_T[:, None] + _draw(rng, 2, len(word_T), L)) % R
+        both_TL = word_T[:, None] * R + route_TL
+        count_LVR = torch.stack([n.bincount(minlength=V * R).view(V, R) for n in both_TL.T])
+        check.on(f"{T + V} tokens of {V} words, {L} layers, {R} routes", word_T.bincount(),
+                 count_LVR, _draw(rng, R, N, L))  # fmt: skip
+    check.passed("the word's own share, and what each layer's route says for it.")
+
+
+def check_use_difference(use_difference: Callable[[Tensor, Tensor, int], Tensor]) -> None:
+    """Check whom two texts use differently: (one_TK, two_SK, num_experts) -> delta_E."""
+
+    def count(x: Tensor, E: int) -> Tensor:
+        return x.flatten().bincount(minlength=E).double()
+
+    def right(one: Tensor, two: Tensor, E: int) -> Tensor:
+        return count(one, E) / len(one) - count(two, E) / len(two)
+
+    def mistakes(one: Tensor, two: Tensor, E: int) -> Mistakes:
+        (T, K), S, delta_E = one.shape, len(two), right(one, two, E)
+        one_E, two_E = count(one, E), count(two, E)
+        return [
+            ("these are shares of the pairs; asked are shares of the tokens, K times as large",
+             delta_E / K),
+            ("these are counts; texts of unequal length are compared by their shares",
+             one_E - two_E),
+            ("both were divided by the first text's tokens; each by its own", (one_E - two_E) / T),
+            ("both were divided by the second text's tokens; each by its own", (one_E - two_E) / S),
+            ("both were divided by all tokens; each by its own", (one_E - two_E) / (T + S)),
+            ("only first choices were counted; all K of a token count",
+             right(one[:, :1], two[:, :1], E) if K > 1 else None),
+            ("the sign: the first text less the second", -delta_E),
+            ("without a sign nobody knows which way to steer", delta_E.abs()),
+            ("this is the share in the first text alone", one_E / T),
+            ("a ratio blows up where an expert is hardly used; asked is the difference",
+             (one_E / T) / (two_E / S) if two_E.all() else None),
+            ("an expert's pairs were divided by its pairs in both texts, which asks whose they "
+             "are, not how many tokens go there",
+             (one_E - two_E) / (one_E + two_E).clamp(min=1))]  # fmt: skip
+
+    check = Check("use_difference", use_difference, right, mistakes,
+                  "not the share of the first text's tokens less that of the second's")  # fmt: skip
+    check.on("three experts; [[0, 1], [0, 2]] and [[1, 2], [2, 1], [1, 0], [2, 1]]",
+             torch.tensor([[0, 1], [0, 2]]), torch.tensor([[1, 2], [2, 1], [1, 0], [2, 1]]),
+             3)  # fmt: skip
+    for seed, (T, S, E, K) in enumerate(((9, 14, 8, 2), (20, 7, 6, 3), (11, 5, 4, 1))):
+        one, two = (randn(seed + n, N, E).argsort(1)[:, :K] for n, N in ((3, T), (8, S)))
+        check.on(f"{T} and {S} tokens, {K} of {E} experts", one, two, E)
+    lazy = randn(20, 12, 5).argsort(1)[:, :2]
+    check.on("six experts, of which nobody uses the last", lazy, lazy[:7].flip(0), 6)
+    check.passed("the experts to send up, and those to send down.")

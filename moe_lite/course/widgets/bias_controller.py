@@ -149,12 +149,14 @@ class BiasController(Redrawn):
         )
         violation.set(xlabel="step", ylabel="MaxVio", ylim=(0, None))
         violation.legend(fontsize=8, frameon=False)
+        drift_S1 = run.bias_SE.mean(1, keepdims=True)  # what all share changes no choice
+        bias_SE = run.bias_SE - drift_S1
         for e in range(E):
-            biases.plot(run.bias_SE[:, e], color=self.colors[e], lw=1.4)
-            biases.annotate(
-                str(e), (self.steps, run.bias_SE[-1, e]), fontsize=8, va="center", ha="left"
-            )
-        biases.set(xlabel="step", ylabel="bias")
+            biases.plot(bias_SE[:, e], color=self.colors[e], lw=1.4)
+            at = (self.steps, bias_SE[-1, e])
+            biases.annotate(str(e), at, fontsize=8, va="center", ha="left")
+        drift = f"bias, less their mean\n(it drifts to {drift_S1[-1, 0]:+.3g})"
+        biases.set(xlabel="step", ylabel=drift)
         loads.barh([str(e) for e in range(E)], run.load_SE[self.step], color=self.colors)
         loads.axvline(self.batch * self.k / E, color=QUIET, ls="--", lw=1)
         loads.invert_yaxis()

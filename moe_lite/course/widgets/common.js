@@ -219,8 +219,8 @@ function tie(model) {
     if (!ask) return [];
     let made = null; // in words; a page that may keep nothing keeps it until it is left
     try { made = localStorage.getItem(name); } catch { /* so */ }
-    const input = h("input", { type: "range", min: 0, max: most, step, value: most / 2, "aria-label": `Your guess: ${ask}` }), output = h("output");
-    const bar = h("i"), mark = h("u"), said = h("span", { role: "status" });
+    const input = h("input", { type: "range", min: 0, max: most, step, value: most / 2, "aria-label": "Your guess", "aria-description": ask }), output = h("span.value");
+    const bar = h("i"), mark = h("u"), said = h("span.guessed", { "aria-live": "polite" });
     const open = h("span.controls", {}, input, output, button("Guess", () => {
       made = input.value;
       try { localStorage.setItem(name, made); } catch { /* so */ }
@@ -244,7 +244,7 @@ function tie(model) {
 
   /** Puts root into el, paints it now, and in the next frame whenever a value of these changes. */
   function show(el, root, keys, paint) {
-    root.prepend(...guess());
+    root.querySelector(".controls").after(...guess());
     const all = () => { paint(); follow(); };
     const end = live(root, Object.fromEntries(keys.map((key) => [key, () => soon(all)])));
     el.append(root);

@@ -128,7 +128,7 @@ function render({ model, el }) {
     g.textAlign = "center"; g.textBaseline = "middle"; g.lineJoin = "round";
     cases.forEach((_, t) => {
       const [px, py] = pixel(x(t), y(t)), mine = t === chosen;
-      g.font = `${mine ? "bold 17px" : "11px"} system-ui, sans-serif`;
+      g.font = `${mine ? "bold 17px" : "13px"} system-ui, sans-serif`;
       g.lineWidth = 3; g.strokeStyle = ground; g.strokeText(labels[t], px, py);
       g.fillStyle = letter[winner[t]]; g.fillText(labels[t], px, py);
       if (mine) { g.lineWidth = 2; g.strokeStyle = ink; g.strokeRect(px - 12, py - 12, 24, 24); }

@@ -20,6 +20,7 @@ from ..cost import (
     step,
 )
 from ..presets import PRESETS
+from ..viz import INK
 from .portable import Question, bounded, panels
 from .redrawn import Move, Redrawn
 
@@ -123,13 +124,15 @@ class CostCalculator(Redrawn):
     @property
     def said(self) -> str:
         count = count_parameters(self.architecture)
+        misfits = [phase for phase, cost in self.costs.items() if not cost.fits]
+        verdict = f"Does not fit: {', '.join(misfits)}" if misfits else "All of it fits"
         phases = "; ".join(
             f"{phase}: {cost.bound}-bound, {1e3 * cost.seconds:.3g} ms, "
             f"{cost.held_bytes / 1e9:,.1f} GB, {'fits' if cost.fits else 'does not fit'}"
             for phase, cost in self.costs.items()
         )
         return (
-            f"{self.title}: {count.total / 1e9:,.1f} billion parameters, "
+            f"{verdict}. {self.title}: {count.total / 1e9:,.1f} billion parameters, "
             f"{count.active / 1e9:,.1f} active. {phases}"
         )
 
@@ -175,7 +178,17 @@ class CostCalculator(Redrawn):
     def figure(self) -> Figure:
         """Draw what compute, memory and network would each take, for the three phases."""
         count = count_parameters(self.architecture)
-        figure, axes = panels(9, 3.6)
+        figure, (axes, held) = panels(11, 3.6, 2, width_ratios=(2, 1))
+        for phase, cost in enumerate(self.costs.values()):
+            share = 100 * cost.held_bytes / cost.device.memory
+            held.barh(phase, share, 0.6, color="#0072B2" if cost.fits else "#D55E00")
+            held.text(share, phase, f" {cost.held_bytes / 1e9:,.0f} GB", va="center", fontsize=9)
+        held.axvline(100, color=INK, ls="--", lw=1)
+        held.set(xlim=(0, 1.3 * max(100, held.get_xlim()[1])), yticks=range(3),
+                 yticklabels=list(self.costs), title="what has to fit",
+                 xlabel="% of a device's memory (dashed: all of it)")  # fmt: skip
+        held.invert_yaxis()
+        held.title.set_fontsize(10)
         looks = (("#0072B2", ""), ("#D55E00", "//"), ("#009E73", "\\\\"))
         for i, (colour, hatch) in enumerate(looks):
             parts = [list(cost.parts.items())[i] for cost in self.costs.values()]

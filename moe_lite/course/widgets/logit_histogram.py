@@ -80,7 +80,7 @@ class LogitHistogram(Redrawn):
             ("doublings", "Double all", doublings, [f"×{2**n}" for n in doublings]),
             ("shift", "Add to all", shifts, [f"+{shift:g}" for shift in shifts]),
             ("token", "Token", range(len(self.tokens)), None),
-        ]
+        ] + [("token", "Next that flips", self.flips, "button")] * bool(self.flips)
 
     def grid(self) -> dict[str, Sequence[Any]]:
         shifts = (0.0, 16.0, 128.0, 256.0)
@@ -116,6 +116,11 @@ class LogitHistogram(Redrawn):
         """List the tokens that bfloat16 sends to other experts than float32."""
         exact_TK, rounded_TK = (self._chosen(p).sort(-1).values for p in ("float32", "bfloat16"))
         return (exact_TK != rounded_TK).any(-1).nonzero().flatten().tolist()
+
+    @property
+    def flips(self) -> list[int]:
+        """List the tokens that bfloat16 sends elsewhere once 128 is added to all logits."""
+        return LogitHistogram(self._logits_TE, shift=128.0, k=self.k, token=0).changed
 
     @property
     def gate_error(self) -> float:
@@ -172,9 +177,10 @@ class LogitHistogram(Redrawn):
             contest.scatter(exact, e, s=60, facecolor="none", edgecolor=INK)
             if self.precision == "bfloat16":
                 contest.scatter(rounded, e, s=40, color=color, marker="s")
+        word = repr(self.tokens[self.token]).replace("$", r"\$")  # no formula
         contest.set(
             yticks=range(len(self.colors)), xlabel="logit (○ float32, ■ bfloat16)",
-            ylabel="expert", title=f"Token {self.token}",
+            ylabel="expert", title=f"Token {self.token}, {word}",
         )  # fmt: skip
         contest.invert_yaxis()
         for axes in (bars, contest):

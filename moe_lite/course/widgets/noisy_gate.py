@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import traitlets as t
 from torch import Tensor
@@ -133,10 +134,15 @@ class NoisyGate(Redrawn):
             contest.scatter(clean[e], e, s=22, color="none", edgecolor=INK)
         if self.k < E:
             bars = kth_excluding(routing.logits_TE, self.k)[self.token].tolist()
+            for e, bar in enumerate(bars if self.noise else []):  # where its noisy score may fall
+                x = clean[e] + self.noise * np.linspace(-2.5, 2.5, 31)
+                bell = e - 0.45 * np.exp(-(((x - clean[e]) / self.noise) ** 2) / 2)
+                contest.plot(x, bell, color=self.colors[e], lw=0.8)
+                contest.fill_between(x, e, bell, where=x > bar, color=self.colors[e], alpha=0.35)
             contest.plot(bars, range(E), "|", color=INK, ms=15, mew=2)
         contest.set(
             yticks=range(E), xlabel="score (○ clean, ★ chosen, | the bar to clear)",
-            title=f"Token {self.token}",
+            title=f"Token {self.token}; shaded: P, that its noisy score clears the bar",
         )  # fmt: skip
         for axes in (loads, contest):
             axes.invert_yaxis()

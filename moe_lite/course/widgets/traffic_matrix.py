@@ -17,6 +17,7 @@ from .portable import Question, bounded, gumbel, panels
 from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST_TOKENS = 64  # of one rank
@@ -168,11 +169,31 @@ class TrafficMatrix(Redrawn):
                 to_TR[token, ranks[turn % len(ranks)]] += 1
         return to_TR
 
+    def _draw_links(self, ax: Axes, sent_RR: np.ndarray) -> None:
+        """Draw the ranks in a circle, each pair's link as wide as what travels on it, both ways."""
+        angle_R = 2 * np.pi * np.arange(self.ranks) / self.ranks
+        x_R, y_R = np.sin(angle_R), np.cos(angle_R)
+        both_RR = sent_RR + sent_RR.T
+        most = max(1, both_RR[~np.eye(self.ranks, dtype=bool)].max())
+        from_N, to_N = np.tril_indices(self.ranks, -1)
+        width_N = np.ceil(7 * both_RR[from_N, to_N] / most)
+        for width in set(width_N[width_N > 0].tolist()):  # a line for each width, with gaps
+            ends_N2 = np.stack([from_N, to_N], 1)[width_N == width]
+            gaps_N1 = np.full((len(ends_N2), 1), np.nan)
+            x, y = (np.append(at_R[ends_N2], gaps_N1, 1).ravel() for at_R in (x_R, y_R))
+            ax.plot(x, y, color="#E69F00", lw=width, alpha=0.6)
+        for a in range(self.ranks):
+            ax.text(1.17 * x_R[a], 1.17 * y_R[a], str(a), ha="center", va="center", fontsize=9)
+        ax.set(aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
+        ax.set_title(f"links, as wide as the copies on them (at most {most:.0f})")
+        ax.axis("off")
+
     def figure(self) -> Figure:
         """Draw the matrix and the work of each rank."""
         traffic, R = self.traffic, self.ranks
         work_R = traffic.pairs_RR.sum(0).numpy()
-        figure, (matrix, work) = panels(10, 4, 2)
+        figure, (matrix, links, work) = panels(12, 4, 3, width_ratios=(4, 3, 3))
+        self._draw_links(links, traffic.copies_RR.numpy())
         matrix.spines[:].set_visible(True)
         edges = np.arange(R + 1) - 0.5
         matrix.pcolormesh(edges, edges, traffic.pairs_RR.numpy(), cmap="cividis", vmin=0)
@@ -195,6 +216,6 @@ class TrafficMatrix(Redrawn):
         )  # fmt: skip
         work.set_ylim(top=1.2 * work.get_ylim()[1])  # the legend stands above the bars
         work.legend(frameon=False, fontsize=8, loc="upper right")
-        for axes in (matrix, work):
+        for axes in (matrix, links, work):
             axes.title.set_fontsize(10)
         return figure
