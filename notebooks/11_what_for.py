@@ -346,7 +346,8 @@ for e in (worst, *others):
     print(f"other text {rise:+.3f} nats a token")
 
 # %% [markdown]
-# Without one expert of 96 not one of the other names is left, and this other text does not notice;
+# Without one expert of 96 not one of the other names is left, and this other text does not notice
+# (of the thirty, a second expert takes all along as well);
 # two of the experts drawn at random cost half of the names, but the other text as well. That says
 # that the book *needs* this expert, not that the numbers lie in it: perhaps it only tells a name of
 # the book from other words (without it the model goes on with syllables, not with digits). In your
