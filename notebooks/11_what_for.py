@@ -47,9 +47,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_lite import Mixtral, hf, load_balancing_loss
-from moe_lite.course import asking, causal, drawings, effects, facts, leads, ledger, viz
-from moe_lite.course.cost import count_parameters, distinct_experts
-from moe_lite.course.data import load_tokenizer
+from moe_lite.course import asking, causal, cost, data, drawings, effects, facts, leads, ledger, viz
 from moe_lite.course.widgets import FactGrid
 
 # %%
@@ -98,7 +96,7 @@ arms = {
     "dense, equal total": config.dense("total"),
 }
 for name, shape in arms.items():
-    count = count_parameters(shape)
+    count = cost.count_parameters(shape)
     print(f"{name:20} holds {count.total:7,}, runs {count.active:7,} parameters")
 
 # %% [markdown]
@@ -308,7 +306,7 @@ print(
 # training text does, after another entry. (Its dense twin is not shipped; what it knew is stored.)
 
 # %%
-tokenizer, mini = load_tokenizer(), hf.load_pretrained("mixtral-mini-fine")
+tokenizer, mini = data.load_tokenizer(), hf.load_pretrained("mixtral-mini-fine")
 asked = asking.Questions(tokenizer, 200)
 print(asking.question(asked.names[0]))
 knows = asked.known(mini)
@@ -493,7 +491,7 @@ D, hidden, T = 256, 512, 1024
 x_TD, unit = torch.randn(T, D), 3 * D * hidden  # the parameters of one expert
 for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
     layer = facts.Block(D, hidden * wide, E, classes=2).moe
-    read = [4e-6 * unit * wide * distinct_experts(E, 1, tokens) / tokens for tokens in (1, T)]
+    read = [4e-6 * unit * wide * cost.distinct_experts(E, 1, tokens) / tokens for tokens in (1, T)]
     print(f"{E:2} experts {hidden * wide:5} wide: {4e-6 * E * wide * unit:5.1f} MB held, ", end="")
     print(
         f"{2e-6 * unit * wide:4.1f} MFLOP a token, {T / E:5.0f} tokens an expert;\n   MB read for "
@@ -569,7 +567,7 @@ fig
 # |---|---|---|
 # | bits of knowledge | `book.bits`, `facts.bits_stored(nats, values, choices)` | |
 # | capacity ratio | bits stored / learned parameters | bits per parameter |
-# | active, total parameters | `count_parameters(config).active`, `.total` | |
+# | active, total parameters | `cost.count_parameters(config).active`, `.total` | |
 # | dense twins | `config.dense("active")`, `config.dense("total")` | |
 # | $E$, top-1 | `facts.Block(width, hidden, experts, classes)` | no token dropped |
 # | cubed filters, router noise | `facts.Filters`, `facts.train_filters` | two recipes |

@@ -33,8 +33,7 @@ import numpy as np
 import torch
 
 from moe_lite import Mixtral, hf, record
-from moe_lite.course import analysis, causal, cost, data, effects, ledger, presets, recipes, viz
-from moe_lite.course.charts import alive
+from moe_lite.course import analysis, causal, charts, cost, data, effects, ledger, presets, viz
 from moe_lite.course.film import Film
 from moe_lite.course.widgets import RoutingExplorer
 
@@ -129,7 +128,7 @@ for layer in (0, 5):
 # Chance is $k/E = 25\%$ if experts are equally used (the thin line).
 
 # %%
-film = Film.load(hf.PRETRAINED / "mixtral-mini" / recipes.FILM)
+film = Film.load(hf.PRETRAINED / "mixtral-mini" / "film.safetensors")
 final = film.trace(film.steps[-1])
 steps = film.steps
 kept = torch.stack([analysis.saturation(film.trace(step), final) for step in steps])
@@ -140,7 +139,7 @@ fig.axes[0].set(xscale="log", ylim=(0, 102))
 for step in steps[10::4]:
     now_L = kept[steps.index(step)]
     print(f"step {step:4} ({step / steps[-1]:4.1%}): {now_L.min():.0%} to {now_L.max():.0%}")
-alive(fig)
+charts.alive(fig)
 
 # %% [markdown]
 # Read it from the right, where it is 100% by definition. About half of the final routing was there
@@ -201,7 +200,7 @@ lines = {"about the word, beyond the domain": (steps[1:], told_word[1:]),
          "about the domain, beyond the word": (steps[1:], told_domain[1:])}  # fmt: skip
 fig = viz.curves(lines, "training step", "bits, mean of the layers", title="what the film tells")
 fig.axes[0].set(xscale="log")
-alive(fig)
+charts.alive(fig)
 
 # %%
 for name, n in (("before the first step", 0), ("at the end", -1)):

@@ -526,5 +526,6 @@ def test_steering_puts_experts_first_and_last_and_weighs_them_so():
     ],
 )
 def test_what_cannot_be_steered_is_said(gate, how, message):
-    with pytest.raises(ValueError, match=message):
-        steer(small(gate), **how).__enter__()
+    model = small(gate)
+    with pytest.raises(ValueError, match=message), steer(model, **how):
+        model(text())

@@ -71,7 +71,7 @@ def test_what_cannot_be_shown_is_said(change, complaint):
 
 def test_all_faces(widget, tmp_path):
     page = widget.html()
-    assert page.count("</script>") == 2 and page.count("://") == 1  # SVG's name
+    assert page.count("</script>") == 3 and page.count("://") == 1  # SVG's name
     png = widget.png()
     assert png.startswith(b"\x89PNG")
     widget.lines = [50.0, 1.0, -20.0] * 3

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layer import MoELayer
 from ..model import Mixtral
-from ..routers import Scores, TopKRouter
+from ..routers import Scores
 from ..routing import Routing
 
 Kind = Literal["force", "ablate", "ban", "swap", "top_k"]
@@ -207,8 +207,8 @@ def steer(
     margin, of those in down to the least minus it. The router then chooses and weighs by a softmax
     of the new ones, so an expert in up is chosen and has the largest weight.
 
-    Raises: ValueError for an expert that does not exist, or is to go up and down; for a router
-            whose scores are no softmax of its logits.
+    Raises: ValueError for an expert that does not exist, or is to go up and down; in the
+            run, for a router whose scores are no softmax of its logits.
     Source: Fayyaz et al. 2025, "Steering MoE LLMs via Expert (De)Activation", arXiv:2509.09660,
             as told in a review of it.
     """
@@ -219,12 +219,17 @@ def steer(
             raise ValueError(f"the model has no expert {expert} in layer {at}")
         if (at, expert) in up and (at, expert) in down:
             raise ValueError(f"expert {expert} of layer {at} is to go up and down")
-    if odd := [gate for gate in gates if getattr(type(gate), "score", None) != TopKRouter.score]:
-        raise ValueError(f"{type(odd[0]).__name__} has other scores than a softmax of its logits")
 
     def steered(gate: Any, above: list[int], below: list[int]) -> Callable[..., Scores]:
+        own: Callable[..., Scores] = gate.score
+
         def score(x_TD: Tensor, ids_T: Tensor | None = None) -> Scores:
-            log_TE = TopKRouter.score(gate, x_TD, ids_T).logits_TE.log_softmax(dim=-1)
+            scores = own(x_TD, ids_T)
+            log_TE = scores.logits_TE.log_softmax(dim=-1)
+            if not (torch.allclose(log_TE.exp(), scores.choose_TE, atol=1e-6)
+                    and torch.equal(scores.choose_TE, scores.weigh_TE)):  # fmt: skip
+                name = type(gate).__name__
+                raise ValueError(f"{name} has other scores than a softmax of its logits")
             new_TE = log_TE.clone()
             new_TE[:, above] = log_TE.amax(1, keepdim=True) + margin
             new_TE[:, below] = log_TE.amin(1, keepdim=True) - margin
