@@ -1,6 +1,8 @@
 """The build: marks, cuts, execution, what outputs are kept, and that nobody's work is lost."""
 
+import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -529,3 +531,22 @@ def test_module_runs_as_a_command(tmp_path):
         capture_output=True, text=True, cwd=build.ROOT,
     )  # fmt: skip
     assert done.returncode == 0 and "--check" in done.stdout
+
+
+def test_a_figure_is_kept_in_few_colours_and_looks_the_same():
+    from matplotlib.figure import Figure
+    from PIL import Image, ImageChops
+
+    figure, out = Figure(), io.BytesIO()
+    figure.add_subplot(title="a figure", xlabel="steps").plot([3, 1, 4, 1, 5], label="loss")
+    figure.savefig(out, format="png", transparent=True)
+    picture = Image.open(out).convert("RGBA")
+    before = base64.b64encode(out.getvalue()).decode() + "\n"
+    after = base64.b64decode(build.with_palette(before))
+    assert len(after) < len(out.getvalue()) / 2
+    with Image.open(io.BytesIO(after)) as few:
+        assert few.mode == "P" and few.size == picture.size
+        away = ImageChops.difference(few.convert("RGBA"), picture)
+    assert all(high <= 32 for _, high in away.getextrema())
+    assert build.with_palette(base64.b64encode(after).decode()) == base64.b64encode(after).decode()
+    assert build.with_palette("iVBORw0KGgo=") == "iVBORw0KGgo="  # none at all
