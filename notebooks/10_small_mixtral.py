@@ -432,15 +432,17 @@ for name, end in ends.items():
                                            for s, v in end.by_seed.items()})  # fmt: skip
     for what, lead in (("at 500", early[name]), ("at the end", end), ("change", change)):
         print(f"{name:26} {what:11}" + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))
-late = leads.lead_of("whole", 4000, "whole dense, longer", 4700, "as shipped")
-print("as shipped, equal time: ", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*late.interval))
+for name, found in fairness["equal time"].items():
+    for lead in (lead for lead in found if lead.step in (500, 4000)):
+        print(f"{name}, equal time, step {lead.step:5,}: "
+              "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))  # fmt: skip
 
 # %% [markdown]
 # **At equal active size and equal steps the mixture is ahead, and at the end still: by 0.037 bits
 # per byte [0.022, 0.052].** At equal *time* the twin goes 4,700 steps: as shipped, the mixture is
-# behind at step 500; at the end all three are undecided. At equal *memory* nobody knows: so wide a
-# twin was not trained to the end. And `mixtral-mini`? It ended 0.016 *behind* its twin. Why one run
-# may is worth a look.
+# behind at step 500, by 0.024 [0.011, 0.036]; at the end all three are undecided. At equal
+# *memory* nobody knows: so wide a twin was not trained to the end. And `mixtral-mini`? It ended
+# 0.016 *behind* its twin. Why one run may is worth a look.
 #
 # ### Where the lead is
 #
@@ -475,14 +477,16 @@ for arm, loss in leads.copying_on_a_cpu().items():
           f"new {loss['code']['new']:.2f}")  # fmt: skip
 
 # %% [markdown]
-# **On new tokens the mixture is ahead in these five kinds of text** (of the phone book it is
-# undecided). On copied ones the seeds differ
-# too much to say so of drama and arithmetic. To copy is the work of attention (Olsson et al. 2022,
+# **On new tokens the mixture as shipped is ahead in these five kinds of text: least in arithmetic,
+# by 0.012 nats [0.003, 0.020], most in Japanese, 0.103 [0.078, 0.129]** (of the phone book it is
+# undecided). On copied ones the seeds differ too much to say so of drama and arithmetic. To copy
+# is the work of attention (Olsson et al. 2022,
 # [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)), and runs differ by how well they learn it:
-# in code the bits follow it. A tie can come so. The pair that we trained on a CPU, seed 0, ended
-# 0.004 ahead. Its twin copies code as well as the best of the 44 runs; on new tokens
-# it is behind in every kind of text, as the others are. (This model's own
-# twin is not kept.)
+# in code most of the difference between runs is there (copied tokens are a part of the bits, so
+# some correlation is certain). A tie can come so: a second pair that we trained on a CPU, seed 0
+# again, ended 0.004 ahead. Its twin copies code as well as the best of the 44 runs; on new tokens
+# it is behind in every kind of text, as the others are. Whether `mixtral-mini` fell behind in this
+# way nobody can check: its twin is not kept.
 #
 # ### Two experts are 1.4, and an averaged mixture is half a network
 #
@@ -497,15 +501,19 @@ for step in (reel.steps[0], reel.steps[-1]):
     gates = [r.gate_N.view(-1, r.per_token) for r in reel.trace(step).layers]
     worth = [1 / g_TK.square().sum(1).mean() for g_TK in gates]
     print(f"step {step:5,}, layers 0 to 5:", *(f"{w:.2f}" for w in worth))
-for step in (500, 4000):
-    factor = leads.lead_of("whole", step, "whole", step, "scale 2", "as shipped")
-    print(f"the factor, step {step:5,}:", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*factor.interval))
+factors = {step: leads.lead_of("whole", step, "whole", step, "scale 2", "as shipped")
+           for step in (500, 4000)}  # fmt: skip
+first, last = (factor.by_seed for factor in factors.values())
+change = leads.Lead("", 0, 0, {seed: last[seed] - first[seed] for seed in last})
+for what, lead in (*factors.items(), ("the change", change)):
+    print(f"the factor, {what:>10}: " + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))
 
 # %% [markdown]
-# **The factor of $K$ is a head start, not a lead:** 0.026 bits per byte [0.007, 0.045] at step
-# 500, undecided at the end. 4 of 16 with factor 4 lose 0.029 [0.010, 0.047]; at rate 0.002 that is
-# undecided. DeepSeek-V3 has such a factor (`routed_scaling_factor`, 2.5), OLMoE does not divide,
-# Mixtral divides and has none. Here: `TopKRouter(..., gate_scale=2)`; `save` multiplies it into
+# **The factor of $K$ is a head start, and it is lost:** 0.026 bits per byte [0.007, 0.045] at step
+# 500, undecided at the end, and from one to the other -0.033 [-0.043, -0.024]. 4 of 16 with factor
+# 4 lose 0.029 [0.010, 0.047] of their lead over the twin; at rate 0.002 no loss is decided.
+# DeepSeek-V3 has such a factor (`routed_scaling_factor`, 2.5), OLMoE does not divide, Mixtral
+# divides and has none. Here: `TopKRouter(..., gate_scale=2)`; `save` multiplies it into
 # $W_2$.
 #
 # ## 7. Let it speak, and look where the words went
@@ -578,8 +586,8 @@ for domain, share in shares.items():
 # expert": Japanese is written with tokens that occur nowhere else, and a router that looked only
 # at the token in hand would give such a table too. So separate the two causes. Take the same
 # Japanese sentence once alone and once among the code and the English above, and count the tokens
-# whose first expert changes. Where it does, the router looks at the neighbours; where it does not,
-# the token.
+# whose first expert changes. Where it does, what stands before the sentence matters; where it does
+# not, the token or its neighbours within the sentence decide.
 
 # %%
 before, sentence, after = text.partition("神は光あれと言われた。すると光があった。\n")
@@ -602,8 +610,8 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
 # One sentence in one model is an anecdote: trained on larger batches, the same model changed nearly
 # every token, in all layers. Chapter 17 does it properly, with baselines. But you have seen the
 # right *kind* of question: change one thing, and see whether the routing follows. The Mixtral
-# authors looked for topics in their own model's routing and found "no obvious pattern" (their
-# section 5).
+# authors looked for topics in their own model's routing and did "not observe obvious patterns"
+# (their section 5).
 #
 # ## 8. What goes wrong: a router that does not listen
 #
@@ -665,8 +673,9 @@ for kind in (TopKRouter, DeafRouter):
 #    you renormalise, and does if you don't.
 # 3. Dispatch turns "where does my token go?" into "which tokens are mine?": one product per expert.
 # 4. Mixtral 8×7B holds 46.7 billion parameters and uses 12.9 billion for a token.
-# 5. At equal active parameters the mixture learned more from each token, most surely from those
-#    that could not be copied (five seeds, 4,000 steps); by the clock it was undecided: measure it.
+# 5. At equal active parameters the mixture predicted better after equal steps, most surely the
+#    tokens that cannot be copied (five seeds, 4,000 steps); by the clock it was undecided: measure
+# it.
 #
 # | in the paper | in the code | |
 # |---|---|---|

@@ -427,7 +427,7 @@ def investigate(
     ### BEGIN SOLUTION
     first_T = expert_TK[:, 0]
     found["claim"] = "The same word is sent to other experts in a text of another domain."
-    found["source"] = "The opposite of 'no obvious pattern by topic', Jiang et al. 2024, section 5"
+    found["source"] = "'we do not observe obvious patterns' by topic: Jiang et al. 2024, section 5"
     found["falsified_if"] = (
         "experts tell no more about the domain than with domains shuffled among equal words, or "
         "no more than with whole texts shuffled"
