@@ -13,10 +13,11 @@
 # %% [markdown]
 # # Appendix to 09: the layer since 2024
 #
-# What became of the layer after DeepSeek-V3? Here are nine ideas of 2024 to 2026. Each is a small
-# change of what you know: one or two of a router's four steps (score, choose, weigh, limit), one
-# loss, or two matrices around the experts. All are in `moe_lite/course/recent.py`, and every
-# router's tests run over them: all backends, padding, interventions, traces.
+# What became of the layer since 2024? Here are eight ideas, two of them DeepSeek-V3's own, and a
+# ninth by name. Each is a small change of what you know: one or two of a router's four steps
+# (score, choose, weigh, limit), one loss, or two matrices around the experts. All are in
+# `moe_lite/course/recent.py`, and the tests of the library's routers run over them, too: all
+# backends, padding, interventions, traces.
 #
 # The measurements are small: the model of chapters 05 to 09, 150 steps, five seeds, compared seed
 # by seed (`python -m moe_lite reproduce recent2026`). The claims and their margins were written
@@ -83,23 +84,27 @@ print("loss, thresholds − top-2:", less("thresholds"))
 print("loss, thresholds − experts choose, as trained:", less("thresholds", "experts choose"))
 for name in ("experts choose", "thresholds"):
     future = stored[f"owed to the future at {name}"]
-    print(f"lost with a stranger's future, {name}: {future.mean:.4f} ± {future.half:.4f};",
+    print(f"lost with a stranger's future, {name}: {future.mean:z.4f} ± {future.half:.4f};",
           "experts of a token:", stored[f"experts per token at {name}"])  # fmt: skip
 
 # %% [markdown]
 # The load is even, and nothing comes from the future, by construction. But in 150 steps
 # thresholds are *behind* top-2, by 0.11 ± 0.07 nats; the paper prints 0.067 ahead, for a model of
-# 2.4 billion after a whole training. What we know here is the beginning alone. A threshold is a
-# mean over past batches, and in a beginning scores move fast. (Experts that choose among 1,024
-# tokens tell so little of the future that five seeds do not see it: 0.0001 ± 0.0039 nats. Chapter
-# 08 shows where they do.)
+# 2.4 billion after a whole training. What we know here is the beginning alone, and not why.
+# Thresholds that lag are not an easy answer: in the end a token has 2.05 ± 0.08 experts, just as
+# many as wanted. Other differences are the sigmoid, gates that do not add up to 1, and tokens
+# without an expert. (Experts that choose among 1,024 tokens tell so little of the future that five
+# seeds do not see it: 0.0001 ± 0.0039 nats. Chapter 08 shows where they do.)
 #
 # ## 2. Experts that compute nothing
 #
 # Not every token is equally hard. Put experts beside the others that do nothing (MoE++, Jin et al.
-# 2024, [arXiv:2410.07348](https://arxiv.org/abs/2410.07348), abstract; LongCat 2025, from notes on
-# it). A token that chooses one of them has less work done for it, and its place in the residual
-# stream stays as it was. MoE++ has two more kinds: one that copies, one that gives a constant.
+# 2024, [arXiv:2410.07348](https://arxiv.org/abs/2410.07348), abstract; LongCat 2025,
+# [arXiv:2509.01322](https://arxiv.org/abs/2509.01322), by
+# [notes on it](https://jianyuh.github.io/moe/2025/12/08/LongCat.html)). A token that chooses one of
+# them has less work done for it. If it chooses nothing else, the layer adds nothing, and its vector
+# stays as it was. MoE++ has two more kinds: one that copies, as LongCat's do, and one that gives a
+# constant.
 
 # %%
 router = recent.IdleRouter(16, num_experts=8, top_k=2, idle=2)
@@ -114,18 +119,19 @@ print("trained: experts of a token", stored["experts per token at idle experts"]
 print("loss, idle experts − top-2:", less("idle experts"))
 
 # %% [markdown]
-# Nothing holds how much is saved, and here that went far: a token ends with 1.1 experts of two, and
-# the model is *behind* by 0.12 ± 0.08 nats. MoE++ and LongCat hold the share (a weight
-# in the balancing loss; a bias with a controller), which ours does not. So this says what saving
+# Nothing holds how much is saved, and here that went far: a token ends with 1.05 ± 0.47 experts of
+# two, and the model is *behind* by 0.12 ± 0.08 nats. MoE++ and LongCat hold the share (a weight in
+# the balancing loss; a bias with a controller), which ours does not. So this says what saving about
 # half of the work costs at the start, not that the idea fails.
 #
 # ## 3. ReLU: a choice with a slope
 #
 # Top-k jumps: a score that moves by a hair can change who is chosen. ReMoE (Wang et al. 2024,
-# [arXiv:2412.14711](https://arxiv.org/abs/2412.14711), abstract; the rule from notes on it) chooses
-# and weighs by ReLU. An expert is active if its score is above 0, and its weight grows from 0. Now
-# nothing holds the number of active experts, so a penalty on the gates does. Its weight is a
-# controller: times 1.2 if too many are active, divided by 1.2 if too few.
+# [arXiv:2412.14711](https://arxiv.org/abs/2412.14711), abstract; the rule as others describe it; we
+# have not read that section) chooses and weighs by ReLU. An expert is active if its score is above
+# 0, and its weight grows from 0. Now nothing holds the number of active experts, so a penalty on
+# the gates does. Its weight is a controller: times 1.2 if too many are active, divided by 1.2 if
+# too few.
 
 # %%
 router, shares = recent.ReLURouter(16, num_experts=8, top_k=2), []
@@ -144,21 +150,25 @@ fig
 
 # %%
 print("trained: experts of a token", stored["experts per token at relu"])
-print("loss, ReLU − top-2:", less("relu"))
+print("loss, ReLU − top-2:", less("relu"), end="; ")
+print("MaxVio, the same:", less("relu", what="MaxVio"))
 
 # %% [markdown]
-# **ReLU is ahead of top-2, by 0.15 ± 0.07 nats**, in the end with fewer experts than two. But the
-# penalty needs time, so in its first steps a token had about four experts. Some of the lead may be
-# that work; at equal work it was not measured.
+# **ReLU is ahead of top-2, by 0.15 ± 0.07 nats**, in the end with about two experts, 1.79 ± 0.27.
+# But it starts with half of the eight, as half of the scores are above 0, and the penalty needs
+# time. Some of the lead may be that work; at equal work it was not measured. Nor is it the whole
+# ReMoE: the part of its penalty that balances is left out, and ours begins at 1e-4. Top-2 paid a
+# balancing loss, ReLU did not, and its load is less even: MaxVio is higher by 0.62 ± 0.58.
 #
 # ## 4. A table in the first layers
 #
-# DeepSeek-V4 (2026, its report, sections 2.1 and 4.2.1) chooses the experts of its first three
-# layers by a table: the token's id says which. It is chapter 08's hash, for K experts, and the
-# weights are still learned. Why there? Near the embedding a token's vector holds little but its id,
-# so a router can hardly do more than a table. Chapter [17](17_what_experts_learn.ipynb) measures
-# it: in layer 0 words explain all that an expert tells about the domain, later they do not. And a
-# table needs no balancing, just where balance is hardest.
+# DeepSeek-V4 (2026, [arXiv:2606.19348](https://arxiv.org/abs/2606.19348), sections 2.1 and 4.2.1)
+# chooses the experts of its first three layers by a table: the token's id says which. It is chapter
+# 08's hash, for K experts, and the weights are still learned. Why there? Near the embedding a
+# token's vector holds little but its id, so a router can hardly do more than a table. Chapter
+# [17](17_what_experts_learn.ipynb) measures it: in layer 0 words explain all that an expert tells
+# about the domain, later they do not. And a table needs no balancing loss. It is not even, though:
+# it deals out words, and frequent words weigh more (chapter 08, section 4).
 
 # %%
 router = recent.TableRouter(16, num_experts=8, top_k=2, vocab_size=100)
@@ -172,11 +182,14 @@ for name in ("table first", "table last"):
 print("loss, table last − first:", less("table last", "table first"))
 
 # %% [markdown]
-# **In the first layer the table costs nothing: it is ahead**, by 0.06 ± 0.03 nats, of a router that
-# has to learn in 150 steps what a table has from the start. Whether that lasts was not measured.
+# **In the first layer the table costs nothing: it is ahead**, by 0.06 ± 0.03 nats. Perhaps because
+# a router has to learn in 150 steps what a table has from the start; neither that nor whether it
+# lasts was measured. Our table is a plain one: experts e and e + 4 always come together. With it
+# the model's load is more even than top-2's, all the same: MaxVio is lower by 0.11 ± 0.09.
+#
 # And *why the first layers?* In our model of two layers a table in the last one is ahead too, by
-# 0.03 ± 0.02; the difference between the two places, 0.03 ± 0.04, is undecided. Two layers are few:
-# the last one is near the embedding, too.
+# 0.03 ± 0.02 (not a row written before the runs); the difference between the two places, 0.03 ±
+# 0.04, is undecided. Two layers are few: the last one is near the embedding, too.
 #
 # ## 5. Narrower experts
 #
@@ -184,7 +197,8 @@ print("loss, table last − first:", less("table last", "table first"))
 # *LatentMoE* (Elango et al. 2026, [arXiv:2601.18089](https://arxiv.org/abs/2601.18089), abstract,
 # and the authors' page on it) puts one matrix before the dispatch and one after the combine:
 # experts live in a space of $\ell$ numbers instead of $d$. What is saved goes into more experts.
-# Nemotron 3 Super has $d$ = 4,096 and $\ell$ = 1,024 (from Raschka's gallery).
+# Nemotron 3 Super has $d$ = 4,096 and $\ell$ = 1,024 (from
+# [Raschka's note](https://sebastianraschka.com/blog/2026/nemotron-3-ultra-latent-moe.html)).
 
 # %%
 layer = recent.LatentLayer(64, TopKRouter(64, 16, 2), Experts(16, 32, 128))
@@ -197,9 +211,10 @@ for name, width, K in (("top-2", 64, 2), ("latent, 2 of 16", 32, 2), ("latent, 4
 print(f"Nemotron 3 Super's widths: {2 * 4096 * 2:,} bytes for each expert, or {2 * 1024 * 2:,}")
 
 # %% [markdown]
-# Half the bytes, or the same bytes and twice the choice: both are undecided, and the means lie on
-# top-2's side. Two matrices more have to be learned before an expert is of any use, and 150 steps
-# are short. The paper's models are trained on up to a trillion tokens.
+# Half the bytes with two of 16 experts, or the same bytes with four of 16: both are undecided, and
+# the means lie on top-2's side. The two new matrices, 4,096 weights that the print leaves out, have
+# to be learned, too; 150 steps are short for that. The paper's models are trained on up to a
+# trillion tokens.
 #
 # ## 6. Two machines of four
 #
@@ -227,7 +242,8 @@ print("loss, two nodes − any:", less("two nodes", "node-free"))
 #
 # **Each text by itself.** The bias balances a batch, and one text may still crowd a few experts. So
 # V3 adds chapter 06's loss, counted in each sequence and with "an extremely small" weight
-# (equations 17 to 20). Chapter 06 measured that such a loss *costs*. Here with a weight of 0.01:
+# (equations 17 to 20). V3's is 0.0001 (section 4.2). Chapter 06 measured that such a loss *costs*.
+# In 150 steps so small a weight would do little, so here it is 0.01, a hundred times as much:
 
 # %%
 pair = "two nodes, by sequence", "two nodes"
@@ -236,7 +252,8 @@ for what in ("MaxVio in a sequence", "MaxVio", "loss"):
           f"; seed by seed {less(*pair, what)}")  # fmt: skip
 
 # %% [markdown]
-# Each text is more even: MaxVio falls by 0.6 ± 0.4. What it does to the loss is undecided here.
+# Each text is a little more even: MaxVio falls from 3.7 to 3.1, by 0.6 ± 0.4. What it does to the
+# loss is undecided here.
 #
 # (DeepSeek-V4 keeps the loss and removes the limit of nodes: section 2.1 of its report.)
 #
@@ -265,14 +282,17 @@ for at, (name, hue) in enumerate(zip(names, viz.HUES, strict=False)):
     ax.errorbar(at + 0.1, (e := stored[f"{what} at {name}"]).mean, e.half, fmt="s", color=hue)
 ax.set(xticks=range(2), xticklabels=names, xlim=(-0.5, 1.5), ylabel="nats lost",
        title="one kind of text, 2 of 8 experts kept")  # fmt: skip
-print("lost by keeping a quarter, pools − top-2:", less("pools", what=what))
+print("lost by keeping a quarter, pools:", stored[f"{what} at pools"], end="; ")
+print("pools − top-2:", less("pools", what=what))
 print("loss with all experts, pools − top-2:", less("pools"))
 
 # %% [markdown]
 # **With pools a quarter of the experts is nearly enough for one kind of text**: it costs 0.014 ±
-# 0.009 nats, and 0.08 ± 0.06 more without pools. EMO's paper has 1% against more than 10% of
-# accuracy (Figure 3). It is not free: with all experts the pooled model is behind by 0.03 ± 0.02
-# nats, where the paper finds none (its Table 1).
+# 0.009 nats, and 0.08 ± 0.06 more without pools. EMO's paper has 1 point of accuracy against more
+# than 10 (Figure 3). But ours keeps two experts of which a token needs two, so nothing is left to
+# choose; EMO keeps 32 and chooses 8. And our documents are windows of 64 tokens. With all experts
+# the pooled model is behind by 0.030 ± 0.022 nats, where the paper finds no loss (its Table 1).
+# Whether that is more than our margin of 0.02 is undecided.
 #
 # A pool looks at a whole document, so a token's choice depends on later ones while training. In use
 # there is no pool, and nothing leaks; a test holds both.
@@ -298,9 +318,9 @@ ledger.verdicts("recent2026")
 # %% [markdown]
 # Twelve rows, five seeds: three on the papers' side, three against (one of them because a table is
 # better than equal), six undecided. Read them as beginnings. Chapter 09, section 10, has a case in
-# which a beginning said the opposite of the end. And four of the six (thresholds, idle experts,
-# a quarter of the experts, each sequence) carry a † in the [ledger](../LEDGER.md): among so many
-# rows, chance alone could give such an interval now and then.
+# which a beginning said the opposite of the end. And of the six that are decided, four (thresholds,
+# idle experts, a quarter of the experts, each sequence) carry a † in the [ledger](../LEDGER.md):
+# among so many rows, chance alone could give such an interval now and then.
 #
 # What else was proposed, and is not built here, is on [`docs/map.md`](../docs/map.md).
 # [Glossary](../docs/glossary.md).

@@ -413,9 +413,9 @@ print(recent[ledger.Pair(*(f"loss at {name}" for name in names))])
 
 # %% [markdown]
 # **With pools a quarter is nearly enough**: it costs 0.014 ± 0.009 nats, and 0.08 ± 0.06 more
-# without them. With all experts the pooled model is a little behind, by 0.03 ± 0.02. After 150
-# steps, that is: a beginning, and the difference carries a † in the ledger. How it is done:
-# [appendix 09a](09a_since_2024.ipynb), section 7.
+# without them. With all experts the pooled model is behind by 0.030 ± 0.022; whether by more than
+# 0.02 is undecided. After 150 steps, that is: a beginning, and the difference in what a quarter
+# costs carries a † in the ledger. How it is done: [appendix 09a](09a_since_2024.ipynb), section 7.
 #
 # ## 6. What goes wrong: the expert for short texts
 #
