@@ -76,9 +76,9 @@ check_distinct_copies = [
 ]  # fmt: skip
 
 WEIGHTS = "not the softmax over each token's recorded experts"
-check_replay_weights = [  # by the author of the check: another hand has yet to try it
+check_replay_weights = [  # by the author of the check; harvest_sixth is by another hand
     ("a sigmoid", "they do not add up to 1", lambda z, e: z.gather(1, e).sigmoid()),
-    ("a sigmoid, divided", WEIGHTS,
+    ("a sigmoid, divided", "a softmax takes exp",
      lambda z, e: z.gather(1, e).sigmoid() / z.gather(1, e).sigmoid().sum(1, keepdim=True)),
     ("the least weighs most", WEIGHTS, lambda z, e: (-z.gather(1, e)).softmax(1)),
     ("a logarithm too much", "replay_weights: ", lambda z, e: z.gather(1, e).log_softmax(1)),

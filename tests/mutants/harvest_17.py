@@ -530,11 +530,11 @@ def _scores(n, c, s, own=None, told=None):
     return own + sum(told[layer][:, s[:, layer]].T for layer in range(len(c)))
 
 
-check_read_back = [  # by the author of the check: another hand has yet to try it
+check_read_back = [  # by the author of the check; harvest_sixth is by another hand
     ("in base 2", "read_back: ", lambda n, c, s: _scores(n, c, s) / torch.tensor(2.0).log()),
     ("the sign", "read_back: ", lambda n, c, s: -_scores(n, c, s)),
     ("words by tokens", "read_back: ", lambda n, c, s: _scores(n, c, s).T),
-    ("all words alike", BAYES,
+    ("all words alike", "equally frequent",
      lambda n, c, s: _scores(n, c, s, own=torch.full((len(n),), 1 / len(n)).log())),
     ("layers from the last to the first", BAYES, lambda n, c, s: _scores(n, c.flip(0), s)),
     ("a tiny sight instead of one", BAYES,
@@ -550,7 +550,7 @@ def _share(x, E):
     return x.flatten().bincount(minlength=E) / len(x)
 
 
-check_use_difference = [  # by the author of the check: another hand has yet to try it
+check_use_difference = [  # by the author of the check; harvest_sixth is by another hand
     ("the sum", SHARES, lambda a, b, E: _share(a, E) + _share(b, E)),
     ("logarithms", "use_difference: ",
      lambda a, b, E: (_share(a, E) + 1e-3).log() - (_share(b, E) + 1e-3).log()),

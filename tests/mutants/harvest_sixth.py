@@ -5,7 +5,9 @@ Each is (what a learner did, a phrase of what the check says, the answer).
 
 import itertools
 import math
+import runpy
 import statistics
+from pathlib import Path
 
 import torch
 
@@ -379,4 +381,133 @@ check_tile_schedule = [
     ("numbered over all experts", "number the tiles of each expert anew", lambda offsets, h: (
         [e for e, _ in _tiles(offsets, h)],
         [int(offsets[e]) + m * h for m, (e, _) in enumerate(_tiles(offsets, h))])),
+]  # fmt: skip
+
+
+_kernels = runpy.run_path(str(Path(__file__).with_name("kernels.py")))
+
+
+def _product(name, *changes):
+    return _kernels["changed"](_kernels["PRODUCT"], __name__, name, *changes)
+
+
+def _gather(name, *changes):
+    return _kernels["changed"](_kernels["GATHER"], __name__, name, *changes)
+
+
+_HALVES = "mine & (i < D), 0.0"
+
+check_masked_product = [
+    ("no mask for the columns of w", "a load reaches outside of w",
+     _product("no_w_mask", ("(c.T < M) & (i < D)", "i < D"))),
+    ("rows masked in the store alone", "a load reaches outside of x",
+     _product("store_alone", (_HALVES, "i < D, 0.0"))),
+    ("rows masked in the load alone", "wrote zeros over the rows of the next expert",
+     _product("load_alone", ("mine & (c < M)", "c < M"))),
+    ("columns not masked in the store", "a store reaches outside of y",
+     _product("wide_store", ("mine & (c < M)", "mine"))),
+    ("one row too many", "two programs write the same cell of y",
+     _product("one_more", ("r < tl.load", "r <= tl.load"))),
+    ("no third argument", "what a load without a third argument gives",
+     _product("no_other", (_HALVES, "mine & (i < D)"))),
+    ("rows' tile for columns", "the last columns of y were not written",
+     _product("bm_for_bn", ("n * BN +", "n * BM +"))),
+    ("a tile of 4 always", "masked_product: ",
+     _product("four", ("(k + tl.arange(0, BK))", "(k + tl.arange(0, 4))"))),
+    ("programs exchanged", "cells of y were never written", _product(
+        "exchanged", ("tl.program_id(0), tl.program_id(1)", "tl.program_id(1), tl.program_id(0)"))),
+]  # fmt: skip
+
+check_fused_gather = [
+    ("width not masked in the store", "two programs write the same cell of out",
+     _gather("wide", ("acc, d < D", "acc, d >= 0"))),
+    ("the row kept is kept", "rows from kept on are NaN, the row kept among them",
+     _gather("one_more_kept", ("r < kept", "r <= kept"))),
+    ("programs exchanged", "cells of out were never written", _gather(
+        "exchanged_gather", ("t = tl.program_id(0)", "t = tl.program_id(1)"),
+        ("d = tl.program_id(1)", "d = tl.program_id(0)"))),
+    ("the first block for all", "the last columns of out were not written",
+     _gather("first_block", ("tl.program_id(1) * BD + ", ""))),
+    ("zeros its argument", "a store reaches outside of out",
+     _gather("zeroing", ("        acc +=", "        tl.store(gate + r, 0.0)\n        acc +="))),
+    ("written where it lies", "cells of out were never written",
+     _gather("in_place", ("out + t * D", "out + r * D"))),
+]  # fmt: skip
+
+
+# --- chapters 10, 16 and 17, the exercises that only their author had tried -----------------------
+
+
+def _slope(loss):
+    logits_TE = (torch.arange(24.0).view(6, 4).sin() + torch.eye(4)[0]).requires_grad_()
+    value = loss(torch.tensor(1.0), logits_TE, 0.1)
+    found = torch.autograd.grad(value, logits_TE) if value.requires_grad else [logits_TE * 0]
+    return torch.rand(()) * found[0]
+
+
+check_balance_is_used = [
+    ("the gradient itself", "return True or False, not a tensor", _slope),
+    ("a slope's sum", "a token's add up to 0", lambda loss: bool(_slope(loss).sum().abs() > 1e-3)),
+]
+
+
+def _now(logits_TE, expert_TK):
+    return logits_TE.gather(1, expert_TK)
+
+
+check_replay_weights = [
+    ("two softmaxes", "two softmaxes", lambda z, e: _now(z.softmax(1), e).softmax(1)),
+    ("sigmoids", "a softmax takes exp",
+     lambda z, e: _now(z, e).sigmoid() / _now(z, e).sigmoid().sum(1, keepdim=True)),
+    ("divisor detached", "not the right gradient", lambda z, e: _now(z.softmax(1), e)
+     / _now(z.softmax(1), e).sum(1, keepdim=True).detach()),
+    ("masks its argument", "in place", lambda z, e: z.masked_fill_(
+        torch.ones_like(z, dtype=torch.bool).scatter(1, e, False), -math.inf
+    ).softmax(1).gather(1, e)),
+    ("the example's numbers", "replay_weights: ",
+     lambda z, e: torch.tensor([[0.25, 0.75]]).expand(len(e), -1)),
+]  # fmt: skip
+
+
+def _scores(count_V, count_LVR, seen_NL, each=None, more=1, words=None):
+    told_LVR = (count_LVR + (each or 1 / count_LVR.shape[-1])) / (count_V[:, None] + more)
+    told = [told_VR[:, n].log() for told_VR, n in zip(told_LVR, seen_NL.T, strict=True)]
+    return sum(told).T + ((count_V + 1) / (words or count_V.sum() + len(count_V))).log()
+
+
+check_read_back = [
+    ("R from the routes seen", "R are all there are",
+     lambda n, c, seen: _scores(n, c, seen, each=1 / (int(seen.max()) + 1))),
+    ("R of the course's model", "here it is 1/64", lambda *a: _scores(*a, each=1 / 64)),
+    ("R of the example", "here it is 1/2", lambda *a: _scores(*a, each=1 / 2)),
+    ("1/V", "spread over the routes, not the words",
+     lambda n, c, seen: _scores(n, c, seen, each=1 / len(n))),
+    ("one for each route, one for the word", "the word has one as well",
+     lambda *a: _scores(*a, each=1)),
+    ("one word more", "V more, not one",
+     lambda n, c, seen: _scores(n, c, seen, words=n.sum() + 1)),
+    ("the first layer's table", "each layer has its own",
+     lambda n, c, seen: _scores(n, c[:1].expand_as(c), seen)),
+    ("words equally frequent", "equally frequent", lambda n, c, seen: _scores(n, c, seen)
+     - ((n + 1) / (n + 1).sum()).log() - math.log(len(n))),
+    ("bits", "these are bits", lambda *a: _scores(*a) / math.log(2)),
+    ("counts up its argument", "in place", lambda n, c, seen: _scores(n.add_(1) - 1, c, seen)),
+]  # fmt: skip
+
+
+def _uses(one_TK, two_SK, E):
+    one_E, two_E = (x.flatten().bincount(minlength=E) / len(x) for x in (one_TK, two_SK))
+    return one_E - two_E
+
+
+check_use_difference = [
+    ("nobody to send down", "below 0 stands whom to send down", lambda *a: _uses(*a).clamp(min=0)),
+    ("K is 2", "with a K of 2", lambda one, two, E: _uses(one, two, E) * 2 / one.shape[1]),
+    ("by the experts", "divided by the number of experts",
+     lambda one, two, E: (_uses(one, two[:0].new_zeros(1, 0), E) * len(one)
+                          - _uses(two, two[:0].new_zeros(1, 0), E) * len(two)) / E),
+    ("equally many tokens", "each text counts whole",
+     lambda one, two, E: _uses(one[: len(two)], two[: len(one)], E)),
+    ("first choices of the second text", "the first ones alone of the second",
+     lambda one, two, E: _uses(one, two[:, :1], E)),
 ]  # fmt: skip

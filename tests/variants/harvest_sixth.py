@@ -3,7 +3,9 @@
 import bisect
 import heapq
 import math
+import runpy
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -309,4 +311,80 @@ check_sum_by_token = [
     ("a row of zeros behind those kept", lambda y, gate, row, K, kept: torch.nn.functional.pad(
         y[:kept] * gate[:kept, None], (0, 0, 0, 1)
     )[row.clamp(max=kept)].unflatten(0, (-1, K)).sum(1)),
+]  # fmt: skip
+
+_kernels = runpy.run_path(str(Path(__file__).parents[1] / "mutants" / "kernels.py"))
+
+_ROW_BY_ROW = """
+def kernel(x, w, y, offsets, tile_expert, tile_row, D, M,
+           BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    t = tl.program_id(0)
+    e, low = tl.load(tile_expert + t), tl.load(tile_row + t)
+    c = tl.program_id(1) * BN + tl.arange(0, BN)
+    for r in range(low, tl.minimum(low + BM, tl.load(offsets + e + 1))):
+        acc = tl.zeros((BN,), tl.float32)
+        for i in range(D):
+            acc += tl.load(x + r * D + i) * tl.load(w + (e * M + c) * D + i, c < M, 0.0)
+        tl.store(y + r * M + c, acc, c < M)
+"""
+_CELL_BY_CELL = """
+def kernel(y, gate, row, out, D, kept, K: tl.constexpr, BD: tl.constexpr):
+    t, low = tl.program_id(0), tl.program_id(1) * BD
+    for d in range(low, tl.minimum(low + BD, D)):
+        total = 0.0
+        for n in range(t * K, t * K + K):
+            r = tl.load(row + n)
+            total += tl.load(gate + r, r < kept, 0.0) * tl.load(y + r * D + d, r < kept, 0.0)
+        tl.store(out + t * D + d, total)
+"""
+
+check_masked_product = [
+    ("row by row", _kernels["changed"](_ROW_BY_ROW, __name__, "row_by_row")),
+    ("masked again", _kernels["changed"](_kernels["PRODUCT"], __name__, "again", (
+        "tl.load(x + r * D + i, mine & (i < D), 0.0)",
+        "tl.where(mine & (i < D), tl.load(x + r * D + i, mine & (i < D)), 0.0)"))),
+]  # fmt: skip
+
+check_fused_gather = [
+    ("cell by cell", _kernels["changed"](_CELL_BY_CELL, __name__, "cell_by_cell"))
+]
+
+
+# --- chapters 10, 16 and 17 ----------------------------------------------------------------------
+
+
+class _Ascending(torch.nn.Module):
+    def __init__(self, hidden_size, num_experts, top_k):
+        super().__init__()
+        self.gate, self.k = torch.nn.Linear(hidden_size, num_experts, bias=False), top_k
+
+    def forward(self, x_TD):
+        expert_TK = self.gate(x_TD).argsort(1)[:, -self.k :]
+        return self.gate(x_TD).gather(1, expert_TK).softmax(1), expert_TK
+
+
+check_global_bug = [("the best last", _Ascending)]
+
+check_replay_weights = [
+    ("each against each", lambda z, e: 1 / (
+        z.gather(1, e)[:, None] - z.gather(1, e)[:, :, None]).exp().sum(-1)),
+]  # fmt: skip
+
+
+def _products(count_V, count_LVR, seen_NL):
+    (_, V, R), words = count_LVR.shape, count_V.sum() + len(count_V)
+
+    def score(v, routes):
+        told = [(count_LVR[at, v, r] + 1 / R) / (count_V[v] + 1) for at, r in enumerate(routes)]
+        return math.log((count_V[v] + 1) / words * math.prod(told))
+
+    return [[score(v, routes) for v in range(V)] for routes in seen_NL]
+
+
+check_read_back = [("lists of products", _products)]
+
+check_use_difference = [
+    ("fractions", lambda one, two, E: [
+        Fraction(sum(e in row for row in one.tolist()), len(one))
+        - Fraction(sum(e in row for row in two.tolist()), len(two)) for e in range(E)]),
 ]  # fmt: skip

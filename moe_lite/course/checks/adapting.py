@@ -260,6 +260,10 @@ def check_replay_weights(replay_weights: Callable[[Tensor, Tensor], Tensor]) -> 
             ("logits divided by their sum are no weights: a logit may be below 0, take exp first",
              own_TK / own_TK.sum(1, keepdim=True)),
             ("the softmax goes over a token's experts, not over the tokens", own_TK.softmax(0)),
+            ("two softmaxes, one of the other's probabilities: divide those by their sum, or take "
+             "one of the logits", logits_TE.softmax(1).gather(1, expert_TK).softmax(1)),
+            ("sigmoids divided by their sum; a softmax takes exp",
+             own_TK.sigmoid() / own_TK.sigmoid().sum(1, keepdim=True)),
             ("exp of the logits, but nothing was divided: a token's weights sum to 1",
              own_TK.exp())]  # fmt: skip
 

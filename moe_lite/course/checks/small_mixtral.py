@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...config import MixtralConfig
 from ...losses import load_balancing_loss
 from ...routing import Routing
-from .verdict import Check, Mistakes, call, passed, randn, refuse, same, show
+from .verdict import Check, Mistakes, call, number, passed, randn, refuse, same, show
 
 Gates = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(logits_TE, k) -> (gate_TK, expert_TK), best first."""
@@ -233,9 +233,19 @@ def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
         refuse(exercise, "keep the scores' nn.Linear as self.gate; change only forward")
     forward = type(router).forward
     before = {k: v for k, v in forward.__globals__.items() if isinstance(v, Tensor)}
+
+    def in_order(value: Any, *args: Any) -> Any:
+        """Put a token's experts, whose order was not asked, by falling gates."""
+        gate_TK, expert_TK = map(number, value) if len(value) == 2 else (None, None)
+        if (gate_TK is None or expert_TK is None or gate_TK.dim() != 2
+                or gate_TK.shape != expert_TK.shape or expert_TK.is_floating_point()):  # fmt: skip
+            return value
+        order_TK = gate_TK.sort(dim=1, descending=True, stable=True).indices
+        return gate_TK.gather(1, order_TK), expert_TK.gather(1, order_TK)
+
     check = Check(exercise, lambda x_TD, run, k: run(x_TD),
                   lambda x_TD, run, k: _gates(x_TD @ run.gate.weight.T, k),
-                  parts=("gate_TK", "expert_TK"))  # fmt: skip
+                  parts=("gate_TK", "expert_TK"), see=in_order)  # fmt: skip
     for x_TD in (randn(1, 5, 4), randn(2, 5, 4), randn(3, 3, 4)):
         check.on(f"a fresh batch of shape {tuple(x_TD.shape)}: {show(x_TD)}", x_TD, router, 2)
     check.on("a router with five experts and top_k = 3", randn(4, 6, 4), other, 3,
@@ -361,7 +371,8 @@ def check_balance_is_used(balance_is_used: Callable[[Loss], bool]) -> None:
     cases: list[tuple[str, Loss, bool, str]] = [
         ("lm_loss + coef * balance", lambda lm, x, c: lm + c * balance(x), True,
          "a sound loss is called broken; where the load is even the balance has no slope: "
-         "take uneven logits, and a coef above 0"),
+         "take uneven logits, and a coef above 0; no high threshold, and each slope by itself, for "
+         "a token's add up to 0"),
         ("lm_loss + coef * (balance - 1)", lambda lm, x, c: lm + c * (balance(x) - 1), True,
          "a sound loss is called broken; a constant moves the value, never the gradient"),
         ("lm_loss + coef / 1000 * balance", lambda lm, x, c: lm + c * balance(x) / 1000, True,

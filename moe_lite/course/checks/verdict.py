@@ -469,6 +469,9 @@ class Check:
         pairs = self._pairs()
         yours, right = (case.yours[0], case.right[0]) if case.leaves else (case.yours, case.right)
         found = case.again() if case.again and isinstance(yours, Tensor | tuple) else yours
+        said = isinstance(right, Tensor) and right.dtype == torch.bool and not right.dim()
+        if said and (not isinstance(yours, Tensor) or yours.dim() or yours.item() not in (0, 1)):
+            return f"return True or False, not {_describe(yours)}"
         if found is not yours and not same(found, yours):
             if isinstance(right, str) or getattr(right, "dtype", 0) == torch.bool:
                 return "asked twice about the same, it says two things: try until no chance decides"
@@ -485,11 +488,8 @@ class Check:
             if len(pairs) > 2 and len({y for y, _ in pairs}) == 1:
                 return f"it says {yours!r} of all {len(pairs)}; {case.otherwise}"
             return f"{right!r} is taken for {yours!r}: {case.otherwise}"
-        if right.dtype == torch.bool and not right.dim():
-            if not isinstance(yours, Tensor) or yours.dim() or yours.item() not in (0, 1):
-                return f"return True or False, not {_describe(yours)}"
-            if len(pairs) > 3 and len({bool(y) for y, _ in pairs}) == 1:
-                return f"it says {bool(yours)} of all {len(pairs)}; {case.otherwise}"
+        if said and len(pairs) > 3 and len({bool(y) for y, _ in pairs}) == 1:
+            return f"it says {bool(yours)} of all {len(pairs)}; {case.otherwise}"
         if not isinstance(yours, Tensor):
             return f"return {_describe(right, self.listed)}, not {_describe(yours)}"
         sound = finite(yours) or not finite(right)

@@ -513,6 +513,26 @@ def check_read_back(read_back: Callable[[Tensor, Tensor, Tensor], Tensor]) -> No
              "is the probability of word and routes together", score_NV.log_softmax(1)),
             ("a word's share is of all the sights, and each word has one more: divide by the sum "
              "of (n + 1)", (count_V + 1).log() - count_V.sum().log() + told_LNV.sum(0)),
+            ("each word has one sight more, so all have V more, not one: divide by the sum of "
+             "(n + 1)", (count_V + 1).log() - (count_V.sum() + 1).log() + told_LNV.sum(0)),
+            ("1/R for each route, and R are all there are, count_LVR.shape[-1], seen or not",
+             word_V + heard(((count_LVR + 1 / (seen_NL.max() + 1)) / (count_V[:, None] + 1)).log(),
+                            seen_NL).sum(0)),
+            *((f"1/R for each route; here it is 1/{n}, whatever R is",
+               word_V + heard(((count_LVR + 1 / n) / (count_V[:, None] + 1)).log(),
+                              seen_NL).sum(0)) for n in (2, 64)),
+            ("one sight more for the word is 1/R for each route; here each route has one, and the "
+             "word has one as well",
+             word_V + heard(((count_LVR + 1) / (count_V[:, None] + 1)).log(), seen_NL).sum(0)),
+            ("1/V where it is 1/R: a word's sight more is spread over the routes, not the words",
+             word_V + heard(((count_LVR + 1 / len(count_V)) / (count_V[:, None] + 1)).log(),
+                            seen_NL).sum(0)),
+            ("one layer's table was asked for the routes of all: each layer has its own",
+             word_V + heard(tables(count_V, count_LVR[:1], 1 / R).expand(len(count_LVR), -1, -1),
+                            seen_NL).sum(0)),
+            ("all words are taken to be equally frequent; p(v) is in count_V",
+             told_LNV.sum(0) - math.log(len(count_V))),
+            ("these are bits; log is the natural one", score_NV / math.log(2)),
             ("the words have no sight more; a word that never came is not impossible",
              (count_V / count_V.sum()).log() + told_LNV.sum(0) if count_V.all() else None),
         ]  # fmt: skip
@@ -530,8 +550,8 @@ def check_read_back(read_back: Callable[[Tensor, Tensor, Tensor], Tensor]) -> No
         route_TL = (word_T[:, None] + _draw(rng, 2, len(word_T), L)) % R
         both_TL = word_T[:, None] * R + route_TL
         count_LVR = torch.stack([n.bincount(minlength=V * R).view(V, R) for n in both_TL.T])
-        check.on(f"{T + V} tokens of {V} words, {L} layers, {R} routes", word_T.bincount(),
-                 count_LVR, _draw(rng, R, N, L))  # fmt: skip
+        check.on(f"{T + V} tokens of {V} words, {L} layers, {R} routes, of which the last is not "
+                 "seen", word_T.bincount(), count_LVR, _draw(rng, R - 1, N, L))  # fmt: skip
     check.passed("the word's own share, and what each layer's route says for it.")
 
 
@@ -559,6 +579,15 @@ def check_use_difference(use_difference: Callable[[Tensor, Tensor, int], Tensor]
              right(one[:, :1], two[:, :1], E) if K > 1 else None),
             ("the sign: the first text less the second", -delta_E),
             ("without a sign nobody knows which way to steer", delta_E.abs()),
+            ("below 0 stands whom to send down: keep it", delta_E.clamp(min=0)),
+            ("shares of the pairs, made shares of tokens with a K of 2; K is one_TK.shape[1]",
+             2 * delta_E / K),
+            ("these are divided by the number of experts; a share is of the tokens",
+             (one_E - two_E) / E),
+            ("only as many tokens of the longer text were counted as the shorter has: each text "
+             "counts whole", right(one[: min(T, S)], two[: min(T, S)], E)),
+            ("all choices of the first text, and the first ones alone of the second",
+             right(one, two[:, :1], E) if K > 1 else None),
             ("this is the share in the first text alone", one_E / T),
             ("a ratio blows up where an expert is hardly used; asked is the difference",
              (one_E / T) / (two_E / S) if two_E.all() else None),
