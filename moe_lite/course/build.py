@@ -366,7 +366,8 @@ def with_palette(png: str) -> str:
     data, out = base64.b64decode(png), io.BytesIO()
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            few = picture.convert("RGBA").quantize(256, Image.Quantize.FASTOCTREE, dither=0)
+            method, none = Image.Quantize.FASTOCTREE, Image.Dither.NONE
+            few = picture.convert("RGBA").quantize(256, method, dither=none)
     except (OSError, ValueError):
         return png
     few.save(out, "PNG", optimize=True)
