@@ -50,8 +50,9 @@ def token_weights(routing: Routing, mask_T: Tensor | None) -> Tensor:
 
 def scored(routing: Routing) -> Routing:
     """Return it, or raise ValueError if a trace has no scores (a gradient means there are)."""
-    x_TE = routing.logits_TE  # on a GPU, looking would mean waiting
-    if x_TE.is_cpu and not x_TE.requires_grad and len(x_TE) and x_TE.isnan().all():
+    x_TE, compiled = routing.logits_TE, torch.compiler.is_compiling()
+    look = x_TE.is_cpu and not (x_TE.requires_grad or compiled)  # a GPU would have to wait
+    if look and len(x_TE) and x_TE.isnan().all():
         raise ValueError("the router's scores are unknown, all NaN, and this takes the scores")
     return routing
 

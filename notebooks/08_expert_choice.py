@@ -633,7 +633,7 @@ for name, gate in (("experts choose", router), ("thresholds", bars.eval())):
     with torch.no_grad():
         moved = looks_ahead(lambda x_TD, gate=gate: MoELayer(gate, experts)(x_TD)[0], x_TD)
     lost = since[f"owed to the future at {name}"]
-    print(f"{name:15} earlier answers move by {moved:.2f}; trained, it loses {lost.mean:z.4f} ± "
+    print(f"{name:15} earlier answers move by {moved:.2f};\n  trained, it loses {lost.mean:z.4f} ± "
           f"{lost.half:.4f} nats with a stranger's future")  # fmt: skip
 print("loss, thresholds − top-2:", since[ledger.Pair("loss at thresholds", "loss at top-2")])
 

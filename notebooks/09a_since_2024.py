@@ -271,7 +271,7 @@ texts_GSD = torch.randn(4, 50, 16) + torch.randn(4, 1, 16)  # four documents, ea
 for training in (False, True):
     routing = router.train(training)(texts_GSD.flatten(0, 1))
     used = [sorted(set(experts)) for experts in routing.expert_N.view(4, -1).tolist()]
-    print("in training " if training else "in use      ", used)
+    print("in training:" if training else "in use:", *used, sep="\n  ")
 
 # %%
 names, what = ("top-2", "pools"), "cost of keeping a quarter"

@@ -494,9 +494,9 @@ for E in (8, 32, 128) if TheirConfig else ():
 # %%
 layer = MoELayer(TopKRouter(D, 32, 2), Experts(32, D, width))
 for T in (4096, 64):
-    print(layer.explain(T).replace(", because", ",\n  because"))
+    print(layer.explain(T).replace(", ", ",\n  "))
 with torch.no_grad():
-    print(layer.explain(1).replace(", because", ",\n  because"))
+    print(layer.explain(1).replace(", ", ",\n  "))
 
 # %% [markdown]
 # What is it worth? **Guess first:** the arithmetic is the same to the last operation. We time
@@ -577,8 +577,8 @@ for name, result in stored.items():
     print(f"{name}: {what}, {timed} of {len(rows)} rows timed. {result.get('note', '')}")
 for shape in ("mixtral", "olmoe"):
     found = benched.over_dense(stored["h100"], shape)
-    said = {path: round(t, 2) for path, t in found.items()} or "not measured"
-    print(f"on the H100, {shape}:\n  {said}")
+    said = (f"{path}: {t:.2f}" for path, t in found.items())
+    print(f"on the H100, {shape}:", *(said if found else ("not measured",)), sep="\n  ")
 
 # %%
 fig, panels = plt.subplots(1, 2, figsize=(10, 3), layout="constrained", sharey=True)

@@ -44,7 +44,7 @@ ids_BS = torch.tensor([tokenizer.encode("To be, or not to be: def f(x, y): retur
 with torch.no_grad(), trace.record(model, partial(data.pieces, tokenizer)) as recorded:
     model(ids_BS)
 example = recorded.trace
-print(example.tokens)
+print(*example.tokens, sep="|")
 print("pairs of layer 0, (token, expert, gate):")
 for pair in list(
     zip(

@@ -144,7 +144,7 @@ def test_a_stopped_rank_ends_the_job_with_our_sentence_last(tmp_path):
 @gloo
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks in /proc")
 def test_torchrun_need_not_wait_for_a_stopped_rank(tmp_path):
-    """Woken by the other, it hears torchrun's SIGTERM: nobody waits 30 s to kill it."""
+    """Woken by the other, it ends by itself or at SIGTERM: nobody waits 30 s to kill it."""
     config, out = tmp_path / "small.json", tmp_path / "two"
     config.write_text(json.dumps(SMALL), encoding="utf-8")
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "moe_lite"]
@@ -155,7 +155,6 @@ def test_torchrun_need_not_wait_for_a_stopped_rank(tmp_path):
     os.kill(asleep := int(ranks[-1]), signal.SIGSTOP)
     _, said = job.communicate(timeout=LONG)
     assert "another rank did not answer for 10 s; go on from the last checkpoint" in said
-    assert f"Sending process {asleep} closing signal SIGTERM" in said
     assert "forcefully" not in said and not alive(asleep)
 
 

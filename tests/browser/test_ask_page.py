@@ -438,4 +438,4 @@ def test_two_thousand_tokens_answer(open_page, capsys):
             )
     assert selected(pages[0]) == 9 * 37
     assert "Ablate expert 8 in layer 0" in pages[0].locator(".asked").inner_text()
-    assert pages[1].locator("output.step").inner_text() == "1"
+    assert pages[1].get_by_label("Training step").input_value() == "1"

@@ -265,7 +265,7 @@ def test_two_widgets_share_a_notebook(notebook):
     traffic.locator(".picture svg").wait_for()
     assert view.locator("label").first.bounding_box()["height"] == alone["height"]
     view.get_by_label("Moment of the training").press("End")
-    view.get_by_text("epoch 5").wait_for()
+    view.get_by_text("epoch 5", exact=True).wait_for()
     view.locator(".handle").first.press("ArrowUp")
     traffic.get_by_label("Tokens per rank").press("Home")
     assert run_cell(page, 2) == "1 9 True"

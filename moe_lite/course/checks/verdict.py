@@ -416,7 +416,7 @@ class Check:
         wanted = right if isinstance(right, tuple) else [right]
         for part, want in zip(parts, wanted, strict=False):
             if isinstance(want, Tensor) and not isinstance(part, Tensor):
-                self.note = f" (Right numbers; asked is a tensor, and yours is {_kind(part)}.)"
+                self.note = f"\n  (Right numbers; asked is a tensor, and yours is {_kind(part)}.)"
 
     def judge(self) -> None:
         """Raise CheckFailed with what explains the cases, if any of them is wrong."""
