@@ -27,8 +27,8 @@
 # - come to find `prob_in_top_k`, a puzzling function of many code bases, obvious;
 # - run the paper's Table 6 in small, and read what held and what did not.
 #
-# **You need:** PyTorch, and what a softmax is. Chapter 01 helps and is not assumed.
-# **Time:** an hour to read and try; the cells run in under a minute on two CPU cores.
+# **You need:** PyTorch, and what a softmax is.
+# **Time:** an hour; the cells run in under a minute on two CPU cores.
 
 # %%
 import time
@@ -731,5 +731,4 @@ print(
 # | $\mathrm{Load}(X)$ | `routing.smooth_load_TE.sum(0)` | has a gradient |
 # | $\mathrm{CV}(\cdot)^2$ | `importance_loss`, `load_loss` in `losses2017` | without weights $w$ |
 #
-# **Read on:** the paper's sections 2 and 4 and its Appendices A and B. Chapter 06 meets the loss
-# that replaced these two, and asks what it really pushes on.
+# **Read on:** the paper's sections 2 and 4 and its Appendices A and B.

@@ -28,8 +28,7 @@
 # - see when a sparse model begins to beat its dense twin: the Switch paper's Table 1 as a curve.
 #
 # **You need:** PyTorch, and what a router is (chapter 04, or the first half of 10).
-# **Time:** an hour to read and try; the cells run in under a minute on two CPU cores. No GPU, no
-# network.
+# **Time:** an hour; the cells run in under a minute on two CPU cores.
 
 # %%
 import math
@@ -651,5 +650,4 @@ for pull in (0.0, 1.0, 2.0):
 # | $E^2 \ell_{aux}$ of Algorithm 1 | `load_balancing_loss(routing, choices=1)` | 1 at balance |
 # | drop rate | `losses.drop_rate(routing)` | share of pairs |
 #
-# **Read on:** GShard's section 2.2 with Algorithm 1, and Switch's sections 2.2 and 2.3. Chapter 06
-# takes the balancing loss apart; chapter 12 shows how today's code gets rid of places altogether.
+# **Read on:** GShard's section 2.2 with Algorithm 1, and Switch's sections 2.2 and 2.3.

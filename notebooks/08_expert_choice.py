@@ -28,8 +28,8 @@
 # - learn to ask of every new layer whether it is causal.
 #
 # **You need:** PyTorch, and what top-k routing is (chapter 04 or 10). Chapter 06 on balancing
-# losses helps and is not assumed. **Time:** an hour and a half to read and try; the cells run in
-# about a minute on two CPU cores. No GPU, no network.
+# losses helps and is not assumed. **Time:** an hour and a half; the cells run in
+# about a minute on two CPU cores.
 
 # %%
 import itertools
@@ -725,5 +725,4 @@ print(f"greedy next token agrees at {same} of 16 places; logits differ by up to 
 # | $D$, $C$ (Soft MoE) | `scores.softmax(0)`, `scores.softmax(1)` | dispatch, combine |
 #
 # **Read on:** Zhou et al., sections 3.2, 4.5 and 6; Wang et al., section 5.2 and appendix D; OLMoE,
-# section 4.1.4. Chapter 09 meets the router that Wang et al. propose instead: balanced from the
-# past alone.
+# section 4.1.4.

@@ -29,10 +29,10 @@
 #   ranks equal one;
 # - read a traffic matrix, and find out whom everybody waits for;
 # - write down what an exchange over two levels of network takes, and hold it against what was
-#   published for 8 to 256 GPUs.
+#   published.
 #
-# **You need:** PyTorch and chapter 00 or 10. No GPU, no network: the "machines" are processes here.
-# **Time:** an hour to read and try; the cells run in half a minute on two CPU cores.
+# **You need:** PyTorch and chapter 00 or 10. The "machines" are processes here.
+# **Time:** an hour; the cells run in half a minute on two CPU cores.
 
 # %%
 import json
@@ -643,4 +643,4 @@ print(
 # | a real step | `cost.step(...).in_turn` | `.work` and `.exchange` |
 #
 # **Read on:** GShard's sections 3 and 5; DeepSeek-V3's section 3 on how to hide the traffic behind
-# work; DeepEP's page. Next, chapter 15: the same machines, when the model is asked.
+# work; DeepEP's page.

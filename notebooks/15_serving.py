@@ -31,7 +31,7 @@
 # - catch a server whose padding works harder than its users' texts.
 #
 # **You need:** PyTorch and chapter 14.
-# **Time:** an hour to read and try; the cells run in under a minute on two CPU cores.
+# **Time:** an hour; the cells run in under a minute on two CPU cores.
 
 # %%
 import json
@@ -606,5 +606,4 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 #
 # **Read on:** SGLang's report on serving it with 96 GPUs
 # (lmsys.org/blog/2025-05-05-large-scale-ep); Pope et al. 2022
-# ([arXiv:2211.05102](https://arxiv.org/abs/2211.05102)) for the arithmetic of inference. Next,
-# chapter 16: a model that is there already, and has to become another.
+# ([arXiv:2211.05102](https://arxiv.org/abs/2211.05102)) for the arithmetic of inference.
