@@ -235,7 +235,8 @@ class TableRouter(TopKRouter):
     """Look a token's K experts up by its id, and learn their weights alone.
 
     A hash layer for K experts, as DeepSeek-V4 has them in its first layers: there a token's vector
-    has little in it but its id. The K of a table are different experts, dealt like cards.
+    has little in it but its id. The first expert is dealt like a card; the other K - 1 follow it
+    at a fixed distance (of 8 experts with K = 2, e and e + 4 always come together).
 
     Args:   seed: of the deal. Shapes: expert_VK (V, K), a buffer.
     Raises: ValueError if the layer was not given the ids.
