@@ -33,7 +33,8 @@ from .stacked import Run, Stack
 
 SHORT = replace(LONG, steps=1000)
 WHOLE = replace(LONG, eval_windows=64)  # as many windows at every look as at the end
-FINE = replace(MINI, num_local_experts=16, num_experts_per_tok=4, intermediate_size=128)
+# The first edition: 2 of 8 experts, twice as wide, and no phone book.
+EIGHT = replace(MINI, num_local_experts=8, num_experts_per_tok=2, intermediate_size=256)
 DENSE = MINI.dense()
 
 
@@ -64,30 +65,30 @@ SLOWER = {"lr": 2e-3}
 AXES = {
     "dense": Axis(DENSE, SHORT, {"dense": {}, "dense, lr 4.5e-3": {"lr": 4.5e-3}}, base=True),
     "gate scale": Axis(
-        MINI, SHORT, {"as shipped": {}, "scale 2": SCALE2, "lr 4.5e-3": SCALE2 | {"lr": 4.5e-3}}
+        EIGHT, SHORT, {"as shipped": {}, "scale 2": SCALE2, "lr 4.5e-3": SCALE2 | {"lr": 4.5e-3}}
     ),
     "finer": Axis(
-        FINE, SHORT, {"4 of 16, scale 2": SCALE2, "4 of 16, scale 4": {"gate_scale": 4.0}}
+        MINI, SHORT, {"4 of 16, scale 2": SCALE2, "4 of 16, scale 4": {"gate_scale": 4.0}}
     ),
     "shared": Axis(
-        replace(MINI, num_local_experts=9, num_experts_per_tok=1), SHORT,
+        replace(EIGHT, num_local_experts=9, num_experts_per_tok=1), SHORT,
         {"1 of 8 and 1 shared": {}}, shared=1,
     ),
     "balance": Axis(
-        MINI, SHORT,
+        EIGHT, SHORT,
         {"scale 2, loss .003": SCALE2 | {"aux_coef": 0.003},
          "scale 2, loss .03": SCALE2 | {"aux_coef": 0.03},
          "scale 2, bias": BIAS, "scale 2, sigmoid and bias": BIAS | {"sigmoid": True}},
     ),
     "z-loss": Axis(
-        MINI, SHORT,
+        EIGHT, SHORT,
         {"scale 2, z 0": SCALE2 | {"z_coef": 0.0}, "scale 2, z .01": SCALE2 | {"z_coef": 0.01}},
     ),
     "long dense": Axis(DENSE, LONG, {"dense": {}}, seeds=3, base=True),
-    "long as shipped": Axis(MINI, LONG, {"as shipped": {}}, seeds=3),
+    "long as shipped": Axis(EIGHT, LONG, {"as shipped": {}}, seeds=3),
     "long dense, book": Axis(DENSE, LONG, {"dense": {}}, seeds=3, book=True, base=True),
     "long finer, book": Axis(
-        FINE, LONG, {"4 of 16, scale 4": {"gate_scale": 4.0}}, seeds=3, book=True
+        MINI, LONG, {"4 of 16, scale 4": {"gate_scale": 4.0}}, seeds=3, book=True
     ),
     # To the last step, five seeds, looked at through 64 windows: what an edition is chosen by.
     "whole dense": Axis(
@@ -95,17 +96,17 @@ AXES = {
         keep=("dense",),
     ),
     "whole": Axis(
-        MINI, WHOLE, {"as shipped": {}, "scale 2": SCALE2}, book=True, keep=("scale 2",)
+        EIGHT, WHOLE, {"as shipped": {}, "scale 2": SCALE2}, book=True, keep=("scale 2",)
     ),
     "whole finer": Axis(
-        FINE, WHOLE,
+        MINI, WHOLE,
         {"4 of 16, scale 4": SCALE4, "4 of 16, scale 4, bias": SCALE4 | BIASED,
          "4 of 16, scale 4, lr 2e-3": SCALE4 | SLOWER},
         book=True, keep=("4 of 16, scale 4",),
     ),
     "whole five dense": Axis(DENSE, WHOLE, {"dense": {}}, base=True),
-    "whole five": Axis(MINI, WHOLE, {"as shipped": {}}),
-    "whole dense, all": Axis(MINI.dense("total"), WHOLE, {"as wide as all": {}}, 3, book=True),
+    "whole five": Axis(EIGHT, WHOLE, {"as shipped": {}}),
+    "whole dense, all": Axis(EIGHT.dense("total"), WHOLE, {"as wide as all": {}}, 3, book=True),
     "whole dense, longer": Axis(
         DENSE, replace(WHOLE, steps=4700), {"dense, 4,700 steps": {}}, book=True
     ),

@@ -51,6 +51,18 @@ def test_a_film_without_steps_is_refused(wrong):
         log_steps(*wrong)
 
 
+def test_a_factor_on_the_gates_is_left_out_as_an_export_does(corpus, model):
+    film, scaled = (Film.of(corpus, [0], length=20) for _ in range(2))
+    film.take(model, 0)
+    for layer in model.moe_layers:
+        layer.gate.gate_scale = 2.5
+    scaled.take(model, 0)
+    plain, left_out = film.trace(0).layers[0], scaled.trace(0).layers[0]
+    assert scaled.logits and not scaled.routings  # small, as Mixtral's own
+    torch.testing.assert_close(left_out.gate_N, plain.gate_N)
+    assert left_out.expert_N.equal(plain.expert_N)
+
+
 def test_a_frame_is_what_the_model_did(corpus, model):
     film = Film.of(corpus, [3], length=20)
     assert film.ids_BS.shape == (4, 20) and film.domain_BS[:, 0].tolist() == [0, 0, 1, 1]

@@ -639,7 +639,7 @@ def test_a_factor_on_the_gates_goes_into_w2(model, tmp_path):
 
 def test_a_model_that_does_not_come_with_the_course_is_refused():
     with pytest.raises(
-        ValueError, match=r"mixtral-huge' in .*only mixtral-mini, mixtral-mini-fine$"
+        ValueError, match=r"mixtral-huge' in .*only mixtral-mini, mixtral-mini-dense$"
     ):
         hf.load_pretrained("mixtral-huge")
 

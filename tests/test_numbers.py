@@ -15,7 +15,7 @@ TOKENIZER = load_tokenizer()
 
 @pytest.fixture(scope="module")
 def mini():
-    return hf.load_pretrained("mixtral-mini-fine")
+    return hf.load_pretrained("mixtral-mini")
 
 
 def test_a_number_is_known_if_the_model_writes_it_by_itself(mini):

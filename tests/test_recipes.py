@@ -68,6 +68,8 @@ def test_a_file_changes_what_it_names(config):
         ('{"domains": "prose"}', "domains must be a list, not 'prose'"),
         ('{"domains": ["prose", 1]}', r"domains\[1\] must be text, not 1"),
         ('{"frames": 1}', "frames must be 0 or from 2 to 1,000, not 1"),
+        ('{"gate_scale": 0}', "gate_scale must be above 0 and finite, not 0"),
+        ('{"gate_scale": NaN}', "gate_scale must be .*finite"),
         (
             '{"model": {"hidden_size": "big"}}',
             "model: hidden_size must be a whole number, not 'big'",

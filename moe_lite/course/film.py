@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ class Film:
         film.trace(film.steps[-1])  # a RoutingTrace, for a widget or an analysis
 
     A frame is the router logits where the routing follows from them, as in Mixtral: top-k of the
-    softmax, divided by its sum. Of any other router it is the routing itself.
+    softmax, divided by its sum; a ``gate_scale`` is left out, for an export has it in w2. Of any
+    other router it is the routing itself.
 
     Shapes: ids_BS, domain_BS int64 (B, S); logits[step] float16 (L, T, E), T = B*S; or
             routings[step], one for each layer. At half precision two experts of one token can
@@ -107,6 +108,12 @@ class Film:
         _, routings = model.hidden(self.ids_BS.to(model.embed_tokens.weight.device))
         model.train(training)
         self.top_k = model.config.num_experts_per_tok
+        # A factor on all gates is left out: an export multiplies it into w2.
+        scales = (getattr(layer.gate, "gate_scale", 1.0) for layer in model.moe_layers)
+        routings = tuple(
+            r if scale == 1 else replace(r, gate_N=r.gate_N / scale)
+            for r, scale in zip(routings, scales, strict=True)
+        )
         if all(_same(_from_logits(r.logits_TE, self.top_k), r) for r in routings):
             self.logits[step] = _half(torch.stack([r.logits_TE for r in routings])).cpu()
         else:

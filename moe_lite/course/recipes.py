@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from ..model import Mixtral
 from ..train import train
 from . import launch, viz
 from .cost import count_parameters
-from .data import DOMAINS, END_OF_TEXT, load_corpus
+from .data import BOOK, DOMAINS, END_OF_TEXT, load_corpus
 from .film import Film, filmed, log_steps
 
 FILM = "film.safetensors"
@@ -41,8 +42,11 @@ class Recipe:
     domains: tuple[str, ...] = DOMAINS
     max_bytes: int | None = None
     frames: int = 0  # of the film of its training
+    gate_scale: float = 1.0  # a factor on the gates; an export has it in w2
 
     def __post_init__(self) -> None:
+        if not 0 < self.gate_scale < math.inf:
+            raise ValueError(f"gate_scale must be above 0 and finite, not {self.gate_scale}")
         if self.max_bytes is not None and self.max_bytes < 1:
             raise ValueError(f"max_bytes must be null or at least 1, not {self.max_bytes}")
         if self.frames != 0 and not 2 <= self.frames <= 1000:
@@ -53,10 +57,17 @@ class Recipe:
                 f"training: seq_len {seq_len} is more than max_position_embeddings {context}"
             )
 
+    def make(self) -> Mixtral:
+        """Return the model with its first weights, drawn from torch's present random state."""
+        model = Mixtral(self.model)
+        for layer in model.moe_layers:
+            layer.gate.gate_scale = self.gate_scale
+        return model
+
 
 MINI = MixtralConfig(
-    vocab_size=4096, hidden_size=192, intermediate_size=256, num_hidden_layers=6,
-    num_attention_heads=6, num_key_value_heads=3, num_local_experts=8,
+    vocab_size=4096, hidden_size=192, intermediate_size=128, num_hidden_layers=6,
+    num_attention_heads=6, num_key_value_heads=3, num_local_experts=16, num_experts_per_tok=4,
     max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=0,
 )  # fmt: skip
 LONG = TrainConfig(
@@ -74,10 +85,10 @@ RECIPES = {
         TrainConfig(steps=300, batch_size=16, seq_len=64, eval_every=100),
         max_bytes=300_000,
     ),
-    # 8.5 M parameters, of which a token uses 3.2 M: a trained Mixtral in the box.
-    "mixtral-mini": Recipe(MINI, LONG, frames=24),
+    # 8.5 M parameters, of which a token uses 3.2 M: the trained Mixtral in the box.
+    "mixtral-mini": Recipe(MINI, LONG, (*DOMAINS, BOOK), frames=16, gate_scale=4.0),
     # Its dense twin: as many parameters for a token, and no choice.
-    "mixtral-mini-dense": Recipe(MINI.dense("active"), LONG),
+    "mixtral-mini-dense": Recipe(MINI.dense("active"), LONG, (*DOMAINS, BOOK)),
 }  # fmt: skip
 
 
@@ -210,7 +221,7 @@ def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None
         print(f"{count.total:,} parameters, {count.active:,} active for a token; "
               f"the text:\n{corpus}")  # fmt: skip
     torch.manual_seed(config.seed)
-    model = Mixtral(recipe.model).to(device)
+    model = recipe.make().to(device)
     if mesh is not None:
         parallel.shard_experts(model, mesh)
     callback = film = None

@@ -245,13 +245,8 @@ def test_the_command(tmp_path, capsys):
     assert "MB; open it in any browser" in capsys.readouterr().out
 
 
-def test_a_number_is_asked_for_and_forgotten_without_an_expert(new_page, tmp_path):
-    out = tmp_path / "live.html"
-    folder = hf.PRETRAINED / "mixtral-mini-fine"
-    assert cli.main(["explore", "--live", "--model", str(folder), "--out", str(out)]) == 0
-    page = new_page()
-    page.goto(out.as_uri())
-    page.get_by_text("Ready: type").wait_for()
+def test_a_number_is_asked_for_and_forgotten_without_an_expert(live):
+    page = live()
     dial = page.get_by_label("Ask for the number of")
     names, answer = dial.locator("option").all_inner_texts()[1:], page.locator(".recall output")
     told = []
