@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--paths", nargs="+", default=[], metavar="PATH",
                         help=f"of {', '.join(repr(c.name) for c in CONTENDERS)}")  # fmt: skip
     parser.add_argument("--config", default=SMALL,
-                        help="small, a recipe's name or JSON file; none: no whole model")  # fmt: skip
+                        help="small, or a recipe's name or file; none: no whole model")  # fmt: skip
     parser.add_argument("--autocast", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--rounds", type=int, default=5, help="turns of a path; the median counts")
     parser.add_argument("--steps", type=int, default=1, help="training steps in a turn")
