@@ -313,11 +313,11 @@ queues
 
 # %% [markdown]
 # **Try it.** Set *Arrived* to 0 and press *Play*. Then drag the capacity, and watch empty places
-# and dropped pairs trade against each other. Far enough to the right nobody is dropped, and by
-# then three fifths of the block is air. Then the menu. *By position*, four victims in five are in
-# the text's second line, and first choices fare no better than fourth ones. *By choice*, most
-# are fourth choices. *By gate*, those whose gate is small. (That third order is not in either
-# paper; it came with vision models a little later, as *batch prioritized routing*.) And then
+# and dropped pairs trade against each other. Far enough to the right nobody is dropped, and three
+# fifths of the block is air. Then the menu. *By position*, four victims in five are in the text's
+# second line, and first choices fare little better than fourth ones. *By choice*, most are fourth
+# choices, and no token loses all. *By gate*, those whose gate is small. (That third order is not in
+# either paper; it came with vision models a little later, as *batch prioritized routing*.) And then
 # **Shuffle the batch**: not a single choice changes, and others are dropped. Keep that in mind. (In
 # Python the same is `queues.routing`; without a kernel, on GitHub for instance, you see a picture.)
 
