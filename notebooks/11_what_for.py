@@ -570,8 +570,8 @@ fig
 #
 # [`exercises/11_exercises.ipynb`](../exercises/11_exercises.ipynb): bits from a loss, four sizes of
 # a layer, an unfair comparison, the number of experts a book takes, who holds an entry, whether an
-# expert is the book's own, and the bill of reading. Each check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/11_solutions.ipynb).
+# expert is the book's own, and the bill of reading. Each check tells you *what* you misunderstood.
+# Solutions are in [`solutions/`](../solutions/11_solutions.ipynb).
 # [Glossary](../docs/glossary.md).
 #
 # ## In five lines
