@@ -176,7 +176,7 @@ RED = [[0.15229, 1.05258, -0.20487], [0.1145, 0.78628, 0.09922], [-0.00388, -0.0
 
 @pytest.mark.parametrize(("cones", "least"), [(np.eye(3), 0.11), (GREEN, 0.032), (RED, 0.06)])
 def test_sixteen_experts_can_be_told_apart(cones, least):
-    """Also without green or red cones (Machado et al. 2009): there the first eight are the bound."""
+    """Also without green or red cones (Machado et al. 2009): the first eight are the bound."""
     places = np.array([oklab(color, np.array(cones)) for color in viz.expert_colors(16)])
     far = np.linalg.norm(places[:, None] - places, axis=-1) + 9 * np.eye(16)
     assert far.min() >= least
