@@ -16,7 +16,7 @@
 # Chapter [17](17_what_experts_learn.ipynb) asks whether experts know words or kinds of text, and
 # whether a model needs them. Here are the other questions that papers ask, each with its null:
 # which words, which companions, when in training, which neighbours; then use against need over all
-# 48 experts, what routes give away of a text, who can be steered, and how to do all this to a model
+# 96 experts, what routes give away of a text, who can be steered, and how to do all this to a model
 # of your own choice.
 #
 # **The papers:** Muennighoff et al. 2024, *OLMoE*
@@ -42,7 +42,7 @@ torch.set_num_threads(1)
 
 # %%
 corpus, model = data.load_corpus(max_bytes=600_000), hf.load_pretrained("mixtral-mini")
-LENGTH, layers = 128, list(range(6))
+LENGTH, layers, E = 128, list(range(6)), model.config.num_local_experts
 windows = [corpus.windows(domain, LENGTH, 12) for domain in corpus.domains]
 ids_BS = torch.cat([part.ids_BS for part in windows])
 domain_T = torch.cat([part.domain_BS for part in windows]).flatten()
@@ -72,8 +72,8 @@ for layer in layers:
           f"dealt at random {chance_L[layer]:.0%}")  # fmt: skip
 
 # %% [markdown]
-# The favourite of a random routing gets more than 12.5%, and more than you might guess: the
-# largest of eight shares is always above their mean. A popular account that compares with 12.5%
+# The favourite of a random routing gets more than 6.25%, and more than you might guess: the
+# largest of 16 shares is always above their mean. A popular account that compares with 6.25%
 # overstates its finding by that much before anything is found.
 #
 # Which words? For the two most specialised experts of the first and the last layer, the most
@@ -91,23 +91,23 @@ for layer in (0, 5):
 # %% [markdown]
 # **Who works with whom?** Two experts are *coactive* on a token that has both. OLMoE's eq. 6,
 # $N_{ij}/N_i$: of the tokens of expert $i$, the share that also goes to $j$. If experts are equally
-# used, chance is $(K-1)/(E-1)$, one in seven here. If they are not, a busy $j$ is everybody's
+# used, chance is $(K-1)/(E-1)$, one in five here. If they are not, a busy $j$ is everybody's
 # companion by chance, in proportion to its load.
 
 # %%
 together_LEE = analysis.coactivation(B)
 fig, panels = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")
 for panel, layer in zip(panels, (0, 5), strict=True):
-    off = together_LEE[layer].masked_fill(torch.eye(8).bool(), torch.nan)
+    off = together_LEE[layer].masked_fill(torch.eye(E).bool(), torch.nan)
     image = panel.imshow(100 * off, cmap="cividis", vmin=0, vmax=80)
     panel.set(title=f"layer {layer}", xlabel="also to expert j", ylabel="of expert i's tokens")
-_ = fig.colorbar(image, ax=panels, label="% (even chance: 14%)")
+_ = fig.colorbar(image, ax=panels, label="% (even chance: 20%)")
 
 # %%
 for layer in (0, 5):
-    load_E = torch.bincount(analysis.choices_LTK(B)[layer].flatten(), minlength=8).double()
-    off = together_LEE[layer].masked_fill(torch.eye(8).bool(), 0)
-    for i, j in (divmod(n, 8) for n in off.flatten().topk(3).indices.tolist()):
+    load_E = torch.bincount(analysis.choices_LTK(B)[layer].flatten(), minlength=E).double()
+    off = together_LEE[layer].masked_fill(torch.eye(E).bool(), 0)
+    for i, j in (divmod(n, E) for n in off.flatten().topk(3).indices.tolist()):
         chance = load_E[j] / (load_E.sum() - load_E[i])
         print(f"layer {layer}: of expert {i}'s tokens {off[i, j]:.0%} go to {j} too, by its load "
               f"{chance:.0%}; the other way round {off[j, i]:.0%}")  # fmt: skip
@@ -136,7 +136,7 @@ lines = {f"layer {n}": (steps[1:], 100 * kept[1:, n]) for n in (0, 1, 3, 5)}
 fig = viz.curves(lines, "training step", "saturation (%)", title="how much of the final routing")
 fig.axes[0].axhline(25, color="#57606A", lw=0.8)
 fig.axes[0].set(xscale="log", ylim=(0, 102))
-for step in steps[10::4]:
+for step in steps[1:-1]:
     now_L = kept[steps.index(step)]
     print(f"step {step:4} ({step / steps[-1]:4.1%}): {now_L.min():.0%} to {now_L.max():.0%}")
 charts.alive(fig)
@@ -217,7 +217,7 @@ for name, n in (("before the first step", 0), ("at the end", -1)):
 # layer. Start at step 0, choose a frequent word, and look when its expert stops changing.
 
 # %%
-RoutingExplorer(film=film, layer=0)
+RoutingExplorer(film=film, layer=0, selected=20)
 
 # %% [markdown]
 # ## 3. Neighbours
@@ -229,7 +229,8 @@ RoutingExplorer(film=film, layer=0)
 # $1 - \frac{6}{8}\cdot\frac{5}{7} = 46.4\%$.
 
 # %%
-print("chance:", f"{analysis.repetition_chance(8):.1%}, {analysis.repetition_chance(8, 2):.1%}")
+print(f"chance: {analysis.repetition_chance(E):.1%}, {analysis.repetition_chance(E, 4):.1%}; "
+      f"Mixtral's {analysis.repetition_chance(8):.1%}, {analysis.repetition_chance(8, 2):.1%}")
 rows = {"Mixtral: Github": (14.9, 28.1, 19.7, 49.9, 66.9, 49.2),
         "Mixtral: Gutenberg": (13.9, 26.1, 26.3, 49.5, 63.1, 52.2),
         "Mixtral: DM Mathematics": (14.1, 28.4, 19.7, 44.9, 67.0, 44.5)}  # fmt: skip
@@ -305,7 +306,7 @@ for layer, mark in enumerate("os^Dv*"):
     panels[0].scatter(100 * used_LEC[layer].flatten(), rise, marker=mark, s=22, alpha=0.7,
                       color=plt.cm.cividis(layer / 5), label=f"layer {layer}")  # fmt: skip
 panels[0].set(xlabel="% of a domain's pairs", ylabel="its loss rises by, nats", yscale="log",
-              ylim=(5e-6, 50), title="48 experts, five domains")  # fmt: skip
+              ylim=(5e-6, 50), title="96 experts, five domains")  # fmt: skip
 panels[0].legend(fontsize=8, ncols=2, loc="upper right")
 image = panels[1].imshow(rise_LEC.mean(-1).clamp(min=1e-4), cmap="cividis", norm="log")
 panels[1].set(xlabel="expert", ylabel="layer", title="taken away: mean of the domains")
@@ -320,7 +321,7 @@ def rank_correlation(a, b):
 
 for layer in range(6):
     observed = rank_correlation(used_LEC[layer], rise_LEC[layer])
-    null = [rank_correlation(used_LEC[layer], rise_LEC[layer, torch.randperm(8)])
+    null = [rank_correlation(used_LEC[layer], rise_LEC[layer, torch.randperm(E)])
             for _ in range(500)]  # fmt: skip
     print(f"layer {layer}: use and need go together {observed:+.2f}; with experts renumbered "
           f"{np.mean(null):+.2f}, 95% below {np.quantile(null, 0.95):+.2f}")  # fmt: skip
@@ -340,10 +341,10 @@ for layer in range(6):
 # one of layer 0:
 
 # %%
-at, expert, arithmetic = 5, 4, 4
+at, expert, arithmetic = 5, 14, 4
 next_best = int(used_LEC[at, :, arithmetic].index_fill(0, torch.tensor(expert), 0).argmax())
 those = [causal.ablate(at, expert), causal.ban(at, expert), causal.swap(at, expert, next_best)]
-for what in (*those, causal.ablate(0, 5), causal.ban(0, 5)):
+for what in (*those, causal.ablate(0, 2), causal.ban(0, 2)):
     rise_C, words = effects.rises(model, base, of_domain_T, what), str(what).partition(",")[0]
     named = zip(corpus.domains, rise_C.tolist(), strict=True)
     print(f"{words:33}" + " ".join(f"{name} {value:+.3f}" for name, value in named))
@@ -458,7 +459,7 @@ shouted = torch.tensor([ids[:LENGTH] for ids in shouted])
 
 # %%
 def share_N(ids_BS):
-    """Give the share of the tokens that have each of the 48 experts."""
+    """Give the share of the tokens that have each of the 96 experts."""
     loads = [routing.load_E() for routing in effects.Run.of(model, ids_BS).routings]
     return torch.cat(loads) / ids_BS.numel()
 
@@ -467,7 +468,7 @@ load_N = share_N(plain)
 delta_N = share_N(shouted) - load_N
 order = delta_N.argsort(descending=True).tolist()
 for n in (*order[:3], *order[-3:]):
-    print(f"layer {n // 8}, expert {n % 8}: {load_N[n]:.0%} as written, {delta_N[n]:+.0%}")
+    print(f"layer {n // E}, expert {n % E}: {load_N[n]:.0%} as written, {delta_N[n]:+.0%}")
 
 # %% [markdown]
 # `causal.steer` puts an expert's score above all others, or below. Up go the $n$ experts with the
@@ -484,7 +485,7 @@ heard = torch.cat([corpus.windows(name, LENGTH, 17).ids_BS[1::2] for name in ("d
 
 def loud_B(up=(), down=()):
     """Give each text's probability of capitals, and its loss, if experts are steered."""
-    pairs = [[divmod(n, 8) for n in experts] for experts in (up, down)]
+    pairs = [[divmod(n, E) for n in experts] for experts in (up, down)]
     with causal.steer(model, *pairs):
         run = effects.Run.of(model, heard)
     return (run.log_probs_BSV.exp()[..., capital_V].sum(-1).mean(1),
@@ -496,7 +497,7 @@ def others(experts, taken, rng):
     """Draw for each expert another one of its layer with a similar load."""
     drawn = []
     for n in experts:
-        free = [e for e in range(n // 8 * 8, n // 8 * 8 + 8) if e not in taken and e not in drawn]
+        free = [e for e in range(n // E * E, n // E * E + E) if e not in taken and e not in drawn]
         near = sorted(free, key=lambda e: abs(load_N[e] - load_N[n]))[:3]
         drawn.append(near[int(torch.randint(3, (), generator=rng))])
     return drawn

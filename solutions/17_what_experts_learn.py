@@ -99,9 +99,9 @@ def information(count_CE: Tensor) -> float:
 checks.check_information(information)
 
 # %% [markdown]
-# Here is the film of the course's model: twelve texts of 200 tokens, two of each of six domains (the
-# sixth is a phone book of invented names), at the last step. What do its experts tell about the
-# domain, at each layer?
+# Here is the film of the course's model: twelve texts of 200 tokens, two of each of six domains
+# (the sixth is a phone book of invented names), at the last step. What do its experts tell about
+# the domain, at each layer?
 
 # %%
 film = Film.load(hf.PRETRAINED / "mixtral-mini" / FILM)
@@ -299,8 +299,8 @@ def repetition(expert_T: Tensor, length: int) -> float:
 checks.check_repetition(repetition)
 
 # %% [markdown]
-# Chance is one in 16, 6.25%, only if all experts are equally used, in every text. Within each text, in random
-# order:
+# Chance is one in 16, 6.25%, only if all experts are equally used, in every text. Within each text,
+# in random order:
 
 # %%
 place_T = torch.arange(len(ids_T))
@@ -531,7 +531,8 @@ checks.check_read_back(read_back)
 
 # %% [markdown]
 # On the film's text, the routes of the whole training's end: every other token's word is known, and
-# the rest is read back. (That is a thousand words known, where the appendix has 25,600.)
+# the rest is read back. (That is a thousand words known, where the appendix has 25,600. A route is a
+# layer's *first two* experts here, of four: 256 of them, and not 65,536.)
 
 # %%
 route_TL = expert_LTK[..., 0].T * E + expert_LTK[..., 1].T
