@@ -146,8 +146,9 @@ EXPERIMENT = Experiment(
               Pair("vocabulary (predicted), layer 5", "vocabulary (read), layer 5"), **SIDE),
     ),
     finding=(
-        "arithmetic has experts of its own in the first layer and not in the last; words are "
-        "told best in the first layer ({4} from first to last), where OLMoE has the last"
+        "arithmetic is furthest apart in the first layer and not in the last; words are told best "
+        "in the first layer ({4} from first to last), where OLMoE has the last, which here tells "
+        "more of the token to come than of the one read ({5})"
     ),
     run=run,
     spot=lambda: run(range(2)),
