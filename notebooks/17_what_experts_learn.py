@@ -407,12 +407,13 @@ for expert in (2, 11, 13):
 
 # %% [markdown]
 # **Without 0.2 no number is left, and the sums, two thirds of which go there, lose 0.007 ± 0.008
-# nats: nothing.** Without 0.13 the sums lose 1.3 nats, and the book a fifth of that; a quarter of the numbers
-# is still known. Without 0.11, the digits' expert, both suffer. A *double dissociation*, doctors
-# call the first two: each damage spares what the other destroys. It is the best evidence in this
-# chapter, because each expert is the other's control: same layer, same digits, and used by both.
-# What it does not say: that the numbers *lie in* 0.2. Four nats over all tokens, of which a third
-# are digits: names are predicted worse as well, and who cannot read a name cannot find its number.
+# nats: nothing.** Without 0.13 the sums lose 1.3 nats, and the book a fifth of that; a quarter of
+# the numbers is still known. Without 0.11, the digits' expert, both suffer. A *double
+# dissociation*, doctors call the first two: each damage spares what the other destroys. It is the
+# best evidence in this chapter, because each expert is the other's control: same layer, same
+# digits, and used by both. What it does not say: that the numbers *lie in* 0.2. Four nats over all
+# tokens, of which a third are digits: names are predicted worse as well, and who cannot read a name
+# cannot find its number.
 #
 # **Balance is not use.** The balancing loss of this model counts *pairs*: a first choice with a
 # gate of 0.7 is one, a fourth with 0.03 is one as well. So a router can satisfy it by parking an

@@ -144,10 +144,10 @@ charts.alive(fig)
 
 # %% [markdown]
 # Read it from the right, where it is 100% by definition. About half of the final routing was there
-# after 9% of the training. In OLMoE layer 0 was the last to settle; here it is the first. The ledger has
-# the numbers, and whether they agree (`python -m moe_lite reproduce olmoe2024_saturation`). "Net of
-# chance" stretches the scale so that chance is 0; "above" is a side of 0 that OLMoE's text names
-# without a number:
+# after 9% of the training. In OLMoE layer 0 was the last to settle; here it is the first. The
+# ledger has the numbers, and whether they agree (`python -m moe_lite reproduce
+# olmoe2024_saturation`). "Net of chance" stretches the scale so that chance is 0; "above" is a side
+# of 0 that OLMoE's text names without a number:
 
 
 # %%
@@ -226,10 +226,9 @@ RoutingExplorer(film=film, layer=0, selected=20)
 # $1 - \frac{6}{8}\cdot\frac{5}{7} = 46.4\%$. With ours, four of 16, it is 6.25% and 72.8%.
 
 # %%
-print(
-    f"chance: {analysis.repetition_chance(E):.1%}, {analysis.repetition_chance(E, 4):.1%}; "
-    f"Mixtral's {analysis.repetition_chance(8):.1%}, {analysis.repetition_chance(8, 2):.1%}"
-)
+for experts, chosen in ((8, 2), (E, 4)):
+    one, some = (analysis.repetition_chance(experts, k) for k in (1, chosen))
+    print(f"by chance, {chosen} of {experts}: {one:.1%} first, {some:.1%} any")
 rows = {"Mixtral: Github": (14.9, 28.1, 19.7, 49.9, 66.9, 49.2),
         "Mixtral: Gutenberg": (13.9, 26.1, 26.3, 49.5, 63.1, 52.2),
         "Mixtral: DM Mathematics": (14.1, 28.4, 19.7, 44.9, 67.0, 44.5)}  # fmt: skip
@@ -268,8 +267,8 @@ for name, values in rows.items():
 # much a pattern as one above it.
 #
 # The ledger counts more text, with intervals (`python -m moe_lite reproduce
-# mixtral2024_repetition`). **Above shuffled text** ours is as in Mixtral's table, all six means: 2.0
-# ± 0.4 points at the first layer, 11.0 ± 0.6 in the middle, 7.1 ± 0.5 at the last, for first
+# mixtral2024_repetition`). **Above shuffled text** ours is as in Mixtral's table, all six means:
+# 2.0 ± 0.4 points at the first layer, 11.0 ± 0.6 in the middle, 7.1 ± 0.5 at the last, for first
 # choices. What was **contradicted** there, and in OLMoE's section 5.3 and 5.4, and a guess at why:
 #
 # - *The middle layer is above the first*, net of the printed chance: by -5.3 ± 1.2 points. Above
@@ -394,7 +393,7 @@ known = torch.cat([corpus.batch("train", 40, LENGTH, seed=1, step=n).ids_BS for 
 secret = torch.cat([corpus.windows(name, LENGTH, 8).ids_BS for name in corpus.domains])
 torch.manual_seed(0)
 models = {"trained": model, "untrained": Mixtral(model.config)}
-spied = {name: [analysis.choices_LTK(routing_of(one, ids)).transpose(0, 1) for ids in (known, secret)]
+spied = {name: [analysis.choices_LTK(routing_of(one, x)).transpose(0, 1) for x in (known, secret)]
          for name, one in models.items()}  # fmt: skip
 
 
@@ -525,8 +524,8 @@ for n in (1, 2, 4):
               f"{half * more_B.std():.1%}; loss {(after_B - loss_B).mean():+.2f}")  # fmt: skip
 
 # %% [markdown]
-# **It is small: with one up and one down +0.7 ± 0.6 points towards capitals and -0.3 ± 0.2 away; with
-# four and four +2.0 ± 1.2 and -2.2 ± 1.0** (more than others with a similar load of the same
+# **It is small: with one up and one down +0.7 ± 0.6 points towards capitals and -0.3 ± 0.2 away;
+# with four and four +2.0 ± 1.2 and -2.2 ± 1.0** (more than others with a similar load of the same
 # layers, five draws; ± is over the 16 texts, not over the draws; two and two towards is undecided).
 # And look at the other numbers. As it is 6.8% are on capitals, and four up leave 7.4%: much of the
 # difference is the *null* falling, since any four strangers sent to every token take capitals away.

@@ -531,8 +531,8 @@ checks.check_read_back(read_back)
 
 # %% [markdown]
 # On the film's text, the routes of the whole training's end: every other token's word is known, and
-# the rest is read back. (That is a thousand words known, where the appendix has 25,600. A route is a
-# layer's *first two* experts here, of four: 256 of them, and not 65,536.)
+# the rest is read back. (That is a thousand words known, where the appendix has 25,600. A route is
+# a layer's *first two* experts here, of four: 256 of them, and not 65,536.)
 
 # %%
 route_TL = expert_LTK[..., 0].T * E + expert_LTK[..., 1].T
