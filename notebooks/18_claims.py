@@ -277,8 +277,8 @@ print([[bool((a == b).all()) for b in choose] for a in test])
 # text, whatever the count. So half of the "new" text was old. And the five sets of text shared that
 # window too, so that they agreed more than five texts do: their intervals were too narrow. No test
 # failed, and the numbers looked likely. On one grid, "the expert that is used least is needed
-# least" went from *does not hold* to *undecided*. `trial.held_out` is the fix, and a test now asks
-# that no two sets share a window.
+# least" went from *does not hold* to *undecided*, in the model of the first edition.
+# `trial.held_out` is the fix, and a test now asks that no two sets share a window.
 #
 # </details>
 #
