@@ -197,7 +197,7 @@ INSTEAD = {
     "softmax": "After division by their sum the gates are the same.",
     "unused": "It was in no layer here. Only the loss can say: take each expert out and look.",
     "pinned": "Here four of 16 serve 31%, by chance 25%. Measure the skew before you pin.",
-    "topics": "In five coarse domains an expert tells some third of the topic, by layer.",
+    "topics": "In five coarse domains an expert tells over a third of the topic, by layer.",
     "monosemantic": "At most one expert of 96 is a domain's own. Say which finer thing one does.",
     "committee": "The best four of 16 carry 29% where they carry least, by chance 25%.",
     "noise": "Noise alone did not: the busiest had five times its share.",
