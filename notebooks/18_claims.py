@@ -66,6 +66,8 @@ drawings.claims()
 # The rules of this chapter stand in `moe_lite/course/claims.py`. They were committed before the
 # module with the evidence, `trial.py`, existed. That protects against moving the goal. It does not
 # protect against everything: some of the stored numbers were known to us when we wrote the rules.
+# When the course got its present model, two of them were put into its numbers ("the two busiest of
+# eight" became "the four busiest of 16", a quarter again), and that too before it was measured.
 #
 # **Your turn:** the claim below says "1.5 to 3 times as fast". Which verdict do you expect for each
 # of the three intervals? Then change one end of one of them, and find the smallest change that
@@ -195,6 +197,11 @@ print("served by the four busiest, layer by layer:", [f"{share:.0%}" for share i
 # **Your turn:** what would a model have to look like in which pinning pays? Replace `topk(4)` by
 # `topk(8)`: is a half of the experts enough for 80% of the choices?
 #
+# **These five are verdicts on one model.** Their intervals are over texts, not over trainings. "The
+# expert that is used least is needed least" shows it. It was *undecided* in the model of the first
+# edition; here it is so in none of the six layers, whichever text is asked (by chance, in one layer
+# of 16), and an interval without width is no sign of great knowledge.
+#
 # **Disputes stay disputes.** "Committee" and "one thing" were said of other, larger models, and our
 # rules for both are definitions of ours. The paper on expert-level interpretation even says that
 # experts are *not* specialists for a domain, but for fine tasks, such as closing a bracket. What a
@@ -245,8 +252,9 @@ cards("course")
 # The course's first edition shipped another `mixtral-mini`, with 8 experts, 2 for a token. Its card
 # said, in bold: "The dense twin is ahead", by 0.016 bits a byte. That was one run of each. Since
 # then its recipe was trained in six more pairs (the rule said three seeds), each pair on the same
-# batches. How many bits per byte is it ahead of its twin, at the rule's step and at the end? Beside
-# it the recipe of the model that ships now, 4 of 16, in five pairs:
+# batches; five of them read a phone book too, which is not counted here. How many bits per byte is
+# it ahead of its twin, at the rule's step and at the end? Beside it the recipe of the model that
+# ships now, 4 of 16, in five pairs:
 
 # %%
 for step in (3250, 4000):
