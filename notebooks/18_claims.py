@@ -198,9 +198,9 @@ print("served by the four busiest, layer by layer:", [f"{share:.0%}" for share i
 # `topk(8)`: is a half of the experts enough for 80% of the choices?
 #
 # **These five are verdicts on one model.** Their intervals are over texts, not over trainings. "The
-# expert that is used least is needed least" shows it. It was *undecided* in the model of the first
-# edition; here it is so in none of the six layers, whichever text is asked (by chance, in one layer
-# of 16), and an interval without width is no sign of great knowledge.
+# expert that is used least is needed least" shows it. It was *undecided* in the model that the
+# course shipped before; here it is so in none of the six layers, whichever text is asked (by chance
+# in one of 16), and an interval without width is no sign of great knowledge.
 #
 # **Disputes stay disputes.** "Committee" and "one thing" were said of other, larger models, and our
 # rules for both are definitions of ours. The paper on expert-level interpretation even says that
@@ -305,7 +305,7 @@ print([[bool((a == b).all()) for b in choose] for a in test])
 # text, whatever the count. So half of the "new" text was old. And the five sets of text shared that
 # window too, so that they agreed more than five texts do: their intervals were too narrow. No test
 # failed, and the numbers looked likely. On one grid, "the expert that is used least is needed
-# least" went from *does not hold* to *undecided*, in the model of the first edition.
+# least" went from *does not hold* to *undecided*, in the model of then.
 # `trial.held_out` is the fix, and a test now asks that no two sets share a window.
 #
 # </details>
