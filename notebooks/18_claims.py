@@ -282,9 +282,10 @@ for seed, points in known.items():
 print("mean of the pairs:", ledger.Estimate.of([100 * points for points in known.values()]))
 
 # %% [markdown]
-# **Undecided.** Four mixtures of five know more than their twins, one knows less. To recall a number
-# whole is all or nothing, so seeds differ widely, and five are too few. The *loss* on the book's
-# lines is a smoother number, and there five are enough: 0.29 bits per byte lower [0.07, 0.52].
+# **Undecided.** Four mixtures of five know more than their twins, one knows less. To recall a
+# number whole is all or nothing, so seeds differ widely, and five are too few. The *loss* on the
+# book's lines is a smoother number, and there five are enough: 0.29 bits per byte lower [0.07,
+# 0.52].
 #
 # ## 7. A real bug to find: the text that was read twice
 #
@@ -305,7 +306,7 @@ print([[bool((a == b).all()) for b in choose] for a in test])
 # text, whatever the count. So half of the "new" text was old. And the five sets of text shared that
 # window too, so that they agreed more than five texts do: their intervals were too narrow. No test
 # failed, and the numbers looked likely. On one grid, "the expert that is used least is needed
-# least" went from *does not hold* to *undecided*, in the model of then.
+# least" went from *does not hold* to *undecided*, in the model of that time.
 # `trial.held_out` is the fix, and a test now asks that no two sets share a window.
 #
 # </details>
