@@ -521,7 +521,7 @@ for name, error in errors.items():
 #
 # Scrub through the run of section 5. Take an expert's line by its number and drag it (or reach it
 # with Tab and use the arrow keys; with Shift they turn it). A vowel takes the colour of the expert
-# with the largest $h$; the bars set the belief $p$ beside $h$.
+# with the largest $h$; the bars set the belief $p$ beside $h$. Make the guess in its box first.
 
 # %%
 explorer = CompetitionExplorer(x_T2, names, d_T1, descent.kept)
