@@ -90,12 +90,17 @@ def test_no_page_errs_asks_elsewhere_or_leads_nowhere(site, browser, record_prop
 def test_a_picture_can_be_read_on_a_phone(site, browser):
     """It is as wide as its letters need, and scrolls where it stands, by touch and by key."""
     context = browser.new_context(viewport={"width": 390, "height": 900})
+    context.set_default_timeout(900_000)
     page = context.new_page()
     page.goto((site / "notebooks" / "05_capacity.html").as_uri())
     boxes = page.locator(".output:has(> .figure-png)").evaluate_all(
-        """(boxes) => boxes.map((box) => [box.firstElementChild.naturalWidth,
-             box.firstElementChild.getBoundingClientRect().width, box.clientWidth, box.scrollWidth,
-             box.tabIndex])"""
+        """(boxes) => Promise.all(boxes.map(async (box) => {
+          const picture = box.firstElementChild;
+          picture.loading = "eager"; // else it comes when it is looked at
+          await picture.decode();
+          return [picture.naturalWidth, picture.getBoundingClientRect().width, box.clientWidth,
+            box.scrollWidth, box.tabIndex];
+        }))"""
     )
     wide = [box for box in boxes if box[0] > 390]
     assert wide

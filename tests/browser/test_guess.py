@@ -111,6 +111,8 @@ def test_a_word_is_guessed_before_the_explorer_is_asked(open_page):
     assert said == f"You guessed “34 <b>”; it is “{word}”."
     asked = page.locator(".asked").inner_text()
     assert asked.startswith(f"Ablate expert {made.expert} in layer {n}"), "and now it is asked"
+    chosen = page.get_by_label("… you").evaluate("s => s.selectedOptions[0].textContent")
+    assert chosen.lower() in asked.lower(), "its layer is the one that is shown"
     assert page.locator(".next li b").all_text_contents().count(word) == 1
     page.reload()
     page.requests.pop()

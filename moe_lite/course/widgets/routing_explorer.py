@@ -200,7 +200,7 @@ class RoutingExplorer(PortableWidget):
             self.answer, self.effect = {}, None  # as if nobody had asked yet
             return word
 
-        return Question(ask, {"question": [_wire(ablate(n, e))]}, likeliest)
+        return Question(ask, {"layer": n, "question": [_wire(ablate(n, e))]}, likeliest)
 
     def ask(self, *interventions: Intervention) -> Effect:
         """Ask what changes with these interventions: shown in the page, and given here.
