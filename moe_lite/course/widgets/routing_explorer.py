@@ -200,7 +200,8 @@ class RoutingExplorer(PortableWidget):
             self.answer, self.effect = {}, None  # as if nobody had asked yet
             return word
 
-        return Question(ask, {"layer": n, "question": [_wire(ablate(n, e))]}, likeliest)
+        moves = {"layer": n, "selected": self.selected, "question": [_wire(ablate(n, e))]}
+        return Question(ask, moves, likeliest)
 
     def ask(self, *interventions: Intervention) -> Effect:
         """Ask what changes with these interventions: shown in the page, and given here.
