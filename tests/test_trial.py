@@ -48,7 +48,7 @@ def test_an_interval_that_touches_a_border_in_print_decides_nothing():
 
 def test_the_lead_counts_every_pair_that_was_trained_to_the_end():
     for step, at in ((3250, 3250), (None, 4000)):
-        study = leads.lead_of("whole", at, "whole dense", at, "as shipped", "dense")
+        study = leads.lead_of("whole", at, "whole dense", at, "2 of 8", "dense")
         pairs = [*study.by_seed.values(), *leads.on_a_cpu(step).by_seed.values()]
         found = trial.lead(step)
         assert (found.low + found.high) / 2 == pytest.approx(statistics.mean(pairs))
