@@ -383,10 +383,9 @@ print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 # a mistake of theirs, and made none.
 #
 # A hundred steps with one seed are an illustration. Here is the recipe of `mixtral-mini`, the model
-# in the box: six layers, 16 experts of which a token gets 4, a factor (*scale*) of 4 on the gates,
-# and a sixth kind of text, a phone book. Five seeds beside five twins, 4,000 steps (`python -m
-# experiments.recipe "whole finer"`, `"whole dense"`); and 2 of 8 experts twice as wide, as in
-# Mixtral.
+# in the box: six layers, 4 of 16 experts, a factor (*scale*) of 4 on the gates, a sixth kind of
+# text (a phone book), five seeds beside five twins, 4,000 steps (`python -m experiments.recipe
+# "whole finer"`, `"whole dense"`); and beside it 2 of 8 experts twice as wide.
 
 # %%
 ahead = [r for r in leads.leads(leads.stored(), lambda s: s % 250 == 0) if "whole" in r.axis]
@@ -422,9 +421,9 @@ def compare(chosen):
 
 
 # %% [markdown]
-# **Your turn.** *Ahead* of which twin? Choose what shall be equal: the steps, the time (by the
-# ratios above, of one CPU core, beside twins of 4,700 steps, as far as these reach; four seeds), or
-# the memory (a twin as wide as all experts together, as far as it was trained).
+# **Your turn.** *Ahead* of which twin? Choose what shall be equal: steps, time (by the ratios
+# above, as far as twins of 4,700 steps reach; four seeds), or memory (a twin as wide as all
+# experts).
 
 # %%
 viz.live(compare, Dropdown(options=list(fairness), description="what is equal"))
@@ -447,11 +446,10 @@ print(f"the pair in the box: {ends['4 of 16, scale 4'].by_seed[0]:+.3f}")
 # %% [markdown]
 # **At equal active size and equal steps the mixture is ahead, and at the end still: the box's
 # recipe by 0.035 bits per byte [0.018, 0.053], 2 of 8 by 0.037 [0.022, 0.052].** The pair in the
-# box, seed 0 of the five, ended 0.044 apart. **At equal *time* no mixture is surely ahead at any
-# step:** a step of 4 of 16 takes about 1.4 of the twin's, and where the twins' 4,700 steps end, who
-# is ahead is undecided (there their rate has come down, and the mixtures' has not). At equal
-# *memory*, see the menu. The box's first edition, one run of 2 of 8, had ended 0.016 *behind* its
-# twin: one seed is an anecdote. How a run can fall behind is worth a look.
+# box, seed 0, ended 0.044 apart. **At equal *time* no mixture is surely ahead at any step:** a step
+# of 4 of 16 takes about 1.4 of the twin's, and where the twins end, who is ahead is undecided
+# (their rate has come down there, the mixtures' has not). The box's first edition, one run of 2 of
+# 8, ended 0.016 *behind* its twin: one seed is an anecdote. Why can it be so?
 #
 # ### Where the lead is
 #
@@ -493,16 +491,15 @@ for arm, loss in leads.copying_on_a_cpu().items():
 # book). To copy is the work of attention (Olsson et al. 2022,
 # [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)), and runs differ by how well they learn it:
 # in code most of the difference between runs is there (copied tokens are a part of the bits, so
-# some correlation is certain). A tie can come so: one more pair of 2 of 8, seed 0, without the
-# book and on a CPU, ended 0.004 ahead. Its twin copies code as well as the best of the 44 runs; on
-# new tokens it is behind in every kind of text, as the others are.
+# some correlation is certain). So a pair can tie: one of 2 of 8, on a CPU, ended 0.004 ahead. Its
+# twin copies code as well as the best of the 44 runs; on new tokens it is behind everywhere.
 #
 # ### Four experts are three, and an averaged mixture is a quarter of a network
 #
-# Two curves have a factor on their gates. Why? Cut the twin's network into four quarters: it *adds*
-# them. Renormalised gates *average*: with four times ¼ the same quarters give a quarter of the
-# output. And as gates harden, the last ones hardly count. How many experts is a token's sum worth?
-# $1/\sum_k g_k^2$ is 4 for equal gates, 1 for one:
+# Why a factor on the gates? Cut the twin's network into four quarters: it *adds* them. Renormalised
+# gates *average*: with four times ¼ the same quarters give a quarter of the output. And as gates
+# harden, the last hardly count. How many experts is a token's sum worth?
+# $1/\sum_k g_k^2$:
 
 # %%
 reel = film.Film.load(hf.PRETRAINED / "mixtral-mini" / "film.safetensors")
@@ -518,10 +515,10 @@ for what, lead in (*factors.items(), ("the change", change)):
     print(f"the factor, {what:>10}: " + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))
 
 # %% [markdown]
-# At the last frame a token's four experts are worth about three, by layer 2.6 to 3.2. **The factor
-# of $K$, tried on 2 of 8, is a head start, and it is lost:** 0.026 bits per byte [0.007, 0.045] at
-# step 500, undecided at the end, and from one to the other -0.033 [-0.043, -0.024]. 4 of 16 with
-# factor 4 lose 0.029 [0.010, 0.047] of their lead over the twin; at rate 0.002 no loss is decided.
+# At the end a token's four experts are worth about three, by layer 2.6 to 3.2. **The factor of $K$,
+# tried on 2 of 8, is a head start, and it is lost:** 0.026 bits per byte [0.007, 0.045] at step
+# 500, undecided at the end, the change -0.033 [-0.043, -0.024]. 4 of 16 with factor 4 lose 0.029
+# [0.010, 0.047] of their lead over the twin; at rate 0.002 no loss is decided.
 # DeepSeek-V3 has such a factor (`routed_scaling_factor`, 2.5), OLMoE does not divide, Mixtral
 # divides and has none. Here: `TopKRouter(..., gate_scale=4)`; `save` multiplies it into
 # $W_2$, as in the box.

@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -10,13 +11,21 @@ import torch
 import moe_lite
 from experiments import recipe as axes
 from moe_lite import hf
+from moe_lite.checked import read_json
+from moe_lite.course import leads
 from moe_lite.course.data import BOOK, DOMAINS, load_corpus, load_tokenizer
 from moe_lite.course.film import Film, log_steps
 from moe_lite.course.recipes import FILM, RECIPES
 from moe_lite.evaluation import evaluate
+from moe_lite.train import Trainer
 
 FOLDER = hf.PRETRAINED / "mixtral-mini"
 TWIN = hf.PRETRAINED / "mixtral-mini-dense"
+FIRST = leads.ON_A_CPU / "edition2_first.json"
+PAIR = (  # the box's model and its twin: the axis and the runs that they are the first seed of
+    ("mixtral-mini", "whole finer", "4 of 16, scale 4"),
+    ("mixtral-mini-dense", "whole dense", "dense"),
+)
 PROMPTS = (
     "HAMLET:\nTo be, or not to be", "def main(argv):\n    ", "神は言われた、", "And God said,",
     "12 + 7 = ", "import os\n", "ROMEO:\n", "(3 + 4) * 5 = ", "In the beginning", "for i in range(",
@@ -53,10 +62,7 @@ def test_they_are_what_the_recipes_make(folder):
 
 
 def test_the_recipes_are_the_stored_axes():
-    for name, axis, run in (
-        ("mixtral-mini", "whole finer", "4 of 16, scale 4"),
-        ("mixtral-mini-dense", "whole dense", "dense"),
-    ):
+    for name, axis, run in PAIR:
         a, recipe = axes.AXES[axis], RECIPES[name]
         assert a.book and a.model == recipe.model and run in a.keep
         assert a.runs[run].get("gate_scale", 1.0) == recipe.gate_scale
@@ -127,6 +133,31 @@ def test_the_film_ends_with_this_model(ours):
         assert (first == now).float().mean() > 0.95
     start = film.trace(0).layers[0].expert_N.view(-1, film.top_k)[:, 0]
     assert (start != routings[0].expert_N.view(-1, film.top_k)[:, 0]).float().mean() > 0.5
+
+
+@pytest.mark.slow("the trained model")
+@pytest.mark.parametrize("name", ["mixtral-mini", "mixtral-mini-dense"])
+def test_training_again_begins_as_the_first_time(name):
+    """The first steps of the stored loss curves, made again: the rest is more of the same."""
+    said, recipe = read_json(FIRST)["first"][name], RECIPES[name]
+    torch.manual_seed(recipe.training.seed)
+    trainer, corpus = Trainer(recipe.make(), recipe.training), load_corpus(recipe.domains)
+    losses = [trainer.step(step, corpus)[0]["loss"] for step in range(4)]
+    assert losses == pytest.approx(said[:4], rel=0.02)
+
+
+def test_the_card_tells_how_both_arms_begin():
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    found, axes = read_json(FIRST), {r["axis"]: r["runs"] for r in leads.stored()}
+    for name, axis, run in PAIR:
+        loss, mean = found["first"][name], found["mean_250"][name]
+        assert len(loss) == 200
+        windows = [loss[:1], *(loss[s - 11 : s + 10] for s in (50, 100, 150)), loss[189:200]]
+        row = " | ".join(f"{statistics.mean(w):.2f}" for w in windows)
+        assert f"| {name} | {row} | {mean:.3f} |" in card
+        (kept,) = (r["train"]["250"] for r in axes[axis] if (r["name"], r["seed"]) == (run, 0))
+        assert f"| the run that is kept | | | | | | {kept:.3f} |" in card
+        assert mean == pytest.approx(kept, rel=0.01)
 
 
 def test_the_settings_are_those_of_the_card():
