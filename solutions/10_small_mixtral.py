@@ -528,10 +528,10 @@ for step in reel.steps:
     print(f"step {step:5,}: " + "  ".join(f"{w:.2f}" for w in worth))
 
 # %% [markdown]
-# Four experts begin as nearly four, and gates harden while the model learns: most of it by step
-# 374, and in layers 0 and 1 some of it is taken back. And the sum is *weighed*: with four times ¼
-# four quarters of a network give a quarter of what they gave as one. That is what a factor on the
-# gates (`gate_scale`, 4 when this model was trained) makes good.
+# Four experts begin as nearly four, and gates harden while the model learns, most of it before step
+# 374; in layer 0 half of that is taken back. And the sum is *weighed*: with four times ¼ four
+# quarters of a network give a quarter of what they gave as one. That is what a factor on the gates
+# (`gate_scale`, 4 when this model was trained) makes good.
 #
 # ## What you can now say
 #
