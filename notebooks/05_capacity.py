@@ -313,21 +313,20 @@ queues
 
 # %% [markdown]
 # **Try it.** Set *Arrived* to 0 and press *Play*. Then drag the capacity, and watch empty places
-# and dropped tokens trade against each other. Far enough to the right nobody is dropped, and by
-# then nearly half of the block is air. Then the menu. *By position*, nearly all victims are in
-# the text's second line. *By choice*, all of them are second choices, as long as the first ones
-# alone find room. *By gate*, those whose gate is small. (That third order is not in either paper;
-# it came with vision models a little later, as *batch prioritized routing*.) And then **Shuffle the
-# batch**: not a single choice changes, and others are dropped. Keep that in mind. (In Python the
-# same is `queues.routing`; without a kernel, on GitHub for instance, you see a picture.)
+# and dropped pairs trade against each other. Far enough to the right nobody is dropped, and three
+# fifths of the block is air. Then the menu. *By position*, four victims in five are in the text's
+# second line, and first choices fare little better than fourth ones. *By choice*, most are fourth
+# choices, and no token loses all. *By gate*, those whose gate is small. (That third order is not in
+# either paper; it came with vision models a little later, as *batch prioritized routing*.) And then
+# **Shuffle the batch**: not a single choice changes, and others are dropped. Keep that in mind. (In
+# Python the same is `queues.routing`; without a kernel, on GitHub for instance, you see a picture.)
 
 # %%
 for priority in ("position", "choice", "gate"):
     queues.priority = priority
-    keep_T2 = queues.routing.keep_N.view(-1, 2)
-    first, second = (~keep_T2).sum(0).tolist()
-    print(f"by {priority:8}: {first:2} first and {second:2} second choices dropped, "
-          f"{(~keep_T2).all(1).sum()} tokens without any expert")  # fmt: skip
+    keep_TK = queues.routing.keep_N.view(-1, model.config.num_experts_per_tok)
+    print(f"by {priority:8}: dropped of first to fourth choices {(~keep_TK).sum(0).tolist()}, "
+          f"{(~keep_TK).all(1).sum()} tokens without any expert")  # fmt: skip
 
 # %% [markdown]
 # ## 7. Your neighbours decide

@@ -307,7 +307,7 @@ assert np.allclose(one, two["losses"], rtol=1e-5)
 # An all-to-all ends when the last parcel has arrived, and the layer ends when the **busiest** rank
 # has done its work. The others wait; nobody calls it idle, it looks like slow communication.
 # Averages do not help, maxima count. Here is the course's small trained model on held-out text,
-# with its eight experts spread over four imaginary ranks. Each rank has a different domain, as it
+# with its sixteen experts spread over four imaginary ranks. Each rank has a different domain, as it
 # happens with data that is not shuffled well:
 
 # %%
@@ -316,7 +316,7 @@ text = data.load_corpus(max_bytes=400_000)
 domains = ("drama", "code", "prose", "arithmetic")
 with torch.no_grad():
     routed = [mini(text.windows(d, 64, 16).ids_BS).routings for d in domains]
-pairs = np.array([[r.load_E().view(4, 2).sum(1).tolist() for r in layers] for layers in routed])
+pairs = np.array([[r.load_E().view(4, -1).sum(1).tolist() for r in layers] for layers in routed])
 
 fig, panels = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
 for panel, depth in zip(panels, (0, 3, 5), strict=True):
@@ -335,8 +335,8 @@ for depth in range(6):
 # %% [markdown]
 # Rows differ: each domain prefers other ranks. Columns, which are the *work*, differ less, because
 # the model was trained to balance over mixed batches, but they differ. It is a column's sum that
-# everybody waits for. Where the busiest rank has 1.2 times the mean, a sixth of the hardware's time
-# is gone in that layer; in layer 4, with 1.4 times, three tenths.
+# everybody waits for. Layer 3's busiest rank has 1.18 times the mean: a seventh of the hardware's
+# time is gone there, and in layer 0, with 1.28, a fifth.
 #
 # Three remedies, and what each one costs:
 #

@@ -77,8 +77,8 @@ drawings.serving()
 #
 # $$\mathbb{E}[\text{distinct experts}] = E\left(1 - (1 - K/E)^T\right).$$
 #
-# By hand: $E = 8$, $K = 2$, two tokens: $8\,(1 - 9/16) = 3.5$. Two tokens together need 3.5
-# experts, not 4 and not 2. Is it true of a real router? Take $T$ tokens from different texts, many
+# By hand: $E = 16$, $K = 4$, two tokens: $16\,(1 - 9/16) = 7$. Two tokens together need 7
+# experts, not 8 and not 4. Is it true of a real router? Take $T$ tokens from different texts, many
 # times:
 
 
@@ -102,10 +102,11 @@ def distinct(routings, T, draws=300):
 Ts = [1, 2, 4, 8, 16, 32]
 with torch.no_grad():
     mixed = mini(torch.cat([text.windows(d, 64, 8).ids_BS for d in domains])).routings
-lines = {"derived": (Ts, [cost.distinct_experts(8, 2, T) for T in Ts]),
+E, K = mini.config.num_local_experts, mini.config.num_experts_per_tok
+lines = {"derived": (Ts, [cost.distinct_experts(E, K, T) for T in Ts]),
          "mixed texts": (Ts, [distinct(mixed, T) for T in Ts]),
          "arithmetic only": (Ts, [distinct(routed[3], T) for T in Ts])}  # fmt: skip
-fig = viz.curves(lines, "tokens in the batch", "distinct experts of 8, mean over layers")
+fig = viz.curves(lines, "tokens in the batch", f"distinct experts of {E}, mean over layers")
 fig.axes[0].set_xscale("log", base=2)
 fig.axes[0].set_xticks(Ts, Ts)
 fig
@@ -217,7 +218,7 @@ for ranks in (8, 16, 32, 64, 144, 256):
 # With so many GPUs everybody waits for the busiest, and a trained model is never quite even. In
 # training a loss can push; a server has to take what comes. It can do something else: expert
 # weights can be *copied*. DeepSeek holds 32 of its 256 experts twice in each layer, and lays the
-# 288 out by yesterday's loads (its EPLB). Here the same with our model: eight experts on four
+# 288 out by yesterday's loads (its EPLB). Here the same with our model: sixteen experts on four
 # devices, each with room for one more, laid out by the first half of a text and measured on the
 # second:
 
@@ -232,9 +233,9 @@ def busiest(load_E, held, R=4):
     return work_R.max() / work_R.mean()
 
 
-once = [[e // 2] for e in range(8)]
+once = [[e * 4 // E] for e in range(E)]
 load_DLE = np.array(
-    [[r.gates_TE().gt(0).view(2, -1, 8).sum(1).tolist() for r in layers] for layers in routed]
+    [[r.gates_TE().gt(0).view(2, -1, E).sum(1).tolist() for r in layers] for layers in routed]
 ).astype(float)  # (domain, layer, half, expert)
 
 # %%
@@ -286,13 +287,13 @@ with torch.no_grad():
 used_LTE = torch.stack([r.gates_TE() > 0 for r in run])
 for g in (1, 3, 7):
     together = used_LTE.unfold(1, g + 1, g + 1).any(-1).sum(-1).double().mean().item()
-    print(f"check {g + 1} tokens: {together:.2f} of 8 experts; independent "
-          f"{cost.distinct_experts(8, 2, g + 1):.2f}")  # fmt: skip
-# Your turn: 8 of 64 experts, 8 tokens. More of the experts in use than of 2 of 8, or fewer?
-print(f"{cost.distinct_experts(8, 2, 8) / 8:.0%} of 8 experts; yours: ...")
+    print(f"check {g + 1} tokens: {together:.2f} of {E} experts; independent "
+          f"{cost.distinct_experts(E, K, g + 1):.2f}")  # fmt: skip
+# Your turn: 8 of 64 experts, 8 tokens. More of the experts in use than of 4 of 16, or fewer?
+print(f"{cost.distinct_experts(E, K, 8) / E:.0%} of {E} experts; yours: ...")
 
 # %% [markdown]
-# Neighbours agree: a tenth to a quarter fewer experts than the formula has. What is it worth for
+# Neighbours agree: an eighth to a fifth fewer experts than the formula has. What is it worth for
 # one text, if a guess is right four times in five? Tokens for each check over bytes for each check:
 
 # %%
@@ -380,12 +381,12 @@ def hit_rate(expert_TK, room):
 
 
 # %%
-line = [r.expert_N.view(-1, 2) for r in mini(text.windows("prose", 512, 1).ids_BS).routings]
-for room in (2, 4, 6):
+line = [r.expert_N.view(-1, K) for r in mini(text.windows("prose", 512, 1).ids_BS).routings]
+for room in (4, 8, 12):
     rate = np.mean([hit_rate(expert_TK, room) for expert_TK in line])
     dealt = np.mean([hit_rate(expert_TK[torch.randperm(512)], room) for expert_TK in line])
-    print(f"room for {room} of 8: {rate:.0%} hits; the same tokens shuffled: {dealt:.0%}; "
-          f"experts drawn evenly: {room / 8:.0%}")  # fmt: skip
+    print(f"room for {room} of {E}: {rate:.0%} hits; the same tokens shuffled: {dealt:.0%}; "
+          f"experts drawn evenly: {room / E:.0%}")  # fmt: skip
 
 # %% [markdown]
 # The cache hits far more often than with experts drawn evenly. Is that because neighbouring tokens
@@ -412,21 +413,21 @@ for ahead in (1, 2):
     for now in range(6 - ahead):
         guess = mini.moe_layers[now + ahead].gate(inputs[now]).gates_TE() > 0
         right = guess & (routings[now + ahead].gates_TE() > 0)
-        found.append(f"{right.sum(1).float().mean() / 2:.0%}")
+        found.append(f"{right.sum(1).float().mean() / K:.0%}")
     print(f"guessed {ahead} ahead, for layer {ahead} to 5:", ", ".join(found))
-busy = [(r.gates_TE() > 0).float().mean(0).topk(2).values.mean() for r in routings]
-print("always the two busiest, layer 1 to 5:", ", ".join(f"{share:.0%}" for share in busy[1:]))
+busy = [(r.gates_TE() > 0).float().mean(0).topk(K).values.mean() for r in routings]
+print("always the four busiest, layer 1 to 5:", ", ".join(f"{share:.0%}" for share in busy[1:]))
 
 # %% [markdown]
-# Drawn at random, a guess would be right in 25%; for somebody who always names the two experts that
-# this text uses most in a layer, in 40 to 64%. Against that: asked one layer early, the routers of
-# layers 2 to 5 are right four times in five or more, with no training at all. Asked two layers
-# early, those of layers 3 to 5 are right in two thirds to four fifths, and for layer 5 naming the
-# busiest does nearly as well. What enters layer 0 is worth nothing as a guess: there the stream is
-# hardly more than the token's embedding, and the layer changes it altogether. A wrong guess costs
-# only the bandwidth; the right expert is then fetched late. The other lever is to make experts
-# smaller: in int8 they take half the bytes, in int4 a quarter, and fetching *is* bytes. Chapter 16
-# quantises experts, and measures what it does to the model's loss.
+# Drawn at random, a guess would be right in 25%; for somebody who always names the four experts
+# that this text uses most in a layer, in 38 to 69%. Against that: asked one layer early, the
+# routers of layers 3 to 5 are right four times in five, layer 2's two times in three, with no
+# training at all. Asked two layers early, those of layers 3 to 5 are right in three fifths to seven
+# tenths, and for layer 5 naming the busiest does as well. What enters layer 0 is worth nothing as a
+# guess: there the stream is hardly more than the token's embedding, and the layer changes it
+# altogether. A wrong guess costs only the bandwidth; the right expert is then fetched late. The
+# other lever is to make experts smaller: in int8 they take half the bytes, in int4 a quarter, and
+# fetching *is* bytes. Chapter 16 quantises experts, and measures what it does to the model's loss.
 #
 # **Or let the token travel.** Fetching an expert of 2,880 × 2,880 numbers to use it on one vector
 # of 2,880 is the wrong way round. Leave the experts in the computer's ordinary memory and compute

@@ -4,6 +4,7 @@
 take on two quiet cores; only a hang fails.
 """
 
+import json
 import os
 import re
 import shutil
@@ -84,6 +85,13 @@ def test_a_built_notebook_is_what_its_source_gives(target):
     if problem == build.EDITED and os.environ.get("CI") != "true":
         pytest.skip(f"{target.name} holds your own work; it is not compared with its source")
     assert problem is None, f"{target.name} is {problem}: run python -m moe_lite build"
+
+
+@pytest.mark.parametrize("target", named(TARGETS))
+def test_a_browser_that_saves_it_changes_nothing(target):
+    """JupyterLab writes 2 for 2.0, and reading would dirty git."""
+    notebook = json.loads(target.built.read_text(encoding="utf-8"))
+    assert json.dumps(build.whole(notebook)) == json.dumps(notebook)
 
 
 def test_no_built_notebook_is_an_orphan():

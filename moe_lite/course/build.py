@@ -353,7 +353,23 @@ def tidy_output(output: Any) -> Any:
         data.pop("text/html", None)  # shown blank wherever scripts are not run, before the picture
     if png := data.get("image/png"):
         data["image/png"] = with_palette(png)
+    output["data"] = whole(data)
     return output if data else None
+
+
+def whole(value: Any) -> Any:
+    """Return JSON with its whole numbers as a browser writes them, 2 and not 2.0.
+
+    JupyterLab saves a notebook that was only read, and git would call each such number a change.
+
+    >>> whole({"x": [2.0, 2.5, -0.0, "2.0", True]})
+    {'x': [2, 2.5, 0, '2.0', True]}
+    """
+    if isinstance(value, dict):
+        return {key: whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def with_palette(png: str) -> str:
