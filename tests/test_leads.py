@@ -1,5 +1,6 @@
 """Leads of sparse over dense: paired by seed, on the same text, schedule and step."""
 
+import re
 import statistics
 from dataclasses import replace
 
@@ -225,6 +226,9 @@ def test_the_card_tells_every_stored_axis_and_what_it_gave():
 
 def test_the_card_lets_choose_what_is_equal():
     """Equal time by each shape's own step, equal memory as far as the wide twin came."""
+    longer = ("whole finer", "4 of 16, scale 4", "whole dense, longer", "dense, 4,700 steps")
+    points = [100 * x for x in leads.recall(*longer).interval]
+    assert "{:+.0f} points [{:+.0f}, {:+.0f}]".format(*points) in CARD
     for name, axis in (("4 of 16, scale 4", "whole finer"), ("2 of 8", "whole")):
         pace = leads.pace(name.partition(",")[0])
         assert pace[1] <= pace[0] <= pace[2]
@@ -233,9 +237,32 @@ def test_the_card_lets_choose_what_is_equal():
         marks = [r for r in time if r.step in (500, 2000)] + time[-1:]
         row = " | ".join(INTERVAL.format(*r.interval) for r in marks)
         shown = "{:.2f} [{:.2f}, {:.2f}]".format(*pace)
+        for ratio in pace:  # "whichever end of its ratio's interval one takes"
+            end = leads.curve(axis, name, "whole dense, longer", "dense, 4,700 steps", ratio)[-1]
+            assert end.interval[1] < 0 < end.interval[2]
         assert f"| {name} | {shown} | {row}, step {time[-1].step:,} |" in CARD
         if memory:
             told = f"{INTERVAL.format(*memory[-1].interval)}, step {memory[-1].step:,}"
             assert f"| {name}, equal memory | {told} |" in CARD
         else:
             assert "has not been measured" in CARD
+
+
+def test_chapter_10_says_what_is_stored():
+    text = " ".join((leads.ROOT / "notebooks" / "10_small_mixtral.py").read_text("utf-8").split())
+    text = text.replace("# ", "")
+    rows = leads.leads(leads.stored(), lambda step: step in (500, 4000))
+    whole = {(r.name, r.step): r for r in rows if r.axis in ("whole", "whole finer")}
+    for name in ("4 of 16, scale 4", "2 of 8"):
+        middle, *ends = whole[name, 4000].interval
+        assert re.search(
+            r"by {:.3f}( bits per byte)? \[{:.3f}, {:.3f}\]".format(middle, *ends), text
+        )
+    slow = leads.pace("4 of 16")
+    axes = {"4 of 16, scale 4": "whole finer", "2 of 8": "whole", "2 of 8, scale 2": "whole"}
+    for name, axis in axes.items():
+        twins = "whole dense, longer", "dense, 4,700 steps"
+        found = leads.curve(axis, name, *twins, leads.pace(name.partition(",")[0])[0])
+        assert all(lead.interval[1] <= 0 for lead in found)  # nowhere surely ahead
+        assert found[-1].interval[2] > 0  # undecided at the end
+    assert f"takes about {slow[0]:.1f} of the twin's" in text

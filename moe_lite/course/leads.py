@@ -165,7 +165,8 @@ def recall(axis: str, name: str, over: str, other: str) -> Lead:
         {r["seed"]: r["recall"][str(found[a]["steps"])] for r in found[a]["runs"] if r["name"] == n}
         for a, n in ((axis, name), (over, other))
     )
-    return Lead(name, step, of, {seed: ours[seed] - theirs[seed] for seed in ours})
+    both = ours.keys() & theirs.keys()
+    return Lead(name, step, of, {seed: ours[seed] - theirs[seed] for seed in sorted(both)})
 
 
 def curve(axis: str, name: str, over: str, other: str, slower: float = 1.0) -> list[Lead]:
