@@ -411,7 +411,7 @@ function build(model, el, which = "") {
       say(hint, "and see where every layer sends it, and what its router thought of each expert.");
       return;
     }
-    say(sentence, describe(data, l, t, spell, 3));
+    say(sentence, describe(data, l, t, spell, 4));
     const rule = data.rule(l), unsure = rule.includes("unknown");
     say(hint, Number.isNaN(data.prob(l, t, 0))
       ? `× is the weight that an expert was given. Its score and probability are unknown${unsure ? ` (${rule})` : ""}.`
