@@ -2,6 +2,7 @@
 
     python -m experiments.recipe "gate scale"   # trains it: minutes on a GPU, a night on a laptop
     python -m experiments.recipe                   # prints what the stored ones say
+    python -m experiments.recipe --pace 20         # how long a step takes, beside the twin's
 
 Every axis is one stack of runs (:mod:`.stacked`), so the same seed has the same first weights
 and batches in all of them, and leads are paired by seed. What was stopped before its last step
@@ -26,8 +27,10 @@ from moe_lite import files
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course.data import BOOK, DOMAINS, Corpus, load_corpus
 from moe_lite.course.film import Film, log_steps
-from moe_lite.course.leads import RESULTS, leads, stored
+from moe_lite.course.leads import PACE, RESULTS, leads, stored
 from moe_lite.course.recipes import LONG, MINI, export
+from moe_lite.model import Mixtral
+from moe_lite.train import Trainer
 
 from .stacked import Run, Stack
 
@@ -65,7 +68,9 @@ SLOWER = {"lr": 2e-3}
 AXES = {
     "dense": Axis(DENSE, SHORT, {"dense": {}, "dense, lr 4.5e-3": {"lr": 4.5e-3}}, base=True),
     "gate scale": Axis(
-        EIGHT, SHORT, {"as shipped": {}, "scale 2": SCALE2, "lr 4.5e-3": SCALE2 | {"lr": 4.5e-3}}
+        EIGHT, SHORT,
+        {"2 of 8": {}, "2 of 8, scale 2": SCALE2,
+         "2 of 8, scale 2, lr 4.5e-3": SCALE2 | {"lr": 4.5e-3}},
     ),
     "finer": Axis(
         MINI, SHORT, {"4 of 16, scale 2": SCALE2, "4 of 16, scale 4": {"gate_scale": 4.0}}
@@ -76,16 +81,18 @@ AXES = {
     ),
     "balance": Axis(
         EIGHT, SHORT,
-        {"scale 2, loss .003": SCALE2 | {"aux_coef": 0.003},
-         "scale 2, loss .03": SCALE2 | {"aux_coef": 0.03},
-         "scale 2, bias": BIAS, "scale 2, sigmoid and bias": BIAS | {"sigmoid": True}},
+        {"2 of 8, scale 2, loss .003": SCALE2 | {"aux_coef": 0.003},
+         "2 of 8, scale 2, loss .03": SCALE2 | {"aux_coef": 0.03},
+         "2 of 8, scale 2, bias": BIAS,
+         "2 of 8, scale 2, sigmoid and bias": BIAS | {"sigmoid": True}},
     ),
     "z-loss": Axis(
         EIGHT, SHORT,
-        {"scale 2, z 0": SCALE2 | {"z_coef": 0.0}, "scale 2, z .01": SCALE2 | {"z_coef": 0.01}},
+        {"2 of 8, scale 2, z 0": SCALE2 | {"z_coef": 0.0},
+         "2 of 8, scale 2, z .01": SCALE2 | {"z_coef": 0.01}},
     ),
     "long dense": Axis(DENSE, LONG, {"dense": {}}, seeds=3, base=True),
-    "long as shipped": Axis(EIGHT, LONG, {"as shipped": {}}, seeds=3),
+    "long as shipped": Axis(EIGHT, LONG, {"2 of 8": {}}, seeds=3),
     "long dense, book": Axis(DENSE, LONG, {"dense": {}}, seeds=3, book=True, base=True),
     "long finer, book": Axis(
         MINI, LONG, {"4 of 16, scale 4": {"gate_scale": 4.0}}, seeds=3, book=True
@@ -96,7 +103,8 @@ AXES = {
         keep=("dense",),
     ),
     "whole": Axis(
-        EIGHT, WHOLE, {"as shipped": {}, "scale 2": SCALE2}, book=True, keep=("scale 2",)
+        EIGHT, WHOLE, {"2 of 8": {}, "2 of 8, scale 2": SCALE2}, book=True,
+        keep=("2 of 8, scale 2",),
     ),
     "whole finer": Axis(
         MINI, WHOLE,
@@ -105,7 +113,7 @@ AXES = {
         book=True, keep=("4 of 16, scale 4",),
     ),
     "whole five dense": Axis(DENSE, WHOLE, {"dense": {}}, base=True),
-    "whole five": Axis(EIGHT, WHOLE, {"as shipped": {}}),
+    "whole five": Axis(EIGHT, WHOLE, {"2 of 8": {}}),
     "whole dense, all": Axis(EIGHT.dense("total"), WHOLE, {"as wide as all": {}}, 3, book=True),
     "whole dense, longer": Axis(
         DENSE, replace(WHOLE, steps=4700), {"dense, 4,700 steps": {}}, book=True
@@ -207,6 +215,34 @@ def measure(
     return result(axis, stack, f"{machine}, torch {torch.__version__}")
 
 
+def pace(pairs: int, steps: int = 3) -> dict[str, Any]:
+    """Time steps of the trainer, the sparse shapes and their twin in turn, on one thread.
+
+    CPU seconds, for others may use the machine. ``slower``: the median over the pairs of a shape's
+    step in steps of the twin, and its 95 % interval by order.
+    """
+    from scipy.stats import binom
+
+    torch.set_num_threads(1)
+    corpus = load_corpus((*DOMAINS, BOOK))
+    shapes = {"dense": DENSE, "2 of 8": EIGHT, "4 of 16": MINI}
+    trainers = {name: Trainer(Mixtral(shape), WHOLE) for name, shape in shapes.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in shapes}
+    for pair in range(-1, pairs):  # the first warms up
+        for name in shapes if pair % 2 else reversed(shapes):
+            began = time.process_time()
+            for step in range(steps):
+                trainers[name].step((pair + 1) * steps + step, corpus)
+            if pair >= 0:
+                seconds[name].append((time.process_time() - began) / steps)
+    k = max(int(binom.ppf(0.025, pairs, 0.5)), 1)
+    slower = {}
+    for name in ("2 of 8", "4 of 16"):
+        each = sorted(a / b for a, b in zip(seconds[name], seconds["dense"], strict=True))
+        slower[name] = [statistics.median(each), each[k - 1], each[-k]]
+    return {"slower": slower, "seconds": seconds}
+
+
 def write(found: dict[str, Any], path: Path) -> None:
     """Write a result, a run a line, figures to four places."""
 
@@ -229,7 +265,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop then, and keep that")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="weights and films go there")
+    parser.add_argument("--pace", type=int, metavar="PAIRS", help="time steps, store that")
     args = parser.parse_args()
+    if args.pace is not None:
+        head = {"command": f"python -m experiments.recipe --pace {args.pace}",
+                "machine": f"one core, torch {torch.__version__}"}  # fmt: skip
+        files.write(PACE, json.dumps(head | pace(args.pace), indent=1) + "\n")
+        return
     if args.axis is not None:
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"{args.axis.replace(' ', '_').replace(',', '')}.json"

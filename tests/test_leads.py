@@ -1,5 +1,7 @@
 """Leads of sparse over dense: paired by seed, on the same text, schedule and step."""
 
+import re
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -17,7 +19,8 @@ def axis(name, base, runs, book=False, of=4):
         {"name": n, "seed": s, "differs": {} if n == "plain" else {"lr": 1.0}, "bits": bits}
         for n, s, bits in runs
     ]
-    return {"axis": name, "base": base, "book": book, "of": of, "runs": rows}
+    model = {"num_local_experts": 1 if base else 8}
+    return {"axis": name, "base": base, "book": book, "of": of, "model": model, "runs": rows}
 
 
 def at(**bits):
@@ -46,9 +49,19 @@ def test_other_text_or_another_schedule_is_no_pair(other):
 def test_at_equal_time_the_twin_is_further_on(monkeypatch):
     monkeypatch.setattr(leads, "stored", lambda: [DENSE, SPARSE])
     # a step as long as 1.5 of the twin's: step 2 against 3, half way from 3.0 to 2.0, 4.0 to 3.0
-    two, *rest = leads.equal_time("s", "moe", "d", "plain", 1.5)
+    two, *rest = leads.curve("s", "moe", "d", "plain", 1.5)
     assert two.step == 2 and two.by_seed == pytest.approx({1: 0.0, 0: -0.4}) and rest == []
-    assert [r.step for r in leads.equal_time("s", "moe", "d", "plain", 1)] == [2, 3]
+    assert [r.step for r in leads.curve("s", "moe", "d", "plain")] == [2, 3]
+
+
+def test_a_wide_twin_is_compared_as_far_as_it_came_and_is_no_sparse_run(monkeypatch):
+    wide = axis("w", False, [("wide", 0, at(s2=2.5))]) | {"model": {"num_local_experts": 1}}
+    found = [DENSE, SPARSE, wide]
+    assert {lead.name for lead in leads.leads(found, lambda step: True)} == {"moe"}
+    monkeypatch.setattr(leads, "stored", lambda: found)
+    (two,) = leads.curve("s", "moe", "w", "wide")
+    assert two.step == 2 and two.by_seed == pytest.approx({0: -0.4})
+    assert leads.curve("s", "moe", "not stored", "wide") == []
 
 
 def test_the_phone_book_stands_for_itself():
@@ -123,33 +136,133 @@ def test_an_axis_is_trained_stored_and_read_again(tmp_path, monkeypatch):
     assert set(again["runs"][0]["bits"]) == {"1", "2"}
 
 
-def test_the_pair_made_on_a_cpu_is_the_one_the_card_tells():
+def test_one_pair_can_tie_that_was_ahead_on_the_way():
     end, early = leads.on_a_cpu(), leads.on_a_cpu(1500)
     assert (early.step, end.step, end.of) == (1500, 4000, 4000)
     assert f"{early.by_seed[0]:.3f} {end.by_seed[0]:.3f}" == "0.039 0.004"
-    card = (leads.ROOT / "checkpoints" / "mixtral-mini" / "README.md").read_text("utf-8")
-    row = " | ".join(f"{value:+.3f}" for value in end.by_domain.values())
-    assert f"| {row} | {end.by_seed[0]:+.3f} |" in card.replace("−", "-")
+    assert end.by_seed[0] == pytest.approx(statistics.mean(end.by_domain.values()))
+    assert set(leads.copying_on_a_cpu()) == {"2 of 8", "dense"}
 
 
-def test_the_card_of_the_model_with_the_book_says_what_is_stored():
-    card = (leads.ROOT / "checkpoints" / "mixtral-mini-fine" / "README.md").read_text("utf-8")
+CARD, TWIN = (
+    (leads.ROOT / "checkpoints" / name / "README.md").read_text("utf-8")
+    for name in ("mixtral-mini", "mixtral-mini-dense")
+)
+INTERVAL = "{:+.3f} [{:+.3f}, {:+.3f}]"
+
+
+@pytest.fixture(scope="module")
+def arms():
+    """The five mixtures of the box's recipe, and their twins."""
     found = {r["axis"]: r["runs"] for r in leads.stored()}
     ours = [r for r in found["whole finer"] if r["name"] == "4 of 16, scale 4"]
-    twins = [r for r in found["whole dense"] if r["name"] == "dense"]
-    for runs in (ours, twins):
-        final = runs[0]["final"]
-        bits = [final[d] for d in DOMAINS] + [leads.mean(final), final[BOOK]]
-        assert " | ".join(f"{b:.3f}" for b in bits) in card
-    known = [[100 * r["recall"]["4000"] for r in runs] for runs in (ours, twins)]
-    assert all(f"{share:.0f} %" in card for share in (known[0][0], *known[1]))
-    for runs in known:
-        mean = sum(runs) / len(runs)
-        assert " | ".join(f"{share:.0f} %" for share in (*runs, mean)) in card
-    lead = {r["seed"]: a - b for r, a, b in zip(ours, *known, strict=True)}
-    points = leads.Lead("", 0, 0, lead).interval
-    assert "{:+.0f} points [{:+.0f}, {:+.0f}]".format(*points) in card
+    return ours, [r for r in found["whole dense"] if r["name"] == "dense"]
+
+
+def test_the_card_tells_the_bits_of_both_arms_and_every_seed(arms):
+    names = ("mixtral-mini", "mixture"), ("mixtral-mini-dense", "twin")
+    for runs, (box, arm) in zip(arms, names, strict=True):
+        rows = [[r["final"][d] for d in DOMAINS] + [leads.mean(r["final"]), r["final"][BOOK]]
+                for r in runs]  # fmt: skip
+        told = dict(zip((box, *(f"{r['seed']}, {arm}" for r in runs[1:])), rows, strict=True))
+        told[f"mean of five, {arm}"] = [statistics.mean(c) for c in zip(*rows, strict=True)]
+        for name, bits in told.items():
+            assert f"| {name} | {' | '.join(f'{b:.3f}' for b in bits)} |" in CARD
+    assert " | ".join(f"{b:.3f}" for b in rows[0]) in TWIN
+
+
+def test_the_card_tells_the_curve_of_every_seed_and_its_interval():
     rows = [r for r in leads.leads(leads.stored(), lambda s: True) if r.axis == "whole finer"]
-    curve = {r.step: r.interval for r in rows if r.name == "4 of 16, scale 4"}
+    curve = {r.step: r for r in rows if r.name == "4 of 16, scale 4"}
     marks = [curve[step] for step in (500, 1000, 2000, 3000, 4000)]
-    assert " | ".join("{:+.3f} [{:+.3f}, {:+.3f}]".format(*m) for m in marks) in card
+    assert f"| ahead | {' | '.join(INTERVAL.format(*m.interval) for m in marks)} |" in CARD
+    for seed in range(5):
+        name = str(seed) if seed else "seed 0, this pair"
+        assert f"| {name} | {' | '.join(f'{m.by_seed[seed]:+.3f}' for m in marks)} |" in CARD
+    lost = {s: marks[0].by_seed[s] - v for s, v in marks[-1].by_seed.items()}
+    assert "by {:.3f} [{:.3f}, {:.3f}]".format(*leads.Lead("", 0, 0, lost).interval) in CARD
+
+
+def test_the_card_tells_where_the_lead_is(arms):
+    ours, twins = arms
+    ahead = [
+        leads.Lead("", 0, 0, {r["seed"]: t["final"][d] - r["final"][d]
+                              for r, t in zip(ours, twins, strict=True)})
+        for d in (*DOMAINS, BOOK)
+    ]  # fmt: skip
+    split = leads.by_copying("whole finer", "4 of 16, scale 4", "whole dense", "dense")
+    for name, row in (
+        ("all, bits per byte", ahead),
+        *((f"{what}, nats per token", [split[d][what] for d in (*DOMAINS, BOOK)])
+          for what in ("new", "copied")),
+    ):  # fmt: skip
+        assert f"| {name} | {' | '.join(INTERVAL.format(*r.interval) for r in row)} |" in CARD
+    assert all(split[d]["new"].interval[1] > 0 for d in (*DOMAINS, BOOK))  # "in all six"
+
+
+def test_the_card_tells_what_both_arms_know_of_the_book(arms):
+    known = [[100 * r["recall"]["4000"] for r in runs] for runs in arms]
+    for arm, shares in zip(("mixture", "twin"), known, strict=True):
+        row = " | ".join(f"{share:.0f} %" for share in (*shares, statistics.mean(shares)))
+        assert f"| {arm} | {row} |" in CARD
+    at_rate = "whole finer", "4 of 16, scale 4, lr 2e-3", "whole dense", "dense, lr 2e-3"
+    for axes in (("whole finer", "4 of 16, scale 4", "whole dense", "dense"), at_rate):
+        points = [100 * x for x in leads.recall(*axes).interval]
+        assert "{:+.0f} points [{:+.0f}, {:+.0f}]".format(*points) in CARD
+    assert max(r["recall"]["3000"] for runs in arms for r in runs) < 0.025
+    assert f"{known[1][0]:.0f} % of the numbers, the mixture {known[0][0]:.0f} %" in TWIN
+
+
+def test_the_card_tells_every_stored_axis_and_what_it_gave():
+    last = {(r.axis, r.name): r for r in leads.leads(leads.stored(), lambda step: True)}
+    for (name, run), lead in last.items():
+        assert (
+            f'| `"{name}"` | {run} | {len(lead.by_seed)} | {lead.step:,} of {lead.of:,} | '
+            f"{INTERVAL.format(*lead.interval)} |"
+        ) in CARD
+    for name in recipe.AXES:
+        assert f'`"{name}"`' in CARD, name
+
+
+def test_the_card_lets_choose_what_is_equal():
+    """Equal time by each shape's own step, equal memory as far as the wide twin came."""
+    longer = ("whole finer", "4 of 16, scale 4", "whole dense, longer", "dense, 4,700 steps")
+    points = [100 * x for x in leads.recall(*longer).interval]
+    assert "{:+.0f} points [{:+.0f}, {:+.0f}]".format(*points) in CARD
+    for name, axis in (("4 of 16, scale 4", "whole finer"), ("2 of 8", "whole")):
+        pace = leads.pace(name.partition(",")[0])
+        assert pace[1] <= pace[0] <= pace[2]
+        time = leads.curve(axis, name, "whole dense, longer", "dense, 4,700 steps", pace[0])
+        memory = leads.curve(axis, name, "whole dense, all", "as wide as all")
+        marks = [r for r in time if r.step in (500, 2000)] + time[-1:]
+        row = " | ".join(INTERVAL.format(*r.interval) for r in marks)
+        shown = "{:.2f} [{:.2f}, {:.2f}]".format(*pace)
+        for ratio in pace:  # "whichever end of its ratio's interval one takes"
+            end = leads.curve(axis, name, "whole dense, longer", "dense, 4,700 steps", ratio)[-1]
+            assert end.interval[1] < 0 < end.interval[2]
+        assert f"| {name} | {shown} | {row}, step {time[-1].step:,} |" in CARD
+        if memory:
+            told = f"{INTERVAL.format(*memory[-1].interval)}, step {memory[-1].step:,}"
+            assert f"| {name}, equal memory | {told} |" in CARD
+        else:
+            assert "has not been measured" in CARD
+
+
+def test_chapter_10_says_what_is_stored():
+    text = " ".join((leads.ROOT / "notebooks" / "10_small_mixtral.py").read_text("utf-8").split())
+    text = text.replace("# ", "")
+    rows = leads.leads(leads.stored(), lambda step: step in (500, 4000))
+    whole = {(r.name, r.step): r for r in rows if r.axis in ("whole", "whole finer")}
+    for name in ("4 of 16, scale 4", "2 of 8"):
+        middle, *ends = whole[name, 4000].interval
+        assert re.search(
+            r"by {:.3f}( bits per byte)? \[{:.3f}, {:.3f}\]".format(middle, *ends), text
+        )
+    slow = leads.pace("4 of 16")
+    axes = {"4 of 16, scale 4": "whole finer", "2 of 8": "whole", "2 of 8, scale 2": "whole"}
+    for name, axis in axes.items():
+        twins = "whole dense, longer", "dense, 4,700 steps"
+        found = leads.curve(axis, name, *twins, leads.pace(name.partition(",")[0])[0])
+        assert all(lead.interval[1] <= 0 for lead in found)  # nowhere surely ahead
+        assert found[-1].interval[2] > 0  # undecided at the end
+    assert f"takes about {slow[0]:.1f} of the twin's" in text

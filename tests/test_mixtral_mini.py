@@ -2,6 +2,8 @@
 
 import json
 import re
+import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,16 +13,19 @@ from experiments import recipe as axes
 from moe_lite import hf
 from moe_lite.checked import read_json
 from moe_lite.course import leads
-from moe_lite.course.data import DOMAINS, load_corpus, load_tokenizer
-from moe_lite.course.film import Film
+from moe_lite.course.data import BOOK, DOMAINS, load_corpus, load_tokenizer
+from moe_lite.course.film import Film, log_steps
 from moe_lite.course.recipes import FILM, RECIPES
 from moe_lite.evaluation import evaluate
-from moe_lite.history import History
-from moe_lite.model import Mixtral
-from moe_lite.train import train
+from moe_lite.train import Trainer
 
 FOLDER = hf.PRETRAINED / "mixtral-mini"
-FINE = hf.PRETRAINED / "mixtral-mini-fine"
+TWIN = hf.PRETRAINED / "mixtral-mini-dense"
+FIRST = leads.ON_A_CPU / "edition2_first.json"
+PAIR = (  # the box's model and its twin: the axis and the runs that they are the first seed of
+    ("mixtral-mini", "whole finer", "4 of 16, scale 4"),
+    ("mixtral-mini-dense", "whole dense", "dense"),
+)
 PROMPTS = (
     "HAMLET:\nTo be, or not to be", "def main(argv):\n    ", "神は言われた、", "And God said,",
     "12 + 7 = ", "import os\n", "ROMEO:\n", "(3 + 4) * 5 = ", "In the beginning", "for i in range(",
@@ -32,7 +37,7 @@ def ours():
     return moe_lite.load_pretrained("mixtral-mini").eval()
 
 
-@pytest.fixture(scope="module", params=[FOLDER, FINE], ids=lambda folder: folder.name)
+@pytest.fixture(scope="module", params=[FOLDER, TWIN], ids=lambda folder: folder.name)
 def both(request):
     """A folder, its model as we load it, and as transformers does, unchanged."""
     transformers = pytest.importorskip("transformers")
@@ -40,24 +45,30 @@ def both(request):
     return request.param, moe_lite.load_pretrained(request.param.name).eval(), theirs.eval()
 
 
-def test_it_fits_the_box():
-    sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
-    assert sum(sizes.values()) < 50 * 2**20
-    assert max(sizes.values()) < 16 * 2**20
-    assert len([name for name in sizes if name.endswith(".safetensors")]) > 2  # shards and a film
+def test_they_fit_the_box():
+    for folder, most, parts in ((FOLDER, 22e6, 3), (TWIN, 8e6, 1)):  # shards, and a film
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        assert sum(sizes.values()) < most and max(sizes.values()) < 16 * 2**20
+        assert len([name for name in sizes if name.endswith(".safetensors")]) == parts
 
 
-def test_it_is_what_the_recipe_makes(ours):
-    assert ours.config == RECIPES["mixtral-mini"].model
-    assert hf.load(FOLDER).embed_tokens.weight.dtype == torch.bfloat16
+@pytest.mark.parametrize("folder", [FOLDER, TWIN], ids=lambda folder: folder.name)
+def test_they_are_what_the_recipes_make(folder):
+    recipe = RECIPES[folder.name]
+    assert hf.load_config(folder) == recipe.model
+    assert recipe.domains == (*DOMAINS, BOOK)
+    assert hf.load(folder).embed_tokens.weight.dtype == torch.bfloat16
+    assert (folder / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
+
+
+def test_the_recipes_are_the_stored_axes():
+    for name, axis, run in PAIR:
+        a, recipe = axes.AXES[axis], RECIPES[name]
+        assert a.book and a.model == recipe.model and run in a.keep
+        assert a.runs[run].get("gate_scale", 1.0) == recipe.gate_scale
+        assert set(a.runs[run]) <= {"gate_scale"}
+        assert replace(a.training, eval_windows=recipe.training.eval_windows) == recipe.training
     assert hf.load_pretrained.__defaults__[0] == "mixtral-mini"
-
-
-def test_the_one_beside_it_fits_too_and_is_what_its_axis_makes():
-    assert sum(path.stat().st_size for path in FINE.iterdir()) < 18e6
-    assert max(path.stat().st_size for path in FINE.iterdir()) < 16 * 2**20
-    assert hf.load_config(FINE) == axes.FINE
-    assert (FINE / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
 
 
 @pytest.mark.parametrize("prompt", [*PROMPTS, "Quinoton Neloton: 06130\nCoruva Abovek: "])
@@ -94,68 +105,59 @@ def test_in_the_stored_bfloat16_both_agree_within_its_rounding(both):
 
 
 @pytest.mark.slow("the trained model")
-def test_the_card_says_what_is_measured(ours):
+@pytest.mark.parametrize("folder", [FOLDER, TWIN], ids=lambda folder: folder.name)
+def test_the_card_says_what_is_measured(folder):
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
-    row = re.search(r"\| mixtral-mini \|(.*)\|", card)
+    row = re.search(rf"\| {folder.name} \|(.*)\|", card)
     assert row, "the card has no row of bits per byte"
-    said = [float(number) for number in row[1].split("|")[: len(DOMAINS)]]
-    corpus = load_corpus()
-    config = RECIPES["mixtral-mini"].training
-    bits = evaluate(ours, corpus, config=config)  # 8 windows of each domain; the card has 64
-    for domain, number in zip(DOMAINS, said, strict=True):
+    *said, _, book = (float(number) for number in row[1].split("|"))
+    model, config = hf.load_pretrained(folder.name).eval(), RECIPES[folder.name].training
+    bits = evaluate(model, load_corpus((*DOMAINS, BOOK)), config=config)  # 8 windows, not 64
+    for domain, number in zip((*DOMAINS, BOOK), (*said, book), strict=True):
         if domain != "code":  # the text of that domain is the running Python's
             assert bits[domain] == pytest.approx(number, rel=0.12), domain
 
 
 def test_the_film_ends_with_this_model(ours):
-    film = Film.load(FOLDER / FILM)
+    film, config = Film.load(FOLDER / FILM), ours.config
     steps = RECIPES["mixtral-mini"].training.steps
-    assert len(film.steps) == 24 and film.steps[0] == 0 and film.steps[-1] == steps
-    assert film.ids_BS.numel() == 2000 and film.domains == DOMAINS
+    assert len(film.steps) == 8 and film.steps[0] == 0 and film.steps[-1] == steps
+    assert set(film.steps) <= set(log_steps(steps, RECIPES["mixtral-mini"].frames))
+    assert film.ids_BS.shape == (12, 200) and film.domains == (*DOMAINS, BOOK)
+    assert film.top_k == config.num_experts_per_tok
     with torch.no_grad():
         _, routings = ours.hidden(film.ids_BS)
     for filmed, routing in zip(film.trace(steps).layers, routings, strict=True):
-        same = (filmed.expert_N.view(-1, 2)[:, 0] == routing.expert_N.view(-1, 2)[:, 0]).float()
-        assert same.mean() > 0.95  # the weights were rounded to bfloat16 after the last frame
-    start = film.trace(0).layers[0].expert_N.view(-1, 2)
-    assert (start != routings[0].expert_N.view(-1, 2)).float().mean() > 0.5
+        first, now = (r.expert_N.view(-1, film.top_k)[:, 0] for r in (filmed, routing))
+        # the weights were rounded to bfloat16 after the last frame
+        assert (first == now).float().mean() > 0.95
+    start = film.trace(0).layers[0].expert_N.view(-1, film.top_k)[:, 0]
+    assert (start != routings[0].expert_N.view(-1, film.top_k)[:, 0]).float().mean() > 0.5
 
 
 @pytest.mark.slow("the trained model")
-@pytest.mark.parametrize(
-    ("name", "arm"), [("mixtral-mini", "as shipped"), ("mixtral-mini-dense", "dense")]
-)
-def test_training_again_begins_as_the_first_time(name, arm):
+@pytest.mark.parametrize("name", ["mixtral-mini", "mixtral-mini-dense"])
+def test_training_again_begins_as_the_first_time(name):
     """The first steps of the stored loss curves, made again: the rest is more of the same."""
-    said = read_json(leads.RESULTS.parent / "cpu_pairs" / "seed0.json")["first"][arm]
-    if name == "mixtral-mini":
-        stored = History.load(FOLDER / "history.jsonl").rows
-        assert stored[-1]["step"] == RECIPES[name].training.steps
-        assert [row["loss"] for row in stored[:200]] == pytest.approx(said, rel=0.03)
-    recipe = RECIPES[name]
+    said, recipe = read_json(FIRST)["first"][name], RECIPES[name]
     torch.manual_seed(recipe.training.seed)
-    model, losses = Mixtral(recipe.model), []
-
-    class Enough(Exception):
-        pass
-
-    def stop_at(row):
-        losses.append(row["loss"])
-        if len(losses) == 4:
-            raise Enough
-
-    with pytest.raises(Enough):
-        train(model, load_corpus(), recipe.training, callback=stop_at, progress=False)
+    trainer, corpus = Trainer(recipe.make(), recipe.training), load_corpus(recipe.domains)
+    losses = [trainer.step(step, corpus)[0]["loss"] for step in range(4)]
     assert losses == pytest.approx(said[:4], rel=0.02)
 
 
 def test_the_card_tells_how_both_arms_begin():
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
-    first = read_json(leads.RESULTS.parent / "cpu_pairs" / "seed0.json")["first"]
-    rows = first | {"card": [row["loss"] for row in History.load(FOLDER / "history.jsonl").rows]}
-    for loss in rows.values():
+    found, axes = read_json(FIRST), {r["axis"]: r["runs"] for r in leads.stored()}
+    for name, axis, run in PAIR:
+        loss, mean = found["first"][name], found["mean_250"][name]
+        assert len(loss) == 200
         windows = [loss[:1], *(loss[s - 11 : s + 10] for s in (50, 100, 150)), loss[189:200]]
-        assert " | ".join(f"{sum(w) / len(w):.2f}" for w in windows) in card
+        row = " | ".join(f"{statistics.mean(w):.2f}" for w in windows)
+        assert f"| {name} | {row} | {mean:.3f} |" in card
+        (kept,) = (r["train"]["250"] for r in axes[axis] if (r["name"], r["seed"]) == (run, 0))
+        assert f"| the run that is kept | | | | | | {kept:.3f} |" in card
+        assert mean == pytest.approx(kept, rel=0.01)
 
 
 def test_the_settings_are_those_of_the_card():

@@ -16,6 +16,8 @@ from .data import BOOK
 from .ledger import ROOT
 
 RESULTS = ROOT / "experiments" / "results" / "recipe"
+ON_A_CPU = RESULTS.parent / "cpu_pairs"
+PAIR, PACE = ON_A_CPU / "seed0.json", ON_A_CPU / "step_time.json"
 
 
 def mean(bits: dict[str, float]) -> float:
@@ -46,7 +48,7 @@ class Lead:
 
 
 def leads(found: Sequence[dict[str, Any]], steps: Callable[[int], bool]) -> list[Lead]:
-    """Pair every run with the dense one of its seed, text and schedule, at each step in common.
+    """Pair every sparse run with the dense one of its seed, text, schedule, at steps in common.
 
     The twin has the run's learning rate where one was trained with it, else the recipe's.
     """
@@ -58,7 +60,7 @@ def leads(found: Sequence[dict[str, Any]], steps: Callable[[int], bool]) -> list
     bases = {kind(r): r for r in found if r["base"]}
     for each in found:
         base = bases.get(kind(each))
-        if base is None or each is base:
+        if base is None or each["model"]["num_local_experts"] == 1:
             continue
         for name in dict.fromkeys(r["name"] for r in each["runs"]):
             runs = [r for r in each["runs"] if r["name"] == name]
@@ -163,35 +165,39 @@ def recall(axis: str, name: str, over: str, other: str) -> Lead:
         {r["seed"]: r["recall"][str(found[a]["steps"])] for r in found[a]["runs"] if r["name"] == n}
         for a, n in ((axis, name), (over, other))
     )
-    return Lead(name, step, of, {seed: ours[seed] - theirs[seed] for seed in ours})
+    both = ours.keys() & theirs.keys()
+    return Lead(name, step, of, {seed: ours[seed] - theirs[seed] for seed in sorted(both)})
 
 
-def equal_time(axis: str, name: str, over: str, other: str, slower: float = 1.175) -> list[Lead]:
+def curve(axis: str, name: str, over: str, other: str, slower: float = 1.0) -> list[Lead]:
     """Pair two stored axes' runs by seed, each step of the first with what the twin had by then.
 
-    Args: slower: how long a step takes, in steps of the twin; between its marks the twin's bits
-          are taken from the straight line.
+    Args: slower: how long a step takes, in steps of the twin, for a lead at equal time; between
+          its marks the twin's bits are taken from the straight line.
+    Returns: a lead for each step as far as the twin goes: none if it is not stored.
     """
     found = {r["axis"]: r for r in stored()}
+    if over not in found:
+        return []
 
     def curves(axis: str, name: str) -> dict[int, dict[int, float]]:
         runs = [r for r in found[axis]["runs"] if r["name"] == name]
         return {r["seed"]: {int(s): mean(b) for s, b in r["bits"].items()} for r in runs}
 
-    def at(curve: dict[int, float], step: float) -> float:
-        before = max(s for s in curve if s <= step)
+    def at(bits: dict[int, float], step: float) -> float:
+        before = max(s for s in bits if s <= step)
         if before == step:
-            return curve[before]
-        after = min(s for s in curve if s > step)
+            return bits[before]
+        after = min(s for s in bits if s > step)
         share = (step - before) / (after - before)
-        return curve[before] * (1 - share) + curve[after] * share
+        return bits[before] * (1 - share) + bits[after] * share
 
     ours, theirs, of = curves(axis, name), curves(over, other), found[axis]["of"]
-    ends = max(next(iter(theirs.values())))
+    starts, ends = min(next(iter(theirs.values()))), max(next(iter(theirs.values())))
     return [
         Lead(name, step, of, {s: at(theirs[s], slower * step) - ours[s][step]
                               for s in ours if s in theirs}, axis=axis)
-        for step in next(iter(ours.values())) if slower * step <= ends
+        for step in next(iter(ours.values())) if starts <= slower * step <= ends
     ]  # fmt: skip
 
 
@@ -201,25 +207,26 @@ def stored() -> list[dict[str, Any]]:
 
 
 def on_a_cpu(step: int | None = None) -> Lead:
-    """Pair the whole runs of mixtral-mini's recipe that two cores made, at a step or at the end.
+    """Pair the runs of the first edition's recipe, 2 of 8, that a CPU made; None: at their end.
 
-    At a step 8 windows of each domain are read, at the end (``None``) the 64 of the model card.
+    At a step 8 windows of each domain are read, at the end 64.
     """
-    found = [read_json(path) for path in sorted((RESULTS.parent / "cpu_pairs").glob("*.json"))]
-    at = [
-        r["final"] if step is None else {a: b[str(step)] for a, b in r["bits"].items()}
-        for r in found
-    ]
-    lead = {
-        r["seed"]: mean(b["dense"]) - mean(b["as shipped"]) for r, b in zip(found, at, strict=True)
-    }
-    domains = {
-        d: statistics.mean(b["dense"][d] - b["as shipped"][d] for b in at) for d in at[0]["dense"]
-    }
-    return Lead("as shipped", step or found[0]["of"], found[0]["of"], lead, domains)
+    found = read_json(PAIR)
+    at = found["final"] if step is None else {a: b[str(step)] for a, b in found["bits"].items()}
+    domains = {d: at["dense"][d] - at["2 of 8"][d] for d in at["dense"]}
+    lead = mean(at["dense"]) - mean(at["2 of 8"])
+    return Lead("2 of 8", step or found["of"], found["of"], {found["seed"]: lead}, domains)
 
 
 def copying_on_a_cpu() -> dict[str, dict[str, dict[str, float]]]:
-    """Return what :func:`loss_by_copying` gave for the arms of the pair of seed 0, by domain."""
-    found = read_json(RESULTS.parent / "cpu_pairs" / "seed0.json")["copying"]
-    return {arm: dict(domains) for arm, domains in found.items()}
+    """Return what :func:`loss_by_copying` gave for the arms of that pair, by domain."""
+    return {arm: dict(domains) for arm, domains in read_json(PAIR)["copying"].items()}
+
+
+def pace(name: str) -> tuple[float, float, float]:
+    """Return how long a step of a shape takes, in steps of its twin: middle and ends.
+
+    Measured in turn on one core (median of the pairs; the ends: 95 % interval of the median).
+    """
+    middle, low, high = read_json(PACE)["slower"][name]
+    return middle, low, high
