@@ -365,8 +365,8 @@ for e in (worst, nearest, *random.Random(0).sample([e for e in others if e != ne
 # 87 along too, and arithmetic with them. (Two texts of ten, so the interval is wide and holds 0.
 # It does *not* say that nothing happened.) Almost every token of a question passes both. So the
 # book needs expert 2, and other text does not. That the numbers lie in it does not follow: who
-# cuts the only road finds nobody at home. Perhaps it only tells a name from other words.
-# (Exercise 6.) In your own hands, with each answer marked right
+# cuts the only road finds nobody at home. Chapter 00 has a hint: without it the model does not even
+# write digits. (Exercise 6.) In your own hands, with each answer marked right
 # or wrong: `python -m moe_lite explore --live`.
 #
 # ## 5. Clusters: not memory, but new data
