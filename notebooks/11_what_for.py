@@ -363,10 +363,10 @@ for e in (worst, nearest, *random.Random(0).sample([e for e in others if e != ne
 # Without expert 2 none of the 87 other names is left, and ten texts of five other kinds do not
 # notice: 0.003 ± 0.006 nats. Is that where the book is? Expert 11, nearly as busy, takes 86 of the
 # 87 along too, and arithmetic with them. (Two texts of ten, so the interval is wide and holds 0.
-# It does *not* say that nothing happened.) Almost every token of a question passes both. So the
+# It does *not* say that nothing happened.) Each works for most tokens of a question. So the
 # book needs expert 2, and other text does not. That the numbers lie in it does not follow: who
-# cuts the only road finds nobody at home. Perhaps it only tells a name from other words.
-# (Exercise 6.) In your own hands, with each answer marked right
+# cuts the only road finds nobody at home. Chapter 00 has a hint: without it the model does not even
+# say a number. (Exercise 6.) In your own hands, with each answer marked right
 # or wrong: `python -m moe_lite explore --live`.
 #
 # ## 5. Clusters: not memory, but new data

@@ -318,7 +318,7 @@ print(" ".join(f"{n}: {s:.0%}" for n, s in enumerate(share.tolist())))
 # | answer | the doubt that is left |
 # |---|---|
 # | `"chance"` | over all names, the mixture does not know more than its twin |
-# | `"busy"` | it takes no more of the known numbers than the other expert nearest in load |
+# | `"busy"` | without it no more known numbers go than without the other expert nearest in load |
 # | `"other text"` | the mean rise on other text may be 0.05 nats or more |
 # | `"book"` | none of these |
 #
