@@ -120,7 +120,7 @@ explorer
 # (Where no kernel runs, on GitHub for instance, you see a picture. `python -m moe_lite explore "any
 # text"` makes a page that you can click in anywhere, and send to a friend.)
 #
-# Try these, and guess before you look:
+# Try these, and guess before you look; the page asks for one guess too, above the loads:
 #
 # 1. The word `self` is chosen. On the right: how sure was the router? Which four experts got the
 #    token, and with what weights? Now click on another word.

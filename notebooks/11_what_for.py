@@ -399,7 +399,7 @@ with torch.no_grad():
     expert_T = trained["sparse"](fresh[0])[1]
 table_KE = torch.zeros(4, 8).index_put_((fresh[2], expert_T), torch.ones(8000), accumulate=True)
 fig, ax = plt.subplots(figsize=(5, 2.2), layout="constrained")
-image = ax.imshow(table_KE / table_KE.sum(1, keepdim=True), cmap="cividis", vmin=0, vmax=1)
+image = ax.imshow(table_KE / table_KE.sum(1, keepdim=True), cmap="Blues", vmin=0, vmax=1)
 ax.set(xlabel="expert", ylabel="cluster", yticks=range(4), xticks=range(8))
 bar = fig.colorbar(image, label="share of the cluster")
 

@@ -122,3 +122,24 @@ def test_the_finding_on_quantiles_is_what_is_stored():
     assert f"{loss.mean:.3f} nats [{loss.low:.3f}, {loss.high:+.3f}]".replace("-", "−") in text
     by_hand = [a - b for a, b in zip(kept["loss at quantile"], kept["loss at u 0.01"], strict=True)]
     assert loss.mean == pytest.approx(statistics.mean(by_hand))
+
+
+def test_what_is_said_of_the_five_pairs_is_what_is_stored():
+    """Of the pair that ships, seed 0, and of all five: the phone book, and how far ahead."""
+    text = (leads.ROOT / "notebooks" / "18_claims.py").read_text("utf-8").replace("\n# ", " ")
+    axes = {found["axis"]: found["runs"] for found in leads.stored()}
+    ours, twin = (
+        {run["seed"]: run for run in axes[axis] if run["name"] == name}
+        for axis, name in (("whole finer", trial.OURS), ("whole dense", "dense"))
+    )
+    know = [run[0]["recall"]["4000"] for run in (ours, twin)]
+    assert "knows {:.0%} of the phone numbers of its book, its twin {:.0%}".format(*know) in text
+    bits = [twin[seed]["bits"]["4000"][leads.BOOK] - ours[seed]["bits"]["4000"][leads.BOOK]
+            for seed in sorted(ours)]  # fmt: skip
+    found = trial.ledger.Estimate.of(bits)
+    said = f"{found.mean:.2f} bits per byte lower [{found.low:.2f}, {found.high:.2f}]"
+    assert len(bits) == 5 and found.low > 0 and said in text
+    known = leads.recall("whole finer", trial.OURS, "whole dense", "dense").by_seed.values()
+    assert sum(points > 0 for points in known) == 4  # "Four mixtures of five know more"
+    interval = trial.ledger.Estimate.of(list(known))
+    assert interval.low < 0 < interval.high  # "Undecided."

@@ -316,7 +316,7 @@ for the backward pass over the smallest set that could be (x, h, gates, indices)
 largest relative one of output and gradients against the loop in float64. *Possible* is what a path
 would show that did nothing but the products, at that rate: a goal above it cannot be met there.
 *small*, as a layer and as a model of six, has 8 experts of 256, 2 for a token; *mini* is the layer
-of `mixtral-mini`: 16 experts of 128, 4 for a token.
+of `mixtral-mini`, 16 experts of 128, 4 for a token. A shape without rows has not been measured.
 
 transformers' eager path makes, in each backward pass, one block of the whole stack's size for every
 expert. Whether the system hands out fresh pages for them or used ones decides its time, and that

@@ -195,11 +195,11 @@ INSTEAD = {
     "one GPU": "All experts must be held: 93 GB in bfloat16. Four bits would fit.",
     "useless": "Our recipe, 8.5 million parameters, is ahead at equal steps; at equal time open.",
     "softmax": "After division by their sum the gates are the same.",
-    "unused": "Which expert is needed least only the loss can say: take each out and look.",
-    "pinned": "Here two of eight serve 30%, by chance 25%. Measure the skew before you pin.",
-    "topics": "In five coarse domains an expert tells two fifths of the topic, by layer.",
-    "monosemantic": "One expert of 48 is a domain's own. Say which finer thing one does.",
-    "committee": "No two of eight carry half of any domain here. Larger models may have one.",
+    "unused": "It was in no layer here. Only the loss can say: take each expert out and look.",
+    "pinned": "Here four of 16 serve 31%, by chance 25%. Measure the skew before you pin.",
+    "topics": "In five coarse domains an expert tells over a third of the topic, by layer.",
+    "monosemantic": "At most one expert of 96 is a domain's own. Say which finer thing one does.",
+    "committee": "The best four of 16 carry 29% where they carry least, by chance 25%.",
     "noise": "Noise alone did not: the busiest had five times its share.",
     "balance": "At usual weights the price is too small for us to see; at 1 it shows.",
     "batch": "Undecided after 300 steps; 0.012 ± 0.007 nats better after 3,000 (chapter 06).",
@@ -209,7 +209,7 @@ INSTEAD = {
     "bias": "Worse at step 200, better at 3,000 (chapter 09): say at which step.",
     "fine": "Not seen after 200 small steps. Nothing is said of large models.",
     "parrots": "Buy experts for what must be known, width for what must be worked out.",
-    "twin": "One pair says so; six fresh ones, trained to the end, say the opposite.",
+    "twin": "One pair said so; six fresh ones, trained to the end, say the opposite.",
 }
 
 
