@@ -323,7 +323,7 @@ sums, ours_LE, others_LE = 4, rise_LEC[..., 4], rise_LEC[..., :4].mean(-1)  # 4 
 alone_LE = ours_LE.where(others_LE < 0.1 * ours_LE, 0)
 ways = {"used most": used_LEC[..., sums], "missed most": ours_LE,
         "missed alone": alone_LE, "book misses": rise_LEC[..., 5]}  # fmt: skip
-print(f"{'':25}of its\n{'':25}pairs" + "".join(f"{name:>11}" for name in kinds))
+print(f"{'':25}of its\n{'':25}pairs " + "".join(f"{name:>11}" for name in kinds))
 for way, score_LE in ways.items():
     for at, expert in (divmod(n, E) for n in score_LE.flatten().topk(3).indices.tolist()):
         print(f"{way:14}{at}.{expert:<8}{used_LEC[at, expert, sums]:6.0%} "
@@ -350,12 +350,12 @@ for at, expert in four:
 # (± is the 95% interval over the texts.) **1.6** gets 18% of arithmetic's pairs, second of all 96,
 # and nobody notices when it is gone: "layer 1 has an arithmetic expert" is true as a picture and
 # explains nothing. **0.5** has 3% of them, and everybody misses it; but put its mean in its place
-# and nothing is lost, 0.000 ± 0.006. It tells all its tokens the same, and later layers count on
-# that; zero made it look like an expert for much. **5.14** is missed by arithmetic alone, and the
-# mean is twice as *bad* as silence. So zero does not flatter it. **0.13** is missed under every
-# replacement, and by none of the other four: the claim that we set out to doubt has passed this
-# test. For these last two another token's answer is the worst: a wrong answer costs more than none.
-# Say which replacement you took.
+# and nothing is lost, 0.000 ± 0.006. It tells all of arithmetic's tokens the same, and later layers
+# count on that; zero made it look like an expert for much. **5.14** is missed by arithmetic alone,
+# and the mean is twice as *bad* as silence. So zero does not flatter it. **0.13** is missed under
+# every replacement, and, of the kinds of text, by none of the other four: the claim that we set out
+# to doubt has passed this test. For these last two another token's answer is the worst: a wrong
+# answer costs more than none. Say which replacement you took.
 #
 # But is 0.13 for arithmetic, or for digits? Keep the sums and change what stands *before* them: 64
 # tokens of another kind, then 64 tokens of arithmetic, the same ones each time. The share of their
@@ -408,12 +408,12 @@ for expert in (2, 11, 13):
 # %% [markdown]
 # **Without 0.2 no number is left, and the sums, two thirds of which go there, lose 0.007 ± 0.008
 # nats: nothing.** Without 0.13 the sums lose 1.3 nats, and the book a fifth of that; a quarter of
-# the numbers is still known. Without 0.11, the digits' expert, both suffer. A *double
-# dissociation*, doctors call the first two: each damage spares what the other destroys. It is the
-# best evidence in this chapter, because each expert is the other's control: same layer, same
-# digits, and used by both. What it does not say: that the numbers *lie in* 0.2. Four nats over all
-# tokens, of which a third are digits: names are predicted worse as well, and who cannot read a name
-# cannot find its number.
+# the numbers is still known. Without 0.11, the digits' expert, both suffer. Two damages that hit
+# different things are called a *double dissociation*; here the first spares the sums wholly, the
+# second spares the book for the most part. It is the best evidence in this chapter, because each
+# expert is the other's control: same layer, same digits, and used by both. What it does not say:
+# that the numbers *lie in* 0.2. Four nats over all tokens, of which a third are digits: names are
+# predicted worse as well, and who cannot read a name cannot find its number.
 #
 # **Balance is not use.** The balancing loss of this model counts *pairs*: a first choice with a
 # gate of 0.7 is one, a fourth with 0.03 is one as well. So a router can satisfy it by parking an
