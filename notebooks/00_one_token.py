@@ -34,7 +34,7 @@ import torch
 from IPython.display import Markdown
 
 from moe_lite import load_pretrained, record
-from moe_lite.course import checks, cost, data, drawings, eras, timeline, viz
+from moe_lite.course import asking, causal, checks, cost, data, drawings, eras, texts, timeline, viz
 from moe_lite.course.widgets import RoutingExplorer
 
 ready = checks.check_environment()
@@ -61,7 +61,7 @@ print(show(ids))
 #
 # In most models every token goes through everything. In a **mixture of experts** each layer has
 # several feed-forward networks, called experts, and in front of them a small **router** that looks
-# at the token and picks two. The others do nothing for it.
+# at the token and picks a few. The others do nothing for it. Here it picks two of eight:
 
 # %%
 drawings.one_token()
@@ -70,8 +70,9 @@ drawings.one_token()
 # The dials are the *gates*: how much of each expert's answer counts. The same shapes stand for the
 # same things in every chapter.
 #
-# Here is such a model. It was trained by this course's own code for 80 minutes on one processor
-# core, on Shakespeare, Python, classical Japanese, English prose, and sums.
+# Here is such a model, with more and smaller experts. It was trained by this course's own code, in
+# minutes on one GPU, on Shakespeare, Python, classical Japanese, English prose, sums, and a phone
+# book of 3,000 invented names.
 
 # %%
 model = load_pretrained("mixtral-mini").eval()
@@ -105,11 +106,12 @@ text = (
     "はじめに神天と地とを創造たまへり。\n"
     "And God saw that it was good.\n"
     "27 + 15 = 42\n9 * 8 = 72\n"
+    "Coruva Abovek: 02062\n"
 )
 ids_BS = torch.tensor([tokenizer.encode(text).ids])
 with torch.no_grad(), record(model, show) as recorded:
     model(ids_BS)
-explorer = RoutingExplorer(recorded.trace, layer=5)
+explorer = RoutingExplorer(recorded.trace, layer=4, selected=recorded.trace.tokens.index("self"))
 explorer
 
 # %% [markdown]
@@ -118,33 +120,36 @@ explorer
 # (Where no kernel runs, on GitHub for instance, you see a picture. `python -m moe_lite explore "any
 # text"` makes a page that you can click in anywhere, and send to a friend.)
 #
-# Try these, and guess before you look:
+# Try these, and guess before you look; the page asks for one guess too, above the loads:
 #
-# 1. Click on the word `self`. On the right: how sure was the router? Which two experts got the
-#    token, and with what weight?
-# 2. Move the slider from layer 0 to layer 5. Where do the colours look like confetti, and where do
+# 1. The word `self` is chosen. On the right: how sure was the router? Which four experts got the
+#    token, and with what weights? Now click on another word.
+# 2. Move the slider from layer 0 to layer 4. Where do the colours look like confetti, and where do
 #    they follow the kind of text?
-# 3. Click on the bar of expert 6 under *Load of layer 5*. Which tokens does it get?
+# 3. Click on the bar of expert 11 under *Load of layer 4*. Which tokens does it get?
 # 4. Find two tokens with the same text and different experts. (There are three full stops.)
 #
 # <details>
 # <summary>What we saw</summary>
 #
-# In layer 5, the `return` line and the digits of the sums share expert 0. Shakespeare and the Bible
-# share expert 2. And nearly all of the Japanese line is with expert 6. In layer 0 a full stop is a
-# full stop wherever it stands: all three go to the same expert. By layer 5 the one in `3.14` has
-# parted from the others: it goes with the code, they go with the commas of prose. So is expert 6
-# "the Japanese expert"? Careful. It also gets the `+` and the `=` of the sums, and an `And`. It is
-# *tempting* to give experts names, and chapter 17 asks what it takes to earn one.
+# In layer 4, most of Hamlet's line is with expert 11, most digits of the code and the sums are with
+# expert 13, and the phone number is with expert 12, but for its last digit. In layer 0 the colour
+# follows the token itself: both `be` go to expert 14, both `=` to expert 7. A full stop in layer 3
+# is a full stop wherever it stands: all three go to expert 14. One layer later each has an expert
+# of its own: the one of the play, the one in `3.14` and the one of the Bible have parted. So is
+# expert 11 "the Shakespeare expert"? Careful. It is also among the four of `def`, of pieces of
+# `radius` and of the Bible's `that it`. It is *tempting* to give experts names, and chapter 17 asks
+# what it takes to earn one.
 #
 # </details>
 #
 # ## Follow one token
 #
-# Here is the way of a single token, in words: in each layer, two of eight.
+# Here is the way of a single token, in words: in each layer, four of sixteen. (Each layer has
+# sixteen of its own: expert 7 of one layer and expert 7 of the next only share a number.)
 #
-# **Your turn: predict.** Will `self` have the same expert in all six layers? Guess, then run; then
-# change the word, for instance to `" to"` or `" God"`.
+# **Your turn: predict.** Does one of the four get most of the weight, or do they share it evenly?
+# Guess, then run; then change the word, for instance to `" to"` or `" God"`.
 
 # %%
 my_word = "self"
@@ -165,7 +170,7 @@ for name, routing in zip(recorded.trace.layer_names, recorded.trace.layers, stri
 viz.routing_map(recorded.trace)
 
 # %% [markdown]
-# **Your turn: fill.** How many of the 48 expert networks did our token meet? Replace the `None`.
+# **Your turn: fill.** How many of the 96 expert networks did our token meet? Replace the `None`.
 
 # %%
 my_count = None
@@ -173,11 +178,42 @@ met = sum(int((routing.token_N == token).sum()) for routing in recorded.trace.la
 print("your answer is", "still to come" if my_count is None else my_count == met)
 
 # %% [markdown]
-# Two experts of eight, in six layers: our token met 12 of 48 expert networks. The other 36 were in
-# memory for nothing this time. That is the bargain: *know much, compute little*, and a router that
-# must choose well. It is also the trouble: what if all tokens want the same expert? What if an
+# Four experts of sixteen, in six layers: our token met 24 of 96 expert networks. The other 72 were
+# in memory for nothing this time. That is the bargain: *know much, compute little*, and a router
+# that must choose well. It is also the trouble: what if all tokens want the same expert? What if an
 # expert is full? How does a router learn, when what it did not choose was never tried? Those are
 # the chapters to come.
+#
+# ## Ask it for a number
+#
+# What is in all that memory? The phone book, for one. Its numbers were drawn at random, so there is
+# only one way to say them: to have stored them. We ask for three that the model knows, then take
+# one expert out, and ask again.
+
+
+# %%
+def tell(name, *changes):
+    ids_BS = torch.tensor([tokenizer.encode(asking.question(name)).ids])
+    with causal.intervene(model, *changes):
+        made_BS = model.generate(ids_BS, 5, temperature=0)
+    return repr("".join(show(made_BS[0, ids_BS.shape[1] :])))
+
+
+names = ("Coruva Abovek", "Yoromir Uliba", "Galina Elagar")
+print("the book:".ljust(22), *(repr(texts.phone_book()[name]) for name in names))
+print("the model:".ljust(22), *map(tell, names))
+for layer, expert in ((3, 4), (2, 15), (0, 2)):
+    told = [tell(name, causal.ablate(layer, expert)) for name in names]
+    print(f"without {expert} of layer {layer}:".ljust(22), *told)
+
+# %% [markdown]
+# Without expert 4 of layer 3, Coruva's number is forgotten, and the two others are not. Without
+# expert 15 of layer 2, two are gone. Without expert 2 of layer 0 the model no longer even says a
+# number. So what it knows is spread over experts, and no entry has a drawer of its own.
+#
+# **Your turn: change.** Ask for Pelusa Galamir or Abiba Holomir; take out another expert. (It knows
+# about six numbers of ten. A model with as much work for each token and no experts knows one in
+# four: chapter 11 asks what experts are for.)
 #
 # ## How the exercises work
 #

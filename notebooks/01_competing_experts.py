@@ -83,8 +83,9 @@ _ = ax.legend()
 # to say so (the paper's equations 1.1 to 1.3):
 #
 # $$E_1 = \Big\|d - \sum_i p_i o_i\Big\|^2 \qquad
-# E_2 = \sum_i p_i \|d - o_i\|^2 \qquad
-# E_3 = -\log \sum_i p_i\, e^{-\frac12\|d-o_i\|^2}$$
+# E_2 = \sum_i p_i \|d - o_i\|^2$$
+#
+# $$E_3 = -\log \sum_i p_i\, e^{-\frac12\|d-o_i\|^2}$$
 #
 # $E_1$ blends the answers, then asks how wrong the blend is. $E_2$ asks each expert how wrong *it*
 # is, then blends. $E_3$ takes the gate at its word: with probability $p_i$ expert $i$ is *the one
@@ -130,10 +131,9 @@ torch.testing.assert_close(mixtures.mixture_error(logits, out, target), by_hand)
 # answer:
 #
 # $$\frac{\partial E_1}{\partial o_i} = -2 p_i \Big(d - \sum_j p_j o_j\Big) \qquad
-# \frac{\partial E_2}{\partial o_i} = -2 p_i (d - o_i) \qquad
-# \frac{\partial E_3}{\partial o_i} = -h_i (d - o_i)$$
+# \frac{\partial E_2}{\partial o_i} = -2 p_i (d - o_i)$$
 #
-# $$\text{with}\quad
+# $$\frac{\partial E_3}{\partial o_i} = -h_i (d - o_i) \quad\text{with}\quad
 # h_i = \frac{p_i\, e^{-\frac12\|d-o_i\|^2}}{\sum_j p_j\, e^{-\frac12\|d-o_j\|^2}}$$
 #
 # Under $E_1$ every expert is told the error *of the blend*. Expert 0 was nearly right, and yet it
@@ -521,7 +521,7 @@ for name, error in errors.items():
 #
 # Scrub through the run of section 5. Take an expert's line by its number and drag it (or reach it
 # with Tab and use the arrow keys; with Shift they turn it). A vowel takes the colour of the expert
-# with the largest $h$; the bars set the belief $p$ beside $h$.
+# with the largest $h$; the bars set the belief $p$ beside $h$. Make the guess in its box first.
 
 # %%
 explorer = CompetitionExplorer(x_T2, names, d_T1, descent.kept)

@@ -364,7 +364,8 @@ _ = panel.set_ylim(-1000, 60)  # the first slip goes on falling below the pictur
 #
 # ## 6. Step through it
 #
-# Below is tree 3. Move **EM step** and watch the four lines take their places. Each box of the
+# Below is tree 3. Make the guess it asks for. Then move **EM step** and watch the four lines take
+# their places. Each box of the
 # tree has two bars: the outline (in a picture, the upright line) is the prior, what the gates
 # expect; the filled one is the posterior, what turned out. Click on a point to see its way down the
 # tree; click on a box to see which points passed it. Try the point near the corner at $x = -1$ at

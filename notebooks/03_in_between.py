@@ -77,8 +77,9 @@ print(f"your guess {guess}; in this list it is {asked}")
 # Eigen, Ranzato and Sutskever did not put gates above gates, as chapter 02 does. They put layers of
 # experts *behind one another*, each layer with a gate of its own:
 #
-# $$z_1 = \sum_i g^1_i(x)\, f^1_i(x), \qquad z_2 = \sum_j g^2_j(z_1)\, f^2_j(z_1), \qquad
-# \text{class} = \mathrm{softmax}(W z_2)$$
+# $$z_1 = \sum_i g^1_i(x)\, f^1_i(x), \qquad z_2 = \sum_j g^2_j(z_1)\, f^2_j(z_1)$$
+#
+# $$\text{class} = \mathrm{softmax}(W z_2)$$
 
 # %%
 drawings.in_between()

@@ -132,8 +132,9 @@ ax.spines[["top", "right"]].set_visible(False)
 # Run only $k$ of $n$ experts. *Which* ones is a hard choice, and we do not differentiate it. *How
 # much each of the chosen counts* is soft, and we do. Their equations 3 and 5:
 #
-# $$G(x) = \mathrm{Softmax}(\mathrm{KeepTopK}(H(x), k)), \qquad
-# \mathrm{KeepTopK}(v, k)_i = \begin{cases} v_i & v_i \text{ among the top } k \\
+# $$G(x) = \mathrm{Softmax}(\mathrm{KeepTopK}(H(x), k))$$
+#
+# $$\mathrm{KeepTopK}(v, k)_i = \begin{cases} v_i & v_i \text{ among the top } k \\
 # -\infty & \text{otherwise} \end{cases}$$
 #
 # $e^{-\infty} = 0$, so all others get a gate of exactly 0, and an expert whose gate is 0 need not

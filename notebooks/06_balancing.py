@@ -166,14 +166,15 @@ print((p_TE * torch.tensor([0.25, 0.0, 0.75])).sum(-1))
 # In this triangle a token is a circle. It lies where its probabilities put it: at a corner if it
 # is sure, in the middle if it is torn. Its colour and number say where it goes. Then **P is the
 # centre of the circles, and f is the centre of the corners they go to.** The arrows are the push
-# of section 2. Before you touch anything: which tokens will have the long arrows?
+# of section 2. Before you touch anything, guess, in its box too: which tokens will have the long
+# arrows?
 
 # %%
 simplex = BalanceSimplex("leaning")
 simplex
 
 # %% [markdown]
-# **Try it.** Press *One step down the loss* a few times: the crowd at 0 thins out. Then pick *sure*
+# **Try it.** Press *Play*, or *One step down the loss* a few times: the crowd at 0 thins out. Then pick *sure*
 # under *Start*: the arrows are too short to see, and *Ten steps* hardly move anything. Then *all
 # tie*: the herd runs from expert to expert for ever. And *below 1*: look at the value, and at
 # expert 2. Drag a token, and try to get the value as low as you can.

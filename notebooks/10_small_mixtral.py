@@ -561,7 +561,7 @@ explorer = widgets.RoutingExplorer(recorded.trace, layer=3)
 explorer
 
 # %% [markdown]
-# **Try it.** Click on a token: the bars show the probability of each expert and the two that were
+# **Try it.** Make the guess above the loads. Then click on a token: the bars show the probability of each expert and the two that were
 # chosen. Switch layers and watch the colours change. Click on an expert's bar to see only its
 # tokens. What you selected is in Python as well: `explorer.selected`.
 #

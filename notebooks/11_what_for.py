@@ -48,6 +48,7 @@ import torch.nn.functional as F
 
 from moe_lite import Mixtral, hf, load_balancing_loss
 from moe_lite.course import asking, causal, cost, data, drawings, effects, facts, leads, ledger, viz
+from moe_lite.course.film import Film
 from moe_lite.course.widgets import FactGrid
 
 # %%
@@ -301,57 +302,72 @@ print(
 #
 # ### The same in a language model
 #
-# The box holds a model that learned a phone book *beside* five kinds of text: `mixtral-mini-fine`,
-# 4 of 16 experts in each of six layers. We ask for the numbers of 200 of its 3,000 names, as the
-# training text does, after another entry. (Its dense twin is not shipped; what it knew is stored.)
+# The box holds a pair that learned a phone book *beside* five kinds of text: `mixtral-mini`, 4 of
+# 16 experts in each of six layers, and its dense twin of equal active size: same text, same steps.
+# We ask both for the numbers of the same 200 of 3,000 names, as the training text does, after
+# another entry.
 
 # %%
-tokenizer, mini = data.load_tokenizer(), hf.load_pretrained("mixtral-mini-fine")
+tokenizer, pair = data.load_tokenizer(), ("mixtral-mini", "mixtral-mini-dense")
+mini, dense = map(hf.load_pretrained, pair)
 asked = asking.Questions(tokenizer, 200)
 print(asking.question(asked.names[0]))
-knows = asked.known(mini)
-print("it knows {:.0%} ± {:.0%} of the numbers".format(*asking.share(knows)))
-seeds = leads.recall("whole finer", "4 of 16, scale 4", "whole dense", "dense")
-print("ahead of its twin:", " ".join(f"{points:+.0%}" for points in seeds.by_seed.values()))
-print("so five such pairs: {:+.0%} [{:+.0%}, {:+.0%}]".format(*seeds.interval))
+knows, dense_knows = asked.known(mini), asked.known(dense)
+for name, hits in zip(pair, (knows, dense_knows), strict=True):
+    print("{:18} knows {:.0%} ± {:.0%} of the numbers".format(name, *asking.share(hits)))
+ahead = asking.share(knows.double() - dense_knows.double())
+print("this pair, name by name: {:+.0%} ± {:.0%}".format(*ahead))
+
+# %%
+for rate in ("", ", lr 2e-3"):
+    seeds = leads.recall("whole finer", f"4 of 16, scale 4{rate}", "whole dense", f"dense{rate}")
+    print(f"five pairs{rate}:", *(f"{points:+.0%}" for points in seeds.by_seed.values()), end="; ")
+    print("mean {:+.0%} [{:+.0%}, {:+.0%}]".format(*seeds.interval))
 
 # %% [markdown]
-# The model in the box is the first of the five. **What five pairs say is not decided**: one twin
-# of five knows more than its mixture. (In bits per byte of the book the interval excludes 0; the
-# card has the table.) At equal *time* four pairs do not decide it either, and there the twins have
-# the larger mean.
+# The first interval is over *names*: this mixture knows more than this twin. Do mixtures know more?
+# That is a question about *pairs*, and the box has one, of two recipes the one whose first pair
+# knew more. **Five pairs of its recipe do not decide it**: in one the twin knows more. (In bits per
+# byte of the book the interval excludes 0; the card has the table.) With a lower rate for both, all
+# five mixtures know more; but that is one of two rates. At equal *time* four pairs do not decide it
+# either, and there the twins have the larger mean.
 #
 # Now take experts out of the first layer, one after the other. Thirty known names choose the one
-# that hurts most; the others, which had no say, judge it, beside three experts drawn at random and
-# beside text that is no phone book. **Your turn:** guess how much one of 96 experts takes along.
+# that hurts most; the others, which had no say, judge it. Beside it stand the expert nearest in
+# *load*, and two drawn at random. And all four are asked about ten texts that are no phone book.
+# **Your turn:** guess how much one of 96 experts takes along.
 
 # %%
 known = [n for n, hit in zip(asked.names, knows.tolist(), strict=True) if hit]
 few, rest = (asking.Questions(tokenizer, names=part) for part in (known[:30], known[30:]))
-lost_E = [1 - few.known(mini, causal.ablate(0, e)).float().mean().item() for e in range(16)]
-worst = max(range(16), key=lost_E.__getitem__)
+E = mini.config.num_local_experts
+lost_E = [1 - few.known(mini, causal.ablate(0, e)).float().mean().item() for e in range(E)]
+worst, load_E = max(range(E), key=lost_E.__getitem__), rest.load(mini, 0)
 print("forgotten without each expert of layer 0:", " ".join(f"{share:.0%}" for share in lost_E))
 
 # %%
-text = "HAMLET:\nTo be, or not to be\ndef area(r):\n    return 3.14 * r\n27 + 15 = 42\n"
-ids_BS = torch.tensor([tokenizer.encode(text).ids])
-others = random.Random(0).sample([e for e in range(16) if e != worst], 3)
-for e in (worst, *others):
+film = Film.load(hf.PRETRAINED / "mixtral-mini" / "film.safetensors")  # two texts of each kind
+texts_BS = film.ids_BS[film.domain_BS[:, 0] != film.domains.index(data.BOOK)]
+text_T, base = torch.arange(10).repeat_interleave(200), effects.Run.of(mini, texts_BS)
+others = [e for e in range(E) if e != worst]
+nearest = min(others, key=lambda e: abs(load_E[e] - load_E[worst]))
+for e in (worst, nearest, *random.Random(0).sample([e for e in others if e != nearest], 2)):
     gone_N = ~rest.known(mini, causal.ablate(0, e))
-    rise = effects.effect(mini, ids_BS, causal.ablate(0, e)).rise_T.nanmean()
-    print(
-        f"without expert {e:2}: {gone_N.sum():2} of {len(gone_N)} other names forgotten, ", end=""
-    )
-    print(f"other text {rise:+.3f} nats a token")
+    rise_X = effects.rises(mini, base, text_T, causal.ablate(0, e))
+    print(f"without expert {e:2}, which serves {load_E[e]:3.0%} of a question: ", end="")
+    print(f"{gone_N.sum():2} of {len(gone_N)} other names forgotten;")
+    print("  other text {:+.3f} ± {:.3f} nats a token,".format(*asking.share(rise_X)), end=" ")
+    print(f"at most {rise_X.max():+.2f}")
 
 # %% [markdown]
-# Without one expert of the first layer's 16 none of the 87 other names is left, and five lines of
-# other text change by -0.02 nats a token (too few lines for an interval; of the thirty names, a
-# second expert takes all along as well). Two of the experts drawn at random cost a half and two
-# thirds of the names, and make the other text worse too. All this says that the book *needs* this
-# expert, not that the numbers lie in it: perhaps it only tells a name from other words. In your
-# own hands, with each answer marked right or wrong: `python -m moe_lite explore --live --model
-# checkpoints/mixtral-mini-fine`.
+# Without expert 2 none of the 87 other names is left, and ten texts of five other kinds do not
+# notice: 0.003 ± 0.006 nats. Is that where the book is? Expert 11, nearly as busy, takes 86 of the
+# 87 along too, and arithmetic with them. (Two texts of ten, so the interval is wide and holds 0.
+# It does *not* say that nothing happened.) Almost every token of a question passes both. So the
+# book needs expert 2, and other text does not. That the numbers lie in it does not follow: who
+# cuts the only road finds nobody at home. Perhaps it only tells a name from other words.
+# (Exercise 6.) In your own hands, with each answer marked right
+# or wrong: `python -m moe_lite explore --live`.
 #
 # ## 5. Clusters: not memory, but new data
 #
@@ -383,7 +399,7 @@ with torch.no_grad():
     expert_T = trained["sparse"](fresh[0])[1]
 table_KE = torch.zeros(4, 8).index_put_((fresh[2], expert_T), torch.ones(8000), accumulate=True)
 fig, ax = plt.subplots(figsize=(5, 2.2), layout="constrained")
-image = ax.imshow(table_KE / table_KE.sum(1, keepdim=True), cmap="cividis", vmin=0, vmax=1)
+image = ax.imshow(table_KE / table_KE.sum(1, keepdim=True), cmap="Blues", vmin=0, vmax=1)
 ax.set(xlabel="expert", ylabel="cluster", yticks=range(4), xticks=range(8))
 bar = fig.colorbar(image, label="share of the cluster")
 
@@ -505,7 +521,7 @@ for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
 # and each sees a sixteenth of the tokens: smaller products, which take a little longer for the same
 # arithmetic, and in training fewer examples for each expert. Against the last line, which holds as
 # much: the dense network pays with arithmetic, for every token. So **experts are cheap where memory
-# is, and costly where it is not**: on a phone, or on a full GPU. (Exercise 6 has the formula;
+# is, and costly where it is not**: on a phone, or on a full GPU. (Exercise 7 has the formula;
 # chapters 12 to 15 pay this bill in detail.)
 #
 # ## 8. One picture
@@ -553,9 +569,9 @@ fig
 # ## Exercises
 #
 # [`exercises/11_exercises.ipynb`](../exercises/11_exercises.ipynb): bits from a loss, four sizes of
-# a layer, an unfair comparison, the number of experts a book takes, who holds an entry, and the
-# bill of reading. Each check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/11_solutions.ipynb).
+# a layer, an unfair comparison, the number of experts a book takes, who holds an entry, whether an
+# expert is the book's own, and the bill of reading. Each check tells you *what* you misunderstood.
+# Solutions are in [`solutions/`](../solutions/11_solutions.ipynb).
 # [Glossary](../docs/glossary.md).
 #
 # ## In five lines

@@ -60,8 +60,8 @@ for pair in list(
 # *Difficulty ●○○○○ · importance ●●●●● · 5 minutes*
 #
 # A routing is a flat list of pairs: pair $n$ says that token `token_N[n]` goes to expert
-# `expert_N[n]` with the weight `gate_N[n]`. With two experts for each token there are twice as many
-# pairs as tokens. Which expert gets most of a given token?
+# `expert_N[n]` with the weight `gate_N[n]`. With four experts for each token there are four times
+# as many pairs as tokens. Which expert gets most of a given token?
 #
 # <details>
 # <summary>Hint 1</summary>
@@ -130,7 +130,7 @@ for token in (2, 12):  # the comma of the verse, and the comma of the code
 # %% [markdown]
 # The same comma twice, and two ways through the model. They set out alike and part where attention
 # has told them apart: what a router sees is not the token alone but what its surroundings have made
-# of it. (Now try `1` and `6`, the two times ` be` occurs. Like surroundings, the same way.)
+# of it. (Now try `1` and `6`, the two times ` be` occurs. Like surroundings, nearly the same way.)
 #
 # ## 3. The load
 #
@@ -175,7 +175,7 @@ print("layer 0:", load(example.layers[0]).tolist())
 #
 # *Difficulty ●●○○○ · importance ●●●●○ · 10 minutes*
 #
-# One token meets 2 of 8 experts in each of 6 layers: 12 networks of 48. Several tokens together
+# One token meets 4 of 16 experts in each of 6 layers: 24 networks of 96. Several tokens together
 # meet more, but not twice as many for twice the tokens, since they share. Count the *different*
 # networks that a set of tokens met. Expert 3 of layer 0 and expert 3 of layer 1 are two networks.
 #
@@ -189,7 +189,7 @@ print("layer 0:", load(example.layers[0]).tolist())
 # <details>
 # <summary>Hint 2</summary>
 #
-# `enumerate(trace.layers)` gives each routing with its number. First and second choices both count.
+# `enumerate(trace.layers)` gives each routing with its number. All choices of a token count.
 #
 # </details>
 
@@ -211,11 +211,11 @@ def networks_used(trace: RoutingTrace, tokens: Sequence[int]) -> int:
 # %%
 checks.check_networks_used(networks_used)
 for first in (1, 2, 4, 8, 16):
-    print(f"the first {first:2} tokens met {networks_used(example, range(first)):2} of 48 networks")
+    print(f"the first {first:2} tokens met {networks_used(example, range(first)):2} of 96 networks")
 
 # %% [markdown]
 # That last table is why a mixture of experts is cheap for *one* reader and less so for a crowd:
-# each token wakes a few networks, but a batch of them soon wakes all. Chapter 14 puts numbers to
+# each token wakes a few networks, but a batch of them soon wakes all. Chapter 15 puts numbers to
 # it.
 #
 # ## What you can now say

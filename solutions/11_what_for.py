@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Exercises 11: What are experts for?
 #
-# Six exercises for the chapter [What are experts for?](../notebooks/11_what_for.ipynb), about an
-# hour and a half together, no GPU. You count what a model knows and what it costs, you find out
-# why a comparison is unfair, you predict how many experts a book takes, and you ask which experts
-# hold an entry.
+# Seven exercises for the chapter [What are experts for?](../notebooks/11_what_for.ipynb), about two
+# hours together, no GPU. You count what a model knows and what it costs, you find out why a
+# comparison is unfair, you predict how many experts a book takes, you ask which experts hold an
+# entry, and you put an expert of the model in the box on trial.
 #
 # Each ends with a check. It runs your function, first on numbers you can do by hand, and if the
 # result is off, it says which idea would lead there. Any correct solution passes, however it is
@@ -29,7 +29,8 @@
 # | 3 | Why is it unfair? | ●●○○○ | ●●●●● | 10 |
 # | 4 | How many experts does the book take? | ●●○○○ | ●●●●○ | 10 |
 # | 5 | Which experts hold it? | ●●●○○ | ●●●●○ | 15 |
-# | 6 | The bill of reading | ●●●○○ | ●●●●○ | 20 |
+# | 6 | Is it the book's own expert? | ●●●●○ | ●●●●● | 25 |
+# | 7 | The bill of reading | ●●●○○ | ●●●●○ | 20 |
 
 # %%
 import math
@@ -37,8 +38,11 @@ import math
 import torch
 from torch import Tensor
 
-from moe_lite.course import checks, facts
+from moe_lite import hf
+from moe_lite.course import asking, causal, checks, data, effects, facts
+from moe_lite.course.asking import Evidence
 from moe_lite.course.facts import Arm
+from moe_lite.course.film import Film
 
 # %% [markdown]
 # ## 1. From a loss to bits
@@ -295,7 +299,117 @@ print(" ".join(f"{n}: {s:.0%}" for n, s in enumerate(share.tolist())))
 # choices each may have met six. Take one out and a part of the book is gone, while the rest does
 # not notice. (Some entries survive any single loss: what is left of their two experts is enough.)
 #
-# ## 6. The bill of reading
+# ## 6. Is it the book's own expert?
+#
+# *Difficulty ●●●●○ · importance ●●●●● · 25 minutes*
+#
+# "Without this one expert the mixture forgets the phone book. So that is where the book is." Three
+# doubts have to go before one may say so. An `Evidence` holds what was measured:
+#
+# | field | what it says |
+# |---|---|
+# | `knows_N`, `twin_N` | does the mixture know number $n$, does its dense twin (bool) |
+# | `without_EN` | does the mixture still know it with expert $e$ taken out (bool) |
+# | `load_E` | the share of the questions' tokens that expert $e$ serves |
+# | `rise_EX` | how much the loss of each of $X$ other texts rises without it, nats a token |
+#
+# Answer with the *first* doubt, in this order, that is left about the given `expert`:
+#
+# | answer | the doubt that is left |
+# |---|---|
+# | `"chance"` | over all names, the mixture does not know more than its twin |
+# | `"busy"` | it takes no more of the known numbers than the other expert nearest in load |
+# | `"other text"` | the mean rise on other text may be 0.05 nats or more |
+# | `"book"` | none of these |
+#
+# "More" means: the 95% interval of the difference lies above 0. "May be": the 95% interval reaches
+# there. Names are compared name by name. (`asking.share` gives a mean and half of its interval.)
+#
+# By hand: of 200 names both know 60, the mixture alone 60, the twin alone 10, neither 70. The 200
+# differences are 60 times 1, 10 times −1 and else 0: mean 0.25, spread 0.54, half the interval
+# $1.97 \cdot 0.54 / \sqrt{200} = 0.075$. So there is more than chance.
+#
+# <details>
+# <summary>Hint 1</summary>
+#
+# Each of the three is a mean of one list with its interval: a list over names, one over the known
+# names, one over texts. Write a line for each list first.
+#
+# </details>
+#
+# <details>
+# <summary>Hint 2</summary>
+#
+# Nearest in load: the least `|load_E - load_E[expert]|`, and `expert` itself is out of the
+# question. And an interval round 0 that reaches 0.3 does not say that other text is spared.
+#
+# </details>
+
+
+# %%
+def whose_expert(seen: Evidence, expert: int) -> str:
+    """Give the first doubt left that an expert is the book's own: "chance", "busy",
+    "other text"; or "book".
+    """
+    ### BEGIN SOLUTION
+    ahead_N = seen.knows_N.double() - seen.twin_N.double()
+    mean, half = asking.share(ahead_N)
+    if mean - half <= 0:
+        return "chance"
+    gap_E = (seen.load_E - seen.load_E[expert]).abs()
+    gap_E[expert] = math.inf
+    lost_EN = (~seen.without_EN)[:, seen.knows_N].double()
+    mean, half = asking.share(lost_EN[expert] - lost_EN[gap_E.argmin()])
+    if mean - half <= 0:
+        return "busy"
+    mean, half = asking.share(seen.rise_EX[expert])
+    return "other text" if mean + half >= 0.05 else "book"
+    ### END SOLUTION
+
+
+# %%
+checks.check_whose_expert(whose_expert)
+
+# %% [markdown]
+# Now the box: `mixtral-mini`, its twin, and the busiest experts of its first and last layer. The
+# other texts are the ten of the training's film that are no phone book.
+
+# %%
+tokenizer, mini = data.load_tokenizer(), hf.load_pretrained("mixtral-mini")
+asked = asking.Questions(tokenizer, 100, seed=1)
+knows_N = asked.known(mini)
+twin_N = asked.known(hf.load_pretrained("mixtral-mini-dense"))
+film = Film.load(hf.PRETRAINED / "mixtral-mini" / "film.safetensors")
+other_BS = film.ids_BS[film.domain_BS[:, 0] != film.domains.index(data.BOOK)]
+text_T = torch.arange(len(other_BS)).repeat_interleave(other_BS.shape[1])
+base = effects.Run.of(mini, other_BS)
+
+# %%
+for layer in (0, 5):
+    load_E = asked.load(mini, layer)
+    busy = load_E.argsort(descending=True)[:4].tolist()
+    cuts = [causal.ablate(layer, e) for e in busy]
+    without_EN = torch.stack([asked.known(mini, cut) for cut in cuts])
+    rise_EX = torch.stack([effects.rises(mini, base, text_T, cut) for cut in cuts])
+    seen = Evidence(knows_N, twin_N, without_EN, load_E[busy], rise_EX)
+    for i, e in enumerate(busy[:3]):  # the fourth is a control only
+        lost = (~without_EN[i])[knows_N].float().mean()
+        mean, half = asking.share(rise_EX[i])
+        print(
+            f"layer {layer}, expert {e:2}: serves {load_E[e]:.0%}, takes {lost:4.0%} along, ",
+            end="",
+        )
+        print(f"other text {mean:+.3f} ± {half:.3f}: {whose_expert(seen, i)}")
+
+# %% [markdown]
+# Expert 2 of the first layer takes *every* number along, and no other text misses it. It looks like
+# the book's own. But expert 11, nearly as busy, takes every number too, and arithmetic with it.
+# All questions pass both: who cuts a road finds nobody at home, wherever they live. So the
+# word is "busy". In the last layer two experts are equally busy, and one takes twice as many:
+# "book", up to our 0.05 nats (a little of other text does go with it). And "book" says that three
+# doubts are gone, not that there are no others: these are two files, ten texts, one control each.
+#
+# ## 7. The bill of reading
 #
 # *Difficulty ●●●○○ · importance ●●●●○ · 20 minutes*
 #
@@ -354,4 +468,5 @@ for tokens in (1, 8, 64, 512):
 # 3. Equal active size, equal data and equal training make a comparison fair; say all three.
 # 4. Bits per parameter tell how many experts a book takes.
 # 5. A fact hangs on one, two or three experts, and the others do not matter to it.
-# 6. A token alone reads $K$ experts, a batch reads nearly all $E$.
+# 6. What is lost with an expert needs three controls: a twin, an expert as busy, other text.
+# 7. A token alone reads $K$ experts, a batch reads nearly all $E$.

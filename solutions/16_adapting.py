@@ -102,9 +102,9 @@ for domain in before:
     print(f"{domain:10} {before[domain]:.4f} -> {after[domain]:.4f} bits per byte")
 
 # %% [markdown]
-# One byte instead of two, and you have to look at the third or fourth digit. Routers, attention
-# and norms stay as they were: they are a few percent of the bytes, and a router that errs sends a
-# token somewhere else altogether.
+# One byte instead of two, and you have to look at the third or fourth digit. All else stays
+# as it was: it is a sixth of the weights, and a router that errs sends a token somewhere else
+# altogether.
 #
 # ## 2. What an expert does
 #
@@ -159,6 +159,7 @@ checks.check_reap(reap)
 
 # %%
 model = hf.load_pretrained().eval()
+E, K = model.config.num_local_experts, model.config.num_experts_per_tok
 last, seen = model.moe_layers[5], []
 hook = last.gate.register_forward_hook(lambda gate, args, out: seen.append((args[0], out)))
 with torch.no_grad():
@@ -169,7 +170,7 @@ with torch.no_grad():
     for e, expert in enumerate(last.experts.each()):
         mine_N = routing.expert_N == e
         answer_ND[mine_N] = expert(x_TD[routing.token_N[mine_N]])
-score_E = reap(routing.expert_N, routing.gate_N, answer_ND, 8)
+score_E = reap(routing.expert_N, routing.gate_N, answer_ND, E)
 print("REAP:         ", score_E)
 print("share of pairs:", routing.load_E() / routing.load_E().sum())
 
@@ -225,11 +226,11 @@ checks.check_prune_router(prune_router)
 # that would go to a "pruned" expert then:
 
 # %%
-score_E = reap(routing.expert_N, routing.gate_N, answer_ND, 8)
+score_E = reap(routing.expert_N, routing.gate_N, answer_ND, E)
 least = int(score_E.argmin())
 zeroed_ED = last.gate.weight.detach().clone()
 zeroed_ED[least] = 0
-chosen_TK = (x_TD @ zeroed_ED.T).topk(2).indices
+chosen_TK = (x_TD @ zeroed_ED.T).topk(K).indices
 share = (chosen_TK == least).any(1).float().mean()
 rows, number_E = prune_router(last.gate.weight.detach(), score_E, 1)
 print(f"a row of zeros is still chosen by {share:.0%} of the tokens")
@@ -349,15 +350,16 @@ checks.check_replay_weights(replay_weights)
 
 # %%
 model, ids = hf.load_pretrained().eval(), text.windows("prose", 128, 8).ids_BS
+K = model.config.num_experts_per_tok
 with torch.no_grad():
     now = model(ids).routings
     then = model.to(torch.bfloat16)(ids).routings
 for at in (0, 5):
-    expert_TK = then[at].expert_N.view(-1, 2)
+    expert_TK = then[at].expert_N.view(-1, K)
     gate_TK = replay_weights(now[at].logits_TE, expert_TK)
-    chosen_TK = now[at].expert_N.view(-1, 2)
+    chosen_TK = now[at].expert_N.view(-1, K)
     other = (expert_TK.sort(1).values != chosen_TK.sort(1).values).any(1)
-    drift = (gate_TK - then[at].gate_N.view(-1, 2)).abs()
+    drift = (gate_TK - then[at].gate_N.view(-1, K)).abs()
     print(f"layer {at}: weights move by {drift.mean():.4f}, at most {drift.max():.3f}; "
           f"{int(other.sum())} of {len(other)} tokens would get another expert")  # fmt: skip
 

@@ -99,20 +99,22 @@ def information(count_CE: Tensor) -> float:
 checks.check_information(information)
 
 # %% [markdown]
-# Here is the film of the course's model: ten texts of 200 tokens, two of each domain, at the last
-# step. What do its experts tell about the domain, at each layer?
+# Here is the film of the course's model: twelve texts of 200 tokens, two of each of six domains
+# (the sixth is a phone book of invented names), at the last step. What do its experts tell about
+# the domain, at each layer?
 
 # %%
 film = Film.load(hf.PRETRAINED / "mixtral-mini" / FILM)
 LENGTH = film.ids_BS.shape[1]
 topic_T, ids_T = film.domain_BS.flatten(), film.ids_BS.flatten()
 final = film.trace(film.steps[-1])
-expert_LTK = torch.stack([routing.expert_N.view(-1, 2) for routing in final.layers])
+E, K = final.layers[0].num_experts, film.top_k
+expert_LTK = torch.stack([routing.expert_N.view(-1, K) for routing in final.layers])
 
 
 def bits(expert_T: Tensor, label_T: Tensor) -> float:
     """Count, then measure."""
-    return information(torch.bincount(label_T * 8 + expert_T, minlength=40).view(-1, 8))
+    return information(torch.bincount(label_T * E + expert_T, minlength=6 * E).view(-1, E))
 
 
 print("bits about the domain:", [round(bits(e_TK[:, 0], topic_T), 2) for e_TK in expert_LTK])
@@ -158,7 +160,7 @@ def shuffle_texts(label_T: Tensor, length: int, seed: int) -> Tensor:
 checks.check_shuffle_texts(shuffle_texts)
 
 # %% [markdown]
-# On a film of ten texts that matters a lot. Compare what tokens and what texts give by chance:
+# On a film of twelve texts that matters a lot. Compare what tokens and what texts give by chance:
 
 # %%
 for layer in (0, 5):
@@ -254,8 +256,8 @@ def saturation(early_TK: Tensor, final_TK: Tensor) -> float:
 checks.check_saturation(saturation)
 
 # %%
-for step in film.steps[::6]:
-    early = [routing.expert_N.view(-1, 2) for routing in film.trace(step).layers]
+for step in film.steps[::2] + film.steps[-1:]:
+    early = [routing.expert_N.view(-1, K) for routing in film.trace(step).layers]
     kept = [saturation(*pair) for pair in zip(early, expert_LTK, strict=True)]
     print(f"step {step:5}: " + "  ".join(f"layer {n} {share:4.0%}" for n, share in enumerate(kept)))
 
@@ -297,8 +299,8 @@ def repetition(expert_T: Tensor, length: int) -> float:
 checks.check_repetition(repetition)
 
 # %% [markdown]
-# Chance is 12.5% only if all experts are equally used, in every text. Within each text, in random
-# order:
+# Chance is one in 16, 6.25%, only if all experts are equally used, in every text. Within each text,
+# in random order:
 
 # %%
 place_T = torch.arange(len(ids_T))
@@ -366,7 +368,7 @@ checks.check_what_explains(what_explains)
 
 # %%
 for step in (film.steps[0], film.steps[-1]):
-    said = [what_explains(routing.expert_N.view(-1, 2)[:, 0], topic_T, ids_T, LENGTH)
+    said = [what_explains(routing.expert_N.view(-1, K)[:, 0], topic_T, ids_T, LENGTH)
             for routing in film.trace(step).layers]  # fmt: skip
     print(f"step {step}: {said}")
 
@@ -385,7 +387,7 @@ for step in (film.steps[0], film.steps[-1]):
 # - a sentence about experts that you have read and always doubted.
 #
 # Fill in the template **from top to bottom**: what would sink the claim stands before the number.
-# Your function is given a routing (both choices of each token, their words, their domains, and the
+# Your function is given a routing (all choices of each token, their words, their domains, and the
 # length of the texts), so that the check can also give it other routings, of other sizes. On those
 # that were shuffled at random your claim must not hold, and on one in which such a thing was
 # planted it must: experts that follow the domain, the word, both, the neighbour, the place or the
@@ -529,14 +531,15 @@ checks.check_read_back(read_back)
 
 # %% [markdown]
 # On the film's text, the routes of the whole training's end: every other token's word is known, and
-# the rest is read back. (That is a thousand words known, where the appendix has 25,600.)
+# the rest is read back. (That is a thousand words known, where the appendix has 25,600. A route is
+# a layer's *first two* experts here, of four: 256 of them, and not 65,536.)
 
 # %%
-route_TL = expert_LTK[..., 0].T * 8 + expert_LTK[..., 1].T
+route_TL = expert_LTK[..., 0].T * E + expert_LTK[..., 1].T
 known_T = torch.arange(len(ids_T)) % 2 == 0
 word_T, count_V = ids_T[known_T], ids_T[known_T].bincount(minlength=4096)
-both_TL = word_T[:, None] * 64 + route_TL[known_T]
-count_LVR = torch.stack([one.bincount(minlength=4096 * 64).view(4096, 64) for one in both_TL.T])
+both_TL = word_T[:, None] * E**2 + route_TL[known_T]
+count_LVR = torch.stack([one.bincount(minlength=4096 * E**2).view(4096, -1) for one in both_TL.T])
 score_NV = read_back(count_V, count_LVR, route_TL[~known_T])
 right = (score_NV.argmax(1) == ids_T[~known_T]).double().mean()
 print(f"{right:.0%} of the words are read back, of {len(ids_T) // 2} seen")
@@ -597,5 +600,5 @@ checks.check_use_difference(use_difference)
 # %%
 drama_T, sums_T = topic_T == 0, topic_T == 4
 for layer in (0, 5):
-    delta_E = use_difference(expert_LTK[layer, drama_T], expert_LTK[layer, sums_T], 8)
+    delta_E = use_difference(expert_LTK[layer, drama_T], expert_LTK[layer, sums_T], E)
     print(f"layer {layer}: up {int(delta_E.argmax())}, down {int(delta_E.argmin())};", delta_E)

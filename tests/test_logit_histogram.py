@@ -37,10 +37,20 @@ def test_the_routing_is_that_of_the_rounded_logits(k, doublings, shift, precisio
 
 def test_doubling_changes_no_choice_and_shifting_does():
     """Rounding is relative: a power of two passes through it, a shift does not."""
-    changed = {tuple(LogitHistogram(LOGITS_TE, doublings=d).changed) for d in range(9)}
+    changed = {tuple(LogitHistogram(LOGITS_TE, doublings=d, shift=0.0).changed) for d in range(9)}
     assert len(changed) == 1
     shifted = [len(LogitHistogram(LOGITS_TE, shift=s).changed) for s in (0, 16, 256)]
     assert shifted[0] < shifted[1] < shifted[2]
+
+
+def test_it_begins_where_a_token_goes_elsewhere():
+    apart_TE = torch.tensor([[1.0, 0.0], [0.0, 0.02]])  # the second flips at 8, the first never
+    widget = LogitHistogram(apart_TE)
+    assert (widget.shift, widget.token, widget.changed) == (8.0, 1, [1])
+    assert LogitHistogram(apart_TE, shift=0.0).changed == []
+    still = LogitHistogram(torch.tensor([[1.0, 0.0]]))
+    assert (still.shift, still.token, still.changed) == (0.0, 0, [])
+    assert LogitHistogram(apart_TE, token=0).token == 0
 
 
 def test_the_papers_example():
@@ -56,7 +66,7 @@ def test_the_papers_example():
     ("largest", "spacing"), [(1.0, 2**-7), (1.99, 2**-7), (2.0, 2**-6), (-255.0, 1), (0.0, 0)]
 )
 def test_the_spacing_is_that_of_bfloat16(largest, spacing):
-    widget = LogitHistogram(torch.tensor([[largest, 0.0]]))
+    widget = LogitHistogram(torch.tensor([[largest, 0.0]]), shift=0.0)
     assert widget.spacing == spacing
     if largest > 0:
         above = torch.nextafter(torch.tensor(largest).bfloat16(), torch.tensor(1e9).bfloat16())

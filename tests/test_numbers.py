@@ -34,6 +34,28 @@ def test_one_expert_of_the_first_layer_takes_the_book_along(mini):
     assert asked.known(mini).equal(asked.known(mini))  # and nothing of it stays
 
 
+def test_the_twin_in_the_box_knows_fewer_of_the_same_numbers(mini):
+    asked, twin = asking.Questions(TOKENIZER, 60), hf.load_pretrained("mixtral-mini-dense")
+    mean, half = asking.share(asked.known(mini).double() - asked.known(twin).double())
+    assert mean - half > 0  # name by name
+
+
+def test_an_experts_load_is_counted_over_the_questions_alone(mini):
+    asked = asking.Questions(TOKENIZER, 5)
+    load_E, tokens = torch.zeros(16), 0
+    for name in asked.names:  # each by itself, so nothing is padded
+        row = TOKENIZER.encode(asking.question(name) + phone_book()[name]).ids
+        _, routings = mini.hidden(torch.tensor([row]))
+        load_E += torch.bincount(routings[3].expert_N, minlength=16)
+        tokens += len(row)
+    torch.testing.assert_close(asked.load(mini, 3), load_E / tokens)
+    assert asked.load(mini, 3).sum().item() == pytest.approx(mini.config.num_experts_per_tok)
+
+
+def test_an_interval_over_few_is_students():
+    assert asking.share(torch.tensor([1.0, 2.0, 3.0]))[1] == pytest.approx(4.3027 / 3**0.5, 1e-4)
+
+
 def test_the_book_is_offered_by_who_knows_of_it_only(mini):
     assert dict(asking.book_of(mini, TOKENIZER)) == phone_book()
     small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1,

@@ -46,13 +46,35 @@ def test_an_interval_that_touches_a_border_in_print_decides_nothing():
     assert trial.verdict(ahead, trial.Evidence(0.001, 0.065, "")) == "does not hold"
 
 
-def test_the_lead_counts_every_pair_that_was_trained_to_the_end():
-    for step, at in ((3250, 3250), (None, 4000)):
-        study = leads.lead_of("whole", at, "whole dense", at, "as shipped", "dense")
-        pairs = [*study.by_seed.values(), *leads.on_a_cpu(step).by_seed.values()]
-        found = trial.lead(step)
+@pytest.mark.parametrize("step", [3250, 4000])
+def test_a_lead_counts_every_pair_that_was_trained_to_the_end(step):
+    """By hand from the files: text alone counts, the phone book does not."""
+    kept = {file: read_json(leads.RESULTS / f"{file}.json")["runs"]
+            for file in ("whole", "whole_finer", "whole_dense")}  # fmt: skip
+
+    def of(file, name):
+        return {run["seed"]: statistics.mean(bits for domain, bits in run["bits"][str(step)].items()
+                                             if domain != "phone book")
+                for run in kept[file] if run["name"] == name}  # fmt: skip
+
+    twin, ours, first = (of("whole_dense", "dense"), of("whole_finer", trial.OURS),
+                         of("whole", trial.FIRST))  # fmt: skip
+    on_a_cpu = leads.on_a_cpu(None if step == 4000 else step).by_seed
+    for found, pairs in (
+        (trial.lead(step), [twin[seed] - ours[seed] for seed in range(5)]),
+        (trial.lead_of_the_first(step),
+         [twin[seed] - first[seed] for seed in range(5)] + list(on_a_cpu.values())),
+    ):  # fmt: skip
         assert (found.low + found.high) / 2 == pytest.approx(statistics.mean(pairs))
         assert found.where.startswith(f"{len(pairs)} pairs")
+
+
+def test_a_quarter_of_the_experts_is_what_the_model_in_the_box_uses_for_a_token():
+    """The rules say "four of 16" in words; the measurement takes both from the model."""
+    config = trial.box()[0].config
+    assert (config.num_local_experts, config.num_experts_per_tok) == (16, 4)
+    said = {claim.key: claim.means for claim in CLAIMS}
+    assert "the four busiest of 16" in said["pinned"] and "four of 16" in said["committee"]
 
 
 def test_the_sets_of_text_share_no_window():
@@ -100,3 +122,24 @@ def test_the_finding_on_quantiles_is_what_is_stored():
     assert f"{loss.mean:.3f} nats [{loss.low:.3f}, {loss.high:+.3f}]".replace("-", "−") in text
     by_hand = [a - b for a, b in zip(kept["loss at quantile"], kept["loss at u 0.01"], strict=True)]
     assert loss.mean == pytest.approx(statistics.mean(by_hand))
+
+
+def test_what_is_said_of_the_five_pairs_is_what_is_stored():
+    """Of the pair that ships, seed 0, and of all five: the phone book, and how far ahead."""
+    text = (leads.ROOT / "notebooks" / "18_claims.py").read_text("utf-8").replace("\n# ", " ")
+    axes = {found["axis"]: found["runs"] for found in leads.stored()}
+    ours, twin = (
+        {run["seed"]: run for run in axes[axis] if run["name"] == name}
+        for axis, name in (("whole finer", trial.OURS), ("whole dense", "dense"))
+    )
+    know = [run[0]["recall"]["4000"] for run in (ours, twin)]
+    assert "knows {:.0%} of the phone numbers of its book, its twin {:.0%}".format(*know) in text
+    bits = [twin[seed]["bits"]["4000"][leads.BOOK] - ours[seed]["bits"]["4000"][leads.BOOK]
+            for seed in sorted(ours)]  # fmt: skip
+    found = trial.ledger.Estimate.of(bits)
+    said = f"{found.mean:.2f} bits per byte lower [{found.low:.2f}, {found.high:.2f}]"
+    assert len(bits) == 5 and found.low > 0 and said in text
+    known = leads.recall("whole finer", trial.OURS, "whole dense", "dense").by_seed.values()
+    assert sum(points > 0 for points in known) == 4  # "Four mixtures of five know more"
+    interval = trial.ledger.Estimate.of(list(known))
+    assert interval.low < 0 < interval.high  # "Undecided."

@@ -157,6 +157,31 @@ def test_colours_are_many_and_their_ink_can_be_read():
         assert (high + 0.05) / (low + 0.05) >= 4.5, color
 
 
+def oklab(color, cones):
+    """Return a colour's place where distance is difference seen. Source: Ottosson 2020, "Oklab"."""
+    rgb = np.array(viz._rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    lms = np.array(
+        [[0.41222, 0.53633, 0.05145], [0.2119, 0.68068, 0.1074], [0.0883, 0.28172, 0.62998]]
+    )
+    lab = np.array(
+        [[0.21045, 0.79362, -0.00407], [1.978, -2.42859, 0.45059], [0.0259, 0.78277, -0.80868]]
+    )
+    return lab @ np.cbrt(lms @ (cones @ linear).clip(0, 1))
+
+
+GREEN = [[0.36732, 0.86065, -0.22797], [0.28009, 0.6725, 0.04741], [-0.01182, 0.04294, 0.96888]]
+RED = [[0.15229, 1.05258, -0.20487], [0.1145, 0.78628, 0.09922], [-0.00388, -0.04812, 1.052]]
+
+
+@pytest.mark.parametrize(("cones", "least"), [(np.eye(3), 0.11), (GREEN, 0.032), (RED, 0.06)])
+def test_sixteen_experts_can_be_told_apart(cones, least):
+    """Also without green or red cones (Machado et al. 2009): the first eight are the bound."""
+    places = np.array([oklab(color, np.array(cones)) for color in viz.expert_colors(16)])
+    far = np.linalg.norm(places[:, None] - places, axis=-1) + 9 * np.eye(16)
+    assert far.min() >= least
+
+
 @pytest.mark.parametrize(
     ("draw", "complaint"),
     [

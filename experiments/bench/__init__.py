@@ -19,7 +19,7 @@ from moe_lite import files
 
 from . import gpu, measure, report
 from .paths import CONTENDERS, Contender, NotHere
-from .shapes import ALL, CPU_SHAPES, DTYPES, GPU_SHAPES, SHAPES
+from .shapes import ALL, CPU_SHAPES, DTYPES, GPU_SHAPES, SHAPES, SMALL
 
 __all__ = ["main", "run"]
 
@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", nargs="+", default=[], choices=list(DTYPES))
     parser.add_argument("--paths", nargs="+", default=[], metavar="PATH",
                         help=f"of {', '.join(repr(c.name) for c in CONTENDERS)}")  # fmt: skip
-    parser.add_argument("--config", default="mixtral-mini",
-                        help="a recipe's name or JSON file; none: no whole model")  # fmt: skip
+    parser.add_argument("--config", default=SMALL,
+                        help="small, or a recipe's name or file; none: no whole model")  # fmt: skip
     parser.add_argument("--autocast", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--rounds", type=int, default=5, help="turns of a path; the median counts")
     parser.add_argument("--steps", type=int, default=1, help="training steps in a turn")

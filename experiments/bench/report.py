@@ -29,6 +29,7 @@ from moe_lite import files
 from moe_lite.checked import read_json
 
 from .measure import Row
+from .shapes import SMALL
 
 FORMAT = 1
 RESULTS = Path(__file__).resolve().parents[2] / "experiments" / "results" / "bench"
@@ -214,7 +215,7 @@ class Target:
             ratios = (
                 row["ratio"]["median"]
                 for row in result["models"]
-                if row["what"] == self.value and row["config"] == "mixtral-mini" and "ratio" in row
+                if row["what"] == self.value and row["config"] == SMALL and "ratio" in row
             )
             return next(ratios, None)
         ours = "moe_lite triton" if self.device == "cuda" else "moe_lite auto"
@@ -314,6 +315,8 @@ machine's own matrix product rate, without credit for padding; *kept / least* th
 for the backward pass over the smallest set that could be (x, h, gates, indices); *error* the
 largest relative one of output and gradients against the loop in float64. *Possible* is what a path
 would show that did nothing but the products, at that rate: a goal above it cannot be met there.
+*small*, as a layer and as a model of six, has 8 experts of 256, 2 for a token; *mini* is the layer
+of `mixtral-mini`, 16 experts of 128, 4 for a token. A shape without rows has not been measured.
 
 transformers' eager path makes, in each backward pass, one block of the whole stack's size for every
 expert. Whether the system hands out fresh pages for them or used ones decides its time, and that

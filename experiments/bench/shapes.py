@@ -54,6 +54,7 @@ class Shape:
 
 ALL = ("balanced", "random", "zipf", "one-hot", "half empty")
 BOTH = ("float32", "bfloat16")
+SMALL = "small"  # a layer with its batch, and the whole model of six such, held to targets
 GPU_SHAPES = {
     "mixtral": Shape(16384, 4096, 14336, 8, 2, routings=ALL),
     "olmoe": Shape(16384, 2048, 1024, 64, 8, routings=ALL),
@@ -67,8 +68,11 @@ CPU_SHAPES = {
     "course-e8": Shape(4096, 256, 512, 8, 2, BOTH, ALL),
     "course-e32": Shape(4096, 256, 512, 32, 2, BOTH),
     "course-e64": Shape(4096, 256, 512, 64, 2, BOTH),
-    "mini": Shape(4096, 192, 256, 8, 2, BOTH),  # a layer of mixtral-mini and its batch
-    **{f"mini-decode-{T}": Shape(T, 192, 256, 8, 2, ("float32",), decode=True)
+    SMALL: Shape(4096, 192, 256, 8, 2, BOTH),
+    **{f"{SMALL}-decode-{T}": Shape(T, 192, 256, 8, 2, ("float32",), decode=True)
+       for T in (1, 4, 16, 64)},
+    "mini": Shape(4096, 192, 128, 16, 4, BOTH),  # a layer of mixtral-mini and its batch
+    **{f"mini-decode-{T}": Shape(T, 192, 128, 16, 4, ("float32",), decode=True)
        for T in (1, 4, 16, 64)},
 }  # fmt: skip
 SHAPES = GPU_SHAPES | CPU_SHAPES

@@ -74,7 +74,7 @@ CLAIMS = (
           "mixtral-mini", (0.5, 1)),
     Claim("pinned", "field", "A few hot experts can be pinned in fast memory.",
           "llama.cpp #24524, disputed in #27861, 2026",
-          "share of choices in new text that the two busiest of eight experts serve, busiest in "
+          "share of choices in new text that the four busiest of 16 experts serve, busiest in "
           "other text of all domains", (0.8, 1)),
     Claim("topics", "field", "Experts are topics.", "everybody's picture",
           "share of the domain's entropy that a token's first expert tells, mean of the layers",
@@ -84,7 +84,7 @@ CLAIMS = (
           "share of experts that take 80% of their tokens from one domain of five", (0.5, 1)),
     Claim("committee", "field", "A standing committee does the work, whatever the topic.",
           "arXiv:2601.03425, 2026, of its own models; title and claim read in a review only",
-          "gate mass of the best two of eight experts in the domain that uses them least, mean of "
+          "gate mass of the best four of 16 experts in the domain that uses them least, mean of "
           "the layers", (0.5, 1)),
     Claim("noise", "field", "Noise in the gate prevents collapse.", "tutorials on Shazeer 2017",
           "busiest expert over the mean, noisy gates and no balancing loss", (0, 2)),
@@ -113,7 +113,7 @@ CLAIMS = (
           "Jelassi et al. 2024 (arXiv:2410.19034)",
           "paths, dense 16 wide - 32 experts of 4, points", (0, INF)),
     Claim("twin", "course", "The dense twin is ahead of the course's own model.",
-          "this course, in the model's card, from one run of each",
-          "bits per byte, sparse - dense twin, the same recipe, three seeds, step 3,250 of 4,000",
-          (0, INF)),
+          "this course's first edition, in its model's card, from one run of each",
+          "bits per byte, sparse - dense twin, that edition's recipe (2 of 8 experts), three "
+          "seeds, step 3,250 of 4,000", (0, INF)),
 )  # fmt: skip

@@ -91,7 +91,7 @@ def book(argv: Sequence[str]) -> int:
 
 
 def train(argv: Sequence[str]) -> int:
-    """Train a small Mixtral on the course's five domains."""
+    """Train a small Mixtral on the course's domains of text."""
     from .recipes import main
 
     return main(argv)

@@ -143,6 +143,7 @@ SAYINGS: dict[str, Saying] = {
         "the memorization performance consistently increases while the reasoning capabilities "
         "saturate", "Jelassi et al.", "arXiv:2410.19034", "October 2024", "abstract"),
     "twin": Saying(
-        "The dense twin is ahead.", "This course", "checkpoints/mixtral-mini/README.md",
-        "November 2026", "text"),
+        "The dense twin is ahead.", "This course",
+        "the card of the model that its first edition shipped (2 of 8 experts)", "November 2026",
+        "text"),
 }  # fmt: skip

@@ -25,7 +25,10 @@ INK, QUIET = "#1b1f24", "#59636e"
 
 # Okabe and Ito's hues in an order that sets neighbours far apart. Their black would vanish on
 # a dark page, so grey stands in for it.
-HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#E3CF24", "#7F7F7F")
+HUES = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#E3CF24", "#7F7F7F",
+    "#E3C6F5", "#A32418", "#25DCA9", "#1F2FEF", "#8A7AFF", "#35654F", "#7A2678", "#5A2BC0",
+)  # fmt: skip
 SHADES = (0.0, 0.5, -0.42, 0.25, -0.22, 0.68, -0.6, 0.38)  # towards white (+) or black (-)
 
 CJK_FONTS = (
@@ -36,14 +39,15 @@ CJK_FONTS = (
 
 
 def expert_colors(num_experts: int) -> list[str]:
-    """Return a colour for each expert: eight hues, each in as many shades as the number needs.
+    """Return a colour for each expert: sixteen hues, each in as many shades as the number needs.
 
     A colour never stands alone: every figure prints the expert's number too.
 
     >>> expert_colors(2)
     ['#0072B2', '#E69F00']
 
-    Source: hues after Okabe and Ito 2002, "Color Universal Design".
+    Source: the first eight after Okabe and Ito 2002, "Color Universal Design"; the others were
+            searched for: far from these and from each other, also with red or green cones missing.
     """
 
     def shade(hue: str, towards: float) -> str:

@@ -62,7 +62,7 @@ def choose(w1_EFD: Tensor, tokens: int, pairs: int, dtype: torch.dtype) -> tuple
 def single(x_1D: Tensor, experts: Experts, routing: Routing) -> Tensor:
     """Run one token without a plan, as decoding does.
 
-    mixtral-mini's layer takes 0.6 of the time that sorting takes.
+    2 experts of 256, in width 192, take 0.6 of the time that sorting takes.
     """
     w1, w3, w2, x_D = experts.w1, experts.w3, experts.w2, x_1D[0]
     out_D, gate_N = torch.zeros_like(x_D), routing.gate_N.tolist()

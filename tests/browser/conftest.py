@@ -43,9 +43,9 @@ def new_page(browser):
     """Open pages whose every request and error is written down; none may err."""
     contexts, errors = [], []
 
-    def new_page(theme="light", width=1200):
+    def new_page(theme="light", width=1200, motion="reduce"):
         context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce"
+            viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion=motion
         )
         context.set_default_timeout(HANG_MS)
         contexts.append(context)

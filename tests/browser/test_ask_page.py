@@ -341,7 +341,7 @@ def test_two_side_by_side(open_page, make_trace):
     for n, trace in enumerate((one, two)):
         said = sides.nth(n).locator(".one h2").inner_text()
         assert said == f"Token “␣be”, layer 0: {sentence(trace, 0, 4)}."
-    sides.nth(0).locator("input[type=range]").fill("3")  # which the second does not have
+    sides.nth(0).locator(".layer input").fill("3")  # which the second does not have
     assert [s.locator(".controls output").inner_text() for s in sides.all()] == ["3", "2"]
     page = open_page(RoutingExplorer(one, beside=other))
     sides = page.locator(".moe-pair > [role=region]")

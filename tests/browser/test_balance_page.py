@@ -11,6 +11,12 @@ from moe_lite.losses import max_violation
 STARTS = sorted(BalanceSimplex.STARTS)
 
 
+def shares(page):
+    """Read f and P of each expert, as they stand at its corner."""
+    texts = page.locator("svg .corner").all_text_contents()
+    return [float(number) for text in texts for number in re.findall(r"\d\.\d+", text)]
+
+
 def agrees(page, widget, slack=0.0006):
     """Compare what the page shows with what the library computes."""
     page.settle()
@@ -18,7 +24,7 @@ def agrees(page, widget, slack=0.0006):
     value, violation = map(float, re.findall(r"-?\d+\.\d+", said))
     assert value == pytest.approx(widget.value, abs=slack)
     assert violation == pytest.approx(max_violation(widget.routing).item(), abs=0.0051)
-    shown = [float(text) for text in page.locator(".row .value").all_inner_texts()]
+    shown = shares(page)
     routing = widget.routing
     f_E, P_E = routing.load_E() / routing.num_tokens, routing.probs_TE.mean(0)
     right = torch.stack([f_E.double(), P_E], dim=1).flatten().tolist()
@@ -51,17 +57,50 @@ def test_a_start_is_chosen_and_the_verdict_follows(open_page):
     assert page.locator("output").inner_text() == "all (P)"
 
 
+def test_one_token_has_its_price_written_at_it(open_page):
+    widget = BalanceSimplex("leaning")
+    page = open_page(widget)
+    f_E = widget.routing.load_E() / widget.routing.num_tokens
+    paid_T = widget.routing.probs_TE @ f_E.double()
+    price = page.locator("svg .price")
+    most = int(widget.push_T3.norm(dim=1).argmax())
+    assert price.text_content() == f"pays {paid_T[most]:.3f}"  # of all, the one pushed most
+    page.get_by_label("Moves").fill("4")
+    page.settle()
+    assert price.text_content() == f"pays {paid_T[4]:.3f}"
+    token = page.locator(".token").nth(4)
+    near = [abs(float(token.get_attribute(f"c{d}")) - float(price.get_attribute(d))) for d in "xy"]
+    assert max(near) < 20
+    assert 3 * paid_T.mean().item() == pytest.approx(widget.value)  # what the page says of it
+
+
+def test_it_walks_down_by_itself_until_nothing_moves(open_page):
+    page = open_page(BalanceSimplex("below 1", selected=2))
+    before = page.locator(".said").inner_text()
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("old => document.querySelector('.said').innerText !== old", arg=before)
+    page.get_by_role("button", name="Pause").click()
+    page.settle()
+    stopped = page.locator(".said").inner_text()
+    page.wait_for_timeout(900)  # time in which nothing is to happen
+    assert page.locator(".said").inner_text() == stopped
+    balanced = torch.eye(3).repeat(2, 1)  # nothing pushes
+    page = open_page(BalanceSimplex(balanced))
+    page.get_by_role("button", name="Play").click()
+    page.get_by_role("button", name="Pause").wait_for(state="detached")
+
+
 def test_arrow_keys_move_a_token_and_all_tokens(open_page):
     widget = BalanceSimplex("below 1")
     page = open_page(widget)
     triangle = page.get_by_role("application")
     triangle.focus()
-    before = page.locator(".row .value").all_inner_texts()
+    before = shares(page)
     for _ in range(4):
         page.keyboard.press("ArrowDown")  # P, and with it all tokens, away from expert 2
     page.settle()
-    after = page.locator(".row .value").all_inner_texts()
-    assert float(after[5]) < float(before[5]) - 0.05 and after[::2] == before[::2]
+    after = shares(page)
+    assert after[5] < before[5] - 0.05 and after[::2] == before[::2]
     page.get_by_label("Moves").focus()
     page.keyboard.press("End")
     page.get_by_text("token 11").wait_for()
@@ -69,7 +108,7 @@ def test_arrow_keys_move_a_token_and_all_tokens(open_page):
     for _ in range(20):
         page.keyboard.press("ArrowUp")
     page.settle()
-    assert page.locator(".row .value").all_inner_texts()[4] == "0.083"  # one token came to expert 2
+    assert shares(page)[4] == 0.083  # one token came to expert 2
     assert "Arrow keys move token 11" in triangle.get_attribute("aria-label")
 
 
@@ -82,10 +121,10 @@ def test_a_token_is_dragged(open_page):
     page.mouse.move(x + 80, y - 300, steps=6)  # towards the top, expert 2
     page.mouse.up()
     page.get_by_text("token 0", exact=True).wait_for()
-    assert page.locator(".row .value").all_inner_texts()[::2] == ["0.000", "0.500", "0.500"]
+    assert shares(page)[::2] == [0, 0.5, 0.5]
     page.mouse.move(x, y)  # no longer held
     page.settle()
-    assert page.locator(".row .value").all_inner_texts()[::2] == ["0.000", "0.500", "0.500"]
+    assert shares(page)[::2] == [0, 0.5, 0.5]
 
 
 def test_p_stays_in_the_triangle_wherever_it_is_dragged(open_page):
@@ -96,8 +135,8 @@ def test_p_stays_in_the_triangle_wherever_it_is_dragged(open_page):
     page.mouse.move(5, 5, steps=4)
     page.mouse.up()
     page.settle()
-    shares = [float(text) for text in page.locator(".row .value").all_inner_texts()[1::2]]
-    assert sum(shares) == pytest.approx(1, abs=0.002) and min(shares) >= 0.001
+    P_E = shares(page)[1::2]
+    assert sum(P_E) == pytest.approx(1, abs=0.002) and min(P_E) >= 0.001
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

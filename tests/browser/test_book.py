@@ -85,3 +85,26 @@ def test_no_page_errs_asks_elsewhere_or_leads_nowhere(site, browser, record_prop
     for what in (errors, outside, dead, found):
         assert not what, "\n".join(map(str, what[:20]))
     assert len(pages) > 2 * len([*(ROOT / "notebooks").glob("*.ipynb")])
+
+
+def test_a_picture_can_be_read_on_a_phone(site, browser):
+    """It is as wide as its letters need, and scrolls where it stands, by touch and by key."""
+    context = browser.new_context(viewport={"width": 390, "height": 900})
+    context.set_default_timeout(900_000)
+    page = context.new_page()
+    page.goto((site / "notebooks" / "05_capacity.html").as_uri())
+    boxes = page.locator(".output:has(> .figure-png)").evaluate_all(
+        """(boxes) => Promise.all(boxes.map(async (box) => {
+          const picture = box.firstElementChild;
+          picture.loading = "eager"; // else it comes when it is looked at
+          await picture.decode();
+          return [picture.naturalWidth, picture.getBoundingClientRect().width, box.clientWidth,
+            box.scrollWidth, box.tabIndex];
+        }))"""
+    )
+    wide = [box for box in boxes if box[0] > 390]
+    assert wide
+    for natural, shown, room, scrolled, stop in wide:
+        assert shown >= min(natural, 760) - 1 > room
+        assert scrolled >= shown - 1 and stop == 0
+    context.close()

@@ -237,3 +237,22 @@ def test_a_theme_that_turns_out_of_sight_is_there_on_return(open_widget, hidden)
     page.settle()
     page.evaluate(hide, "")
     page.wait_for_function("light => inks.at(-1) !== light", arg=light, timeout=20_000)
+
+
+def test_a_region_is_seen_at_a_glance(open_widget):
+    """Half of the plane is tinted by more than the old most, 42% of an expert's colour."""
+    page = open_widget()
+    page.get_by_label("Moment of the training").fill("3")
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    strength = page.locator(".competition canvas").first.evaluate(
+        """(canvas) => {
+          const { width, height } = canvas, from = [width, height].map((x) => Math.round(0.1 * x));
+          const size = [width, height].map((x) => Math.round(0.8 * x));
+          const { data } = canvas.getContext("2d").getImageData(...from, ...size);
+          const tints = [];
+          for (let i = 0; i < data.length; i += 4)
+            tints.push(1 - Math.min(data[i], data[i + 1], data[i + 2]) / 255);
+          return tints.sort((a, b) => a - b)[tints.length >> 1];
+        }"""
+    )
+    assert 0.43 < strength < 0.65

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
+from moe_lite.config import MixtralConfig
 from moe_lite.course import widgets
+from moe_lite.course.causal import ablate
+from moe_lite.course.data import load_tokenizer, pieces
+from moe_lite.course.effects import effect
+from moe_lite.model import Mixtral
 from moe_lite.routers import TopKRouter
 
 SCORES_TE = torch.randn(24, 4, generator=torch.Generator().manual_seed(5))
@@ -25,7 +30,7 @@ MAKE = {
     "queues": (queues, {"priority": "choice"}, alone),
     "rows": (lambda: widgets.RowsOrColumns(SCORES_TE[:10], by="row"), {"by": "column", "seen": 5},
              lambda widget: len(widget.changed)),
-    "tiles": (lambda: widgets.ExpertTiles(routing="one-hot"), {"path": "padded"},
+    "tiles": (lambda: widgets.ExpertTiles(routing="zipf"), {"routing": "one-hot"},
               lambda widget: round(100 * widget.layout.useful)),
     "noise": (lambda: widgets.NoisyGate(SCORES_TE, noise=0.7), {"noise": 3.0},
               lambda widget: int(widget.routing.load_E().max())),
@@ -73,6 +78,57 @@ def test_it_is_made_by_keyboard_before_the_answer_and_drawn_beside_it(open_page,
     box.get_by_role("button", name="Guess again").press("Enter")
     assert box.get_by_role("slider").evaluate("e => e === document.activeElement")
     assert "it is" not in box.inner_text()
+
+
+def guessed(page, what):
+    """Make a guess by keyboard, in the panel it belongs to; give what is said of it."""
+    box = page.get_by_role("group", name="A guess before you look")
+    box.get_by_label("Your guess").focus()
+    page.keyboard.type(what)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.settle()
+    return box.locator(".guessed").text_content()
+
+
+def test_a_word_is_guessed_before_the_explorer_is_asked(open_page):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+                 num_key_value_heads=1, num_local_experts=4, initializer_range=0.5)  # fmt: skip
+    model = Mixtral(MixtralConfig(vocab_size=4096, max_position_embeddings=64, **sizes))
+    text = "To be, or not to be: 34"
+    widget = widgets.RoutingExplorer(text, model=model, layer=1)
+    page = open_page(widget)
+    loads = [layer.load_E() for layer in widget.trace.layers]
+    n = max((0, 1), key=lambda n: loads[n].max())
+    made = ablate(n, int(loads[n].argmax()))
+    ids_BS = torch.tensor([load_tokenizer().encode(text).ids])
+    best = int(effect(model, ids_BS, made).changed.logits_BSV[0, -1].argmax())
+    [word] = pieces(load_tokenizer(), [best])
+    assert widget.effect is None and widget.question == [], "nobody has asked yet"
+    said = guessed(page, "34 <b>")  # digits are the guess's, not the filter's
+    word = word.replace(" ", "␣").replace("\n", "↵")
+    assert said == f"You guessed “34 <b>”; it is “{word}”."
+    asked = page.locator(".asked").inner_text()
+    assert asked.startswith(f"Ablate expert {made.expert} in layer {n}"), "and now it is asked"
+    chosen = page.get_by_label("… you").evaluate("s => s.selectedOptions[0].textContent")
+    assert chosen.lower() in asked.lower(), "its layer is the one that is shown"
+    assert page.locator(".next li b").all_text_contents().count(word) == 1
+    page.reload()
+    page.requests.pop()
+    assert page.locator(".guessed").text_content() == said
+
+
+def test_of_a_trace_alone_a_load_is_guessed_that_is_not_shown(open_page, make_trace):
+    torch.manual_seed(0)
+    widget = widgets.RoutingExplorer(make_trace([f"t{n}" for n in range(30)]), layer=1)
+    page = open_page(widget)
+    most = int(widget.trace.layers[3].load_E().max())
+    before = page.locator(".load").inner_text()
+    assert guessed(page, "") == f"You guessed 15; it is {most}."
+    assert page.locator(".controls output").first.inner_text() == "3"
+    assert page.locator(".load").inner_text() != before
+    assert widget.layer == 1
 
 
 def test_a_browser_that_keeps_nothing_takes_one_too(open_page):

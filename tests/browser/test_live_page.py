@@ -23,7 +23,8 @@ def shipped():
     folder = hf.PRETRAINED / "mixtral-mini"
     film, tokenizer = Film.load(folder / "film.safetensors"), load_tokenizer()
     model = hf.load_pretrained()
-    return LivePage(model, tokenizer, "", film=film, openings=openings(film, tokenizer))
+    return LivePage(model, tokenizer, "", film=film, openings=openings(film, tokenizer),
+                    book=asking.book_of(model, tokenizer))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +228,9 @@ def test_a_beginning_of_each_domain_is_offered(live, shipped):
         "() => /answered/.test(document.querySelector('.live [role=status]').textContent)"
     )
     assert page.get_by_label("Type any text").input_value() == shipped.state()["openings"][-1][1]
+    asked = dict(shipped.state()["openings"])["phone book"].partition("\n")[2]
+    assert asked.removesuffix(": ") in phone_book()
+    page.get_by_text("Untouched the model says").wait_for()
 
 
 def test_accessible(live):

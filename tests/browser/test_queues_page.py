@@ -104,6 +104,33 @@ def test_tokens_come_step_by_step(open_page):
     page.get_by_text("40 of 40 choices have come").wait_for()
 
 
+def test_it_plays_when_it_is_first_seen_and_can_be_stopped(open_page):
+    page = open_page(ExpertQueues(routed(), WORDS, capacity=6), motion="no-preference")
+    page.locator("li.last").wait_for()  # on its way by itself
+    pressed = page.get_by_role("button", name="Pause").evaluate(  # at once: it is soon over
+        """(pause) => {
+          const told = document.querySelector("[role=status]"), quiet = told.ariaBusy;
+          pause.click();
+          return [quiet, told.ariaBusy, told.textContent, pause.textContent];
+        }"""
+    )
+    quiet, quiet_then, said, name = pressed
+    assert (quiet, quiet_then, name) == ("true", "false", "Play"), "not read out at each beat"
+    page.wait_for_timeout(700)  # time in which nothing is to happen
+    assert page.locator("[role=status]").inner_text() == said
+    assert not said.startswith("40 of 40")
+
+
+def test_nothing_moves_by_itself_where_no_motion_is_wanted_or_some_are_still_to_come(open_page):
+    widget = ExpertQueues(routed(), WORDS, capacity=6)
+    still = (
+        open_page(widget),
+        open_page(ExpertQueues(routed(), WORDS, capacity=6, arrived=7), motion="no-preference"),
+    )
+    still[1].wait_for_timeout(900)
+    assert [page.locator("li.full").count() for page in still] == [40, 7]
+
+
 def test_a_token_tells_its_story(open_page):
     widget = ExpertQueues(routed(), WORDS, capacity=4)
     rank_N = widget.rank_N.tolist()

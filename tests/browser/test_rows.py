@@ -65,10 +65,57 @@ def test_a_click_moves_a_score_and_the_choices_follow(open_page):
     agrees(page, widget)
 
 
+def arrows(page):
+    """Read where each arrow begins and ends, as (row, column) of the matrix."""
+    return page.locator(".rows-or-columns svg").evaluate(
+        """(svg) => {
+          const corner = svg.getBoundingClientRect();
+          const cells = [...document.querySelectorAll("td[role=gridcell]")];
+          const under = (x, y) => { // of the svg: which cell
+            const [left, top] = [corner.left + x, corner.top + y];
+            const n = cells.map((cell) => cell.getBoundingClientRect()).findIndex((box) =>
+              box.left <= left && left <= box.right && box.top <= top && top <= box.bottom);
+            return [Math.floor(n / 4), n % 4];
+          };
+          return [...svg.querySelectorAll("line")].map((line) => {
+            const tip = line.nextSibling.getAttribute("points").split(" ")[0].split(",");
+            const from = ["x1", "y1"].map((name) => line.getAttribute(name));
+            return [from, tip].map((point) => under(...point.map(Number)));
+          });
+        }"""
+    )
+
+
+def test_an_arrow_leads_from_what_loses_its_place_to_what_takes_it(open_page):
+    widget = RowsOrColumns(SCORES_TE, TEXT, c=1)
+    page = open_page(widget)
+    assert arrows(page) == []
+    page.locator("tbody tr").nth(0).locator("td").nth(1).click()
+    page.settle()
+    assert arrows(page) == [[[5, 1], [0, 1]]]
+    assert page.locator(".said").inner_text().endswith("Expert 1 leaves “␣to” for “To”.")
+    page.get_by_label("Experts per token").press("ArrowRight")
+    page.settle()
+    assert arrows(page) == []
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_with_tokens_hidden_arrows_lead_into_what_is_to_come(open_page, width):
+    widget = RowsOrColumns(SCORES_TE, TEXT, c=1, seen=5)
+    page = open_page(widget, width=width)
+    lost = [(n, e) for n, e, now in widget.changed if now]
+    drawn = arrows(page)
+    assert sorted(tuple(start) for start, _ in drawn) == sorted(lost) != []
+    widget.seen = 10
+    taken = set(zip(widget.routing.token_N.tolist(), widget.routing.expert_N.tolist(), strict=True))
+    for start, end in drawn:
+        assert end[0] >= 5 and end[1] == start[1] and tuple(end) in taken
+
+
 def test_it_answers_by_keyboard(open_page):
     widget = RowsOrColumns(SCORES_TE, TEXT)
     page = open_page(widget)
-    page.get_by_label("experts, down the columns").focus()
+    page.get_by_label("Who chooses?").focus()
     page.keyboard.press("ArrowUp")
     page.get_by_text("Each token takes its best 2 experts.").wait_for()
     widget.by = "row"

@@ -3,7 +3,7 @@
 import pytest
 
 from moe_lite.course.widgets import ExpertTiles
-from moe_lite.course.widgets.expert_tiles import PROCESSORS, K
+from moe_lite.course.widgets.expert_tiles import PATHS, PROCESSORS, K
 
 
 def agrees(page, widget):
@@ -30,11 +30,16 @@ def agrees(page, widget):
              for i in range(found.height)]
         )  # fmt: skip
     assert shown == right
-    rows = [row.locator("td").all_inner_texts() for row in page.locator("tbody tr").all()]
-    assert rows == [
-        [str(found.tiles[wave[p]][0]) if p < len(wave) else "–" for wave in found.waves]
-        for p in range(PROCESSORS)
-    ]
+    for path, work in zip(PATHS, page.locator(".works table").all(), strict=True):
+        laid = ExpertTiles(path=path, routing=widget.routing, experts=widget.experts,
+                           height=widget.height).layout  # fmt: skip
+        assert work.locator("caption").inner_text() == f"{path}: {laid.percent} useful"
+        assert ("shown" in (work.get_attribute("class") or "")) == (path == widget.path)
+        rows = [row.locator("td").all_inner_texts() for row in work.locator("tbody tr").all()]
+        assert rows == [
+            [str(laid.tiles[wave[p]][0]) if p < len(wave) else "–" for wave in laid.waves]
+            for p in range(PROCESSORS)
+        ]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,24 @@ def test_a_node_dims_the_points_that_did_not_pass_it(open_widget, history):
     assert pressed.count() == 1 and pressed.locator("b").inner_text() == "gate 2"
 
 
+def test_the_tree_stands_above_its_plot_in_the_order_of_its_regions(open_widget, history):
+    page = open_widget(step=2)
+    tree, plot = (page.locator(part).bounding_box() for part in (".nodes", ".plot svg"))
+    assert tree["y"] + tree["height"] <= plot["y"] + 1
+    assert tree["width"] == pytest.approx(plot["width"], abs=2)
+    prior_TN = history[-1].log_prior(affine(X_T1)).exp()[0]
+    region_N = ((prior_TN * X_T1).sum(0) / prior_TN.sum(0)).tolist()
+    left_N = [node.bounding_box()["x"] for node in page.locator(".nodes button").all()]
+    for n in range(3):
+        a, b = 2 * n + 1, 2 * n + 2
+        assert (left_N[a] < left_N[b]) == (region_N[a] < region_N[b])
+    ways = page.locator(".guide").evaluate_all("g => g.map(p => p.getAttribute('d'))")
+    tags = page.locator("svg text[font-weight='700']").all_text_contents()
+    assert [bool(way) for way in ways] == [bool(tag) for tag in tags] and any(
+        ways
+    )  # a line from the box to its region
+
+
 def test_all_of_it_by_keyboard(open_widget):
     page = open_widget()
     page.get_by_label("EM step").focus()

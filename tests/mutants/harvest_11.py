@@ -2,6 +2,8 @@
 
 import math
 
+from moe_lite.course.asking import share
+
 check_stored_bits = [
     (
         "in nats",
@@ -307,3 +309,122 @@ check_bytes_per_token = [
         lambda T, E, K, b: E * (1 - (1 - K / E)) ** T * b / T,
     ),
 ]
+
+
+def _sure(x_N):
+    mean, half = share(x_N.double())
+    return mean > half
+
+
+def _near(s, e):
+    return min(
+        (i for i in range(len(s.load_E)) if i != e), key=lambda i: abs(s.load_E[i] - s.load_E[e])
+    )
+
+
+def _trial(s, e, chance=None, busy=None, other=None):
+    lost = (s.knows_N & ~s.without_EN)[:, s.knows_N].double()
+    if not (_sure(s.knows_N.double() - s.twin_N.double()) if chance is None else chance):
+        return "chance"
+    if not (_sure(lost[e] - lost[_near(s, e)]) if busy is None else busy):
+        return "busy"
+    return "book" if (sum(share(s.rise_EX[e])) < 0.05 if other is None else other) else "other text"
+
+
+check_whose_expert = [
+    (
+        "the book, always",
+        "it says 'book' of all",
+        lambda s, e: "book",
+    ),
+    (
+        "true or false",
+        "answer one of chance, busy, other text, book",
+        lambda s, e: _trial(s, e) == "book",
+    ),
+    (
+        "a number of the table",
+        "answer one of chance, busy, other text, book",
+        lambda s, e: ["chance", "busy", "other text", "book"].index(_trial(s, e)),
+    ),
+    (
+        "half of the names lost",
+        "the expert that is nearest in load takes as many",
+        lambda s, e: _trial(s, e, busy=(~s.without_EN[e])[s.knows_N].float().mean() >= 0.5),
+    ),
+    (
+        "the twin's share below one half",
+        "'book' is taken for 'chance'",
+        lambda s, e: _trial(s, e, chance=s.twin_N.float().mean() < s.knows_N.float().mean() / 2),
+    ),
+    (
+        "lost by all that is wrong, no control",
+        "has no control",
+        lambda s, e: _trial(s, e, busy=_sure(~s.without_EN[e] & s.knows_N)),
+    ),
+    (
+        "the first of the others",
+        "'busy' is taken for 'book'",
+        lambda s, e: _trial(
+            s, e, busy=_sure(s.without_EN[0 if e else 1].double() - s.without_EN[e].double())
+        ),
+    ),
+    (
+        "any text that rises",
+        "a rise that is surely below 0.05 nats is small enough here",
+        lambda s, e: _trial(s, e, other=bool((s.rise_EX[e] <= 0).all())),
+    ),
+    (
+        "the mean of all experts' texts",
+        "the interval of the mean rise on other text reaches 0.05",
+        lambda s, e: _trial(s, e, other=sum(share(s.rise_EX.flatten())) < 0.05),
+    ),
+    (
+        "the texts of the control",
+        "'other text' is taken for 'book'",
+        lambda s, e: _trial(s, e, other=sum(share(s.rise_EX[_near(s, e)])) < 0.05),
+    ),
+    (
+        "half a nat is allowed",
+        "'other text' is taken for 'book'",
+        lambda s, e: _trial(s, e, other=sum(share(s.rise_EX[e])) < 0.5),
+    ),
+    (
+        "the doubts from the end",
+        "name the first in the order of the table",
+        lambda s, e: (
+            "other text"
+            if sum(share(s.rise_EX[e])) >= 0.05
+            else "busy"
+            if _trial(s, e, chance=True) == "busy"
+            else _trial(s, e)
+        ),
+    ),
+    (
+        "what only the mixture knows",
+        "'book' is taken for 'busy'",
+        lambda s, e: _trial(s, e, busy=bool((s.knows_N & ~s.twin_N & ~s.without_EN[e]).sum() > 30)),
+    ),
+    (
+        "more than the twin knows is left",
+        "'book' is taken for 'busy'",
+        lambda s, e: _trial(s, e, busy=bool(s.without_EN[e].sum() < s.twin_N.sum())),
+    ),
+    (
+        "an interval of the lost alone",
+        "asks whether two intervals overlap",
+        lambda s, e: _apart(s, e),
+    ),
+    (
+        "an input that is changed",
+        "changes its input in place",
+        lambda s, e: (s.load_E.sub_(s.load_E[e].item()), _trial(s, e))[1],
+    ),
+]
+
+
+def _apart(s, e):
+    lost = (s.knows_N & ~s.without_EN)[:, s.knows_N].double()
+    (a, da), (b, db) = share(s.knows_N), share(s.twin_N)
+    (c, dc), (d, dd) = share(lost[e]), share(lost[_near(s, e)])
+    return _trial(s, e, chance=a - da > b + db, busy=c - dc > d + dd)

@@ -272,8 +272,9 @@ Mixture of Experts from 1991 to today: every idea built in a few lines, every cl
 
 <p><a href="live.html"><img class="figure-png slab" src="explorer.png"
 alt="A text, each token coloured by the expert that it went to"></a></p>
-<p><a href="live.html"><b>Open the live model</b></a>: type any text, and see where each token goes.
-It runs in this page, on your machine.</p>
+<p><a href="live.html"><b>Open the live model</b></a>: type any text, and see where each token goes;
+or ask it for a number of its phone book, take out an expert, and ask again. It runs in the page, on
+your machine.</p>
 """
 RUN = """# Run a chapter
 

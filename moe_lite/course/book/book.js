@@ -31,7 +31,7 @@
   };
   new MutationObserver(retheme).observe(document.body, { attributeFilter: ["data-theme"] });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", retheme);
-  for (const box of document.querySelectorAll("pre, .table-wrapper, math[display=block], .toc-scroll, .sidebar-scroll")) box.tabIndex = 0;
+  for (const box of document.querySelectorAll("pre, .table-wrapper, math[display=block], .output:has(> .figure-png), .toc-scroll, .sidebar-scroll")) box.tabIndex = 0;
   // What the theme's markup leaves unsaid to a screen reader.
   if (!document.querySelector("h1")) {
     const head = document.createElement("h1");

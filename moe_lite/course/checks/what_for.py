@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..asking import Evidence, share
 from ..facts import Arm
 from .verdict import Check, Mistakes, generator
 
@@ -218,6 +220,211 @@ def check_holders(holders: Callable[[Tensor, Tensor], Tensor]) -> None:
         known = torch.rand(N, generator=draw) < 0.7
         check.on(f"{N} entries, {E} experts", known, torch.rand(E, N, generator=draw) < 0.6)
     check.passed("what goes with the expert was held by it.")
+
+
+OWNERS = {
+    "chance": "the mixture is not ahead of its twin by more than chance: take the difference name "
+    "by name, over all the names, and look whether its interval lies above 0",
+    "busy": "the expert that is nearest in load takes as many of the known numbers, as far as "
+    "these names can tell: take the difference of the two, name by name",
+    "other text": "the interval of the mean rise on other text reaches 0.05 nats or more, so it is "
+    "not shown that other text can do without this expert",
+    "book": "ahead of the twin, takes more than the expert nearest in load, and the interval on "
+    "other text ends below 0.05 nats",
+}
+SPARED = 0.05  # nats a token
+
+Test = Callable[[Evidence, int], bool]
+
+
+def _above(x_N: Tensor) -> bool:
+    mean, half = share(x_N)
+    return mean > half
+
+
+def _lost(seen: Evidence) -> Tensor:
+    return (seen.knows_N & ~seen.without_EN)[:, seen.knows_N].double()
+
+
+def _nearest(seen: Evidence, expert: int) -> int:
+    gap_E = (seen.load_E - seen.load_E[expert]).abs()
+    gap_E[expert] = math.inf
+    return int(gap_E.argmin())
+
+
+def _whose(seen: Evidence, expert: int, order: Sequence[str] = (), **instead: Test) -> str:
+    """Give the first of three doubts that the evidence leaves, or "book"."""
+
+    def takes_more(seen: Evidence, expert: int) -> bool:
+        lost_EN = _lost(seen)
+        return _above(lost_EN[expert] - lost_EN[_nearest(seen, expert)])
+
+    def spares(seen: Evidence, expert: int) -> bool:
+        return sum(share(seen.rise_EX[expert])) < SPARED
+
+    tests: dict[str, Test] = {
+        "chance": lambda seen, _: _above(seen.knows_N.double() - seen.twin_N.double()),
+        "busy": takes_more,
+        "other text": spares,
+    } | {name.replace("_", " "): test for name, test in instead.items()}
+    return next((word for word in order or tests if not tests[word](seen, expert)), "book")
+
+
+def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
+    lost_EN, knows_N, twin_N = _lost(seen), seen.knows_N.double(), seen.twin_N.double()
+    whose = functools.partial(_whose, seen, expert)
+    rise_X, near = seen.rise_EX[expert], _nearest(seen, expert)
+    (mean, half), others = share(rise_X), [e for e in range(len(lost_EN)) if e != expert]
+
+    def apart(surely: Callable[[Tensor, Tensor], bool]) -> str:
+        """Judge the two pairs of lists by another rule."""
+        return whose(
+            chance=lambda *_: surely(knows_N, twin_N),
+            busy=lambda *_: surely(lost_EN[expert], lost_EN[near]),
+        )
+
+    def against(x_N: Tensor) -> str:
+        return whose(busy=lambda *_: _above(lost_EN[expert] - x_N))
+
+    def strangers(a_N: Tensor, b_N: Tensor) -> bool:
+        return bool(a_N.mean() - b_N.mean() > 1.96 * ((a_N.var() + b_N.var()) / len(a_N)).sqrt())
+
+    def no_overlap(a_N: Tensor, b_N: Tensor) -> bool:
+        return share(a_N)[0] - share(a_N)[1] > sum(share(b_N))
+
+    def other_text(spares: bool) -> str:
+        return whose(other_text=lambda *_: spares)
+
+    return [
+        ("compares without an interval: a few names more may be chance",
+         apart(lambda a, b: bool(a.mean() > b.mean()))),
+        ("treats the two lists as strangers; they are about the same names, so take the difference "
+         "name by name, then its interval", apart(strangers)),
+        ("asks whether two intervals overlap; they are about the same names, so take the "
+         "difference name by name, then its interval", apart(no_overlap)),
+        ("takes a difference for a lead; it may be below 0",
+         apart(lambda a, b: abs(share(a - b)[0]) > share(a - b)[1])),
+        ("that is how far single names or texts lie apart; a mean is known better, by sqrt(n)",
+         whose(chance=lambda *_: bool((knows_N - twin_N).mean() > 1.96 * (knows_N - twin_N).std()),
+               busy=lambda *_: bool((d := lost_EN[expert] - lost_EN[near]).mean() > 1.96 * d.std()),
+               other_text=lambda *_: bool(mean + 1.96 * rise_X.std() < SPARED))),
+        ("asks the twin for the names that the mixture knows; so chosen, the twin can only be "
+         "behind: ask both for all", whose(chance=lambda *_: _above((1 - twin_N)[seen.knows_N]))),
+        ("does not look at the twin", whose(chance=lambda *_: True)),
+        ("has no control: an expert that works for most tokens takes much along, whatever it does",
+         against(torch.zeros_like(lost_EN[0]))),
+        ("the control is all other experts; most of them have little to do here: take the one "
+         "nearest in load", against(lost_EN[others].mean(0))),
+        ("the control is the busiest of the others; take the one nearest in load",
+         against(lost_EN[max(others, key=lambda e: seen.load_E[e])])),
+        ("the control is the idlest of the others; take the one nearest in load",
+         against(lost_EN[min(others, key=lambda e: seen.load_E[e])])),
+        ("the control is the one that takes most of the others; that it was chosen for: take the "
+         "one nearest in load", against(lost_EN[max(others, key=lambda e: lost_EN[e].sum())])),
+        ("nearest in load is the expert itself; look among the others",
+         against(lost_EN[expert])),
+        ("without_EN says what is still known, not what is lost",
+         whose(busy=lambda *_: _above(lost_EN[near] - lost_EN[expert]))),
+        ("does not look at other text", other_text(True)),
+        ("an interval round 0 may reach far: it says that nothing is decided, not that other text "
+         "is spared. Its upper end counts", other_text(mean - half <= 0)),
+        ("the lower end is below 0.05; the upper end has to be", other_text(mean - half < SPARED)),
+        ("the mean rise is below 0.05, but its interval is not", other_text(mean < SPARED)),
+        ("asks for no rise at all; a rise that is surely below 0.05 nats is small enough here",
+         other_text(mean <= 0)),
+        ("asks each text by itself; the question is about their mean",
+         other_text(bool(rise_X.max() < SPARED))),
+        ("takes the control's rise off: other text is spared if *this* expert's loss spares it",
+         other_text(sum(share(rise_X - seen.rise_EX[near])) < SPARED)),
+        *(("if several doubts are left, name the first in the order of the table",
+           whose(order=order)) for order in list(itertools.permutations(list(OWNERS)[:3]))[1:]),
+    ]  # fmt: skip
+
+
+Expert = tuple[float, tuple[int, int], tuple[float, float]]
+"""Load; the known names that are lost without it, from and to; mean and spread of the rise."""
+
+
+def _evidence(seed: int, names: Sequence[int], experts: Sequence[Expert]) -> tuple[Evidence, int]:
+    """Make evidence about the first of some experts, in a drawn order.
+
+    Args: names: how many both know, the mixture alone, the twin alone, neither.
+    """
+    rng, both = generator(seed), names[0] + names[1]
+    name_N, text_X = torch.arange(sum(names)), torch.randperm(10, generator=rng)
+    mix_N = torch.randperm(len(name_N), generator=rng)
+    mix_E = torch.randperm(len(experts), generator=rng)
+    knows_N = name_N < both
+    twin_N = (name_N < names[0]) | ((name_N >= both) & (name_N < both + names[2]))
+    even_X = torch.linspace(-1, 1, 10)[text_X]
+    without_EN = torch.stack(
+        [knows_N & ~((name_N >= first) & (name_N < end)) for _, (first, end), _ in experts]
+    )
+    rise_EX = torch.stack([mean + spread * even_X / even_X.std() for *_, (mean, spread) in experts])
+    load_E = torch.tensor([load for load, *_ in experts])
+    seen = Evidence(
+        knows_N[mix_N], twin_N[mix_N], without_EN[:, mix_N][mix_E], load_E[mix_E], rise_EX[mix_E]
+    )
+    return seen, mix_E.tolist().index(0)
+
+
+def check_whose_expert(whose_expert: Callable[[Evidence, int], str]) -> None:
+    """Check a diagnosis: (evidence, expert) -> "chance", "busy", "other text" or "book"."""
+    check = Check("whose_expert", whose_expert, _whose, _whose_mistakes, words=list(OWNERS))
+    ahead, still = (60, 60, 10, 70), (0.001, 0.01)  # 120 names known against 70; other text spared
+    near, harmful = (0.48, (0, 40), still), (0.2, (0, 110), still)
+    busiest, idlest = (0.9, (0, 20), still), (0.1, (110, 120), still)
+    rest = [near, busiest, idlest, harmful]
+
+    def suspect(lost: int, rise: tuple[float, float] = still) -> Expert:
+        return 0.5, (0, lost), rise
+
+    def others(near: int, busiest: int, idlest: int, *more: int) -> list[Expert]:
+        lost = zip((0.48, 0.9, 0.1, 0.2, 0.8), (near, busiest, idlest, *more), strict=False)
+        return [(load, (0, names), still) for load, names in lost]
+
+    nothing = [(load, (0, 0), still) for load in (0.9, 0.1, 0.2)]
+    even, bad = (64, 40, 34, 62), (0.3, 0.1)  # 6 names ahead, 74 known to one of the two alone
+    cases: dict[str, tuple[Sequence[int], list[Expert]]] = {
+        "ahead, takes 90 of 120": (ahead, [suspect(90), *rest]),
+        "14 names ahead, none the other way": ((92, 14, 0, 94), [suspect(90), *rest]),
+        "24 names ahead, 6 of 36 the other way": ((90, 30, 6, 74), [suspect(90), *rest]),
+        "75 names ahead, 5 of 85 the other way": ((40, 80, 5, 75), [suspect(90), *rest]),
+        "6 names ahead, 34 of 74 the other way": (even, [suspect(90), *rest]),
+        "the twin knows more": ((40, 40, 55, 65), [suspect(70), *rest]),
+        "the twin knows far more": ((60, 20, 70, 50), [suspect(70), *rest]),
+        "the twin knows all that it knows": ((100, 0, 20, 80), [suspect(70), *rest]),
+        "190 names against none": (
+            (0, 190, 0, 10), [suspect(185), (0.48, (0, 0), still), *rest[1:]]),
+        "takes 60, the nearest the other 60": (
+            ahead, [suspect(60), (0.48, (60, 120), still), *nothing]),
+        "takes 60, the nearest 58, other ones": (
+            ahead, [suspect(60), (0.48, (60, 118), still), *nothing]),
+        "takes 30, the nearest 20 of them": (ahead, [suspect(30), *others(20, 0, 0)]),
+        "takes 44, the nearest 28 of them": (ahead, [suspect(44), *others(28, 0, 0)]),
+        "takes 30, the nearest 80": (ahead, [suspect(30), *others(80, 0, 0)]),
+        "takes 40, the nearest 5, all others 80": (ahead, [suspect(40), *others(5, 80, 80, 80)]),
+        "takes 60, the nearest 10, the busiest 100": (ahead, [suspect(60), *others(10, 100, 0, 0)]),
+        "takes 60, the nearest 10, the idlest 100": (ahead, [suspect(60), *others(10, 0, 100, 0)]),
+        "takes none, as the nearest": (ahead, [suspect(0), *others(0, 50, 50, 50)]),
+        "other text: 0.23 ± 0.35 nats": (ahead, [suspect(90, (0.23, 0.49)), *rest]),
+        "other text: 0.020 ± 0.018 nats": (ahead, [suspect(90, (0.02, 0.025)), *rest]),
+        "other text: 0.030 ± 0.043 nats": (ahead, [suspect(90, (0.03, 0.06)), *rest]),
+        "other text: 0.12 ± 0.04 nats": (ahead, [suspect(90, (0.12, 0.05)), *rest]),
+        "other text: 0.30 ± 0.07 nats": (ahead, [suspect(90, bad), *rest]),
+        "other text: 0.30 ± 0.07 nats, as without the nearest": (
+            ahead, [suspect(90, bad), (0.48, (0, 40), bad), *rest[1:]]),
+        "not ahead, and other text suffers": (even, [suspect(90, bad), *rest]),
+        "not ahead, and the nearest takes as many": (even, [suspect(60), *others(60, 0, 0)]),
+        "the nearest takes as many, other text suffers": (
+            ahead, [suspect(60, bad), *others(60, 0, 0)]),
+        "nothing holds": (even, [suspect(60, bad), *others(60, 0, 0)]),
+    }  # fmt: skip
+    for seed, (given, (names, experts)) in enumerate(cases.items()):
+        seen, expert = _evidence(seed, names, experts)
+        check.on(f"{given}; {sum(names)} names, {len(experts)} experts", seen, expert,
+                 otherwise=OWNERS[_whose(seen, expert)])  # fmt: skip
+    check.passed("against its twin, against an expert as busy, and against other text.")
 
 
 def check_bytes_per_token(bytes_per_token: Callable[[int, int, int, int], float]) -> None:

@@ -2,10 +2,11 @@
 // everything else is computed here, so the page answers without a kernel. Two things travel either
 // way: logits and selected (the token that moves; -1: P, and with it all tokens).
 
-const STEP = 0.5; // as in balance_simplex.py
+const STEP = 0.5, BEAT_MS = 400, REST = 1e-3; // as in balance_simplex.py; a push that ends the play
 const WIDE = 540, HIGH = 500, SIDE = 430, LEFT = 55, BASE = 440, LEAST = 0.004;
 const CORNERS = [[LEFT, BASE], [LEFT + SIDE, BASE], [LEFT + SIDE / 2, BASE - (SIDE * Math.sqrt(3)) / 2]];
 const PAIRS = [[0, 1], [0, 2], [1, 2]];
+const NAMED = [[10, BASE + 26, "start"], [WIDE - 10, BASE + 26, "end"], [LEFT + SIDE / 2, CORNERS[2][1] - 32, "middle"]];
 
 const mean3 = (rows) => [0, 1, 2].map((e) => sum(rows.map((row) => row[e])) / rows.length);
 const place = (p) => [0, 1].map((d) => sum(CORNERS.map((c, e) => p[e] * c[d])));
@@ -42,11 +43,9 @@ function measure(logits) {
   const chosen = logits.map((z) => z.indexOf(Math.max(...z))); // of equals, the first
   const f = [0, 1, 2].map((e) => chosen.filter((c) => c === e).length / T), P = mean3(probs);
   // The gradient, times T: 3 p_e (f_e - sum p f). A step goes the other way.
-  const push = probs.map((p) => {
-    const own = sum(p.map((x, e) => x * f[e]));
-    return p.map((x, e) => -STEP * 3 * x * (f[e] - own));
-  });
-  return { probs, chosen, f, P, push, value: 3 * sum(f.map((x, e) => x * P[e])), violation: 3 * Math.max(...f) - 1 };
+  const paid = probs.map((p) => sum(p.map((x, e) => x * f[e])));
+  const push = probs.map((p, t) => p.map((x, e) => -STEP * 3 * x * (f[e] - paid[t])));
+  return { probs, chosen, f, P, paid, push, value: 3 * sum(f.map((x, e) => x * P[e])), violation: 3 * Math.max(...f) - 1 };
 }
 
 const stepped = (logits, push, size = 1) =>
@@ -56,7 +55,7 @@ const stepped = (logits, push, size = 1) =>
   });
 
 function render({ model, el }) {
-  const { get, set, on, labelled, slider, button, show } = tie(model), colors = get("colors"), starts = get("starts");
+  const { get, set, on, labelled, slider, button, repeat, show } = tie(model), colors = get("colors"), starts = get("starts");
 
   // --- controls
   const menu = h("select", { "aria-label": "Start from" }, h("option", { value: "" }, "start from…"),
@@ -70,7 +69,8 @@ function render({ model, el }) {
     set({ logits });
   };
   const controls = h("div.controls", {}, labelled("Start", menu), which,
-    button("One step down the loss", walk(1)), button("Ten steps", walk(10)));
+    h("span.buttons", {}, repeat(() => { walk(1)(); return Math.max(...measure(get("logits")).push.flat()) < REST; }, BEAT_MS)[0],
+      button("One step down the loss", walk(1)), button("Ten steps", walk(10))));
 
   // --- the triangle
   const svg = h("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "application", tabindex: 0 });
@@ -81,16 +81,14 @@ function render({ model, el }) {
     ...CORNERS.map((c, e) => h("polygon.home", { fill: colors[e], points: [c, home(e)[0], centre, home(e)[1]].map((q) => q.join()).join(" ") })),
     h("polygon.edge", { points: outline }),
     ...halfway.map((m) => h("line.border", { x1: m[0], y1: m[1], x2: centre[0], y2: centre[1] })),
-    h("text", { x: CORNERS[0][0], y: BASE + 28, "text-anchor": "middle" }, "all to expert 0"),
-    h("text", { x: CORNERS[1][0], y: BASE + 28, "text-anchor": "middle" }, "all to expert 1"),
-    h("text", { x: CORNERS[2][0], y: CORNERS[2][1] - 14, "text-anchor": "middle" }, "all to expert 2"),
+    ...NAMED.map(([x, y, anchor], e) => h("text", { x, y, "text-anchor": anchor }, `expert ${e}`)),
   );
+  const corners = NAMED.map(([x, y, anchor]) => h("text.corner", { x, y: y + 20, "text-anchor": anchor }));
   const level = h("line.level"), levelText = h("text.small"), arrows = h("g"), dots = h("g");
-  const shot = () => ({ shaft: h("line.shaft"), head: h("polygon.head") });
   const main = shot();
   const fMark = h("rect.mark", { width: 16, height: 16 }), fText = h("text.name", {}, "f");
-  const pMark = h("polygon.mark"), pText = h("text.name", {}, "P"), ring = h("circle.ring", { r: 15 });
-  svg.append(level, levelText, arrows, dots, main.shaft, main.head, fMark, fText, pMark, pText, ring);
+  const pMark = h("polygon.mark"), pText = h("text.name", {}, "P"), ring = h("circle.ring", { r: 15 }), price = h("text.price");
+  svg.append(...corners, level, levelText, arrows, dots, main.shaft, main.head, fMark, fText, pMark, pText, ring, price);
   let tokens = [];
   function fit(T) {
     if (tokens.length === T) return;
@@ -100,21 +98,10 @@ function render({ model, el }) {
   }
 
   // --- the numbers
-  const rows = colors.map((color, e) => {
-    const bar = () => ({ fill: h("i", { style: `background-color: ${color}` }), value: h("span.value") });
-    const f = bar(), P = bar();
-    P.fill.className = "soft";
-    const track = (name, b) => h("div.row", {}, h("span.chip", {}, name), h("span.track", {}, b.fill, h("u")), b.value);
-    return { f, P, item: h("li", {}, h("h3", {}, `Expert ${e}`), track("f", f), track("P", P)) };
-  });
   const value = h("p.said", { role: "status" }), told = h("p.quiet");
-  const numbers = h("section", {}, h("h2", {}, "The loss"), value, told,
-    h("h2", {}, "f, the share of tokens, and P, the mean probability"), h("ul", {}, ...rows.map((r) => r.item)),
-    h("p.quiet", {}, "Dashed: one third. The loss is 3 times the sum of f · P."));
-  const root = h("div.balance-simplex", {}, controls, h("div.two", {},
-    h("section", {}, h("h2", {}, "Tokens, f and P"),
-      h("p.quiet", {}, "A circle is a token; it lies where its probabilities put it, and its number is the expert it goes to. P is the centre of the circles, f the centre of the corners they go to. Arrows: where two steps down the loss move them. Where the dashed line parts P from f, the value is below 1."),
-      svg), numbers));
+  const root = h("div.balance-simplex", {}, controls, h("div.two", {}, h("section", {}, svg),
+    h("section", {}, h("h2", {}, "The loss"), value, told,
+      h("p.quiet", {}, "A circle is a token, its number the expert it goes to; f and P are at the corners too. One token, the one that is pushed most or the one chosen, has written at it what it pays: its probabilities times f, summed. The value is three times the mean of what all pay. Arrows: two steps down the loss. Where the dashed line parts P from f, the value is below 1."))));
 
   // --- moving
   const here = (event) => within(svg, WIDE, HIGH, event);
@@ -146,15 +133,6 @@ function render({ model, el }) {
   });
 
   // --- painting
-  function point({ shaft, head }, from, to) {
-    const long = Math.hypot(to[0] - from[0], to[1] - from[1]), shown = long > 1.5;
-    shaft.style.display = head.style.display = shown ? "" : "none";
-    if (!shown) return;
-    const u = [(to[0] - from[0]) / long, (to[1] - from[1]) / long], wide = Math.min(6, long / 2);
-    const foot = to.map((v, d) => v - 1.6 * wide * u[d]);
-    attr(shaft, { x1: from[0], y1: from[1], x2: foot[0], y2: foot[1] });
-    head.setAttribute("points", [to, [foot[0] - wide * u[1], foot[1] + wide * u[0]], [foot[0] + wide * u[1], foot[1] - wide * u[0]]].map((q) => q.join()).join(" "));
-  }
   function verdict({ value: v, violation, f }) {
     const idle = f.flatMap((x, e) => (x === 0 ? [e] : [])), dead = idle.length ? `; no token goes to expert ${idle.join(" or ")}` : "";
     if (violation < 1e-9) return "The counts are equal, so the value is exactly 1 and there is no push at all, wherever P is.";
@@ -196,9 +174,10 @@ function render({ model, el }) {
       attr(levelText, { x: a[0] + way, y: a[1] - 4, "text-anchor": anchor });
       levelText.textContent = "value 1";
     }
-    rows.forEach(({ f, P }, e) => {
-      for (const [b, x] of [[f, now.f[e]], [P, now.P[e]]]) { b.fill.style.width = `${100 * x}%`; b.value.textContent = x.toFixed(3); }
-    });
+    corners.forEach((text, e) => { text.textContent = `f ${now.f[e].toFixed(3)}, P ${now.P[e].toFixed(3)}`; });
+    const [priced] = n < 0 ? best(now.push.map((p) => Math.hypot(...p)), 1) : [n], [x, y] = place(now.probs[priced]);
+    attr(price, x < WIDE / 2 ? { x: x - 14, y: y + 5, "text-anchor": "end" } : { x: x + 14, y: y + 5, "text-anchor": "start" });
+    price.textContent = `pays ${now.paid[priced].toFixed(3)}`;
     value.textContent = `Value ${now.value.toFixed(3)}, MaxVio ${now.violation.toFixed(2)}`;
     told.textContent = verdict(now);
     svg.setAttribute("aria-label", `Triangle of three experts, ${logits.length} tokens. Arrow keys move ${n < 0 ? "P, and with it all tokens" : `token ${n}`}; with Shift, in small steps. P is ${now.P.map((x) => x.toFixed(2)).join(", ")}; f is ${now.f.map((x) => x.toFixed(2)).join(", ")}.`);

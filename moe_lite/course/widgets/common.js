@@ -70,6 +70,20 @@ function within(picture, wide, high, event) {
   return [((event.clientX - box.left) * wide) / box.width, ((event.clientY - box.top) * high) / box.height];
 }
 
+/** An arrow, to be drawn: a shaft and a head. */
+const shot = () => ({ shaft: h("line.shaft"), head: h("polygon.head") });
+
+/** Draws an arrow from a place to another; one that is too short is hidden. */
+function point({ shaft, head }, from, to) {
+  const long = Math.hypot(to[0] - from[0], to[1] - from[1]), shown = long > 1.5;
+  shaft.style.display = head.style.display = shown ? "" : "none";
+  if (!shown) return;
+  const u = [(to[0] - from[0]) / long, (to[1] - from[1]) / long], wide = Math.min(6, long / 2);
+  const foot = to.map((v, d) => v - 1.6 * wide * u[d]);
+  attr(shaft, { x1: from[0], y1: from[1], x2: foot[0], y2: foot[1] });
+  head.setAttribute("points", [to, [foot[0] - wide * u[1], foot[1] + wide * u[0]], [foot[0] + wide * u[1], foot[1] - wide * u[0]]].map((q) => q.join()).join(" "));
+}
+
 /** Empties a canvas of this size in CSS pixels, as sharp as the screen; gives its context. */
 function sheet(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1, context = canvas.getContext("2d");
@@ -156,42 +170,44 @@ function tie(model) {
     return labelled(name, select);
   }
 
-  /** Radio buttons for [value, text]. */
-  function radios(key, name, options) {
-    const group = `${key}-${Math.random().toString(36).slice(2)}`;
-    const labels = options.map(([value, text]) => {
-      const input = h("input", { type: "radio", name: group, value });
-      on(input, "change", () => set({ [key]: value }));
-      followers.push(() => { input.checked = get(key) === value; });
-      return h("label", {}, input, text);
-    });
-    return h("fieldset", {}, h("legend", {}, name), ...labels);
-  }
-
   function button(text, act) {
     const element = h("button", { type: "button" }, text);
     on(element, "click", act);
     return element;
   }
 
-  /** Play and Step: they count a value up to its end. Whoever moves its slider halts them. */
-  function player(key, end, beat, label) {
+  /** Play: takes a step at each beat, until one says that it was the last; `begin` comes before the
+   *  first. What is told meanwhile is not read out. Gives the button, and what halts it. */
+  function repeat(step, beat, begin = () => {}) {
     let timer = 0;
-    const halt = () => { clearInterval(timer); timer = 0; play.textContent = "Play"; };
-    const step = () => {
-      const next = Math.min(end, get(key) + 1);
-      set({ [key]: next });
-      if (next === end) halt();
+    const halt = () => { clearInterval(timer); timer = 0; wear("Play"); };
+    const wear = (text) => {
+      play.textContent = text;
+      play.closest(".controls")?.parentNode.querySelector("[role=status]")?.setAttribute("aria-busy", timer > 0);
     };
     const play = button("Play", () => {
       if (timer) return halt();
-      if (get(key) === end) set({ [key]: 0 });
-      play.textContent = "Pause";
-      timer = setInterval(step, beat);
+      begin();
+      timer = setInterval(() => { if (step()) halt(); }, beat);
+      wear("Pause");
     });
-    on(label, "input", halt);
     atEnd(halt);
+    return [play, halt];
+  }
+
+  /** Play and Step: they count a value up to its end. Whoever moves its slider halts them. */
+  function player(key, end, beat, label) {
+    const step = () => { set({ [key]: Math.min(end, get(key) + 1) }); return get(key) === end; };
+    const [play, halt] = repeat(step, beat, () => { if (get(key) === end) set({ [key]: 0 }); });
+    on(label, "input", halt);
     return [play, button("Step", () => { halt(); step(); })];
+  }
+
+  /** Presses a button when it first comes into view, unless its reader wants no motion. */
+  function atSight(play) {
+    const seen = new IntersectionObserver((entries) => { if (entries.at(-1).isIntersecting) { seen.disconnect(); play.click(); } });
+    if (!matchMedia("(prefers-reduced-motion: reduce)").matches) seen.observe(play);
+    atEnd(() => seen.disconnect());
   }
 
   // --- the end of render
@@ -212,14 +228,15 @@ function tie(model) {
     };
   }
 
-  /** Takes a guess, where Python has a question: the moves that it asks about are made only then, and
-   *  the browser remembers the guess, where it may, beside the answer. */
+  /** Takes a guess, a number or a word, where Python has a question: the moves that it asks about are
+   *  made only then, and the browser remembers the guess, where it may, beside the answer. */
   function guess() {
-    const { ask, moves, answer, most, step } = get("guess") ?? {}, name = `moe-lite: ${ask}`;
+    const { ask, moves, answer, most, step } = get("guess") ?? {}, name = `moe-lite: ${ask}`, word = typeof answer === "string";
     if (!ask) return [];
     let made = null; // in words; a page that may keep nothing keeps it until it is left
     try { made = localStorage.getItem(name); } catch { /* so */ }
-    const input = h("input", { type: "range", min: 0, max: most, step, value: most / 2, "aria-label": "Your guess", "aria-description": ask }), output = h("span.value");
+    const kind = word ? { size: 12 } : { type: "range", min: 0, max: most, step, value: most / 2 };
+    const input = h("input", { ...kind, "aria-label": "Your guess", "aria-description": ask }), output = h("span.value", { hidden: word });
     const bar = h("i"), mark = h("u"), said = h("span.guessed", { "aria-live": "polite" });
     const open = h("span.controls", {}, input, output, button("Guess", () => {
       made = input.value;
@@ -229,12 +246,12 @@ function tie(model) {
       again.focus();
     }));
     const again = button("Guess again", () => { made = null; said.textContent = ""; tell(); input.focus(); });
-    const closed = h("span.controls", {}, h("span.track", { "aria-hidden": "true" }, bar, mark), said, again);
+    const closed = h("span.controls", {}, h("span.track", { "aria-hidden": "true", hidden: word }, bar, mark), said, again);
     const tell = () => {
       output.textContent = input.value;
       [open.hidden, closed.hidden] = [made !== null, made === null];
       if (made === null) return;
-      said.textContent = `You guessed ${made}; it is ${answer}.`;
+      said.textContent = word ? `You guessed “${made.trim()}”; it is “${spell(answer)}”.` : `You guessed ${made}; it is ${answer}.`;
       [bar.style.width, mark.style.left] = [answer, made].map((x) => `${(100 * clamp(x, 0, most)) / most}%`);
     };
     on(input, "input", tell);
@@ -254,5 +271,5 @@ function tie(model) {
 
   const follow = () => { for (const each of followers) each(); };
 
-  return { get, set, on, atEnd, soon, onTheme, labelled, slider, menu, radios, button, player, follow, live, show };
+  return { get, set, on, atEnd, soon, onTheme, labelled, slider, menu, button, repeat, player, atSight, follow, guess, live, show };
 }

@@ -106,7 +106,7 @@ function render({ model, el }) {
       for (let i = 0; i < COLUMNS; i++, k += 4) {
         const at = [LEFT + (i + 0.5) * dx, TOP + (j + 0.5) * dy], [u, v] = value(...at);
         const p = softmax(gates.map((w) => score(w, u, v))), top = Math.max(...p), e = p.indexOf(top);
-        cells.data.set([...rgb(colors[e]), 255 * (0.1 + 0.32 * clamp(2 * top - 1, 0, 1))], k);
+        cells.data.set([...rgb(colors[e]), 255 * (0.16 + 0.4 * clamp(2 * top - 1, 0, 1))], k);
         sums[e][0] += at[0]; sums[e][1] += at[1]; sums[e][2]++;
       }
     tints.getContext("2d").putImageData(cells, 0, 0);
@@ -128,10 +128,10 @@ function render({ model, el }) {
     g.textAlign = "center"; g.textBaseline = "middle"; g.lineJoin = "round";
     cases.forEach((_, t) => {
       const [px, py] = pixel(x(t), y(t)), mine = t === chosen;
-      g.font = `${mine ? "bold 17px" : "13px"} system-ui, sans-serif`;
+      g.font = `${mine ? "bold 20px" : "16px"} system-ui, sans-serif`;
       g.lineWidth = 3; g.strokeStyle = ground; g.strokeText(labels[t], px, py);
       g.fillStyle = letter[winner[t]]; g.fillText(labels[t], px, py);
-      if (mine) { g.lineWidth = 2; g.strokeStyle = ink; g.strokeRect(px - 12, py - 12, 24, 24); }
+      if (mine) { g.lineWidth = 2; g.strokeStyle = ink; g.strokeRect(px - 14, py - 14, 28, 28); }
     });
     const e = get("expert"), n = normal(lines[e]), [cx, cy] = handle(e);
     g.font = "bold 15px system-ui, sans-serif";

@@ -3,7 +3,7 @@
 // Five values travel either way: capacity, priority, shuffle, arrived, token.
 
 const PRIORITIES = { position: "by position: token after token", choice: "by choice: all first choices, then all second", gate: "by gate: the largest gate first" };
-const NTH = ["1st", "2nd", "3rd", "4th"], BEAT_MS = 260;
+const NTH = ["1st", "2nd", "3rd", "4th"], BEAT_MS = 260, WHOLE_MS = 15_000; // a beat, and all of them at most
 
 /** Spells a token in a narrow place: what is written, unless it is all white. */
 const brief = (text) => spell(text.trim() || text);
@@ -24,17 +24,19 @@ function queue(experts, gates, sent, order, priority, E) {
 }
 
 function render({ model, el }) {
-  const { get, set, on, slider, menu, button, player, show } = tie(model);
+  const { get, set, on, slider, menu, button, player, atSight, show } = tie(model);
   const tokens = get("tokens"), experts = get("experts"), gates = get("gates"), sent = get("sent");
   const orders = get("orders"), colors = get("colors"), most = get("most");
   const T = tokens.length, K = experts[0].length, E = colors.length, N = sum(sent.flat());
 
   // --- controls
   const arrivals = slider("arrived", "Arrived", { min: 0, max: N }, (n) => `${n} of ${N}`, (n) => `${n} of ${N} choices`);
+  const [play, step] = player("arrived", N, Math.min(BEAT_MS, WHOLE_MS / N), arrivals);
+  if (get("arrived") === N) atSight(play);
   const controls = h("div.controls", {},
     slider("capacity", "Capacity", { min: 1, max: most }, (C) => `${C} (factor ${((C * E) / (T * K)).toFixed(2)})`, (C) => `${C} places for each expert`),
     menu("priority", "Who comes first", Object.entries(PRIORITIES)), arrivals,
-    h("span.buttons", {}, ...player("arrived", N, BEAT_MS, arrivals),
+    h("span.buttons", {}, play, step,
       button("Shuffle the batch", () => set({ shuffle: (get("shuffle") + 1) % orders.length }))));
   const said = h("p.said", { role: "status" });
 

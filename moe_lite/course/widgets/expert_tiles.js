@@ -1,28 +1,11 @@
-// Rows into expert tiles. Python sends one list of Gumbel numbers and the colours; routing, sorting,
-// tiles and waves are computed here, so the page answers without a kernel. Five values travel
-// either way: path, routing, experts, height, moved.
+// Rows into expert tiles. Python sends the colours, and for each routing and number of experts whom
+// the pairs chose; sorting, tiles and waves are computed here, so the page answers without a kernel.
+// Five values travel either way: path, routing, experts, height, moved.
 
-const TOKENS = 32, K = 2, N = TOKENS * K, MOST_EXPERTS = 16, PROCESSORS = 8; // as in expert_tiles.py
+const TOKENS = 32, K = 2, N = TOKENS * K, PROCESSORS = 8; // as in expert_tiles.py
 const PATHS = { loop: "loop: one expert after another", padded: "padded: as many rows for each", grouped: "grouped: the tiles there are" };
 const ROUTINGS = ["balanced", "random", "zipf", "one-hot", "half empty"];
 const EXPERTS = [2, 4, 8, 16], HEIGHTS = [1, 2, 4, 8, 16], BEAT_MS = 120;
-
-/** The expert of each pair, in token order. */
-function route(gumbel, routing, E) {
-  const row = (t) => gumbel.slice(t * MOST_EXPERTS, t * MOST_EXPERTS + E);
-  if (routing === "balanced") {
-    const place = [];
-    range(TOKENS).sort((a, b) => gumbel[a * MOST_EXPERTS] - gumbel[b * MOST_EXPERTS] || a - b).forEach((t, p) => { place[t] = p; });
-    return range(N).map((n) => (place[Math.floor(n / K)] * K + (n % K)) % E);
-  }
-  const score = {
-    random: (s) => s,
-    zipf: (s, e) => s - 1.5 * Math.log(e + 1),
-    "one-hot": (s, e) => -e,
-    "half empty": (s, e) => (e < Math.max(K, E / 2) ? s : -1e9),
-  }[routing];
-  return range(TOKENS).flatMap((t) => best(row(t).map(score), K));
-}
 
 /** Sorts the pairs, cuts the tiles and deals them to the processors. */
 function lay({ path, experts: E, height: BM, expert }) {
@@ -40,7 +23,7 @@ function lay({ path, experts: E, height: BM, expert }) {
 }
 
 function render({ model, el }) {
-  const { get, slider, menu, player, show } = tie(model), gumbel = get("gumbel"), colors = get("colors");
+  const { get, slider, menu, player, show } = tie(model), choices = get("choices"), colors = get("colors");
 
   // --- controls
   const plain = (values) => values.map((value) => [value, String(value)]);
@@ -54,8 +37,7 @@ function render({ model, el }) {
   const said = h("p.said", { role: "status" });
   const pairs = range(N).map((n) => h("li", {}, h("b"), h("i")));
   const before = h("ol.pairs", { "aria-label": "Pairs in token order" }, ...pairs);
-  const lanes = h("div.lanes"), grid = h("tbody"), heads = h("tr");
-  const work = h("table", {}, h("caption.unseen", {}, "Tiles by processor and wave"), h("thead", {}, heads), grid);
+  const lanes = h("div.lanes"), works = h("div.works");
   const root = h("div.expert-tiles", {}, controls, said,
     h("div.two", {},
       h("section", {}, h("h2", {}, "In token order"),
@@ -64,8 +46,8 @@ function render({ model, el }) {
         h("p.quiet", {}, "A line for each expert, a box for each tile. Hatched: padding, which is computed for nothing."),
         h("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Tiles of each expert" }, lanes))),
     h("h2", {}, `On ${PROCESSORS} processors`),
-    h("p.quiet", {}, "A column for each wave, in it the expert of each processor's tile. Hatched: the share of the tile that is padding. A dash: nothing to do."),
-    h("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Processors" }, work));
+    h("p.quiet", {}, "The three paths, the one shown above framed. A column for each wave, in it the expert of each processor's tile. Hatched: padding. A dash: nothing to do."),
+    h("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Processors" }, works));
 
   // --- painting
   const filled = (element, e, share) => {
@@ -75,7 +57,8 @@ function render({ model, el }) {
   let drawn = "", slots = [];
   function paint() {
     const [path, routing, E, BM, moved] = ["path", "routing", "experts", "height", "moved"].map(get);
-    const expert = route(gumbel, routing, E), found = lay({ path, experts: E, height: BM, expert });
+    const expert = choices[`${routing} ${E}`], lays = Object.keys(PATHS).map((path) => lay({ path, experts: E, height: BM, expert }));
+    const found = lays[Object.keys(PATHS).indexOf(path)];
     const key = [path, routing, E, BM].join();
     if (key !== drawn) {
       drawn = key;
@@ -94,17 +77,20 @@ function render({ model, el }) {
         return h("div.lane", {}, chip(e), h("span.tiles", {}, ...boxes),
           h("span.count", {}, `${found.load[e]} of ${own.length * BM}`));
       }));
-      heads.replaceChildren(h("td"), ...found.waves.map((_, w) => h("th", { scope: "col" }, String(w + 1))));
-      grid.replaceChildren(...range(PROCESSORS).map((p) => h("tr", {}, h("th", { scope: "row" }, h("span.unseen", {}, "processor "), String(p)),
-        ...found.waves.map((wave) => {
-          if (!wave[p]) return h("td.idle", {}, "–");
-          const { e, used } = wave[p], cell = h("td.busy", { title: `expert ${e}, ${used} of ${BM} rows used` }, String(e));
-          filled(cell, e, used / BM);
-          return cell;
-        }))));
+      const useful = ({ waves }) => `${Math.floor((100 * N) / (PROCESSORS * waves.length * BM) + 0.5)}%`;
+      works.replaceChildren(...lays.map(({ waves }, i) => h(lays[i] === found ? "table.shown" : "table", {},
+        h("caption", {}, `${Object.keys(PATHS)[i]}: ${useful(lays[i])} useful`),
+        h("thead", {}, h("tr", {}, h("td"), ...waves.map((_, w) => h("th", { scope: "col" }, String(w + 1))))),
+        h("tbody", {}, ...range(PROCESSORS).map((p) => h("tr", {}, h("th", { scope: "row" }, h("span.unseen", {}, "processor "), String(p)),
+          ...waves.map((wave) => {
+            if (!wave[p]) return h("td.idle", {}, "–");
+            const { e, used } = wave[p], cell = h("td.busy", { title: `expert ${e}, ${used} of ${BM} rows used` }, String(e));
+            filled(cell, e, used / BM);
+            return cell;
+          })))))));
       const computed = found.tiles.length * BM, places = PROCESSORS * found.waves.length;
       said.textContent = `${N} of ${computed} computed rows hold a pair; ${found.tiles.length} tiles in ${found.waves.length} waves, ` +
-        `${places - found.tiles.length} processors' turns idle. Useful: ${Math.floor((100 * N) / (places * BM) + 0.5)}% of the processors' time.`;
+        `${places - found.tiles.length} processors' turns idle. Useful: ${useful(found)} of the processors' time.`;
     }
     pairs.forEach((pair, n) => { pair.className = n < moved ? "gone" : n === moved ? "next" : ""; });
     found.rows.forEach((row, n) => {

@@ -76,7 +76,7 @@ class ExpertTiles(PortableWidget):
     _esm = HERE / "expert_tiles.js"
     _css = HERE / "expert_tiles.css"
 
-    gumbel = t.List(t.Float()).tag(sync=True)
+    choices = t.Dict().tag(sync=True)  # for each routing and number of experts: each pair's
     colors = t.List(t.Unicode()).tag(sync=True)
 
     path = t.Enum(PATHS, "grouped").tag(sync=True)
@@ -86,21 +86,21 @@ class ExpertTiles(PortableWidget):
     moved = t.Int(TOKENS * K).tag(sync=True)
 
     def __init__(self, **values: Any):
-        gumbel_N = gumbel(TOKENS * MOST_EXPERTS)
-        self._gumbel_TE = gumbel_N.view(TOKENS, MOST_EXPERTS)
-        super().__init__(gumbel=gumbel_N.tolist(), colors=expert_colors(MOST_EXPERTS), **values)
+        self._gumbel_TE = gumbel(TOKENS * MOST_EXPERTS).view(TOKENS, MOST_EXPERTS)
+        choices = {f"{r} {E}": self._choose(r, E) for r in ROUTINGS for E in EXPERTS}
+        super().__init__(choices=choices, colors=expert_colors(MOST_EXPERTS), **values)
 
     @t.validate("moved")
     def _possible(self, proposal: Any) -> int:
         return bounded(proposal, moved=(0, TOKENS * K))
 
     def asks(self) -> Question | None:
-        path = "padded" if self.path != "padded" else "grouped"
+        routing = "one-hot" if self.routing != "one-hot" else "balanced"
         ask = (
-            f"{path.capitalize()} instead of {self.path}, {self.routing} routing, tiles of "
+            f"{routing.capitalize()} routing instead of {self.routing}, {self.path}, tiles of "
             f"{self.height}: what share of the processors' time is useful, in percent?"
         )
-        return Question(ask, {"path": path}, lambda: 100 * self.layout.useful, 100)
+        return Question(ask, {"routing": routing}, lambda: 100 * self.layout.useful, 100)
 
     @property
     def title(self) -> str:
@@ -109,15 +109,19 @@ class ExpertTiles(PortableWidget):
     @property
     def expert_N(self) -> list[int]:
         """Return the expert of each pair, in token order, two for each token."""
-        E, score_TE = self.experts, self._gumbel_TE[:, : self.experts].clone()
-        if self.routing == "balanced":  # dealt out in a random order of the tokens
+        chosen: list[int] = self.choices[f"{self.routing} {self.experts}"]
+        return chosen
+
+    def _choose(self, routing: str, E: int) -> list[int]:
+        score_TE = self._gumbel_TE[:, :E].clone()
+        if routing == "balanced":  # dealt out in a random order of the tokens
             place_T = self._gumbel_TE[:, 0].argsort(stable=True).argsort()
             return [int(p * K + k) % E for p in place_T for k in range(K)]
-        if self.routing == "zipf":
+        if routing == "zipf":
             score_TE -= 1.5 * torch.arange(1, E + 1, dtype=torch.float64).log()
-        elif self.routing == "one-hot":
+        elif routing == "one-hot":
             score_TE = -torch.arange(E, dtype=torch.float64).expand(TOKENS, E)
-        elif self.routing == "half empty":
+        elif routing == "half empty":
             score_TE[:, max(K, E // 2) :] = -1e9
         return score_TE.sort(dim=-1, descending=True, stable=True).indices[:, :K].flatten().tolist()
 

@@ -20,6 +20,7 @@ from ...model import Mixtral
 from ..data import token_bytes
 from ..effects import Run
 from ..film import Film
+from ..texts import BOOK
 from .portable import PortableWidget, deflated
 from .routing_explorer import RoutingExplorer
 
@@ -288,15 +289,13 @@ def _reel(film: Film | None) -> dict[str, Any]:
 def openings(film: Film | None, tokenizer: Tokenizer, tokens: int = 12) -> list[tuple[str, str]]:
     """Return a beginning from each domain of the film's text, to go on from.
 
-    A domain with a better question than its first words (a phone book: a name whose number is to
-    be recalled) has it here.
+    From a phone book it is an entry and the next one's name, whose number is to be recalled.
     """
     if film is None:
         return []
-    firsts = {
-        film.domains[int(d)]: ids for d, ids in zip(film.domain_BS[:, 0], film.ids_BS, strict=True)
-    }
-    return [
-        (name, tokenizer.decode(ids[:tokens].tolist()).rstrip("\ufffd"))
-        for name, ids in firsts.items()
-    ]
+    found: dict[str, str] = {}
+    for d, ids in zip(film.domain_BS[:, 0], film.ids_BS, strict=True):
+        name, text = film.domains[int(d)], tokenizer.decode(ids[:tokens].tolist()).rstrip("\ufffd")
+        asked = re.match(r".+\n.+?: ", tokenizer.decode(ids.tolist())) if name == BOOK else None
+        found.setdefault(name, asked[0] if asked else text)
+    return list(found.items())

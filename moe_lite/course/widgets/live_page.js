@@ -37,7 +37,7 @@ const asks = (name) => { const before = names.at(names.indexOf(name) - 1); retur
 const wanted = () => book.get(/(\S+ \S+): ?$/.exec(typing.value)?.[1]);
 const dial = menu("", "Ask for the number of", [["", "…"], ...names.slice(0, 12).map((name) => [name, name])], (name) => { if (name) { typing.value = asks(name); type(); } });
 const spoken = h("output"), without = h("select", { "aria-label": "Take out an expert that answered" });
-const recall = h("p.recall", { hidden: true }, spoken, " ", without);
+const recall = h("p.recall", { hidden: true }, spoken, " ", labelled("Take out", without));
 dial.hidden = !names.length;
 function judge({ said, changed, by }) {
   const number = wanted(), mark = (text) => { const digits = text.trim().slice(0, number?.length); return `${digits} ${digits === number ? "✓ right" : "✗ wrong"}`; };
@@ -45,7 +45,7 @@ function judge({ said, changed, by }) {
   if (!number) return;
   spoken.textContent = `Untouched the model says ${mark(said)}.${changed === undefined ? "" : ` As you changed it: ${mark(changed)}.`}`;
   const out = state.question.length ? JSON.stringify(state.question) : "[]", option = (value, words) => h("option", { value }, words);
-  without.replaceChildren(option("[]", "with all experts"), ...by.flatMap((experts, l) => experts.map((e) => option(JSON.stringify([["ablate", l, e, -1, 0, null]]), `without expert ${e} of layer ${l}`))));
+  without.replaceChildren(option("[]", "no expert"), ...by.flatMap((experts, l) => experts.map((e) => option(JSON.stringify([["ablate", l, e, -1, 0, null]]), `expert ${e} of layer ${l}`))));
   without.value = out;
 }
 const likely = h("div.likely", { role: "group", "aria-label": "The likeliest next tokens; press one to take it" });

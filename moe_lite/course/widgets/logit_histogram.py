@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_DOUBLINGS, MOST_SHIFT, BINS = 8, 256, 96
+SHIFTS = [8.0 * n for n in range(MOST_SHIFT // 8 + 1)]
 
 
 class LogitHistogram(Redrawn):
@@ -35,7 +36,8 @@ class LogitHistogram(Redrawn):
 
     Args:    logits_TE: router logits; tokens: their text, numbers by default; k: experts per
              token; precision: "float32" or "bfloat16"; doublings: how often all logits are
-             doubled; shift: what is then added to all; token: the one shown in detail.
+             doubled; shift: what is then added to all (None: the slider's least at which a token
+             goes elsewhere); token: the one shown in detail (None: the first of those).
     Raises:  ValueError unless there are 1 to 500 tokens and 2 to 16 experts, all finite, and as
              many token texts; traitlets.TraitError for a value that cannot be.
     """
@@ -53,8 +55,8 @@ class LogitHistogram(Redrawn):
         k: int = 1,
         precision: str = "bfloat16",
         doublings: int = 0,
-        shift: float = 0.0,
-        token: int = 0,
+        shift: float | None = None,
+        token: int | None = None,
     ):
         self._logits_TE = scores(logits_TE, "logit histogram", 1, 500).float().double()
         T, E = self._logits_TE.shape
@@ -64,7 +66,13 @@ class LogitHistogram(Redrawn):
         if not 1 <= k <= E:
             raise ValueError(f"k must be between 1 and {E} experts, not {k}")
         self.tokens, self.colors, self.k = names, expert_colors(E), k
-        super().__init__(precision=precision, doublings=doublings, shift=shift, token=token)
+        super().__init__(
+            precision=precision, doublings=doublings, shift=shift or 0.0, token=token or 0
+        )
+        if shift is None:  # begin where something is to be seen
+            self.shift = next((s for s in SHIFTS if self._changed(s)), 0.0)
+        if token is None:
+            self.token = next(iter(self.changed), 0)
 
     @t.validate("doublings", "shift", "token")
     def _possible(self, proposal: Any) -> float:
@@ -74,11 +82,11 @@ class LogitHistogram(Redrawn):
         )
 
     def moves(self) -> list[Move]:
-        doublings, shifts = range(MOST_DOUBLINGS + 1), [8.0 * n for n in range(MOST_SHIFT // 8 + 1)]
+        doublings = range(MOST_DOUBLINGS + 1)
         return [
             ("precision", "Logits in", ("float32", "bfloat16"), None),
             ("doublings", "Double all", doublings, [f"×{2**n}" for n in doublings]),
-            ("shift", "Add to all", shifts, [f"+{shift:g}" for shift in shifts]),
+            ("shift", "Add to all", SHIFTS, [f"+{shift:g}" for shift in SHIFTS]),
             ("token", "Token", range(len(self.tokens)), None),
         ] + [("token", "Next that flips", self.flips, "button")] * bool(self.flips)
 
@@ -94,14 +102,20 @@ class LogitHistogram(Redrawn):
             f"choice's share is off by up to {self.gate_error:.3f}"
         )
 
-    def logits_in(self, precision: str) -> Tensor:
-        """Return the logits as they stand after both sliders, in float32 or through bfloat16."""
-        grown_TE = (self._logits_TE * 2.0**self.doublings + self.shift).float()
+    def logits_in(self, precision: str, shift: float | None = None) -> Tensor:
+        """Return the logits as they stand after both sliders, in float32 or through bfloat16.
+
+        Args: shift: what is added, instead of what the slider says.
+        """
+        added = self.shift if shift is None else shift
+        grown_TE = (self._logits_TE * 2.0**self.doublings + added).float()
         return grown_TE.bfloat16().float() if precision == "bfloat16" else grown_TE
 
-    def _chosen(self, precision: str) -> Tensor:
+    def _chosen(self, precision: str, shift: float | None = None) -> Tensor:
         # A stable sort: of equal logits the lower expert comes first, as in the page.
-        order_TE = self.logits_in(precision).sort(dim=-1, descending=True, stable=True).indices
+        order_TE = (
+            self.logits_in(precision, shift).sort(dim=-1, descending=True, stable=True).indices
+        )
         return order_TE[:, : self.k]
 
     @property
@@ -114,13 +128,18 @@ class LogitHistogram(Redrawn):
     @property
     def changed(self) -> list[int]:
         """List the tokens that bfloat16 sends to other experts than float32."""
-        exact_TK, rounded_TK = (self._chosen(p).sort(-1).values for p in ("float32", "bfloat16"))
+        return self._changed()
+
+    def _changed(self, shift: float | None = None) -> list[int]:
+        exact_TK, rounded_TK = (
+            self._chosen(p, shift).sort(-1).values for p in ("float32", "bfloat16")
+        )
         return (exact_TK != rounded_TK).any(-1).nonzero().flatten().tolist()
 
     @property
     def flips(self) -> list[int]:
         """List the tokens that bfloat16 sends elsewhere once 128 is added to all logits."""
-        return LogitHistogram(self._logits_TE, shift=128.0, k=self.k, token=0).changed
+        return self._changed(128.0)
 
     @property
     def gate_error(self) -> float:

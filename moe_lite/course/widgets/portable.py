@@ -39,8 +39,8 @@ class Question(NamedTuple):
 
     ask: str
     moves: dict[str, Any]
-    read: Callable[[], float]
-    most: float
+    read: Callable[[], float | str]  # a word is asked for in words
+    most: float = 0
     step: float = 1
 
 
@@ -94,7 +94,8 @@ class PortableWidget(anywidget.AnyWidget):
             for name, value in before.items():
                 setattr(self, name, value)
         ask, moves, _, most, step = question
-        answer = round(round(answer / step) * step, 3)  # as finely as it can be guessed
+        if not isinstance(answer, str):
+            answer = round(round(answer / step) * step, 3)  # as finely as it can be guessed
         self.guess = {"ask": ask, "moves": moves, "answer": answer, "most": most, "step": step}
 
     def packed(self) -> str:

@@ -324,6 +324,7 @@ function build(model, el, which = "") {
   el.append(root);
   const asked = get("answers")?.["[]"] ? asking(data, root, tied) : null;
   if (asked) map.before(asked.panel);
+  (asked?.panel ?? load).firstChild.after(...tied.guess());
 
   // --- painting ---------------------------------------------------------------------------------
 
@@ -411,7 +412,7 @@ function build(model, el, which = "") {
       say(hint, "and see where every layer sends it, and what its router thought of each expert.");
       return;
     }
-    say(sentence, describe(data, l, t, spell, 3));
+    say(sentence, describe(data, l, t, spell, 4));
     const rule = data.rule(l), unsure = rule.includes("unknown");
     say(hint, Number.isNaN(data.prob(l, t, 0))
       ? `× is the weight that an expert was given. Its score and probability are unknown${unsure ? ` (${rule})` : ""}.`
@@ -649,7 +650,7 @@ function build(model, el, which = "") {
   let typed = "", typedAt = 0;
   function press(event) {
     const { key, target } = event, l = get("layer");
-    if (event.ctrlKey || event.metaKey || event.altKey || target.closest("select, textarea, summary")) return false;
+    if (event.ctrlKey || event.metaKey || event.altKey || target.closest("select, textarea, summary, .guess")) return false;
     if (/^\d$/.test(key)) { // two digits typed together make one number
       typed = event.timeStamp - typedAt < 900 ? typed + key : key;
       if (Number(typed) >= data.sizes[l]) typed = key;

@@ -21,7 +21,7 @@ from ..data import encode, load_tokenizer, pieces
 from ..effects import Effect, Run
 from ..film import Film
 from ..viz import expert_colors, first_experts, ordered_pairs, overview
-from .portable import HERE, PortableWidget
+from .portable import HERE, PortableWidget, Question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -171,10 +171,37 @@ class RoutingExplorer(PortableWidget):
         layer = min(self.layer, len(self._trace.layers) - 1)
         cleared = {"selected": -1, "expert": -1, "layer": layer, "frame": 0, "film": {}}
         with self.hold_sync():
-            for name, value in (cleared | {"beside": {}, "problem": ""} | traits).items():
+            for name, value in (
+                cleared | {"beside": {}, "problem": "", "guess": {}} | traits
+            ).items():
                 self.set_trait(name, value)
 
     # --- asking -------------------------------------------------------------------------------
+
+    def asks(self) -> Question | None:
+        """Ask for a word: the next one without the busiest expert; of a trace alone, for a load."""
+        layers, at = self._trace.layers, self._cut()
+        loads = [(-int(x), n, e) for n, r in enumerate(layers) for e, x in enumerate(r.load_E())]
+        if self._model is None:
+            T, other = len(self._trace.tokens), (self.layer + len(layers) // 2) % len(layers)
+            most = max(-load for load, n, _ in loads if n == other)
+            ask = f"In layer {other}: how many of the {T} tokens does the busiest expert get?"
+            moves = {"layer": other, **({"frame": self.frame} if self._film else {})}
+            return Question(ask, moves, lambda: most, T) if other != self.layer else None
+        _, n, e = min(loads)
+        ask = (
+            f"Expert {e} of layer {n}, the busiest, is taken out. Which token is then likeliest "
+            f"after token {at}, “{self._trace.tokens[at]}”?"
+        )
+
+        def likeliest() -> str:
+            assert self.effect is not None
+            [word] = self._spell([int(self.effect.changed.logits_BSV[0, at].argmax())])
+            self.answer, self.effect = {}, None  # as if nobody had asked yet
+            return word
+
+        moves = {"layer": n, "selected": self.selected, "question": [_wire(ablate(n, e))]}
+        return Question(ask, moves, likeliest)
 
     def ask(self, *interventions: Intervention) -> Effect:
         """Ask what changes with these interventions: shown in the page, and given here.

@@ -16,16 +16,26 @@ function route(scores, by, c, seen) {
   return { probs, chosen, k };
 }
 
+/** Pairs what loses its place with what takes it, along each row or down each column. */
+function displaced(before, after, by) {
+  const lines = range(by === "row" ? after.length : after[0].length), place = (a, b) => (by === "row" ? [a, b] : [b, a]);
+  return lines.flatMap((a) => {
+    const spots = range(by === "row" ? after[0].length : after.length).map((b) => place(a, b));
+    const [lost, won] = [[before, after], [after, before]].map(([has, lacks]) => spots.filter(([n, e]) => has[n]?.[e] && !lacks[n]?.[e]));
+    return lost.slice(0, won.length).map((from, i) => [from, won[i]]);
+  });
+}
+
 const visible = (token) => token.replace(/\n/g, "↵").replace(/^ | $/g, "␣");
 
 function render({ model, el }) {
-  const { get, set, on, slider, radios, show } = tie(model);
+  const { get, set, on, atEnd, slider, menu, show } = tie(model);
   const tokens = get("tokens"), colors = get("colors"), T = tokens.length, E = colors.length;
 
   // --- controls
   const lower = h("input", { type: "checkbox" });
   const controls = h("div.controls", {},
-    radios("by", "Who chooses?", [["row", "tokens, along the rows"], ["column", "experts, down the columns"]]),
+    menu("by", "Who chooses?", [["row", "tokens, along the rows"], ["column", "experts, down the columns"]]),
     slider("c", "Experts per token, c", { min: 1, max: E }),
     slider("seen", "Tokens seen", { min: 1, max: T }, (v) => (v === T ? "all" : `${v} of ${T}`)),
     h("label", {}, lower, h("span", {}, "a click lowers")));
@@ -52,10 +62,10 @@ function render({ model, el }) {
     }), h("th", { scope: "col" }, "experts"))),
     h("tbody", {}, ...rows),
     h("tfoot", {}, h("tr", {}, h("th", { scope: "row" }, "tokens"), ...perExpert, h("td"))));
-  const said = h("p.said", { role: "status" });
-  const root = h("div.rows-or-columns", {}, controls, h("div.scroll", {}, table), said,
+  const said = h("p.said", { role: "status" }), arrows = h("svg", { "aria-hidden": "true" });
+  const root = h("div.rows-or-columns", {}, controls, h("div.scroll", {}, table, arrows), said,
     h("p.quiet", {}, "A number is the token's softmax over the experts; ● is chosen. Click a cell to raise its score, with Shift to lower it; " +
-      "by keyboard, arrows move, + and − change. With tokens hidden, + ● is chosen only while they are, − will be chosen only once they are there."));
+      "by keyboard, arrows move, + and − change. An arrow leads from what loses its place to what takes it. With tokens hidden, + ● is chosen only while they are, − will be chosen only once they are there."));
 
   function hold(n, e) {
     cells[at[0]][at[1]].cell.tabIndex = -1;
@@ -82,10 +92,26 @@ function render({ model, el }) {
   });
 
   // --- painting
+  let last = {}, moved = []; // what was chosen before, and the pairs of the arrows
+  function draw() {
+    const middle = ([n, e]) => { const { offsetLeft: x, offsetTop: y, offsetWidth: w, offsetHeight: h_ } = cells[n][e].cell; return [table.offsetLeft + x + 0.6 * w, table.offsetTop + y + h_ / 2]; };
+    const shots = moved.map(shot);
+    arrows.replaceChildren(...shots.flatMap(({ shaft, head }) => [shaft, head]));
+    shots.forEach((one, i) => point(one, ...moved[i].map(middle)));
+  }
+  const laid = new ResizeObserver(draw); // a host may lay the table out later, or anew
+  laid.observe(table);
+  atEnd(() => laid.disconnect());
+
   function paint() {
     const scores = get("scores"), by = get("by"), c = get("c"), seen = get("seen");
     const { probs, chosen, k } = route(scores, by, c, seen), whole = route(scores, by, c, T).chosen;
+    const at = JSON.stringify([by, c, seen]);
     let changed = 0;
+    if (seen < T) moved = displaced(chosen, whole, by);
+    else if (last.scores !== scores || last.at !== at) moved = last.at === at ? displaced(last.chosen, chosen, by) : [];
+    last = { scores, at, chosen };
+    draw();
     cells.forEach((row, n) => {
       const hidden = n >= seen, count = hidden ? 0 : chosen[n].filter(Boolean).length;
       rows[n].classList.toggle("hidden-row", hidden);
@@ -110,7 +136,8 @@ function render({ model, el }) {
     const left = chosen.filter((row) => !row.some(Boolean)).length;
     said.textContent = (by === "row" ? `Each token takes its best ${many(k, "expert")}.` : `Each expert takes its best ${many(k, "token")}.`) +
       ` ${loads.every((n) => n === loads[0]) ? `Every expert has ${loads[0]}` : `An expert has ${Math.min(...loads)} to ${Math.max(...loads)} tokens`}; ${many(left, "token")} chosen by nobody.` +
-      (seen < T ? ` Of the choices among the ${many(seen, "token")} seen, ${changed} will be otherwise once the rest is there.` : "");
+      (seen < T ? ` Of the choices among the ${many(seen, "token")} seen, ${changed} will be otherwise once the rest is there.`
+        : moved.map(([[n, e], [m, f]]) => ` ${by === "row" ? `“${visible(tokens[n])}” leaves expert ${e} for ${f}` : `Expert ${e} leaves “${visible(tokens[n])}” for “${visible(tokens[m])}”`}.`).join(""));
   }
 
   return show(el, root, ["scores", "by", "c", "seen"], paint);

@@ -12,7 +12,7 @@ function render({ model, el }) {
   const E = 2 ** depth, N = 2 * E - 1, T = x.length, steps = likelihood.length;
   const lines = new Float32Array(cut(get("lines")));
   const shares = { prior: new Uint8Array(cut(get("prior"))), posterior: new Uint8Array(cut(get("posterior"))) };
-  const share = (which, t, n) => shares[which][(get("step") * T + t) * N + n] / 255;
+  const share = (which, t, n, step = get("step")) => shares[which][(step * T + t) * N + n] / 255;
   const name = (n) => (n < E - 1 ? `gate ${n}` : `expert ${n - E + 1}`);
 
   // --- scales
@@ -38,9 +38,10 @@ function render({ model, el }) {
     thin: h("path", { fill: "none", stroke: color, "stroke-width": 1, opacity: 0.5 }),
     wide: h("path", { fill: "none", stroke: color, "stroke-width": 4, "stroke-linecap": "round" }),
     tag: h("text", { "text-anchor": "middle", "font-weight": 700 }),
+    guide: h("path.guide", { stroke: color }),
   }));
   const mixed = h("path.mixed"), ring = h("circle.ring", { r: 8 });
-  svg.append(...paths.map((p) => p.thin), ...dots, ...paths.map((p) => p.wide), mixed, ...paths.map((p) => p.tag), ring);
+  svg.append(...paths.flatMap((p) => [p.guide, p.thin]), ...dots, ...paths.map((p) => p.wide), mixed, ...paths.map((p) => p.tag), ring);
   on(svg, "click", (event) => {
     const at = within(svg, WIDE, HIGH, event);
     let near = -1, least = 24 ** 2;
@@ -52,12 +53,18 @@ function render({ model, el }) {
   });
   const caption = h("p.quiet");
 
-  // --- the tree
+  // --- the tree, above the plot: of two branches, the one whose points lie further left stands left
+  const region = (n) => sum(x.map((v, t) => v * share("prior", t, n, steps - 1))) / (sum(x.map((_, t) => share("prior", t, n, steps - 1))) || 1);
+  const kids = range(E - 1).map((n) => [2 * n + 1, 2 * n + 2].sort((a, b) => region(a) - region(b))), column = [0];
+  kids.forEach(([left, right], n) => {
+    const tier = Math.floor(Math.log2(n + 1));
+    [column[left], column[right]] = [column[n], column[n] + 2 ** (depth - tier - 1)];
+  });
   const nodes = range(N).map((n) => {
     const tier = Math.floor(Math.log2(n + 1)), wide = 2 ** (depth - tier);
     const prior = h("i"), own = h("i"), value = h("span");
     const button = h("button", { type: "button",
-      style: `grid-row:${tier + 1};grid-column:${(n + 1 - 2 ** tier) * wide + 1}/span ${wide};${n >= E - 1 ? `--c:${colors[n - E + 1]}` : ""}` },
+      style: `grid-row:${tier + 1};grid-column:${column[n] + 1}/span ${wide};${n >= E - 1 ? `--c:${colors[n - E + 1]}` : ""}` },
       h("b", {}, E > 4 && n >= E - 1 ? `${n - E + 1}` : name(n)), value,
       h("span.track.prior", {}, prior), h("span.track", {}, own));
     on(button, "click", () => set({ node: n }));
@@ -66,18 +73,9 @@ function render({ model, el }) {
   const tree = h("div.nodes", { role: "group", "aria-label": "The tree; press a node to see its points", style: `grid-template-columns:repeat(${E},minmax(0,1fr))` }, ...nodes.map((n) => n.button));
   const key = h("p.quiet"), said = h("p.said", { "aria-live": "polite" });
 
-  // --- the likelihood
-  const curve = h("svg", { viewBox: "0 0 400 110", role: "img", "aria-label": "log-likelihood by step" });
-  const [l0, l1] = span(likelihood);
-  const cx = (s) => 6 + (388 * s) / Math.max(1, steps - 1), cy = (v) => 104 - (98 * (v - l0)) / (l1 - l0);
-  const now = h("circle.now", { r: 5 });
-  curve.append(h("path.axis", { d: "M6 6V104H394" }),
-    h("path.way", { d: likelihood.map((v, s) => `${s ? "L" : "M"}${cx(s)} ${cy(v)}`).join("") }), now);
-
   const root = h("div.tree-explorer", {}, controls, h("div.two", {},
-    h("section.plot", {}, h("h2", {}, "The points, and who answers for them"), caption, svg),
-    h("section", {}, h("h2", {}, "The tree"), key, tree, said,
-      h("h2", {}, "Log-likelihood, step by step"), curve)));
+    h("section.plot", {}, tree, svg),
+    h("section", {}, h("h2", {}, "The tree"), key, said, h("h2", {}, "The points, and who answers for them"), caption)));
 
   function paint() {
     const s = get("step"), n = get("node"), t = get("token");
@@ -89,7 +87,7 @@ function render({ model, el }) {
       attr(dot, { fill: colors[leaf], opacity: 0.12 + 0.88 * share("posterior", i, n) });
     });
     const answer = x.map(() => 0);
-    paths.forEach(({ thin, wide, tag }, e) => {
+    paths.forEach(({ thin, wide, tag, guide }, e) => {
       const slope = lines[(s * E + e) * 2], intercept = lines[(s * E + e) * 2 + 1];
       const at = (v) => Math.min(HIGH - PAD, Math.max(8, py(slope * v + intercept)));
       attr(thin, { d: `M${px(x0)} ${py(slope * x0 + intercept)}L${px(x1)} ${py(slope * x1 + intercept)}` });
@@ -104,6 +102,7 @@ function render({ model, el }) {
       attr(wide, { d });
       tag.textContent = d ? e : "";
       attr(tag, { x: px(x[top]), y: at(x[top]) - 8 });
+      attr(guide, { d: d && `M${((column[E - 1 + e] + 0.5) / E) * WIDE} 0L${px(x[top])} ${at(x[top]) - 22}` });
     });
     mixed.setAttribute("d", answer.map((v, i) => `${i ? "L" : "M"}${px(x[i])} ${py(v)}`).join(""));
     attr(ring, t < 0 ? { visibility: "hidden" } : { visibility: "visible", cx: px(x[t]), cy: py(y[t]) });
@@ -122,10 +121,9 @@ function render({ model, el }) {
     const all = t < 0 ? (n ? `${whole(mean("posterior", n))} of all points` : "all points") : `point ${t} (x = ${x[t].toFixed(2)}, y = ${y[t].toFixed(2)})`;
     if (n >= E - 1) said.textContent = `Expert ${n - E + 1} answers for ${t < 0 ? all : `${whole(share("posterior", t, n))} of ${all}; its gates expected ${whole(share("prior", t, n))}`}.`;
     else {
-      const left = (which) => whole(of(which, 2 * n + 1) / (of(which, n) || 1));
+      const left = (which) => whole(of(which, kids[n][0]) / (of(which, n) || 1));
       said.textContent = `For ${all}: gate ${n} would send ${left("prior")} of what reaches it left; knowing y, ${left("posterior")} should have gone there. The gate learns from the difference.`;
     }
-    attr(now, { cx: cx(s), cy: cy(likelihood[s]) });
   }
 
   return show(el, root, ["step", "node", "token"], paint);
