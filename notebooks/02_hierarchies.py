@@ -288,7 +288,7 @@ for _ in range(5):
     ours, library = em_by_hand(ours, x_TD, y_T1), em_step(library, x_TD, y_T1)
 for mine, theirs in zip(vars(ours).values(), vars(library).values(), strict=True):
     torch.testing.assert_close(mine, theirs)
-print("equal after five steps; log-likelihood", library.log_likelihood(x_TD, y_T1).item())
+print(f"equal after five steps; log-likelihood {library.log_likelihood(x_TD, y_T1).item():.2f}")
 
 # %% [markdown]
 # The library's `em_step` is the same for Q trees at once, without the loops: all experts' matrices
@@ -349,7 +349,8 @@ broken["no slip"] = level_SQ
 runs = {name: (range(41), level_SQ[:, 0].tolist()) for name, level_SQ in broken.items()}
 fig, panel = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 _ = viz.curves(runs, "step of EM", "log-likelihood, nats", title="Tree 0", ax=panel)
-panel.set_ylim(-1000, 60)  # the first slip goes on falling below the picture
+_ = panel.set_ylim(-1000, 60)  # the first slip goes on falling below the picture
+
 # %% [markdown]
 # In the picture the first slip's line drops out at the bottom. The second's dips once and then
 # climbs to about where the right one is.

@@ -591,7 +591,7 @@ print(f"at the last place of each group, where no future is left: {last_4.abs().
 # %%
 names = "top-2", "chunks of 16", "chunks of 64", "chunks of 256", "16, shuffled", "by position"
 print(f"stored result, {len(leak.seeds)} seeds, nats per token")
-print("each less top-2 as trained, the same seed")
+print("each less top-2 as trained, the same seed; shuffled: before the chunks are cut")
 print(f"{'':15}{'as trained':17}{'owed to the future':22}with thresholds")
 for name in names:
     owed, top_2 = leak[f"gain from the future at {name}"], "loss at top-2"
