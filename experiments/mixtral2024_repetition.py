@@ -92,9 +92,9 @@ def one(model: Mixtral, corpus: Corpus, index: int) -> dict[str, float]:
             for part in (where, f"{where}, shuffled"):
                 found[f"mean: {part}"] = mean(part)
             for name in ("mean", *corpus.domains):
-                value, mixed = found[f"{name}: {where}"], found[f"{name}: {where}, shuffled"]
-                found[f"{name}: {where}, net of chance"] = net(value, chance)
-                found[f"{name}: {where}, above shuffled"] = value - mixed
+                share, dealt = found[f"{name}: {where}"], found[f"{name}: {where}, shuffled"]
+                found[f"{name}: {where}, net of chance"] = net(share, chance)
+                found[f"{name}: {where}, above shuffled"] = share - dealt
         for layer in ("middle", "last"):
             later, first = (found[f"mean: {words}, {of} layer, net of chance"]
                             for of in (layer, "first"))  # fmt: skip

@@ -174,10 +174,10 @@ simplex = BalanceSimplex("leaning")
 simplex
 
 # %% [markdown]
-# **Try it.** Press *Play*, or *One step down the loss* a few times: the crowd at 0 thins out. Then pick *sure*
-# under *Start*: the arrows are too short to see, and *Ten steps* hardly move anything. Then *all
-# tie*: the herd runs from expert to expert for ever. And *below 1*: look at the value, and at
-# expert 2. Drag a token, and try to get the value as low as you can.
+# **Try it.** Press *Play*, or *One step down the loss* a few times: the crowd at 0 thins out. Then
+# pick *sure* under *Start*: the arrows are too short to see, and *Ten steps* hardly move anything.
+# Then *all tie*: the herd runs from expert to expert for ever. And *below 1*: look at the value,
+# and at expert 2. Drag a token, and try to get the value as low as you can.
 
 # %%
 for start in BalanceSimplex.STARTS:

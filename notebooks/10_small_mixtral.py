@@ -568,9 +568,10 @@ explorer = widgets.RoutingExplorer(recorded.trace, layer=3)
 explorer
 
 # %% [markdown]
-# **Try it.** Make the guess above the loads. Then click on a token: the bars show the probability of each expert and the two that were
-# chosen. Switch layers and watch the colours change. Click on an expert's bar to see only its
-# tokens. What you selected is in Python as well: `explorer.selected`.
+# **Try it.** Make the guess above the loads. Then click on a token: the bars show the probability
+# of each expert and the two that were chosen. Switch layers and watch the colours change. Click on
+# an expert's bar to see only its tokens. What you selected is in Python as well:
+# `explorer.selected`.
 #
 # Do the colours follow the *kind of text*? Eyes are generous with patterns, so count. For each
 # domain, which share of its tokens has each expert as its first choice, in the last layer?

@@ -439,7 +439,8 @@ for place in (mass_LE / pairs_LE).flatten().topk(4, largest=False).indices.tolis
 # You can ask such things of any sentence. In the page below click on a token, then ablate, force or
 # swap: it shows the next-token distribution and the loss of what follows. Its load has both
 # numbers, pairs and gates. **Your turn.** Predict: without 0.11, which tokens' loss will rise?
-# (*What if* asks for another guess.) Then ablate it. (What you see without a kernel is its picture.)
+# (*What if* asks for another guess.) Then ablate it. (What you see without a kernel is its
+# picture.)
 
 # %%
 text = "17 + 25 = 42\n30 + 14 = 44\ndef add(a, b):\n    return a + b"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -61,7 +62,7 @@ class Recipe:
         """Return the model with its first weights, drawn from torch's present random state."""
         model = Mixtral(self.model)
         for layer in model.moe_layers:
-            layer.gate.gate_scale = self.gate_scale
+            cast(Any, layer.gate).gate_scale = self.gate_scale
         return model
 
 

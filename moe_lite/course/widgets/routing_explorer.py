@@ -186,7 +186,10 @@ class RoutingExplorer(PortableWidget):
             T, other = len(self._trace.tokens), (self.layer + len(layers) // 2) % len(layers)
             most = max(-load for load, n, _ in loads if n == other)
             ask = f"In layer {other}: how many of the {T} tokens does the busiest expert get?"
-            moves = {"layer": other, **({"frame": self.frame} if self._film else {})}
+            moves: dict[str, Any] = {
+                "layer": other,
+                **({"frame": self.frame} if self._film else {}),
+            }
             return Question(ask, moves, lambda: most, T) if other != self.layer else None
         _, n, e = min(loads)
         ask = (
