@@ -323,7 +323,7 @@ for path in ("loop", "padded", "grouped"):
 # %% [markdown]
 # So *grouped* is never behind, and when all want the same two experts, *padded* is worst. The
 # height then matters to *grouped* only at 16: its rows make four tiles, and half of the eight
-# processors have none. In the table *loop* changes most: one-hot, from 100% to 25%.
+# processors have none. Every number of *loop* falls to a quarter, no other row so far.
 #
 # ## 6. One kernel, line by line
 #
