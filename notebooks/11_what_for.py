@@ -329,8 +329,8 @@ for rate in ("", ", lr 2e-3"):
 # That is a question about *pairs*, and the box has one, of two recipes the one whose first pair
 # knew more. **Five pairs of its recipe do not decide it**: in one the twin knows more. (In bits per
 # byte of the book the interval excludes 0; the card has the table.) With a lower rate for both, all
-# five mixtures know more; but that is one of two rates. At equal *time* four pairs do not decide it
-# either, and there the twins have the larger mean.
+# five mixtures know more; but that is one of two rates. Against twins that go on for 4,700 steps
+# four pairs do not decide it either, and those twins have the larger mean.
 #
 # Now take experts out of the first layer, one after the other. Thirty known names choose the one
 # that hurts most; the others, which had no say, judge it. Beside it stand the expert nearest in
