@@ -40,7 +40,6 @@ from torch import Tensor
 
 from moe_lite import hf
 from moe_lite.course import asking, causal, checks, data, effects, facts
-from moe_lite.course.asking import Evidence
 from moe_lite.course.facts import Arm
 from moe_lite.course.film import Film
 
@@ -304,7 +303,7 @@ print(" ".join(f"{n}: {s:.0%}" for n, s in enumerate(share.tolist())))
 # *Difficulty ●●●●○ · importance ●●●●● · 25 minutes*
 #
 # "Without this one expert the mixture forgets the phone book. So that is where the book is." Three
-# doubts have to go before one may say so. An `Evidence` holds what was measured:
+# doubts have to go before one may say so. An `asking.Evidence` holds what was measured:
 #
 # | field | what it says |
 # |---|---|
@@ -347,7 +346,7 @@ print(" ".join(f"{n}: {s:.0%}" for n, s in enumerate(share.tolist())))
 
 
 # %%
-def whose_expert(seen: Evidence, expert: int) -> str:
+def whose_expert(seen: asking.Evidence, expert: int) -> str:
     """Give the first doubt left that an expert is the book's own: "chance", "busy",
     "other text"; or "book".
     """
@@ -391,7 +390,7 @@ for layer in (0, 5):
     cuts = [causal.ablate(layer, e) for e in busy]
     without_EN = torch.stack([asked.known(mini, cut) for cut in cuts])
     rise_EX = torch.stack([effects.rises(mini, base, text_T, cut) for cut in cuts])
-    seen = Evidence(knows_N, twin_N, without_EN, load_E[busy], rise_EX)
+    seen = asking.Evidence(knows_N, twin_N, without_EN, load_E[busy], rise_EX)
     for i, e in enumerate(busy[:3]):  # the fourth is a control only
         lost = (~without_EN[i])[knows_N].float().mean()
         mean, half = asking.share(rise_EX[i])

@@ -51,16 +51,20 @@ def test_a_film_without_steps_is_refused(wrong):
         log_steps(*wrong)
 
 
-def test_a_factor_on_the_gates_is_left_out_as_an_export_does(corpus, model):
-    film, scaled = (Film.of(corpus, [0], length=20) for _ in range(2))
-    film.take(model, 0)
+def test_a_factor_on_the_gates_is_kept_and_goes_with_an_export(corpus, model, tmp_path):
+    plain, film = (Film.of(corpus, [0], length=20) for _ in range(2))
+    plain.take(model, 0)
     for layer in model.moe_layers:
         layer.gate.gate_scale = 2.5
-    scaled.take(model, 0)
-    plain, left_out = film.trace(0).layers[0], scaled.trace(0).layers[0]
-    assert scaled.logits and not scaled.routings  # small, as Mixtral's own
-    torch.testing.assert_close(left_out.gate_N, plain.gate_N)
-    assert left_out.expert_N.equal(plain.expert_N)
+    film.take(model, 0)
+    assert film.logits and not film.routings  # as small as Mixtral's own
+    want = plain.trace(0).layers[0].gate_N
+    film.save(tmp_path / "run.safetensors")
+    recipes.export(model, corpus.tokenizer, tmp_path / "model", film=film)
+    for path, factor in (("run.safetensors", 2.5), (f"model/{recipes.FILM}", 1.0)):
+        got = Film.load(tmp_path / path).trace(0).layers[0]
+        torch.testing.assert_close(got.gate_N, factor * want, atol=3e-3, rtol=3e-3)
+    torch.testing.assert_close(film.trace(0).layers[0].gate_N, 2.5 * want, atol=3e-3, rtol=3e-3)
 
 
 def test_a_frame_is_what_the_model_did(corpus, model):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ from ..trace import RoutingTrace
 from .data import Corpus, pieces
 from .traces import check_routing
 
-WORDS = {"domains": tuple[str, ...], "tokens": list[str], "wanted": list[int], "top_k": int}
+WORDS = {
+    "domains": tuple[str, ...], "tokens": list[str], "wanted": list[int], "top_k": int,
+    "gate_scale": float,
+}  # fmt: skip
 IDS = ("ids_BS", "domain_BS")
 
 
@@ -59,8 +64,7 @@ class Film:
         film.trace(film.steps[-1])  # a RoutingTrace, for a widget or an analysis
 
     A frame is the router logits where the routing follows from them, as in Mixtral: top-k of the
-    softmax, divided by its sum; a ``gate_scale`` is left out, for an export has it in w2. Of any
-    other router it is the routing itself.
+    softmax, divided by its sum, times one ``gate_scale``. Of any other router it is the routing itself.
 
     Shapes: ids_BS, domain_BS int64 (B, S); logits[step] float16 (L, T, E), T = B*S; or
             routings[step], one for each layer. At half precision two experts of one token can
@@ -75,9 +79,11 @@ class Film:
         tokens: list[str],
         wanted: list[int],
         top_k: int = 2,
+        gate_scale: float = 1.0,
     ):
         self.ids_BS, self.domain_BS, self.domains = ids_BS, domain_BS, domains
         self.tokens, self.wanted, self.top_k = tokens, wanted, top_k
+        self.gate_scale = gate_scale
         self.logits: dict[int, Tensor] = {}
         self.routings: dict[int, tuple[Routing, ...]] = {}
 
@@ -108,13 +114,8 @@ class Film:
         _, routings = model.hidden(self.ids_BS.to(model.embed_tokens.weight.device))
         model.train(training)
         self.top_k = model.config.num_experts_per_tok
-        # A factor on all gates is left out: an export multiplies it into w2.
-        scales = (getattr(layer.gate, "gate_scale", 1.0) for layer in model.moe_layers)
-        routings = tuple(
-            r if scale == 1 else replace(r, gate_N=r.gate_N / scale)
-            for r, scale in zip(routings, scales, strict=True)
-        )
-        if all(_same(_from_logits(r.logits_TE, self.top_k), r) for r in routings):
+        self.gate_scale = float(getattr(model.moe_layers[0].gate, "gate_scale", 1.0))
+        if all(_same(self._from_logits(r.logits_TE), r) for r in routings):
             self.logits[step] = _half(torch.stack([r.logits_TE for r in routings])).cpu()
         else:
             self.routings[step] = tuple(routing.detach() for routing in routings)
@@ -123,13 +124,27 @@ class Film:
     def trace(self, step: int) -> RoutingTrace:
         """Return how the text was routed at a step that was taken."""
         if step in self.logits:
-            layers = tuple(_from_logits(x_TE, self.top_k) for x_TE in self.logits[step].float())
+            layers = tuple(self._from_logits(x_TE) for x_TE in self.logits[step].float())
         elif step in self.routings:
             layers = self.routings[step]
         else:
             raise ValueError(f"the film has no frame at step {step}, only at {self.steps}")
         names = tuple(f"layers.{i}.block_sparse_moe" for i in range(len(layers)))
         return RoutingTrace(self.tokens, layers, names, f"the film at step {step}")
+
+    def _from_logits(self, logits_TE: Tensor) -> Routing:
+        """Return Mixtral's routing by these logits, its gates times the factor."""
+        probs_TE = logits_TE.softmax(dim=-1)
+        gate_TK, expert_TK = probs_TE.topk(self.top_k, dim=-1)
+        gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
+        gate_TK = gate_TK if self.gate_scale == 1 else gate_TK * self.gate_scale
+        return Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK)
+
+    def exported(self) -> Film:
+        """Return the film of the same model as ``save`` writes it: the factor on gates is in w2."""
+        made = copy.copy(self)
+        made.gate_scale = 1.0
+        return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the film as one safetensors file, whole or not at all."""
@@ -152,7 +167,7 @@ class Film:
         Raises: FileNotFoundError if there is none; ValueError if the file is not a film.
         """
         with open_tensors(path) as file:
-            said = file.metadata() or {}
+            said = {"gate_scale": "1.0", **(file.metadata() or {})}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         missing = [name for name in WORDS if name not in said]
         if missing := missing + [name for name in IDS if name not in tensors]:
@@ -204,6 +219,8 @@ class Film:
                 raise ValueError(f"logits.{step} are not finite")
             if not 1 <= self.top_k <= x_LTE.shape[2]:
                 raise ValueError(f"top_k is {self.top_k}, of {x_LTE.shape[2]} experts")
+            if not 0 < self.gate_scale < math.inf:
+                raise ValueError(f"gate_scale is {self.gate_scale}")
             shapes.add(tuple(x_LTE.shape))
         for step, routings in self.routings.items():
             for layer, routing in enumerate(routings):
@@ -218,14 +235,6 @@ def _half(x: Tensor) -> Tensor:
     """Return float16; what is too large for it becomes its largest, not infinite."""
     largest = torch.finfo(torch.float16).max
     return x.clamp(-largest, largest).half()
-
-
-def _from_logits(logits_TE: Tensor, top_k: int) -> Routing:
-    """Return Mixtral's routing by these logits."""
-    probs_TE = logits_TE.softmax(dim=-1)
-    gate_TK, expert_TK = probs_TE.topk(top_k, dim=-1)
-    gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
-    return Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK)
 
 
 def _same(one: Routing, other: Routing) -> bool:

@@ -151,7 +151,7 @@ def export(
         for name, text in texts.items():
             (part / name).write_text(text + "\n", encoding="utf-8", newline="\n")
         if film is not None and film.steps:
-            film.save(part / FILM)
+            film.exported().save(part / FILM)
 
     hf.save(model, folder, dtype=dtype, overwrite=True, max_shard_bytes=SHARD, also=also)
 
