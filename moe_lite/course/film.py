@@ -64,7 +64,8 @@ class Film:
         film.trace(film.steps[-1])  # a RoutingTrace, for a widget or an analysis
 
     A frame is the router logits where the routing follows from them, as in Mixtral: top-k of the
-    softmax, divided by its sum, times one ``gate_scale``. Of any other router it is the routing itself.
+    softmax, divided by its sum, times one ``gate_scale``. Of any other router it is the routing
+    itself.
 
     Shapes: ids_BS, domain_BS int64 (B, S); logits[step] float16 (L, T, E), T = B*S; or
             routings[step], one for each layer. At half precision two experts of one token can
