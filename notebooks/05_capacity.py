@@ -298,7 +298,7 @@ print(f"GShard's {gshard_loss:.5f}, times 64: {64 * gshard_loss:.3f}")
 # The model below is the course's `mixtral-mini`, trained with no capacity at all. We give its first
 # layer's queues an end, and let the tokens come.
 #
-# **Guess first, also in its box:** if the queues are filled by position, where will the
+# **Guess first, and in its box:** if the queues are filled by position, where will the
 # dropped ones be? What changes if all first choices go first? And if the largest gate does?
 
 # %%

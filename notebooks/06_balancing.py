@@ -166,8 +166,8 @@ print((p_TE * torch.tensor([0.25, 0.0, 0.75])).sum(-1))
 # In this triangle a token is a circle. It lies where its probabilities put it: at a corner if it
 # is sure, in the middle if it is torn. Its colour and number say where it goes. Then **P is the
 # centre of the circles, and f is the centre of the corners they go to.** The arrows are the push
-# of section 2. Before you touch anything, guess, in its box too: which tokens will have the long
-# arrows?
+# of section 2. Before you touch anything, make the guess in its box, and another: which tokens
+# will have the long arrows?
 
 # %%
 simplex = BalanceSimplex("leaning")

@@ -137,9 +137,9 @@ histogram = LogitHistogram(routings[3].logits_TE.view(16, 96, -1)[2], tokens=pie
 histogram
 
 # %% [markdown]
-# **Before you touch it, decide**, in its box too: you double all logits, again and again, until
-# the largest are beyond a thousand. Will bfloat16 change *more* tokens' experts? And then: back to
-# ×1, and instead you *add* 128 to all?
+# **Before you touch it, decide**, and make the guess in its box: you double all logits, again and
+# again, until the largest are beyond a thousand. Will bfloat16 change *more* tokens' experts? And
+# then: back to ×1, and instead you *add* 128 to all?
 #
 # Now try both. Watch the comb: where bfloat16's numbers lie further apart than the bars of the
 # histogram, only its teeth are left. With a kernel, move *Token* and see on the right how two

@@ -121,8 +121,8 @@ for name, gate in (("tokens choose", by_row), ("experts choose", router)):
 #
 # ## 2. Rows or columns
 #
-# Ten tokens, four experts. **Guess, here and in its box:** which token loses an expert if the
-# last row's first score goes up, by row, by column?
+# Ten tokens, four experts. **Guess** (and make the guess in its box): which token loses an expert
+# if the last row's first score goes up, by row, by column?
 
 # %%
 words = ["To", " be", ",", " or", " not", " to", " be", ":", " that", " is"]

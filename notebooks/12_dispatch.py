@@ -297,7 +297,7 @@ print("tile's first row", row_M.tolist())
 #
 # The widget has all of it: 32 tokens with two pairs each; their rows in expert order, cut into
 # tiles; and eight processors that take the tiles, wave by wave. **Your turn.** Guess before you
-# look, in its box too: with random routing and 8 experts, which path wastes least? And when *all*
+# look, and in its box: with random routing and 8 experts, which path wastes least? And when *all*
 # tokens want the same two experts, which is worst, and does the tile height matter then?
 
 # %%

@@ -432,7 +432,7 @@ score_TV = analysis.read_back(then.flatten(1), known.flatten(), seen, 4096, E)
 guess_BS = score_TV.argmax(1).view(-1, LENGTH)
 for text in (0, 5):
     for what, ids in (("the text:", secret[text]), ("its routes:", guess_BS[text])):
-        print(f"{what:12}{corpus.tokenizer.decode(ids[20:50].tolist())!r}")
+        print(f"{what:12}{corpus.tokenizer.decode(ids[20:44].tolist())!r}")
 
 # %% [markdown]
 # **Nearly two thirds of the words, by counting alone: 64.1 ± 4.1%.** Of the first layer alone 53.0

@@ -193,7 +193,7 @@ INSTEAD = {
     "overfits": "Here tuning the experts alone underfits. Say which parts are tuned.",
     "first token": "Sooner than a dense model of equal total, not of equal active size.",
     "one GPU": "All experts must be held: 93 GB in bfloat16. Four bits would fit.",
-    "useless": "Our recipe, 8.5 million parameters, is ahead at equal steps; at equal time or memory open.",
+    "useless": "Ours (8.5 million) is ahead at equal steps; at equal time or memory open.",
     "softmax": "After division by their sum the gates are the same.",
     "unused": "It was in no layer here. Only the loss can say: take each expert out and look.",
     "pinned": "Here four of 16 serve 31%, by chance 25%. Measure the skew before you pin.",
