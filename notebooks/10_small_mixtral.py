@@ -38,7 +38,6 @@ from functools import partial
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from ipywidgets import Dropdown
 from torch import nn
 
 from moe_lite import Experts, MixtralConfig, MoELayer, TopKRouter, TrainConfig, hf, record
@@ -426,7 +425,7 @@ def compare(chosen):
 # experts).
 
 # %%
-viz.live(compare, Dropdown(options=list(fairness), description="what is equal"))
+charts.alive({what: compare(what) for what in fairness})
 
 # %%
 ends = {r.name: r for r in ahead if r.step == 4000}
