@@ -447,8 +447,8 @@ print(f"the pair in the box: {ends['4 of 16, scale 4'].by_seed[0]:+.3f}")
 # recipe by 0.035 bits per byte [0.018, 0.053], 2 of 8 by 0.037 [0.022, 0.052].** The pair in the
 # box, seed 0, ended 0.044 apart. **At equal *time* no mixture is surely ahead at any step:** a step
 # of 4 of 16 takes about 1.4 of the twin's; where the twins end, it is undecided (their rate has
-# come down, the mixtures' has not). **At equal *memory* 4 of 16 is not told apart from a twin that
-# uses
+# come down, the mixtures' has not). **At equal *memory* 4 of 16 cannot be distinguished from a
+# twin that uses
 # 2.6 times the parameters for each token**, -0.001 [-0.028, 0.027] (three seeds, stopped at step
 # 1,000); 2 of 8 is behind at 500. The box's first edition, one run, ended 0.016 *behind* its twin:
 # one seed is an anecdote. Why?

@@ -251,7 +251,7 @@ def test_a_region_is_seen_at_a_glance(open_widget):
           const { data } = canvas.getContext("2d").getImageData(...from, ...size);
           const tints = [];
           for (let i = 0; i < data.length; i += 4)
-            tints.push(1 - Math.min(data[i], data[i + 1], data[i + 2]) / 255);
+            tints.push((1 - Math.min(data[i], data[i + 1], data[i + 2]) / 255) * data[i + 3] / 255);
           return tints.sort((a, b) => a - b)[tints.length >> 1];
         }"""
     )

@@ -291,7 +291,8 @@ def test_dropped_and_unchosen_tokens_say_so(open_page):
     assert "2 pairs were dropped" in page.locator(".load .quiet").inner_text()
     page.keyboard.press("Shift+ArrowDown")  # a layer with one expert
     assert bars(page) == [("expert 0", "1.000", "× 1.000")] or len(bars(page)) == 1
-    assert page.locator(".load .value:visible").all_inner_texts() == ["100.0%"]
+    shares = page.locator(".load .value:visible").all_inner_texts()
+    assert [share for share in shares if "%" in share] == ["100.0%"]  # and what the guess shows
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
