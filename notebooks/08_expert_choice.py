@@ -121,7 +121,7 @@ for name, gate in (("tokens choose", by_row), ("experts choose", router)):
 #
 # ## 2. Rows or columns
 #
-# Ten tokens, four experts. **Guess** (and make the guess in its box): which token loses an expert
+# Ten tokens, four experts. **Guess**, and in its box: which token loses an expert
 # if the last row's first score goes up, by row, by column?
 
 # %%

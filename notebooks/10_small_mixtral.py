@@ -383,7 +383,7 @@ print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 #
 # A hundred steps with one seed are an illustration. Here is the recipe of `mixtral-mini`, the model
 # in the box: six layers, 4 of 16 experts, a factor (*scale*) of 4 on the gates, a sixth kind of
-# text (a phone book), five seeds beside five twins, 4,000 steps (`python -m experiments.recipe
+# text (a phone book), five pairs, 4,000 steps (`python -m experiments.recipe
 # "whole finer"`, `"whole dense"`); and beside it 2 of 8 experts twice as wide.
 
 # %%
@@ -444,14 +444,12 @@ print(f"the pair in the box: {ends['4 of 16, scale 4'].by_seed[0]:+.3f}")
 
 # %% [markdown]
 # **At equal active size and equal steps the mixture is ahead, and at the end still: the box's
-# recipe by 0.035 bits per byte [0.018, 0.053], 2 of 8 by 0.037 [0.022, 0.052].** The pair in the
-# box, seed 0, ended 0.044 apart. **At equal *time* no mixture is surely ahead at any step:** a step
-# of 4 of 16 takes about 1.4 of the twin's; where the twins end, it is undecided (their rate has
-# come down, the mixtures' has not). **At equal *memory* 4 of 16 cannot be distinguished from a
-# twin that uses
-# 2.6 times the parameters for each token**, -0.001 [-0.028, 0.027] (three seeds, stopped at step
-# 1,000); 2 of 8 is behind at 500. The box's first edition, one run, ended 0.016 *behind* its twin:
-# one seed is an anecdote. Why?
+# recipe by 0.035 bits per byte [0.018, 0.053], 2 of 8 by 0.037 [0.022, 0.052].** The box's own
+# pair ended 0.044 apart. At equal *time* no mixture is surely ahead at any step (a step of 4 of 16
+# takes 1.4 of the twin's), and at the end it is undecided. At equal *memory* 4 of 16 is undecided,
+# -0.001 [-0.028, 0.027], against a twin that uses 2.6 times the parameters for each token (three
+# seeds, to step 1,000); 2 of 8 is behind at 500. The box's first edition, one run, ended 0.016
+# *behind*: one seed is an anecdote. Why?
 #
 # ### Where the lead is
 #
@@ -492,9 +490,9 @@ for arm, loss in leads.copying_on_a_cpu().items():
 # [0.078, 0.522]. On copied ones the seeds differ too much to say so of any but Japanese (and the
 # book). To copy is the work of attention (Olsson et al. 2022,
 # [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)), and runs differ by how well they learn it:
-# in code most of the difference between runs is there (copied tokens are a part of the bits, so
-# some correlation is certain). So a pair can tie: one of 2 of 8, on a CPU, ended 0.004 ahead. Its
-# twin copies code as well as the best of the 44 runs; on new tokens it is behind everywhere.
+# in code most of the difference between runs is there (copied tokens are a part of the bits). So
+# a pair can tie: one of 2 of 8, on a CPU, ended 0.004 ahead. Its twin copies code as well as the
+# best of the 44 runs; on new tokens it is behind everywhere.
 #
 # ### Four experts are three, and an averaged mixture is a quarter of a network
 #
@@ -572,8 +570,7 @@ explorer
 # %% [markdown]
 # **Try it.** Make the guess above the loads. Then click on a token: the bars show the probability
 # of each expert and the two that were chosen. Switch layers and watch the colours change. Click on
-# an expert's bar to see only its tokens. What you selected is in Python as well:
-# `explorer.selected`.
+# an expert's bar to see only its tokens.
 #
 # Do the colours follow the *kind of text*? Eyes are generous with patterns, so count. For each
 # domain, which share of its tokens has each expert as its first choice, in the last layer?
