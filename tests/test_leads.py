@@ -265,4 +265,4 @@ def test_chapter_10_says_what_is_stored():
         found = leads.curve(axis, name, *twins, leads.pace(name.partition(",")[0])[0])
         assert all(lead.interval[1] <= 0 for lead in found)  # nowhere surely ahead
         assert found[-1].interval[2] > 0  # undecided at the end
-    assert f"takes about {slow[0]:.1f} of the twin's" in text
+    assert f"takes {slow[0]:.1f} of the twin's" in text
