@@ -35,6 +35,8 @@ from moe_lite.train import Trainer
 from .stacked import Run, Stack
 
 SHORT = replace(LONG, steps=1000)
+# Short enough for one core of a laptop, with a cosine of its own: the rate does come down.
+BRIEF = replace(LONG, steps=600, eval_every=200, eval_windows=64)
 WHOLE = replace(LONG, eval_windows=64)  # as many windows at every look as at the end
 # The first edition: 2 of 8 experts, twice as wide, and no phone book.
 EIGHT = replace(MINI, num_local_experts=8, num_experts_per_tok=2, intermediate_size=256)
@@ -47,7 +49,7 @@ class Axis:
 
     Args: runs: name -> what differs from the shipped recipe. book: with the phone book too.
           base: the dense twin that others are held against. keep: the runs whose weights and film
-          are kept, of the first seed.
+          are kept, of the first seed. dense_first: the first layer has one wide expert.
     """
 
     model: MixtralConfig
@@ -58,12 +60,12 @@ class Axis:
     shared: int = 0
     base: bool = False
     keep: tuple[str, ...] = ()
+    dense_first: bool = False
 
 
 SCALE2 = {"gate_scale": 2.0}
 SCALE4 = {"gate_scale": 4.0}
 BIASED = {"aux_coef": 0.0, "bias_step": 0.001}
-BIAS = SCALE2 | BIASED
 SLOWER = {"lr": 2e-3}
 AXES = {
     "dense": Axis(DENSE, SHORT, {"dense": {}, "dense, lr 4.5e-3": {"lr": 4.5e-3}}, base=True),
@@ -79,17 +81,28 @@ AXES = {
         replace(EIGHT, num_local_experts=9, num_experts_per_tok=1), SHORT,
         {"1 of 8 and 1 shared": {}}, shared=1,
     ),
+    # Everything else that could help, around the box's recipe ("brief"), and for the twin alike.
+    "brief dense": Axis(
+        DENSE, BRIEF, {"dense": {}, "dense, first weights .5": {"first": 0.5}}, book=True, base=True
+    ),
+    "brief": Axis(MINI, BRIEF, {"4 of 16, scale 4": SCALE4}, book=True),
     "balance": Axis(
-        EIGHT, SHORT,
-        {"2 of 8, scale 2, loss .003": SCALE2 | {"aux_coef": 0.003},
-         "2 of 8, scale 2, loss .03": SCALE2 | {"aux_coef": 0.03},
-         "2 of 8, scale 2, bias": BIAS,
-         "2 of 8, scale 2, sigmoid and bias": BIAS | {"sigmoid": True}},
+        MINI, BRIEF,
+        {"loss .003": SCALE4 | {"aux_coef": 0.003}, "loss .03": SCALE4 | {"aux_coef": 0.03},
+         "bias .001": SCALE4 | BIASED},
+        book=True,
     ),
     "z-loss": Axis(
-        EIGHT, SHORT,
-        {"2 of 8, scale 2, z 0": SCALE2 | {"z_coef": 0.0},
-         "2 of 8, scale 2, z .01": SCALE2 | {"z_coef": 0.01}},
+        MINI, BRIEF,
+        {"z 0": SCALE4 | {"z_coef": 0.0}, "z .01": SCALE4 | {"z_coef": 0.01}}, book=True,
+    ),
+    "first weights": Axis(
+        MINI, BRIEF, {"first weights .5": SCALE4 | {"first": 0.5}}, book=True
+    ),
+    "first layer": Axis(MINI, BRIEF, {"first layer dense": SCALE4}, book=True, dense_first=True),
+    "batch": Axis(MINI, replace(BRIEF, batch_size=8), {"batch of 8": SCALE4}, book=True),
+    "batch dense": Axis(
+        DENSE, replace(BRIEF, batch_size=8), {"dense, batch of 8": {}}, book=True, base=True
     ),
     "long dense": Axis(DENSE, LONG, {"dense": {}}, seeds=3, base=True),
     "long as shipped": Axis(EIGHT, LONG, {"2 of 8": {}}, seeds=3),
@@ -193,7 +206,7 @@ def measure(
     runs = [Run(name, seed=s, **what) for name, what in a.runs.items() for s in range(a.seeds)]
     corpus = corpus or load_corpus((*DOMAINS, BOOK) if a.book else DOMAINS)
     stack = Stack(a.model, a.training, runs, [corpus], device, shared=a.shared,
-                  fuse=device == "cuda")  # fmt: skip
+                  dense_first=a.dense_first, fuse=device == "cuda")  # fmt: skip
     kept = [n for n, run in enumerate(runs) if out and run.name in a.keep and run.seed == 0]
     sparse = a.model.num_local_experts > 1
     films = {n: Film.of(corpus, log_steps(a.training.steps, 16)) for n in kept if sparse}

@@ -134,7 +134,7 @@ explorer
 #
 # In layer 4, most of Hamlet's line is with expert 11, most digits of the code and the sums are with
 # expert 13, and the phone number is with expert 12, but for its last digit. In layer 0 the colour
-# follows the token itself: both `be` go to expert 14, both `=` to expert 7. A full stop in layer 3
+# mostly follows the token itself: both `be` go to expert 14, both `=` to expert 7. A full stop in layer 3
 # is a full stop wherever it stands: all three go to expert 14. One layer later each has an expert
 # of its own: the one of the play, the one in `3.14` and the one of the Bible have parted. So is
 # expert 11 "the Shakespeare expert"? Careful. It is also among the four of `def`, of pieces of
@@ -209,11 +209,12 @@ for layer, expert in ((3, 4), (2, 15), (0, 2)):
 # %% [markdown]
 # Without expert 4 of layer 3, Coruva's number is forgotten, and the two others are not. Without
 # expert 15 of layer 2, two are gone. Without expert 2 of layer 0 the model no longer even says a
-# number. So what it knows is spread over experts, and no entry has a drawer of its own.
+# number. So these numbers need several experts each, and share them. (That an expert is needed does
+# not say that the number lies in it: chapter 11.)
 #
-# **Your turn: change.** Ask for Pelusa Galamir or Abiba Holomir; take out another expert. (It knows
-# about six numbers of ten. A model with as much work for each token and no experts knows one in
-# four: chapter 11 asks what experts are for.)
+# **Your turn: change.** Ask for Pelusa Galamir or Abiba Holomir; take out another expert. (This
+# one knows about six numbers of ten; its twin, with as much work for each token and no experts, one
+# in four. Five such pairs do not decide it: chapter 11 asks what experts are for.)
 #
 # ## How the exercises work
 #

@@ -61,7 +61,7 @@ for pair in list(
 #
 # A routing is a flat list of pairs: pair $n$ says that token `token_N[n]` goes to expert
 # `expert_N[n]` with the weight `gate_N[n]`. With four experts for each token there are four times
-# as many pairs as tokens. Which expert gets most of a given token?
+# as many pairs as tokens, a token's own in any order. Which expert gets most of a given token?
 #
 # <details>
 # <summary>Hint 1</summary>
@@ -97,7 +97,7 @@ checks.check_first_expert(first_expert)
 # *Difficulty ●○○○○ · importance ●●●○○ · 5 minutes*
 #
 # A token is routed anew in every layer. `trace.layers` holds one routing for each, the first one
-# first. List the token's first expert in each.
+# first. List the token's first expert in each: the one that gets most of it.
 #
 # <details>
 # <summary>Hint 1</summary>

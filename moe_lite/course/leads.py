@@ -50,12 +50,14 @@ class Lead:
 def leads(found: Sequence[dict[str, Any]], steps: Callable[[int], bool]) -> list[Lead]:
     """Pair every sparse run with the dense one of its seed, text, schedule, at steps in common.
 
-    The twin has the run's learning rate where one was trained with it, else the recipe's.
+    The twin has what the run changes for both arms (learning rate, first weights) where one was
+    trained with it, else the recipe's.
     """
     table: list[Lead] = []
 
     def kind(r: dict[str, Any]) -> tuple[Any, ...]:  # how many windows were looked at, too
-        return r["of"], r["book"], r.get("training", {}).get("eval_windows")
+        looked = (r.get("training", {}).get(name) for name in ("eval_windows", "batch_size"))
+        return r["of"], r["book"], *looked
 
     bases = {kind(r): r for r in found if r["base"]}
     for each in found:
@@ -64,7 +66,7 @@ def leads(found: Sequence[dict[str, Any]], steps: Callable[[int], bool]) -> list
             continue
         for name in dict.fromkeys(r["name"] for r in each["runs"]):
             runs = [r for r in each["runs"] if r["name"] == name]
-            twins = {r["seed"]: r["bits"] for r in _twins(base, runs[0]["differs"].get("lr"))}
+            twins = {r["seed"]: r["bits"] for r in _twins(base, runs[0]["differs"])}
             runs = [r for r in runs if r["seed"] in twins]
             common = set.intersection(*(set(r["bits"]) & set(twins[r["seed"]]) for r in runs))
             for step in sorted(filter(steps, map(int, common))):
@@ -78,9 +80,10 @@ def leads(found: Sequence[dict[str, Any]], steps: Callable[[int], bool]) -> list
     return table
 
 
-def _twins(base: dict[str, Any], lr: float | None) -> list[dict[str, Any]]:
-    plain = [r for r in base["runs"] if not r["differs"]]
-    return [r for r in base["runs"] if lr and r["differs"] == {"lr": lr}] or plain
+def _twins(base: dict[str, Any], differs: dict[str, float]) -> list[dict[str, Any]]:
+    both = {name: value for name, value in differs.items() if name in ("lr", "first")}
+    same = [r for r in base["runs"] if r["differs"] == both]
+    return same or [r for r in base["runs"] if not r["differs"]]
 
 
 def copied(ids_BS: Tensor, targets_BS: Tensor) -> Tensor:
@@ -139,6 +142,30 @@ def by_copying(axis: str, name: str, over: str, other: str) -> dict[str, dict[st
         }
         for domain in next(iter(ours.values()))
     }  # fmt: skip
+
+
+def spread(axes: Sequence[str] = ("whole dense", "whole finer", "whole")) -> tuple[float, ...]:
+    """Return how many times as far copied tokens' losses lie apart between seeds as new ones' do.
+
+    The ratio of two standard deviations within a recipe, pooled over the recipes of stored axes,
+    and its 95 % interval by F. The recipes share their seeds, so they count as one for it.
+    """
+    from scipy.stats import f
+
+    total, seeds = {"copied": 0.0, "new": 0.0}, 0
+    for found in (r for r in stored() if r["axis"] in axes):
+        for name in dict.fromkeys(r["name"] for r in found["runs"]):
+            runs = [r["copying"] for r in found["runs"] if r["name"] == name]
+            seeds = len(runs)
+            for what in total:
+                losses = [
+                    statistics.mean(rows[what] for domain, rows in run.items() if domain != BOOK)
+                    for run in runs
+                ]
+                total[what] += statistics.variance(losses)
+    ratio = total["copied"] / total["new"]
+    at = float(f.ppf(0.975, seeds - 1, seeds - 1))
+    return ratio**0.5, (ratio / at) ** 0.5, (ratio * at) ** 0.5
 
 
 def lead_of(

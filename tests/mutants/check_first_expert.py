@@ -17,8 +17,14 @@ def the_gate(routing, token):
 
 
 def the_last(routing, token):
-    """the expert with the least weight"""
+    """the pair that stands last"""
     return routing.expert_N[routing.token_N == token][-1].item()
+
+
+def the_least(routing, token):
+    """the expert with the least weight"""
+    mine = routing.token_N == token
+    return routing.expert_N[mine][routing.gate_N[mine].argmin()].item()
 
 
 def always_zero(routing, token):
@@ -35,7 +41,13 @@ def right_by_matrix(routing, token):
     return routing.gates_TE()[token].argmax()
 
 
-def right_by_place(routing, token):
+def right_by_loop(routing, token):
+    pairs = zip(routing.token_N, routing.expert_N, routing.gate_N, strict=True)
+    return max((gate, expert) for t, expert, gate in pairs if t == token)[1]
+
+
+def by_place(routing, token):
+    """the pair that stands first was chosen first"""
     return int(routing.expert_N[token * routing.per_token])
 
 

@@ -37,6 +37,13 @@ def never_moves_on(trace, token):
 
 
 def right_by_mask(trace, token):
+    mine = [r.token_N == token for r in trace.layers]
+    best = [int(r.gate_N[m].argmax()) for r, m in zip(trace.layers, mine, strict=True)]
+    return [int(r.expert_N[m][b]) for r, m, b in zip(trace.layers, mine, best, strict=True)]
+
+
+def what_stands_first(trace, token):
+    """these pairs stand first in the lists"""
     return [r.expert_N[r.token_N == token][0].item() for r in trace.layers]
 
 

@@ -20,6 +20,11 @@ def _mine(routing: Routing, token: int) -> tuple[list[int], list[float]]:
     return routing.expert_N[mine_N].tolist(), routing.gate_N[mine_N].tolist()
 
 
+def _first(routing: Routing, token: int) -> int:
+    experts, gates = _mine(routing, token)
+    return experts[gates.index(max(gates))]
+
+
 def check_first_expert(first_expert: Callable[[Routing, int], int]) -> None:
     """Check (routing, token) -> the expert that got most of the token's weight."""
 
@@ -28,6 +33,9 @@ def check_first_expert(first_expert: Callable[[Routing, int], int]) -> None:
         return [
             (_PAIRS, routing.expert_N[token]),
             (_BELIEF, routing.logits_TE[token].argmax()),
+            ("the pair that stands first was chosen first, here by a score with a bias; whose gate "
+             "is the largest?", experts[0]),
+            ("this is the pair that stands last; ask for the largest gate", experts[-1]),
             ("the place of the best pair in the list, not its expert", gates.index(max(gates))),
             ("this is the gate; the exercise asks whose it is", max(gates)),
             ("this is the expert with the least weight", experts[gates.index(min(gates))]),
@@ -35,8 +43,7 @@ def check_first_expert(first_expert: Callable[[Routing, int], int]) -> None:
             ("the busiest expert of all tokens; ask this one's pairs", routing.load_E().argmax()),
         ]  # fmt: skip
 
-    check = Check("first_expert", first_expert, lambda routing, token: _mine(routing, token)[0][0],
-                  mistakes, "not the token's first expert")  # fmt: skip
+    check = Check("first_expert", first_expert, _first, mistakes, "not the token's first expert")
     for trace, what in _traces():
         for token in range(len(trace.tokens)):
             check.on(f"{what}, token {token}", trace.layers[0], token)
@@ -54,6 +61,8 @@ def check_path(path: Callable[[RoutingTrace, int], list[int]]) -> None:
             ("this is the first layer alone; a token is routed anew in every layer", right[0]),
             ("this is the last layer alone; a token is routed anew in every layer", right[-1]),
             ("the layers are in the wrong order: the token enters at the first", right[::-1]),
+            ("these pairs stand first in the lists; ask for the largest gate",
+             [row[0] for row in rows]),
             (_PAIRS, [int(r.expert_N[token]) for r in trace.layers]),
             (_BELIEF, [int(r.logits_TE[token].argmax()) for r in trace.layers]),
             ("these are the second choices", [row[1] for row in rows]),
@@ -118,6 +127,8 @@ def check_networks_used(networks_used: Callable[[RoutingTrace, Sequence[int]], i
     def mistakes(trace: RoutingTrace, tokens: Sequence[int]) -> Mistakes:
         pairs, L = met(trace, tokens), len(trace.layers)
         first = {step for token in tokens for step in enumerate(_path(trace, token))}
+        listed = {(layer, _mine(routing, token)[0][0])
+                  for layer, routing in enumerate(trace.layers) for token in tokens}  # fmt: skip
         paths = {tuple(_path(trace, token)) for token in tokens}
         return [
             ("a network that two tokens share is counted twice; count different ones", len(pairs)),
@@ -130,6 +141,7 @@ def check_networks_used(networks_used: Callable[[RoutingTrace, Sequence[int]], i
             ("this is the last layer alone", len({e for layer, e in pairs if layer == L - 1})),
             ("this is the first layer alone", len({e for layer, e in pairs if layer == 0})),
             ("only first choices are counted; the second choice did work too", len(first)),
+            ("only first choices are counted; the second choice did work too", len(listed)),
             ("these are different ways through the layers; count the networks on them", len(paths)),
             ("all tokens are counted", len(set(met(trace, range(len(trace.tokens)))))),
             ("only one of the tokens is counted", len(set(met(trace, tokens[:1]))))]  # fmt: skip
@@ -144,7 +156,7 @@ def check_networks_used(networks_used: Callable[[RoutingTrace, Sequence[int]], i
 
 
 def _path(trace: RoutingTrace, token: int) -> list[int]:
-    return [_mine(routing, token)[0][0] for routing in trace.layers]
+    return [_first(routing, token) for routing in trace.layers]
 
 
 def _traces() -> list[tuple[RoutingTrace, str]]:
@@ -169,8 +181,8 @@ def _trace(logits_LTE: Tensor, k: int, bias_E: Tensor | None = None) -> RoutingT
     for logits_TE in logits_LTE:
         probs_TE = logits_TE.softmax(dim=-1)
         by_TE = logits_TE if bias_E is None else logits_TE + bias_E
-        chosen_TE = torch.zeros_like(by_TE).scatter(1, by_TE.topk(k).indices, 1.0)
-        gate_TK, expert_TK = (probs_TE * chosen_TE).topk(k, dim=-1)
+        expert_TK = by_TE.topk(k).indices  # as routers list them: the order of the choice
+        gate_TK = probs_TE.gather(1, expert_TK)
         gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
         layers.append(Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK))
     names = tuple(f"layers.{i}" for i in range(len(layers)))
