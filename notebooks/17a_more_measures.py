@@ -120,7 +120,7 @@ for layer in (0, 5):
 #
 # ## 2. Over training: when does a router know?
 #
-# While the model was trained, its routing of one fixed text of 2,000 tokens was filmed. OLMoE's
+# While the model was trained, its routing of twelve fixed texts, 2,400 tokens, was filmed. OLMoE's
 # **saturation** (eq. 5) asks how much of the final routing was there already at step $t$:
 #
 # $$\text{saturation}(t) = \frac{1}{N} \sum_{n=1}^{N} \frac{|\mathcal{E}_n^{(t)} \cap

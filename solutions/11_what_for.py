@@ -317,7 +317,7 @@ print(" ".join(f"{n}: {s:.0%}" for n, s in enumerate(share.tolist())))
 # | answer | the doubt that is left |
 # |---|---|
 # | `"chance"` | over all names, the mixture does not know more than its twin |
-# | `"busy"` | without it no more known numbers go than without the other expert nearest in load |
+# | `"busy"` | without it no more of the known numbers go than without the other expert whose load is nearest, above or below |
 # | `"other text"` | the mean rise on other text may be 0.05 nats or more |
 # | `"book"` | none of these |
 #
@@ -332,7 +332,8 @@ print(" ".join(f"{n}: {s:.0%}" for n, s in enumerate(share.tolist())))
 # <summary>Hint 1</summary>
 #
 # Each of the three is a mean of one list with its interval: a list over names, one over the known
-# names, one over texts. Write a line for each list first.
+# names, one over texts. Write a line for each list first. (Bool tensors do not subtract:
+# `.double()` first. A number that is known only *without* an expert is not asked for.)
 #
 # </details>
 #
@@ -340,7 +341,8 @@ print(" ".join(f"{n}: {s:.0%}" for n, s in enumerate(share.tolist())))
 # <summary>Hint 2</summary>
 #
 # Nearest in load: the least `|load_E - load_E[expert]|`, and `expert` itself is out of the
-# question. And an interval round 0 that reaches 0.3 does not say that other text is spared.
+# question. The interval of a list without spread is the point itself. And an interval round 0 that
+# reaches 0.3 does not say that other text is spared.
 #
 # </details>
 

@@ -83,6 +83,20 @@ def right_over_all_names(seen, expert):
     return _word(seen, expert, more=more)
 
 
+def right_with_numpy(seen, expert):
+    """Use lists, numpy and Student's t, and the point itself where there is no spread."""
+    import numpy as np
+    from scipy import stats
+
+    def surely(a_N, b_N):
+        d_N = np.array(a_N.tolist()) - np.array(b_N.tolist())
+        if d_N.std() == 0:
+            return bool(d_N.mean() > 0)
+        return bool(stats.t.interval(0.95, len(d_N) - 1, d_N.mean(), stats.sem(d_N))[0] > 0)
+
+    return _both(seen, expert, surely)
+
+
 def right_by_signs(seen, expert):
     """Count who is ahead where they differ, by the binomial distribution."""
 
@@ -183,6 +197,87 @@ def itself(seen, expert):
     """nearest in load is the expert itself"""
     return _word(seen, expert, more=_against(
         lambda s, e, lost: lost[int((s.load_E - s.load_E[e]).abs().argmin())]))  # fmt: skip
+
+
+def _beside(seen, expert, lost_EN, sign):
+    gap_E = sign * (seen.load_E - seen.load_E[expert])
+    nearer = [e for e in range(len(gap_E)) if gap_E[e] > 0]
+    return lost_EN[min(nearer, key=lambda e: gap_E[e])] if nearer else 0.0
+
+
+def less_busy(seen, expert):
+    """the nearest in load may be busier"""
+    return _word(seen, expert, more=_against(lambda s, e, lost: _beside(s, e, lost, -1)))
+
+
+def busier(seen, expert):
+    """the nearest in load may be less busy"""
+    return _word(seen, expert, more=_against(lambda s, e, lost: _beside(s, e, lost, 1)))
+
+
+def unknown_ones_too(seen, expert):
+    """a number that it does not know is not lost"""
+
+    def more(seen, expert):
+        gone_EN = (~seen.without_EN).double()
+        return _above(gone_EN[expert] - gone_EN[_nearest(seen, expert)])
+
+    return _word(seen, expert, more=more)
+
+
+def exclusive_or(seen, expert):
+    """says that two differ, not which is ahead"""
+    return _both(seen, expert, lambda a_N, b_N: _above(a_N.bool() ^ b_N.bool()))
+
+
+def without_a_sign(seen, expert):
+    """says that two differ, not which is ahead"""
+    return _both(seen, expert, lambda a_N, b_N: _above(a_N.byte() - b_N.byte()))
+
+
+def not_a_number(seen, expert):
+    """yours is NaN there"""
+
+    def surely(a_N, b_N):
+        d_N = a_N - b_N
+        return not d_N.mean() - 1.96 * d_N.std() / len(d_N) ** 0.5 * (d_N.std() / d_N.std()) <= 0
+
+    return _both(seen, expert, surely)
+
+
+def exact_control(seen, expert):
+    """takes the other list's mean as if it were exact"""
+
+    def surely(a_N, b_N):
+        mean, half = share(a_N)
+        return mean - half > b_N.mean()
+
+    return _both(seen, expert, surely)
+
+
+def harm_either_way(seen, expert):
+    """a loss that *falls* without the expert is no harm"""
+
+    def spares(seen, expert):
+        mean, half = share(seen.rise_EX[expert])
+        return abs(mean) + half < 0.05
+
+    return _word(seen, expert, spares=spares)
+
+
+def middle_text(seen, expert):
+    """the middle text is not their mean"""
+    return _word(seen, expert, spares=lambda s, e: s.rise_EX[e].median() < 0.05)
+
+
+def stricter(seen, expert):
+    """other text"""
+
+    def spares(seen, expert):
+        mean, half = share(seen.rise_EX[expert])
+        return mean + half < 0.04
+
+    return _word(seen, expert, spares=spares)
 
 
 def kept_for_lost(seen, expert):

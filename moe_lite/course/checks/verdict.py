@@ -415,7 +415,8 @@ class Check:
         parts = value if isinstance(right, tuple) and isinstance(value, list | tuple) else [value]
         wanted = right if isinstance(right, tuple) else [right]
         for part, want in zip(parts, wanted, strict=False):
-            if isinstance(want, Tensor) and not isinstance(part, Tensor):
+            number = isinstance(part, int | float) and isinstance(want, Tensor) and want.dim() == 0
+            if isinstance(want, Tensor) and not isinstance(part, Tensor) and not number:
                 self.note = f"\n  (Right numbers; asked is a tensor, and yours is {_kind(part)}.)"
 
     def judge(self) -> None:

@@ -286,6 +286,12 @@ def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
     def against(x_N: Tensor) -> str:
         return whose(busy=lambda *_: _above(lost_EN[expert] - x_N))
 
+    def next_to(busier: bool) -> Tensor:
+        """What the next busier expert loses, or the next less busy one; where none is, nothing."""
+        gap_E = (seen.load_E - seen.load_E[expert]) * (1 if busier else -1)
+        gap_E[gap_E <= 0] = math.inf
+        return lost_EN[gap_E.argmin()] if gap_E.isfinite().any() else 0 * lost_EN[0]
+
     def strangers(a_N: Tensor, b_N: Tensor) -> bool:
         return bool(a_N.mean() - b_N.mean() > 1.96 * ((a_N.var() + b_N.var()) / len(a_N)).sqrt())
 
@@ -302,6 +308,12 @@ def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
          "name by name, then its interval", apart(strangers)),
         ("asks whether two intervals overlap; they are about the same names, so take the "
          "difference name by name, then its interval", apart(no_overlap)),
+        ("a difference may be below 0: `^`, or uint8 less uint8, says that two differ, not which is "
+         "ahead", apart(lambda a, b: _above((a != b).double()))),
+        ("an interval of differences that are all alike is a point; yours is NaN there, and NaN is "
+         "not above 0", apart(lambda a, b: bool((a - b).std() == 0) or _above(a - b))),
+        ("takes the other list's mean as if it were exact; take the difference name by name, then "
+         "its interval", apart(lambda a, b: share(a)[0] - share(a)[1] > b.mean())),
         ("takes a difference for a lead; it may be below 0",
          apart(lambda a, b: abs(share(a - b)[0]) > share(a - b)[1])),
         ("that is how far single names or texts lie apart; a mean is known better, by sqrt(n)",
@@ -315,6 +327,13 @@ def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
          against(torch.zeros_like(lost_EN[0]))),
         ("the control is all other experts; most of them have little to do here: take the one "
          "nearest in load", against(lost_EN[others].mean(0))),
+        ("the control is the next less busy one; the nearest in load may be busier",
+         against(next_to(False))),
+        ("the control is the next busier one; the nearest in load may be less busy",
+         against(next_to(True))),
+        ("a number that it does not know is not lost; look at the known ones alone",
+         whose(busy=lambda *_: _above((~seen.without_EN).double()[expert]
+                                      - (~seen.without_EN).double()[near]))),
         ("the control is the busiest of the others; take the one nearest in load",
          against(lost_EN[max(others, key=lambda e: seen.load_E[e])])),
         ("the control is the idlest of the others; take the one nearest in load",
@@ -330,6 +349,9 @@ def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
          "is spared. Its upper end counts", other_text(mean - half <= 0)),
         ("the lower end is below 0.05; the upper end has to be", other_text(mean - half < SPARED)),
         ("the mean rise is below 0.05, but its interval is not", other_text(mean < SPARED)),
+        ("a loss that *falls* without the expert is no harm", other_text(abs(mean) + half < SPARED)),
+        ("the middle text is not their mean; one text that suffers much counts",
+         other_text(bool(rise_X.median() < SPARED))),
         ("asks for no rise at all; a rise that is surely below 0.05 nats is small enough here",
          other_text(mean <= 0)),
         ("asks each text by itself; the question is about their mean",
@@ -341,8 +363,9 @@ def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
     ]  # fmt: skip
 
 
-Expert = tuple[float, tuple[int, int], tuple[float, float]]
-"""Load; the known names that are lost without it, from and to; mean and spread of the rise."""
+Expert = tuple[float, tuple[int, ...], tuple[float, ...]]
+"""Load; the known names that are lost without it, from and to, and how many of the others are known
+without it alone; mean and spread of the rise, or all ten."""
 
 
 def _evidence(seed: int, names: Sequence[int], experts: Sequence[Expert]) -> tuple[Evidence, int]:
@@ -358,9 +381,13 @@ def _evidence(seed: int, names: Sequence[int], experts: Sequence[Expert]) -> tup
     twin_N = (name_N < names[0]) | ((name_N >= both) & (name_N < both + names[2]))
     even_X = torch.linspace(-1, 1, 10)[text_X]
     without_EN = torch.stack(
-        [knows_N & ~((name_N >= first) & (name_N < end)) for _, (first, end), _ in experts]
-    )
-    rise_EX = torch.stack([mean + spread * even_X / even_X.std() for *_, (mean, spread) in experts])
+        [(knows_N & ~((name_N >= first) & (name_N < end))) | (name_N >= len(name_N) - sum(new))
+         for _, (first, end, *new), _ in experts]
+    )  # fmt: skip
+    rise_EX = torch.stack(
+        [rise[0] + rise[1] * even_X / even_X.std() if len(rise) == 2 else torch.tensor(rise)[text_X]
+         for *_, rise in experts]
+    )  # fmt: skip
     load_E = torch.tensor([load for load, *_ in experts])
     seen = Evidence(
         knows_N[mix_N], twin_N[mix_N], without_EN[:, mix_N][mix_E], load_E[mix_E], rise_EX[mix_E]
@@ -406,10 +433,27 @@ def check_whose_expert(whose_expert: Callable[[Evidence, int], str]) -> None:
         "takes 40, the nearest 5, all others 80": (ahead, [suspect(40), *others(5, 80, 80, 80)]),
         "takes 60, the nearest 10, the busiest 100": (ahead, [suspect(60), *others(10, 100, 0, 0)]),
         "takes 60, the nearest 10, the idlest 100": (ahead, [suspect(60), *others(10, 0, 100, 0)]),
+        "takes 60, the nearest 42 other ones": (
+            ahead, [suspect(60), (0.48, (60, 102), still), *nothing]),
+        "18 names ahead, 42 of 102 the other way": ((10, 60, 42, 88), [suspect(60), *rest]),
+        "takes 60, the nearest is busier and takes 58": (
+            ahead, [suspect(60), (0.53, (0, 58), still), (0.4, (0, 5), still), *nothing]),
+        "takes 60, the nearest is busier and takes 5": (
+            ahead, [suspect(60), (0.53, (0, 5), still), (0.4, (0, 60), still), *nothing]),
+        "takes 60, the nearest is less busy and takes 5": (
+            ahead, [suspect(60), (0.48, (0, 5), still), (0.6, (0, 60), still), *nothing]),
+        "takes 30 and the nearest 12; 20 others are known without it alone": (
+            ahead, [(0.5, (0, 30, 20), still), (0.48, (0, 12), still), *nothing]),
+        "takes 30 as the nearest; 20 others are known without that one alone": (
+            ahead, [suspect(30), (0.48, (0, 30, 20), still), *nothing]),
         "takes none, as the nearest": (ahead, [suspect(0), *others(0, 50, 50, 50)]),
         "other text: 0.23 ± 0.35 nats": (ahead, [suspect(90, (0.23, 0.49)), *rest]),
         "other text: 0.020 ± 0.018 nats": (ahead, [suspect(90, (0.02, 0.025)), *rest]),
         "other text: 0.030 ± 0.043 nats": (ahead, [suspect(90, (0.03, 0.06)), *rest]),
+        "other text: 0.010 ± 0.036 nats": (ahead, [suspect(90, (0.01, 0.05)), *rest]),
+        "other text: -0.30 ± 0.01 nats": (ahead, [suspect(90, (-0.3, 0.01)), *rest]),
+        "other text: eight of ten spared, two lose 0.4 nats": (
+            ahead, [suspect(90, (0.4, *(0.0,) * 8, 0.4)), *rest]),
         "other text: 0.12 ± 0.04 nats": (ahead, [suspect(90, (0.12, 0.05)), *rest]),
         "other text: 0.30 ± 0.07 nats": (ahead, [suspect(90, bad), *rest]),
         "other text: 0.30 ± 0.07 nats, as without the nearest": (
