@@ -290,7 +290,11 @@ def main() -> None:
         path = RESULTS / f"{args.axis.replace(' ', '_').replace(',', '')}.json"
         write(measure(args.axis, args.device, args.seconds, out=args.keep), path)
     print("bits per byte ahead of the dense twin of equal active size (mean, 95 % interval, seeds)")
-    for lead in leads(stored(), lambda step: step % 500 == 0 or step == 3250):
+    table = leads(stored(), lambda step: True)
+    ends = {(lead.axis, lead.name): lead.step for lead in table}
+    for lead in table:
+        if lead.step % 500 and lead.step != ends[lead.axis, lead.name]:
+            continue
         middle, low, high = lead.interval
         print(f"{lead.name:28} step {lead.step:5,} of {lead.of:,}: {middle:+.3f} [{low:+.3f}, "
               f"{high:+.3f}], {len(lead.by_seed)} seeds")  # fmt: skip

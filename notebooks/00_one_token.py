@@ -134,12 +134,12 @@ explorer
 #
 # In layer 4, most of Hamlet's line is with expert 11, most digits of the code and the sums are with
 # expert 13, and the phone number is with expert 12, but for its last digit. In layer 0 the colour
-# mostly follows the token itself: both `be` go to expert 14, both `=` to expert 7. A full stop in layer 3
-# is a full stop wherever it stands: all three go to expert 14. One layer later each has an expert
-# of its own: the one of the play, the one in `3.14` and the one of the Bible have parted. So is
-# expert 11 "the Shakespeare expert"? Careful. It is also among the four of `def`, of pieces of
-# `radius` and of the Bible's `that it`. It is *tempting* to give experts names, and chapter 17 asks
-# what it takes to earn one.
+# mostly follows the token itself: both `be` go to expert 14, both `=` to expert 7. A full stop in
+# layer 3 is a full stop wherever it stands: all three go to expert 14. One layer later each has an
+# expert of its own: the one of the play, the one in `3.14` and the one of the Bible have parted.
+# So is expert 11 "the Shakespeare expert"? Careful. It is also among the four of `def`, of pieces
+# of `radius` and of the Bible's `that it`. It is *tempting* to give experts names, and chapter 17
+# asks what it takes to earn one.
 #
 # </details>
 #

@@ -437,9 +437,8 @@ for row in (0, 4, 8, 12, 15):
 
 # %% [markdown]
 # The same text, the same weights, another prediction, because of *who else was in the room*. In
-# training that is noise. When a model serves people, it means that your answer depends on what
-# strangers asked in the same moment. Routing without a capacity, as chapter 10 has it, knows no
-# such trouble.
+# training that is noise. When a model serves people, your answer depends on what strangers asked in
+# the same moment. Routing without a capacity (chapter 10) knows no such trouble.
 #
 # **The remedy within these papers is groups.** With `group_size=64` each text has its own share of
 # every expert's places, and no stranger can take it:
@@ -491,8 +490,7 @@ for priority in ("position", "choice", "gate"):
 print(fate(expert_T2, gate_T2, "choice", places=3))
 
 # %% [markdown]
-# So GShard's order, made for fairness, leaks a bit of the future into a language model. (GShard's
-# was a translation model, whose encoder may look ahead as it likes.) It is a small leak. Chapter 08
+# So GShard's order, made for fairness, leaks a bit of the future into a language model. Chapter 08
 # meets a router with a large one, and measures what a model makes of it.
 #
 # ## 8. Table 1, in small
@@ -509,7 +507,7 @@ for factor in (0.5, 1.0, 1.25, 2.0, 8.0):
 
 # %% [markdown]
 # From more than half of the tokens dropped to none, and the loss moves by hundredths. So do not
-# wait for a loss curve to tell you that tokens are being dropped. Count them.
+# wait for a loss curve to tell you of drops. Count them.
 #
 # ### When does it begin to pay?
 #
@@ -528,26 +526,26 @@ pairs = {f"dense − {name}": ledger.Pair("dense", name) for name in ("top-1", "
 charts.alive(viz.effects(stored, pairs, 1.731 - 1.554, "held-out loss, dense − sparse, nats"))
 
 # %%
-for a, b, by in (("CPU seconds at top-1", "CPU seconds at dense", "/"),
-                 ("loss at dense", "loss: step 1500 at top-1", "-"),
-                 ("loss: step 200 at top-2", "loss: step 200 at top-2, gates x 2", "-")):  # fmt: skip
-    print(f"{ledger.Pair(a, b, by)!s:62}", stored[ledger.Pair(a, b, by)])
+early, half_way = "loss: step 200 at top-2", "loss: step 1500 at top-1"
+for pair in (("CPU seconds at top-1", "CPU seconds at dense", "/"), ("loss at dense", half_way),
+             (early, f"{early}, gates x 2")):  # fmt: skip
+    print(f"{ledger.Pair(*pair)!s:62}", stored[ledger.Pair(*pair)])
 ledger.verdicts("switch2021_long")
 
 # %% [markdown]
 # Each point is the mean over seeds of dense less sparse *with the same seed*, which has read the
-# same text; the band is its 95% interval. One schedule serves all points.
+# same text; the band is its 95% interval. One schedule serves all.
 #
 # **At equal steps experts pay here, and late.** (At equal time, here 1,500 steps of top-1, dense is
-# ahead by 0.134 ± 0.008 nats.) At step 300 twelve seeds cannot tell. From step 600 on top-2
-# is ahead, from 1,500 on top-1 too, and both leads still grow at 3,000: 0.067 and 0.043 nats, a
-# third and a quarter of the paper's. A verdict after 300 steps was a verdict *on* 300 steps.
+# ahead by 0.134 ± 0.008 nats.) At 300 twelve seeds cannot tell. From 600 on top-2 is ahead, from
+# 1,500 on top-1 too, and both leads still grow at 3,000: 0.067 and 0.043 nats, a third and a
+# quarter of the paper's. A verdict after 300 steps was a verdict *on* 300 steps.
 # **Two experts of half the width beat one here**, by more than in the paper.
 #
-# **What you may believe now**: at this size a sparse model beats its dense twin once it has trained
-# for long enough. (We chose a bench on which an effect could be seen; its course and size we did
-# not choose.) **What is open:** how far the lead grows, and what capacity costs after long
-# training. On the first bench top-2 loses by a capacity of 1.0; of top-1 we cannot tell.
+# **What you may believe now**: at this size and equal steps a sparse model beats its dense twin
+# once it has trained for long enough. **What is open:** how far the lead grows, and what capacity
+# costs after long training. On the first bench top-2 loses by a capacity of 1.0; of top-1 we
+# cannot tell.
 # **Does the output's size matter?** Two gates that sum to 1 make the layer's output half of what
 # its dense twin's two halves give. Twice the gates are a head start, 0.045 ± 0.024 nats at step
 # 200, and at 3,000 *equal* to 0.02 nats. Chapter 10 finds the same in a larger model.

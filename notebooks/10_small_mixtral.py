@@ -217,9 +217,8 @@ print("equal; tokens per expert:", routing.load_E().int().tolist())
 # ```
 #
 # Everything else is the ordinary modern decoder: RMSNorm, rotary positions, attention whose query
-# heads share keys and values, a sliding window, a cache. None takes more than a few lines. The
-# [appendix](10a_decoder.ipynb) builds each by hand and holds it against the library; none of it
-# knows that there are experts.
+# heads share keys and values, a sliding window, a cache. The [appendix](10a_decoder.ipynb) builds
+# each by hand; none of it knows that there are experts.
 
 # %% [markdown]
 # ## 5. Forty-seven billion, thirteen at work
@@ -378,8 +377,7 @@ print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 # a token does not meet are not wasted, since other tokens shaped them, but they are not worth as
 # much as if every token used them all. Counted in *seconds*, it pays for sorting tokens, adding the
 # answers back, and multiplying eight small matrices where its small twin multiplies one large one
-# (chapter 13). Many people have measured a mixture that is slower than a dense model, taken it for
-# a mistake of theirs, and made none.
+# (chapter 13).
 #
 # A hundred steps with one seed are an illustration. Here is the recipe of `mixtral-mini`, the model
 # in the box: six layers, 4 of 16 experts, a factor (*scale*) of 4 on the gates, a sixth kind of
@@ -446,10 +444,12 @@ print(f"the pair in the box: {ends['4 of 16, scale 4'].by_seed[0]:+.3f}")
 # **At equal active size and equal steps the mixture is ahead, and at the end still: the box's
 # recipe by 0.035 bits per byte [0.018, 0.053], 2 of 8 by 0.037 [0.022, 0.052].** The box's own
 # pair ended 0.044 apart. At equal *time* no mixture is surely ahead at any step (a step of 4 of 16
-# takes 1.4 of the twin's), and at the end it is undecided. At equal *memory* 4 of 16 is undecided,
+# takes 1.4 of the twin's): 4 of 16 is behind from 1,250 to 2,250, 2 of 8 until 750, and at the last
+# step that the longer twins reach it is undecided. (Their rate has come down there, the mixture's
+# has not.) At equal *memory* 4 of 16 is undecided,
 # -0.001 [-0.028, 0.027], against a twin that uses 2.6 times the parameters for each token (three
-# seeds, to step 1,000); 2 of 8 is behind at 500. The box's first edition, one run, ended 0.016
-# *behind*: one seed is an anecdote. Why?
+# seeds, to step 1,000); 2 of 8 is behind at 500. The box's first edition, one run of 2 of 8, ended
+# 0.016 *behind*: one seed is an anecdote. Why?
 #
 # ### Where the lead is
 #
@@ -480,6 +480,7 @@ copied, new, bits_R = (torch.tensor([c[k] for c in codes]) for k in ("copied", "
 print(f"{len(runs)} runs, loss in code: copied {copied.min():.2f} to {copied.max():.2f}, "
       f"new {new.min():.2f} to {new.max():.2f};\ncorrelation of copied with bits per byte "
       f"{torch.stack([copied, bits_R]).corrcoef()[0, 1]:.2f}")  # fmt: skip
+print(f"one pair on a CPU: {leads.on_a_cpu().interval[0]:+.3f} bits per byte ahead")
 for arm, loss in leads.copying_on_a_cpu().items():
     print(f"one pair on a CPU, {arm:10}: copied {loss['code']['copied']:.2f}, "
           f"new {loss['code']['new']:.2f}")  # fmt: skip
@@ -490,9 +491,8 @@ for arm, loss in leads.copying_on_a_cpu().items():
 # [0.078, 0.522]. On copied ones the seeds differ too much to say so of any but Japanese (and the
 # book). To copy is the work of attention (Olsson et al. 2022,
 # [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)), and runs differ by how well they learn it:
-# in code most of the difference between runs is there (copied tokens are a part of the bits). So
-# a pair can tie: one of 2 of 8, on a CPU, ended 0.004 ahead. Its twin copies code as well as the
-# best of the 44 runs; on new tokens it is behind everywhere.
+# in code most of the difference between runs is there. So a pair can tie: the first edition's, made
+# again on a CPU, ended 0.004 ahead; its twin copies code as well as the best of 44 stored runs.
 #
 # ### Four experts are three, and an averaged mixture is a quarter of a network
 #
@@ -518,7 +518,7 @@ for what, lead in (*factors.items(), ("the change", change)):
 # At the end a token's four experts are worth about three, by layer 2.6 to 3.2. **The factor of $K$,
 # tried on 2 of 8, is a head start, and it is lost:** 0.026 bits per byte [0.007, 0.045] at step
 # 500, undecided at the end, the change -0.033 [-0.043, -0.024]. 4 of 16 with factor 4 lose 0.029
-# [0.010, 0.047] of their lead over the twin; at rate 0.002 no loss is decided.
+# [0.010, 0.047] of their lead over the twin (without the factor they were not trained so long).
 # DeepSeek-V3 has such a factor (`routed_scaling_factor`, 2.5), OLMoE does not divide, Mixtral
 # divides and has none. Here: `TopKRouter(..., gate_scale=4)`; `save` multiplies it into
 # $W_2$, as in the box.
@@ -610,15 +610,11 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
 
 # %% [markdown]
 # In the run stored here seven tokens in ten changed in layer 0, and above it one in five to two in
-# five: a good part of this routing goes by the surroundings. (A guess at why: attention that has
-# learned little averages over all it may see.) The table alone would have let you believe the
-# opposite.
+# five: a good part of this routing goes by the surroundings. The table alone would have let you
+# believe the opposite.
 #
-# One sentence in one model is an anecdote: trained on larger batches, the same model changed nearly
-# every token, in all layers. Chapter 17 does it properly, with baselines. But you have seen the
-# right *kind* of question: change one thing, and see whether the routing follows. The Mixtral
-# authors looked for topics in their own model's routing and did "not observe obvious patterns"
-# (their section 5).
+# One sentence in one model is an anecdote. Chapter 17 does it properly, with baselines. But you
+# have seen the right *kind* of question: change one thing, and see whether the routing follows.
 #
 # ## 8. What goes wrong: a router that does not listen
 #
@@ -636,7 +632,7 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
 def interrogate(router, D=16):
     one, other = torch.randn(6, D), torch.randn(6, D)
     changed = torch.cat([one[:5], other[5:]])  # only the last token differs
-    to_one, to_other, to_changed = (router(x).logits_TE for x in (one, other, changed))
+    to_one, to_other, to_changed = (router(x).gates_TE() for x in (one, other, changed))
     print("  answers differ for different inputs:", not to_one.equal(to_other))
     print("  a token's answer is its own affair: ", to_one[:5].equal(to_changed[:5]))
     weight = next(router.parameters())
@@ -659,8 +655,8 @@ for kind in (TopKRouter, DeafRouter):
 # %% [markdown]
 # Look at what the deaf one gets away with: a token's answer is its own business (nobody's, rather),
 # and even its gradient flows. Only the first question catches it. Try a router that takes its
-# top-k over tokens instead of experts on the second, and one that keeps a single expert and
-# renormalises its gate, which is then always 1, on the third.
+# top-k over tokens instead of experts (`ExpertChoiceRouter`) on the second, and one that keeps a
+# single expert and renormalises its gate, which is then always 1, on the third.
 #
 # ## Exercises
 #
@@ -681,8 +677,8 @@ for kind in (TopKRouter, DeafRouter):
 # 3. Dispatch turns "where does my token go?" into "which tokens are mine?": one product per expert.
 # 4. Mixtral 8×7B holds 46.7 billion parameters and uses 12.9 billion for a token.
 # 5. At equal active parameters the mixture predicted better after equal steps, most surely the
-#    tokens that cannot be copied (five seeds, 4,000 steps); by the clock it was undecided: measure
-# it.
+#    tokens that cannot be copied (five seeds, 4,000 steps); by the clock it was behind
+#    on the way and undecided where we stopped: measure it.
 #
 # | in the paper | in the code | |
 # |---|---|---|

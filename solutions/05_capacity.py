@@ -311,10 +311,10 @@ for pull in (0.0, 1.0, 2.0, 4.0):
     print(f"{wanted:4.0%} want expert 0: loss {loss:.2f}")
 
 # %% [markdown]
-# The right loss climbs from 1 to beyond 3. This one falls below 1 while the crowd grows, and is at its
-# least where most want one expert: to minimise it is to be paid for crowding, because those who find no place no longer
-# count. Write it right: $E \sum_e f_e P_e$ with $f$ from all *first choices*, whether or not they
-# found a place. (GShard's own line
+# The right loss climbs from 1 to beyond 3. This one falls below 1 while the crowd grows, and is at
+# its least where most want one expert: to minimise it is to be paid for crowding, because those
+# who find no place no longer count. Write it right: $E \sum_e f_e P_e$ with $f$ from all *first
+# choices*, whether or not they found a place. (GShard's own line
 # is $\frac{1}{E} \sum_e \frac{c_e}{S} m_e$: the same, divided by $E^2$.)
 #
 # <details>

@@ -317,12 +317,13 @@ print(" ".join(f"{n}: {s:.0%}" for n, s in enumerate(share.tolist())))
 # | answer | the doubt that is left |
 # |---|---|
 # | `"chance"` | over all names, the mixture does not know more than its twin |
-# | `"busy"` | without it no more of the known numbers go than without the other expert whose load is nearest, above or below |
+# | `"busy"` | without it no more known numbers go than without the expert nearest in load |
 # | `"other text"` | the mean rise on other text may be 0.05 nats or more |
 # | `"book"` | none of these |
 #
 # "More" means: the 95% interval of the difference lies above 0. "May be": the 95% interval reaches
-# there. Names are compared name by name. (`asking.share` gives a mean and half of its interval.)
+# there. Names are compared name by name; the nearest in load may be busier or less busy.
+# (`asking.share` gives a mean and half of its interval.)
 #
 # By hand: of 200 names both know 60, the mixture alone 60, the twin alone 10, neither 70. The 200
 # differences are 60 times 1, 10 times −1 and else 0: mean 0.25, spread 0.54, half the interval

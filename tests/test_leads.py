@@ -234,6 +234,9 @@ def test_the_card_lets_choose_what_is_equal():
         assert pace[1] <= pace[0] <= pace[2]
         time = leads.curve(axis, name, "whole dense, longer", "dense, 4,700 steps", pace[0])
         memory = leads.curve(axis, name, "whole dense, all", "as wide as all")
+        behind = [f"{r.step:,}" for r in time if r.interval[2] < 0]  # surely, and on the way alone
+        where = f"behind from step {behind[0]} to" if name != "2 of 8" else "2 of 8 until"
+        assert f"{where} {behind[-1]}" in " ".join(CARD.split()) and time[-1].interval[2] > 0
         marks = [r for r in time if r.step in (500, 2000)] + time[-1:]
         row = " | ".join(INTERVAL.format(*r.interval) for r in marks)
         shown = "{:.2f} [{:.2f}, {:.2f}]".format(*pace)
@@ -265,4 +268,9 @@ def test_chapter_10_says_what_is_stored():
         found = leads.curve(axis, name, *twins, leads.pace(name.partition(",")[0])[0])
         assert all(lead.interval[1] <= 0 for lead in found)  # nowhere surely ahead
         assert found[-1].interval[2] > 0  # undecided at the end
+        behind = [f"{lead.step:,}" for lead in found if lead.interval[2] < 0]
+        if name == "4 of 16, scale 4":
+            assert f"behind from {behind[0]} to {behind[-1]}" in text
+        if name == "2 of 8":
+            assert f"until {behind[-1]}" in text
     assert f"takes {slow[0]:.1f} of the twin's" in text

@@ -308,8 +308,8 @@ def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
          "name by name, then its interval", apart(strangers)),
         ("asks whether two intervals overlap; they are about the same names, so take the "
          "difference name by name, then its interval", apart(no_overlap)),
-        ("a difference may be below 0: `^`, or uint8 less uint8, says that two differ, not which is "
-         "ahead", apart(lambda a, b: _above((a != b).double()))),
+        ("a difference may be below 0: `^`, or uint8 less uint8, says that two differ, not which "
+         "is ahead", apart(lambda a, b: _above((a != b).double()))),
         ("an interval of differences that are all alike is a point; yours is NaN there, and NaN is "
          "not above 0", apart(lambda a, b: bool((a - b).std() == 0) or _above(a - b))),
         ("takes the other list's mean as if it were exact; take the difference name by name, then "
@@ -349,7 +349,8 @@ def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
          "is spared. Its upper end counts", other_text(mean - half <= 0)),
         ("the lower end is below 0.05; the upper end has to be", other_text(mean - half < SPARED)),
         ("the mean rise is below 0.05, but its interval is not", other_text(mean < SPARED)),
-        ("a loss that *falls* without the expert is no harm", other_text(abs(mean) + half < SPARED)),
+        ("a loss that *falls* without the expert is no harm",
+         other_text(abs(mean) + half < SPARED)),
         ("the middle text is not their mean; one text that suffers much counts",
          other_text(bool(rise_X.median() < SPARED))),
         ("asks for no rise at all; a rise that is surely below 0.05 nats is small enough here",
