@@ -115,6 +115,7 @@ EXPERIMENT = Experiment(
         "the one with 80 filters is theirs (so the last row was moved to it after the "
         "runs; it had compared their difference with ours to a dense network of 16). All arms had "
         "been seen before on four sets of points drawn from other numbers, of which sparse "
-        "got 94 % on one and 99.8 to 100 on three. The bound of 87.5 % is the paper's Theorem 4.1, known to us from others' notes."
+        "got 94 % on one and 99.8 to 100 on three. The bound of 87.5 % is the paper's Theorem 4.1, "
+        "known to us from others' notes."
     ),
 )  # fmt: skip

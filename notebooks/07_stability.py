@@ -594,7 +594,7 @@ print(f"{(alone != together).sum()} of 2000 tokens have another expert when they
 # | $L_z$ (eq. 5) | `losses.router_z_loss(routing)` | without the weight |
 # | $c_z = 0.001$ (eq. 6) | `TrainConfig.z_coef` | in the training loop from the start |
 # | selective precision | `routers.linear_scores` | `autocast` to bfloat16 around it |
-# | $\sigma = \sqrt{s/n}$ | `first_weights(rows, n, s)` | a router has $s = 1$, a `Mixtral` $\sigma = 0.02$ |
+# | $\sigma = \sqrt{s/n}$ | `first_weights(rows, n, s)` | a router: $s = 1$; `Mixtral`: 0.02 |
 #
 # **Read on:** ST-MoE's section 3 is a catalogue of what else was tried (noise, dropping
 # multiplicative interactions, clipping) and what it cost in quality; its section 3.4 and footnote 7
