@@ -4,13 +4,18 @@ import numpy as np
 import torch
 
 
+def _best(r, token):
+    mine = r.token_N == token
+    return r.expert_N[mine][r.gate_N[mine].argmax()]
+
+
 def as_tensor(trace, token):
-    return torch.stack([r.expert_N[r.token_N == token][0] for r in trace.layers])
+    return torch.stack([_best(r, token) for r in trace.layers])
 
 
 def as_array(trace, token):
-    return np.array([r.expert_N[r.token_N == token][0] for r in trace.layers], dtype=np.float32)
+    return np.array([_best(r, token) for r in trace.layers], dtype=np.float32)
 
 
 def as_generator(trace, token):
-    return (r.expert_N[r.token_N == token][0] for r in trace.layers)
+    return (_best(r, token) for r in trace.layers)

@@ -132,7 +132,7 @@ def _flipped(s, e):
     others = sorted(set(range(len(s.load_E))) - {e}, key=lambda i: (s.load_E[i] - s.load_E[e]) ** 2)
     if not rare(s.knows_N, s.twin_N):
         return "CHANCE"
-    if not rare(s.without_EN[others[0]], s.without_EN[e]):
+    if not rare(*(s.knows_N & ~s.without_EN[i] for i in (e, others[0]))):
         return " Busy "
     x = s.rise_EX[e]
     return "other text" if x.mean() + 2.262 * x.std() / len(x) ** 0.5 >= 0.05 else "book"
@@ -150,7 +150,7 @@ def _four_fields(s, e):
     near = min(loads, key=lambda i: abs(loads[i] - own))
     doubts = {
         "chance": z(s.knows_N, s.twin_N) < 2,
-        "busy": z(~s.without_EN[e], ~s.without_EN[near]) < 2,
+        "busy": z(*(s.knows_N & ~s.without_EN[i] for i in (e, near))) < 2,
         "other text": s.rise_EX[e].mean() + 2 * s.rise_EX[e].std() / 3 >= 0.05,
     }
     return np.str_(next((word for word, left in doubts.items() if left), "book"))
