@@ -59,7 +59,7 @@ drawings.what_experts_learn()
 #
 # Here is held-out text from the course's five domains: twelve pieces of each, 128 tokens long. Two
 # models of one shape read it: six layers of 16 experts, four for each token. We note who went
-# where. The first choice, the expert with the larger gate, is enough for most of this chapter.
+# where. The first choice, the expert with the largest gate, is enough for most of this chapter.
 
 # %%
 corpus = data.load_corpus(max_bytes=600_000)
@@ -185,13 +185,13 @@ for name, layer in (("A", 0), ("B", 0), ("A", 5), ("B", 5)):
 #
 # ## 3. Where the truth is known
 #
-# Try a measure first where the answer is known. So we make a world. A sentence has four words: a
-# tag that names one of eight *languages*, a noun, a verb, and a second noun that follows from the
-# first by one of eight permutations. All languages share all words. In one kind of world **the
-# language decides** which permutation: the best router looks at the tag, two tokens back. In the
-# other **the verb decides**: the best router looks at the word in hand. And a decoy: each language
-# takes "its own" verb in seven of ten sentences, so language and verb go together in both worlds,
-# and only one of them is the cause.
+# So we make a world where the answer is known. A sentence has four words: a tag that names one of
+# eight *languages*, a noun, a verb, and a second noun that follows from the first by one of eight
+# permutations. All languages share all words. In one kind of world **the language decides** which
+# permutation: the best router looks at the tag, two tokens back. In the other **the verb decides**:
+# the best router looks at the word in hand. And a decoy: each language takes "its own" verb in
+# seven of ten sentences, so language and verb go together in both worlds, and only one of them is
+# the cause.
 #
 # One layer, eight tiny experts, one for each token, and a Switch router (chapter 05) that has to
 # find out by itself. Its experts, held against the cause and against the decoy:
@@ -290,8 +290,8 @@ _ = panels[0].legend(fontsize=8)
 #
 # Is it the domain, and not just *this very text*? "Dealt to other texts" gives the domains to other
 # texts, whole, and takes the words off as before: the second null and the third at once. At the
-# last layer 0.08 bits of the 0.57 survive. And "the company" is more than the domain: it may be
-# syntax, the place in a line, or the letters before.
+# last layer that gives 0.08 bits: so much of the 0.57 is chance between texts. And "the company" is
+# more than the domain: it may be syntax, the place in a line, or the letters before.
 #
 # **Your turn.** Which experts would you call "the arithmetic experts"? Write down your criterion
 # before you run the next section.
@@ -315,8 +315,8 @@ used_LEC = analysis.specialization(routing_of(model, fresh), of_kind_T).mT
 
 # %% [markdown]
 # The expert that arithmetic *uses most*; the one it *misses most*; the one that it *misses alone*
-# (drama, code, Japanese and prose lose less than a tenth as much); and the one that the phone book
-# misses most. The first three of each kind:
+# (drama, code, Japanese and prose lose less than a tenth as much; the book is not asked); and the
+# one that the phone book misses most. The first three of each kind:
 
 # %%
 sums, ours_LE, others_LE = 4, rise_LEC[..., 4], rise_LEC[..., :4].mean(-1)  # 4 is arithmetic
@@ -345,17 +345,22 @@ for at, expert in four:
         rise_B = effects.replaced(model, sums_BS, at, expert, how).rise_T.view(12, -1).nanmean(1)
         print(f"  {how} {rise_B.mean():+.3f} ± {2.2 * rise_B.std() / 12**0.5:.3f}", end="")
     print()
+routing = effects.Run.of(model, sums_BS).routings[0]
+mine_N, newline = routing.expert_N == 5, corpus.tokenizer.encode("\n").ids[0]
+gate_N, line_N = routing.gate_N[mine_N], sums_BS.flatten()[routing.token_N[mine_N]] == newline
+print(f"0.5's tokens: {line_N.float().mean():.0%} are line breaks, mean gate "
+      f"{gate_N[line_N].mean():.2f}; the others {gate_N[~line_N].mean():.2f}")  # fmt: skip
 
 # %% [markdown]
 # (± is the 95% interval over the texts.) **1.6** gets 18% of arithmetic's pairs, second of all 96,
 # and nobody notices when it is gone: "layer 1 has an arithmetic expert" is true as a picture and
 # explains nothing. **0.5** has 3% of them, and everybody misses it; but put its mean in its place
-# and nothing is lost, 0.000 ± 0.006. It tells all of arithmetic's tokens the same, and later layers
-# count on that; zero made it look like an expert for much. **5.14** is missed by arithmetic alone,
-# and the mean is twice as *bad* as silence. So zero does not flatter it. **0.13** is missed under
-# every replacement, and, of the kinds of text, by none of the other four: the claim that we set out
-# to doubt has passed this test. For these last two another token's answer is the worst: a wrong
-# answer costs more than none. Say which replacement you took.
+# and nothing is lost, 0.000 ± 0.006. It does not tell all tokens the same: another one's answer
+# costs 0.7. Six in ten are line breaks, with large gates; probably the mean keeps what matters to
+# them. **5.14** is missed by arithmetic alone, and the mean is twice as *bad* as silence. **0.13**
+# is missed under every replacement, and by none of the other four domains: against those the claim
+# has passed. But the phone book misses it too (+0.235). For these last two another token's answer
+# is the worst: a wrong answer costs more than none. Say which replacement you took.
 #
 # But is 0.13 for arithmetic, or for digits? Keep the sums and change what stands *before* them: 64
 # tokens of another kind, then 64 tokens of arithmetic, the same ones each time. The share of their
@@ -365,7 +370,7 @@ for at, expert in four:
 before = {name: part.ids_BS for name, part in zip(corpus.domains, windows, strict=True)}
 entries_BS = before[data.BOOK] = sixth[::2][:12]
 for name, ids in before.items():
-    behind = routing_of(model, torch.cat([ids[:, :64], sums_BS[:, :64]], 1))
+    behind = routing_of(model, torch.cat([ids[:, 64:], sums_BS[:, :64]], 1))
     digit_T = torch.tensor([piece.strip().isdigit() for piece in behind.tokens])
     digit_S = digit_T.view(12, 8, 16)[:, 4:]
     print(f"sums behind {name:11}", end="")
@@ -377,17 +382,17 @@ for name, ids in before.items():
 
 # %% [markdown]
 # **0.11 is for digits**: nearly all of them go there, whatever stood before. **0.13 is not**: it
-# has half of the digits where sums are all that has been read, and next to none of *the same
-# digits* behind a play, a program or a phone book, 64 tokens on. In the first layer! Its router
-# comes after its attention, and that has read the page. So "for digits" is one thing and "for pages
-# of sums" another, and the picture of section 1 does not tell them apart.
+# has 40 to 50% of the digits where other sums are all that has been read, and next to none of *the
+# same digits* behind a play, a program or a phone book, 64 tokens on. In the first layer! Its
+# router comes after its attention, and that has read the page. So "for digits" is one thing and
+# "for pages of sums" another, and the picture of section 1 does not tell them apart.
 #
 # ### One layer, three experts, two kinds of text
 #
-# The phone book was in the table for this. It is made of digits, like sums, and it can be *asked*:
-# what number has this name? Here are three experts of the first layer, taken away one at a time,
-# before twelve new texts of both kinds and 100 questions. **Your turn.** 0.2, which the book misses
-# most, is used by two thirds of the sums' tokens. What will they lose?
+# The phone book was in the table because it can be *asked*: what number has this name? Here are
+# three experts of the first layer, taken away one at a time, before twelve texts of each kind, none
+# of those that chose them, and 100 questions. **Your turn.** 0.2, which the book misses most, is
+# used by two thirds of the sums' tokens. What will they lose?
 
 # %%
 asked = asking.Questions(corpus.tokenizer, 100)
@@ -407,13 +412,13 @@ for expert in (2, 11, 13):
 
 # %% [markdown]
 # **Without 0.2 no number is left, and the sums, two thirds of which go there, lose 0.007 ± 0.008
-# nats: nothing.** Without 0.13 the sums lose 1.3 nats, and the book a fifth of that; a quarter of
-# the numbers is still known. Without 0.11, the digits' expert, both suffer. Two damages that hit
-# different things are called a *double dissociation*; here the first spares the sums wholly, the
-# second spares the book for the most part. It is the best evidence in this chapter, because each
-# expert is the other's control: same layer, same digits, and used by both. What it does not say:
-# that the numbers *lie in* 0.2. Four nats over all tokens, of which a third are digits: names are
-# predicted worse as well, and who cannot read a name cannot find its number.
+# nats: at most 0.015.** Without 0.13 the sums lose 1.3 nats, and the book a fifth of that, but more
+# than half of its known numbers go: 61% fall to 26 ± 9%. Without 0.11, the digits' expert, both
+# suffer. Two damages that hit different things are called a *double dissociation*; this one is
+# clean in one direction only. It is the best evidence in this chapter, because each expert is the
+# other's control: same layer, same digits, and used by both. What it does not say: that the numbers
+# *lie in* 0.2. Four nats over all tokens, of which a third are digits: names are predicted worse as
+# well, and who cannot read a name cannot find its number.
 #
 # **Balance is not use.** The balancing loss of this model counts *pairs*: a first choice with a
 # gate of 0.7 is one, a fourth with 0.03 is one as well. So a router can satisfy it by parking an
@@ -431,10 +436,9 @@ for place in (mass_LE / pairs_LE).flatten().topk(4, largest=False).indices.tolis
           f"without it {rise_LEC[at, expert].mean():+.3f} nats")  # fmt: skip
 
 # %% [markdown]
-# The first of them is hardly ever a first choice. It has nine tenths of an equal share of the pairs
-# (one in 16 is 6.25%), as the loss wants it, and a third of one of the gates; and the model does
-# not notice when it is gone. Every "load" that counts pairs calls it well used. Balance is what the
-# loss asked for; use is something else.
+# The first of them is hardly ever a first choice. It has nine tenths of an equal share of the
+# pairs, as the loss wants it, and a third of one of the gates; and the model does not notice when
+# it is gone. Every "load" that counts pairs calls it well used.
 #
 # You can ask such things of any sentence. In the page below click on a token, then ablate, force or
 # swap: it shows the next-token distribution and the loss of what follows. Its load has both
@@ -465,14 +469,13 @@ print(recent[ledger.Pair(*(f"loss at {name}" for name in names))])
 # %% [markdown]
 # **With pools a quarter is nearly enough**: it costs 0.014 ± 0.009 nats, and 0.08 ± 0.06 more
 # without them. With all experts the pooled model is behind by 0.030 ± 0.022; whether by more than
-# 0.02 is undecided. After 150 steps, that is: a beginning, and the difference in what a quarter
-# costs carries a † in the ledger. How it is done: [appendix 09a](09a_since_2024.ipynb), section 7.
+# 0.02 is undecided. After 150 steps, that is; and the difference in what a quarter costs carries a
+# † in the ledger. How it is done: [appendix 09a](09a_since_2024.ipynb), section 7.
 #
 # ## 6. What goes wrong: the expert for short texts
 #
 # Somebody measures domains properly: many texts, held out, shuffled in blocks, words held fixed.
-# Texts have different lengths, so the batch is padded, as every tokenizer does it. Verses are short
-# and articles are long:
+# Texts have different lengths, so the batch is padded. Verses are short and articles are long:
 
 # %%
 verses, articles = (corpus.windows("prose", LENGTH, 12).ids_BS for _ in range(2))
@@ -512,11 +515,10 @@ show(kind_T.where((padded != filling).flatten(), -1))
 #
 # ## Exercises
 #
-# [`exercises/17_exercises.ipynb`](../exercises/17_exercises.ipynb): information,
-# two shuffles, saturation and neighbours (of the appendix), a diagnosis ("nothing, words or
-# topic?"), and the capstone, a published claim on trial: you write down what would sink it, one
-# number and its null *before* you measure. Each check tells you *what* you misunderstood. Solutions
-# are in [`solutions/`](../solutions/17_solutions.ipynb).
+# [`exercises/17_exercises.ipynb`](../exercises/17_exercises.ipynb): information, two shuffles, a
+# diagnosis, four of the appendix (saturation, neighbours, routes read back, whom to steer), and the
+# capstone, a published claim on trial: you write down what would sink it, one number and its null
+# *before* you measure. Solutions are in [`solutions/`](../solutions/17_solutions.ipynb).
 #
 # [Glossary](../docs/glossary.md).
 #
@@ -526,7 +528,7 @@ show(kind_T.where((padded != filling).flatten(), -1))
 # 2. Four nulls: shuffled labels, shuffled texts, shuffled among equal words, and the untrained
 #    model. The first is the weakest.
 # 3. Where the best router is known, a learned one goes some of the way, and the third null tells
-#    cause from decoy.
+#    cause from decoy in one of two worlds, and does not decide in the other.
 # 4. Words before topics: in layer 0 words explain nearly all that an expert tells about the domain;
 #    only in the last layer does it tell more beyond the word than an untrained model's.
 # 5. Going to an expert and needing it are two things: two thirds of the sums' tokens go to 0.2, and

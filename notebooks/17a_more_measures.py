@@ -113,10 +113,10 @@ for layer in (0, 5):
               f"{chance:.0%}; the other way round {off[j, i]:.0%}")  # fmt: skip
 
 # %% [markdown]
-# The closest pairs meet two to three and a half times as often as loads would have it. (A token has
-# three companions of its expert, so chance is three times $j$'s share of the others' load.) And the
-# table is not symmetric: a small expert can have a large one as its constant companion, and be one
-# of many to it.
+# The closest pairs meet 1.8 to 3.5 times as often as loads would have it. (A token has three
+# companions of its expert, so chance is three times $j$'s share of the others' load.) And the table
+# is not symmetric: a small expert can have a large one as its constant companion, and be one of
+# many to it.
 #
 # ## 2. Over training: when does a router know?
 #
@@ -204,11 +204,11 @@ for step, *told in zip(steps, told_word, told_domain, strict=True):
 
 # %% [markdown]
 # Before the first step the two are alike: a random model mixes each token with its company. At step
-# 35 the domain is still ahead. By step 114 the word's line has risen, all of it and more, and the
-# domain's falls to half of what it was and on the mean does not come back; what training does with
-# it is to sort it by depth, as chapter 17 shows: little at first, more at the last layer. With two
-# texts of each domain, "the domain" here is also "this very text"; so trust the direction more than
-# the height.
+# 35 the domain is ahead. By step 114 the word's line is nearly as high as it gets, and the domain's
+# falls to half of what it was and on the mean does not come back; what training does with it is to
+# sort it by depth, as chapter 17 shows: little at first, more at the last layer. With two texts of
+# each domain, "the domain" here is also "this very text"; so trust the direction more than the
+# height.
 #
 # Look for yourself. The slider goes through the film; click on a token to see its gates at every
 # layer. Start at step 0, choose a frequent word, and look when its expert stops changing.
@@ -253,12 +253,13 @@ for name, values in rows.items():
 
 # %% [markdown]
 # Everything of ours is far above 6.25% and 72.8%. A finding? Look at the last five rows: the same
-# routing with the tokens *of each text* in random order. Most of the excess is there as well. It
-# says only that experts are used unequally within a text, and then any two tokens meet often,
-# neighbours or not. What being neighbours adds is the difference. For the first choice it is
-# largest at the middle layer, eight to sixteen points; elsewhere mostly less, or none. The chance
-# that the paper prints is right for experts that are evenly used; look at your loads before you use
-# it.
+# routing with the tokens *of each text* in random order. At the first and the last layer most of
+# the excess is there as well; in the middle, for the first choice, less than half of it in three
+# texts of five. What is there says only that experts are used unequally within a text, and then any
+# two tokens meet often, neighbours or not. What being neighbours adds is the difference. For the
+# first choice it is largest at the middle layer, eight to sixteen points; elsewhere mostly less, or
+# none. The chance that the paper prints is right for experts that are evenly used; look at your
+# loads before you use it.
 #
 # Now Japanese at the first layer: its neighbours agree *less* on the first choice than its tokens
 # in random order do. Neighbours are different things there, a word and its particle. Mixtral's DM
@@ -386,7 +387,7 @@ print(f"ban - ablate: {worse_B.mean():+.3f} ± {error:.3f} nats, paired over {le
 #
 # and `analysis.read_back` names the best. A *route* is one expert at one rank: a layer's four
 # choices, in order, are four routes, as if they did not know of each other either (four together
-# would be 65,536 routes, most of them never seen). First each layer alone, then all six; an
+# would be one of 43,680 routes, most of them never seen). First each layer alone, then all six; an
 # interval is over the 40 texts, 128 tokens each.
 
 # %%
@@ -477,8 +478,8 @@ for n in (*order[:3], *order[-3:]):
 
 # %% [markdown]
 # `causal.steer` puts an expert's score above all others, or below. Up go the $n$ experts with the
-# largest $\Delta$ and down those with the smallest, or, away from capitals, the reverse. On texts
-# that nobody has looked at: how much of the next token's probability is on tokens in capitals?
+# largest $\Delta$ and down those with the smallest, or, away from capitals, the reverse. On
+# held-out texts: how much of the next token's probability is on tokens in capitals?
 # **The null:** as many other experts of the same layers, each drawn from the three with the most
 # similar load, five times. (Sizes 1, 2 and 4 were tried before, on other texts.)
 
@@ -538,9 +539,9 @@ for n in (1, 2, 4):
 #
 # ## 7. Other people's models
 #
-# All but section 4 read nothing but a `RoutingTrace`, and `record` makes one of nearly every sparse
-# model in Hugging Face's transformers (73 families of 75; README has the table), with its own
-# tokenizer. On a larger machine, three lines after the model is loaded:
+# All but sections 4 and 6 read nothing but a `RoutingTrace`, and `record` makes one of nearly
+# every sparse model in Hugging Face's transformers (73 families of 75; README has the table), with
+# its own tokenizer. On a larger machine, three lines after the model is loaded:
 #
 # ```python
 # from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -16,7 +16,7 @@
 # Eight exercises and a capstone for the chapter [What do experts
 # learn?](../notebooks/17_what_experts_learn.ipynb), nearly three hours together, no GPU.
 # The first five are the tools of the trade, the sixth is a diagnosis, with the seventh you put a
-# published claim on trial, and the last two belong to the
+# published claim on trial, and the fourth, the fifth and the last two belong to the
 # [appendix](../notebooks/17a_more_measures.ipynb).
 #
 # Each ends with a check. It runs your function, first on numbers you can do by hand, and if the
@@ -373,6 +373,11 @@ for step in (film.steps[0], film.steps[-1]):
     print(f"step {step}: {said}")
 
 # %% [markdown]
+# At step 0 some layers say `"topic"` of a model that has learned nothing. Its attention mixes each
+# token with its company, and with two texts of a domain `"topic"` is also "this very text". So
+# two nulls are not enough; the chapter's fourth, the untrained model, is missing in the function,
+# and the first line is what it would have been asked.
+#
 # ## 7. Capstone: a claim on trial
 #
 # *Difficulty ●●●●○ · importance ●●●●● · 45 minutes*
@@ -532,7 +537,7 @@ checks.check_read_back(read_back)
 # %% [markdown]
 # On the film's text, the routes of the whole training's end: every other token's word is known, and
 # the rest is read back. (That is a thousand words known, where the appendix has 25,600. A route is
-# a layer's *first two* experts here, of four: 256 of them, and not 65,536.)
+# a layer's *first two* experts here, of four: 240 can occur, where four would be one of 43,680.)
 
 # %%
 route_TL = expert_LTK[..., 0].T * E + expert_LTK[..., 1].T

@@ -5,7 +5,9 @@ import statistics
 from html import escape
 
 import pytest
+import torch
 
+from moe_lite import Mixtral
 from moe_lite.checked import read_json
 from moe_lite.course import leads, trial
 from moe_lite.course.claims import CLAIMS, Claim
@@ -84,6 +86,19 @@ def test_the_sets_of_text_share_no_window():
     assert len(rows) == len(set(rows)) == 2 * len(corpus.domains) * len(sets)
 
 
+def test_a_model_that_learned_nothing_tells_more_of_the_topic_by_that_rule():
+    """So the number needs its null, as the table says instead and chapter 18 shows."""
+    model, corpus = trial.box()
+    sets = [trial.held_out(corpus, first) for first in range(0, 20, 4)]
+    told = [trial.told_of_topics(model, text) for text in sets]
+    assert told == pytest.approx(read_json(trial.KEPT)["topics"], abs=1e-3)
+    assert statistics.mean(told) > 1 / 3
+    torch.manual_seed(0)
+    untrained = Mixtral(model.config).eval()
+    empty = [trial.told_of_topics(untrained, text) for text in sets]
+    assert statistics.mean(empty) == pytest.approx(0.5, abs=0.05) and min(empty) > max(told)
+
+
 def test_everything_is_measured():
     found = {claim.key: trial.EVIDENCE[claim.key]() for claim in CLAIMS}
     assert not [key for key, each in found.items() if math.isinf(each.low)]
@@ -143,3 +158,22 @@ def test_what_is_said_of_the_five_pairs_is_what_is_stored():
     assert sum(points > 0 for points in known) == 4  # "Four mixtures of five know more"
     interval = trial.ledger.Estimate.of(list(known))
     assert interval.low < 0 < interval.high  # "Undecided."
+    slow = [name + ", lr 2e-3" for name in (trial.OURS, "dense")]
+    known = leads.recall("whole finer", slow[0], "whole dense", slow[1]).by_seed.values()
+    found = trial.ledger.Estimate.of([100 * points for points in known])
+    assert f"{found.mean:+.0f} points [{found.low:+.0f}, {found.high:+.0f}]" in text
+    (other,) = (run["recall"]["4000"] for run in axes["whole"]
+                if run["seed"] == 0 and run["name"] == "2 of 8, scale 2")  # fmt: skip
+    assert f"{know[0]:.0%} known, the other {other:.0%}" in text
+
+
+def test_the_five_pairs_and_the_sixth_are_told_apart():
+    """Six pairs are judged, five stand in the model's card, and three more were stopped."""
+    text = (leads.ROOT / "notebooks" / "18_claims.py").read_text("utf-8").replace("\n# ", " ")
+    five = leads.lead_of("whole", 4000, "whole dense", 4000, trial.FIRST, "dense")
+    stopped = leads.lead_of("long as shipped", 3250, "long dense", 3250, trial.FIRST, "dense")
+    sixth = leads.on_a_cpu()
+    assert "{:.3f} [{:.3f}, {:.3f}]".format(*five.interval) in text
+    assert len(five.by_seed) + len(sixth.by_seed) + len(stopped.by_seed) == 9
+    assert "in nine more pairs" in text and "one by next to nothing" in trial.INSTEAD["twin"]
+    assert 0 < sixth.by_seed[0] < 0.005 < min(five.by_seed.values())
