@@ -274,7 +274,7 @@ print(f"one spare: {t.busiest:.2f}")
 # %% [markdown]
 # One spare place beside eight, and nobody waits any more; capacity had to drop a third of all pairs
 # for a smaller gain (chapter 14). (Much of it is the layout again: without spares, popular experts
-# are neighbours. And this batch's own loads made it: the best case.)
+# are neighbours. This batch's own loads made it: the best case.)
 #
 # ## 5. Guess ahead and check
 #
@@ -435,7 +435,7 @@ print("always the four busiest, layer 1 to 5:", ", ".join(f"{share:.0%}" for sha
 # four times in five, layer 2's two times in three, with no training at all. Two layers early,
 # those of 3 to 5 are right in three fifths to seven tenths; for layer 5 naming the busiest does as
 # well. What enters layer 0 is worth nothing as a guess: there the stream is hardly more than the
-# token's embedding. A wrong guess costs only the bandwidth; the right expert is then fetched late.
+# token's embedding. A wrong guess costs bandwidth; the right expert is fetched late.
 # The other lever is to make experts smaller: in int8 they take half the bytes, in int4 a quarter,
 # and fetching *is* bytes. Chapter 16 measures what that costs.
 #
