@@ -75,10 +75,10 @@ for name, shape in presets.PRESETS.items():
 # %% [markdown]
 # Every total agrees with the published one to the digits that were published, once the same things
 # are counted: Scout's 109 has an encoder for pictures, GLM-4.5's 355 and DeepSeek-V3.2's 685 a
-# layer that predicts one token more. (GShard's "600B" has one digit; its own formula gives 619.)
-# The same counts, to the last parameter, come out of transformers' own models of those configs that
-# it knows; a test holds that. (*Active* counts the whole input embedding, as Mistral does; many
-# leave it out, and DeepSeek's 37 billion is one of them.)
+# layer that predicts one token more, and GLM-4.5 and its Air leave out the embeddings. (GShard's
+# "600B" has one digit; its own formula gives 619.) The same counts, to the last parameter, come
+# out of transformers' models of those that it knows; a test holds that. (*Active* counts the whole
+# input embedding, as Mistral does; many leave it out, and DeepSeek's 37 billion is one of them.)
 #
 # Two columns to remember. In bf16 a weight takes two bytes, so Mixtral's 46.7 billion take 93 GB:
 # more than the 80 GB of the device that most people mean when they say "a GPU". And *training*
@@ -177,18 +177,17 @@ for rank, (routing, order) in enumerate(zip(routings, orders, strict=True)):
 print("two ranks equal one")
 
 # %% [markdown]
-# What travelled? Vectors, twice, and never a weight of an expert. Gates and logits stayed at home.
-# Two small messages remain, and neither grows with the tokens: a balancing loss over the *whole*
-# batch adds up $2E$ numbers of each layer over the ranks (the library does that by default, as
-# chapter 06 says why), and the router, which is on every rank, has its gradient averaged with all
-# the others.
+# What travelled? Counts, each row's vector and its expert's number, and the answers; never a
+# weight of an expert. Gates and logits stayed at home. Training adds two messages, and neither
+# grows with the tokens: a balancing loss over the *whole* batch adds up $2E$ numbers of each layer
+# over the ranks (the library does that by default, as chapter 06 says why), and the router, which
+# is on every rank, has its gradient averaged with all the others.
 #
 # ## 3. For real
 #
 # Now with two processes that share no memory. PyTorch has the exchange as `all_to_all_single`; on
 # GPUs NCCL carries it, here **gloo** does, over local sockets. The helper starts one Python per
-# rank, lets them find each other through a file, and collects what rank 0 prints. (On the command
-# line `train --processes 2` is this helper.)
+# rank, lets them find each other through a file, and collects what rank 0 prints.
 
 # %%
 PRELUDE = """
@@ -219,8 +218,7 @@ def launch(program, ranks):
 
 
 # %% [markdown]
-# The program is section 2 with the two lists replaced by two processes. Read it line by line; you
-# know every line.
+# The program is section 2 with the two lists replaced by two processes; you know every line.
 
 # %%
 OUT = """
@@ -307,8 +305,8 @@ assert np.allclose(one, two["losses"], rtol=1e-5)
 # An all-to-all ends when the last parcel has arrived, and the layer ends when the **busiest** rank
 # has done its work. The others wait; nobody calls it idle, it looks like slow communication.
 # Averages do not help, maxima count. Here is the course's small trained model on held-out text,
-# with its sixteen experts spread over four imaginary ranks. Each rank has a different domain, as it
-# happens with data that is not shuffled well:
+# with its sixteen experts spread over four imaginary ranks. Each rank has a different domain, as
+# happens with badly shuffled data:
 
 # %%
 mini = hf.load_pretrained("mixtral-mini").eval()
@@ -336,7 +334,7 @@ for depth in range(6):
 # Rows differ: each domain prefers other ranks. Columns, which are the *work*, differ less, because
 # the model was trained to balance over mixed batches, but they differ. It is a column's sum that
 # everybody waits for. Layer 3's busiest rank has 1.18 times the mean: a seventh of the hardware's
-# time is gone there, and in layer 0, with 1.28, a fifth.
+# time is gone there, and in layer 0, with 1.28, more than a fifth.
 #
 # Three remedies, and what each one costs:
 #
@@ -349,8 +347,8 @@ for depth in range(6):
 #   because a token's vector need only travel once to each one that it visits. DeepSeek-V3 sends a
 #   token to at most 4 nodes; section 5 counts what that is worth.
 #
-# Try all three. **Before you touch it:** if skew goes up, which number in the table gets worse
-# first, and which of the remedies acts on it?
+# Try all three. **Before you touch it:** if skew goes up, what gets worse first, the busiest bar
+# or the links, and which of the remedies acts on it?
 
 # %%
 traffic = TrafficMatrix(ranks=8, experts=64, k=8, tokens=32, skew=0.5)
@@ -372,7 +370,7 @@ for change in ({}, {"skew": 1.0}, {"skew": 1.0, "capacity": 1.25}, {"skew": 1.0,
 # %% [markdown]
 # ## 5. Hundreds of ranks, on paper
 #
-# We have no 512 machines. What we can do is write down what an exchange costs, **hold it against
+# We have no 512 machines. But we can write down what an exchange costs, **hold it against
 # what was published**, and only then let it speak about what we have not got. A message costs a
 # start-up $\alpha$, and its bytes over a speed $\beta$. Here, with gloo between two processes:
 
@@ -397,7 +395,7 @@ beta = 2032 * row / max(many - few, 1e-9)
 print(f"gloo: start-up {(few - 16 * row / beta) * 1e6:.0f} µs, {beta / 1e9:.2f} GB/s")
 
 # %% [markdown]
-# That is the mechanism at work, on *this* machine, through its own memory. It says nothing about a
+# That is the mechanism, on *this* machine, through its own memory. It says nothing about a
 # cluster, and the reason is more than speed: a cluster has **two levels**. Eight GPUs in a node are
 # joined by NVLink, 160 to 450 GB/s each; between nodes each has a network card of 50. So what
 # counts is how often a token's vector crosses each. Two ways to send it:
@@ -493,8 +491,8 @@ for what, batch, context, ranks, took in (
 #   hiding would halve the step. Prefill gets a part of it: it takes less than *in turn*, more than
 #   the longer of the two.
 # - **A faster second level changes the answer.** On GB200 NVL72 all 72 GPUs share the fast level,
-#   and the same decode waits for memory. A model with one level (an earlier edition of this page
-#   had 450 GB/s to any rank) names the wrong bottleneck: it is off by nine.
+#   and the same decode waits for memory. A model with one level, 450 GB/s to any rank, names the
+#   wrong bottleneck: it is off by nine.
 #
 # What the network model leaves out is section 4: everybody waits for the busiest. And the more
 # experts there are, the further the busiest is from the mean:
@@ -527,8 +525,7 @@ print(f"even {busiest(512, tokens=tokens):.2f}, skew 0.4 {busiest(512, 0.4, toke
 #
 # ## 6. What goes wrong: two bugs that run
 #
-# Neither raises an error, and in both the loss falls. Look for the cause before you open the
-# answer.
+# Neither raises an error, and in both the loss falls. Look for the cause before the answer.
 #
 # **A loss that depends on how the text was shared out.** Two ranks, 30 tokens on one and 10 on the
 # other, because texts have different lengths. Each takes the mean of its losses, and the gradients
@@ -547,8 +544,8 @@ print(f"one process: {losses.mean():.2f}   two ranks: {by_ranks:.2f}")
 # A mean of means. The ten tokens of the second rank count as much as the thirty of the first. The
 # same mistake, with accumulation steps instead of ranks, stood in transformers' trainer until
 # October 2024 (pull request 34191), and one with ranks was reported there a few months later
-# (issue 37474). The cure is to weigh a rank's mean by its share of the tokens (exercise 3), which
-# is what `parallel.train` does.
+# (issue 37474). The cure is to multiply a rank's mean by $R$ times its share of the tokens
+# (exercise 3), which is what `parallel.train` does.
 #
 # </details>
 #

@@ -15,7 +15,8 @@
 #
 # Reading a prompt is arithmetic, writing an answer is bytes, so they get machines of their own. A
 # sparse model reads few weights for one text and all of them for many: it wants very many texts at
-# once, and that is why it is spread over a hundred GPUs. What is popular is held twice.
+# once, and that is why it is spread over a hundred GPUs. Yesterday's loads say which experts lie
+# together, and which are held twice.
 #
 # **The papers:** DeepSeek-AI 2024, *DeepSeek-V3*
 # ([arXiv:2412.19437](https://arxiv.org/abs/2412.19437)), section 3.4, and the overview of its
@@ -26,7 +27,7 @@
 # In this chapter you
 #
 # - find out what 144 GPUs are for;
-# - hold popular experts twice, and watch everybody wait less;
+# - lay experts out anew, and ask what a second copy adds;
 # - count what guessing ahead costs a sparse model;
 # - catch a server whose padding works harder than its users' texts.
 #
@@ -183,16 +184,15 @@ with torch.no_grad():
 print(f"writing 128 tokens took {written / read:.0f} times as long as reading 128")
 
 # %% [markdown]
-# A token of our model reads 13 MB of weights (3.2 million, in float32). Many a CPU's cache holds
-# that, so much of the ratio is the overhead of 128 small steps rather than bytes. On a large model
-# on a GPU both push in the same direction.
+# A token of our model reads 13 MB of weights, and many a CPU's cache holds that: much of the ratio
+# is the overhead of 128 small steps. On a large model on a GPU both push in the same direction.
 
 # %% [markdown]
 # ## 3. What 144 GPUs are for
 #
-# So a sparse model wants very many texts at once. Their *caches* are what stops it: each GPU has
-# room for so many texts and no more. More GPUs is the way out. Spread the experts over all of them,
-# keep attention with the texts (each GPU has its own texts and a copy of the attention's weights:
+# So a sparse model wants very many texts at once. Their *caches* stop it: each GPU has room for so
+# many. More GPUs is the way out. Spread the experts over all of them, keep attention with the
+# texts (each GPU has its own texts and a copy of the attention's weights:
 # **data parallel attention**), and an expert sees the tokens of *all* of them. That is **wide
 # expert parallelism**. DeepSeek-V3 in fp8 on H800s, 64 texts of 4,096 tokens on each:
 
@@ -210,17 +210,17 @@ for ranks in (8, 16, 32, 64, 144, 256):
 # layer for 16 rows each. On 144 it reads two, for hundreds. What grows is the exchange, until it
 # levels off (chapter 14): it pays as long as it stays below what it saves, or hides behind work,
 # with half of the texts computing while the other half's vectors travel. In turn a step takes 32.0,
-# 31.1 and 30.8 ms on 64, 144 and 256, so this table has no best size: more GPUs leave more room for
-# texts. Where 72 GPUs share the fast level it would be another table.
+# 31.1 and 30.8 ms on 64, 144 and 256, so this table has no best size: more GPUs leave more room
+# for texts.
 #
-# ## 4. Hold the popular ones twice
+# ## 4. Lay out anew, and hold popular ones twice
 #
 # With so many GPUs everybody waits for the busiest, and a trained model is never quite even. In
-# training a loss can push; a server has to take what comes. It can do something else: expert
-# weights can be *copied*. DeepSeek holds 32 of its 256 experts twice in each layer, and lays the
-# 288 out by yesterday's loads (its EPLB). Here the same with our model: sixteen experts on four
-# devices, each with room for one more, laid out by the first half of a text and measured on the
-# second:
+# training a loss can push; a server has to take what comes. But it can *move* experts, and *copy*
+# them. DeepSeek holds 32 of its 256 experts twice in each layer, and lays the 288 out by
+# yesterday's loads (its EPLB). Here our sixteen experts on four devices: in their order, then laid
+# out by the first half of a text, without copies and with one more on each device. Measured on the
+# second half:
 
 
 # %%
@@ -239,25 +239,26 @@ load_DLE = np.array(
 ).astype(float)  # (domain, layer, half, expert)
 
 # %%
-print("busiest / mean, mean of six layers; laid out by ...")
+print("busiest / mean, mean of six layers; laid out by ...: without copies, with")
 for d, name in enumerate(domains):
     then, now = load_DLE[d, :, 0], load_DLE[d, :, 1]
     other = load_DLE[(d + 1) % 4, :, 0]
-    plain = np.mean([busiest(now_E, once) for now_E in now])
-    found = {}
+    said = f"{name:11}in order {np.mean([busiest(now_E, once) for now_E in now]):.2f}"
     for source, loads in {"its own past": then, "another domain": other}.items():
-        held = [
-            placement.place(load_E, placement.replicas(load_E, 4), 4) for load_E in loads.tolist()
-        ]
-        found[source] = np.mean([busiest(n, h) for n, h in zip(now, held, strict=True)])
-    said = ", ".join(f"{source} {ratio:.2f}" for source, ratio in found.items())
-    print(f"{name:11} each once {plain:.2f}; {said}")
+        said += f"; {source}"
+        for spare in (0, 4):
+            held = [placement.place(load_E, placement.replicas(load_E, spare), 4)
+                    for load_E in loads.tolist()]  # fmt: skip
+            said += f" {np.mean([busiest(n, h) for n, h in zip(now, held, strict=True)]):.2f}"
+    print(said)
 
 # %% [markdown]
-# Laid out by what the same kind of text did before, the busiest comes close to the mean. Laid out
-# by *another* kind it helps little, or harms: the copies are of the wrong experts. That is why
-# servers measure all the time and lay out anew every few minutes. Move the slider **Spare experts
-# per rank** and watch the last row:
+# Laid out by what the same kind of text did before, the busiest comes close to the mean, with
+# copies or without: here it is the layout that helps. A copy is *needed* where one expert has more
+# than a device's share (exercise 3). Here none can: it gets at most one of a token's four pairs,
+# and there are four devices. Laid out by *another* kind it helps little, or harms. So servers
+# measure all the time and lay out anew every few minutes. Move the slider **Spare experts per
+# rank** and watch the bars:
 
 # %%
 TrafficMatrix(ranks=8, experts=64, k=8, tokens=32, skew=1.0, spare=1)
@@ -271,30 +272,41 @@ t = TrafficMatrix(ranks=8, experts=64, k=8, skew=1.0, spare=1).traffic
 print(f"one spare: {t.busiest:.2f}")
 
 # %% [markdown]
-# One spare place in eight, and nobody waits any more; capacity had to drop a third of all pairs for
-# less (chapter 14). (This batch's own loads laid it out: the best that can be had.)
+# One spare place beside eight, and nobody waits any more; capacity had to drop a third of all pairs
+# for a smaller gain (chapter 14). (Much of it is the layout again: without spares, popular experts
+# are neighbours. This batch's own loads made it: the best case.)
 #
 # ## 5. Guess ahead and check
 #
 # Decode is about bytes, so make each read serve more tokens. **Speculative decoding**: a small
 # model guesses $g$ tokens, the large one checks them in one step of $g + 1$. For a dense model the
 # check reads what a single token would. A sparse one needs the experts of all $g + 1$, section 2's
-# formula once more: $E\,(1 - (1 - K/E)^{g+1})$. Neighbours are alike, though. Measured:
+# formula once more: $E\,(1 - (1 - K/E)^{g+1})$. Or fewer, if neighbours are alike? Measured, and
+# for the same tokens shuffled:
 
 # %%
 with torch.no_grad():
     run = mini(text.windows("prose", 512, 2).ids_BS).routings
 used_LTE = torch.stack([r.gates_TE() > 0 for r in run])
-for g in (1, 3, 7):
-    together = used_LTE.unfold(1, g + 1, g + 1).any(-1).sum(-1).double().mean().item()
-    print(f"check {g + 1} tokens: {together:.2f} of {E} experts; independent "
-          f"{cost.distinct_experts(E, K, g + 1):.2f}")  # fmt: skip
+
+
+def together(used_LTE, T):
+    """Count the experts that T tokens in a row use, as a mean over layers and rows."""
+    return used_LTE.unfold(1, T, T).any(-1).sum(-1).double().mean().item()
+
+
+# %%
+for T in (2, 4, 8):
+    dealt = [together(used_LTE[:, torch.randperm(1024)], T) for _ in range(20)]
+    print(f"check {T} tokens: {together(used_LTE, T):.2f} of {E} experts; shuffled "
+          f"{np.mean(dealt):.2f}; independent {cost.distinct_experts(E, K, T):.2f}")  # fmt: skip
 # Your turn: 8 of 64 experts, 8 tokens. More of the experts in use than of 4 of 16, or fewer?
 print(f"{cost.distinct_experts(E, K, 8) / E:.0%} of {E} experts; yours: ...")
 
 # %% [markdown]
-# Neighbours agree: an eighth to a fifth fewer experts than the formula has. What is it worth for
-# one text, if a guess is right four times in five? Tokens for each check over bytes for each check:
+# An eighth to a fifth fewer than the formula has. Most of that is one kind of text using some
+# experts more; that neighbours agree adds 3 to 4% here. What is it worth for one text, if a guess
+# is right four times in five? Tokens for each check over bytes for each check:
 
 # %%
 gs, right = list(range(8)), 0.8
@@ -306,18 +318,17 @@ for name in ("Mixtral 8x7B", "DeepSeek-V3", "gpt-oss-120b"):
 viz.curves(lines, "guesses in a check", "speed-up by bytes, guesses free")
 
 # %% [markdown]
-# With three guesses a dense model gains threefold, a sparse one alone a sixth at most (neighbours
-# that agree add a little). It is no contradiction that sparse models are served with it all the
-# same: with hundreds of texts all experts are read anyway, the caches of attention are what is read
-# most, and *those* a check reads once.
+# With three guesses a dense model gains threefold, a sparse one alone a sixth at most (one kind of
+# text adds a little). Sparse models are served with it all the same: with hundreds of texts all
+# experts are read anyway, the caches of attention are what is read most, and *those* a check reads
+# once.
 #
 # ## 6. Experts that do not fit
 #
 # What if it does not fit and there is no second machine? Then most experts can wait on the disk: a
-# token needs $K$ of them per layer. A safetensors file is made for that. It says where each tensor
-# lies, and the operating system maps the file into memory and fetches only the pages that are
-# touched. A model that is cut into several files has an index beside them, a JSON file that says
-# which tensor is in which.
+# token needs $K$ of them per layer. A safetensors file is made for that: it says where each tensor
+# lies, and the operating system fetches only the pages that are touched. Beside several files lies
+# an index that says which tensor is in which.
 
 # %%
 folder = hf.PRETRAINED / "mixtral-mini"
@@ -362,11 +373,11 @@ use = least(lambda: w2 @ (torch.nn.functional.silu(w1 @ x) * (w3 @ x)))
 print(f"fetching an expert takes {get / use:.0f} times as long as using it on one token")
 
 # %% [markdown]
-# And for a large model the gap is wider: 350 MB of a Mixtral expert come from a good SSD at some 7
+# For a large model the gap is wider: 350 MB of a Mixtral expert come from a good SSD at some 7
 # GB a second, 50 milliseconds, for work that a GPU does in a tenth of one. So two things decide:
 # how often the expert is *still there*, and whether one can *guess* the next. First the cache.
-# Keep the last few experts of each layer (the least recently used one leaves), walk through real
-# text token by token, and count:
+# Keep the last few experts of each layer (the least recently used one leaves), and count along
+# real text:
 
 
 # %%
@@ -419,15 +430,14 @@ busy = [(r.gates_TE() > 0).float().mean(0).topk(K).values.mean() for r in routin
 print("always the four busiest, layer 1 to 5:", ", ".join(f"{share:.0%}" for share in busy[1:]))
 
 # %% [markdown]
-# Drawn at random, a guess would be right in 25%; for somebody who always names the four experts
-# that this text uses most in a layer, in 38 to 69%. Against that: asked one layer early, the
-# routers of layers 3 to 5 are right four times in five, layer 2's two times in three, with no
-# training at all. Asked two layers early, those of layers 3 to 5 are right in three fifths to seven
-# tenths, and for layer 5 naming the busiest does as well. What enters layer 0 is worth nothing as a
-# guess: there the stream is hardly more than the token's embedding, and the layer changes it
-# altogether. A wrong guess costs only the bandwidth; the right expert is then fetched late. The
-# other lever is to make experts smaller: in int8 they take half the bytes, in int4 a quarter, and
-# fetching *is* bytes. Chapter 16 quantises experts, and measures what it does to the model's loss.
+# Drawn at random, a guess would be right in 25%; always naming the four experts that this text
+# uses most in a layer, in 38 to 69%. Asked one layer early, the routers of layers 3 to 5 are right
+# four times in five, layer 2's two times in three, with no training at all. Two layers early,
+# those of 3 to 5 are right in three fifths to seven tenths; for layer 5 naming the busiest does as
+# well. What enters layer 0 is worth nothing as a guess: there the stream is hardly more than the
+# token's embedding. A wrong guess costs bandwidth; the right expert is fetched late.
+# The other lever is to make experts smaller: in int8 they take half the bytes, in int4 a quarter,
+# and fetching *is* bytes. Chapter 16 measures what that costs.
 #
 # **Or let the token travel.** Fetching an expert of 2,880 × 2,880 numbers to use it on one vector
 # of 2,880 is the wrong way round. Leave the experts in the computer's ordinary memory and compute
@@ -448,9 +458,9 @@ for name in ("gpt-oss-120b", "Qwen3-30B-A3B", "DeepSeek-V3"):
 # ## 7. Fewer bytes, fewer launches
 #
 # **Smaller weights.** gpt-oss is published with its experts in MXFP4, 4.25 bits a weight,
-# DeepSeek-V3 in fp8. Experts are nearly all of the bytes and bear rounding well; routers and
-# attention stay as they were. Vectors go out to the experts in fp8 and come back in bf16, because
-# what comes back is added up.
+# DeepSeek-V3 in fp8. Experts are nearly all of the bytes and bear rounding well. gpt-oss keeps
+# routers and attention in bf16; DeepSeek-V3 keeps routers, norms, embedding and head. Vectors go
+# out to the experts in fp8 and come back in bf16, because what comes back is added up.
 #
 # **CUDA graphs, and what padding is for.** A step of decode is a thousand small kernels, and
 # starting one from Python takes longer than running it. A *graph* records them once and starts all
@@ -458,11 +468,10 @@ for name in ("gpt-oss-120b", "Qwen3-30B-A3B", "DeepSeek-V3"):
 # step. So the buffers are padded to the most that can come, with a mask or a count of what is real:
 # the capacity of chapter 05 comes back, as a size and not as a limit.
 #
-# **The calculator.** Change anything: the model's width, experts, layers; the device; the batch;
-# how many devices share it. **Questions to answer with it.** Which of the presets write for one
-# text on one RTX 4090 in fp4? How many H100s does Mixtral need before it fits, and is it then
-# compute- or memory-bound in decode? What binds DeepSeek-V3's prefill in fp8 on 32 of them, 128
-# texts of 4,096 tokens, and what if all 32 were one node (GB200 NVL72)?
+# **The calculator.** Change anything. **Questions to answer with it.** Which of the presets write
+# for one text on one RTX 4090 in fp4? How many H100s does Mixtral need before it fits, and is it
+# then compute- or memory-bound in decode? What binds DeepSeek-V3's prefill in fp8 on 32 of them,
+# 128 texts of 4,096 tokens, and what if all 32 were one node (GB200 NVL72)?
 
 # %%
 CostCalculator("Mixtral 8x7B", device="H100 SXM", batch=8, ranks=2)
@@ -472,7 +481,7 @@ CostCalculator("Mixtral 8x7B", device="H100 SXM", batch=8, ranks=2)
 #
 # A server pads its batch to 64 rows, so that one graph fits all. Forty users are there, the other
 # 24 rows are zeros, and nobody reads what comes out of them. Its monitor says that the model is
-# badly balanced. It was not so on the bench:
+# badly balanced. It was less so on the bench:
 
 # %%
 torch.manual_seed(1)
@@ -492,8 +501,7 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 # way each time, and all 24 go to the *same* two experts. The devices that have them work more than
 # any other, with a capacity they push real tokens out, and a balance statistic that counts them
 # lies. The fix is to tell the router which rows are real and give the others to nobody (`-1` in
-# most kernels). It has bitten training as well: there padding tokens have been counted in
-# balancing losses.
+# most kernels). It has bitten training too: padding tokens have been counted in balancing losses.
 #
 # </details>
 #
@@ -573,8 +581,7 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 #
 # <details><summary>Answer</summary>
 #
-# 59 ms, 272 ms, and 24 ms. A vector of 2,880 numbers is lighter than its matrices: let the token
-# travel. That is what llama.cpp (`--n-cpu-moe`) and ktransformers do.
+# 59 ms, 272 ms, and 24 ms: let the token travel.
 #
 # </details>
 #
@@ -592,9 +599,9 @@ for name, x_TD in (("the users alone", users), ("padded", padded)):
 # 2. A sparse model is at its best for one text and for very many. Wide expert parallelism makes
 #    many.
 # 3. Reading and writing want different layouts, so they get different machines; the cache moves.
-# 4. A popular expert is held twice. It helps as far as today is like yesterday.
-# 5. A check of $g + 1$ guesses needs nearly $g + 1$ times the experts. Alone, sparse models gain
-#    little.
+# 4. Lay experts out by yesterday's loads, and copy one that more than fills a device. It helps as
+#    far as today is like yesterday.
+# 5. A check of $g$ guesses reads the experts of $g + 1$ tokens. Alone, sparse models gain little.
 # 6. If experts do not fit, send the token to them; padding must be sent nowhere.
 #
 # | in the field | in the code | |

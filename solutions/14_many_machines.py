@@ -157,7 +157,8 @@ checks.check_round_trip(round_trip)
 # (a bug that transformers' trainer had until October 2024, with accumulation steps instead of
 # ranks: pull request 34191). Fix it with one number per rank, by which it multiplies its mean
 # loss before `backward()`, so that the average is the gradient of the mean over **all** tokens. A
-# rank without a token has a weight too: which?
+# rank without a token has a weight too: which? (A mean over nothing is NaN, and 0 times NaN is
+# NaN: such a rank runs a row of padding, so that it has a loss to multiply.)
 
 # %%
 losses = torch.tensor([1.0, 1.0, 1.0, 5.0])

@@ -154,8 +154,8 @@ def reap(expert_N: Tensor, gate_N: Tensor, answer_ND: Tensor, num_experts: int) 
 checks.check_reap(reap)
 
 # %% [markdown]
-# The last layer of the course's model, on 2,560 tokens of training text. The chapter's table says
-# what follows from it.
+# The last layer of the course's model, on 2,560 tokens of training text. The chapter's section 3
+# takes such experts out.
 
 # %%
 model = hf.load_pretrained().eval()
