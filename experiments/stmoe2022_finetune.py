@@ -225,8 +225,8 @@ EXPERIMENT = Experiment(
               note="no number printed"),
     ),
     finding=(
-        "updating the experts alone is the worst of the paper's five ({0} bits a byte above updating "
-        "all); leaving them out costs {5} bits in Mixtral's shape"
+        "updating the experts alone is the worst of the paper's five ({0} bits a byte above "
+        "updating all); leaving them out costs {5} bits in Mixtral's shape"
     ),
     run=run,
     spot=spot,
