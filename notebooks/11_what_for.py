@@ -524,9 +524,10 @@ for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
 # Read the third line against the first. Sixteen experts hold sixteen times as much, at the same
 # arithmetic. A token that comes alone reads no more bytes either. In a batch all experts are read,
 # and each sees a sixteenth of the tokens: smaller products, which take longer for the
-# same arithmetic (compare the milliseconds), and in training fewer examples for each expert. Against the last
-# line, which holds as much: the dense network pays with arithmetic, for every token. So **experts
-# are cheap where memory is, and costly where it is not**: on a phone, or on a full GPU. (Exercise
+# same arithmetic (compare the milliseconds), and in training fewer examples for each expert.
+# Against the last line, which holds as much: the dense network pays with arithmetic, for every
+# token. So **experts are cheap where memory is, and costly where it is not**: on a phone, or on a
+# full GPU. (Exercise
 # 7 has the formula; chapters 12 to 15 pay this bill in detail.)
 #
 # ## 8. One picture
