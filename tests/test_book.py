@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from moe_lite.course.book import main
+from moe_lite.course.book import ground, main
 from moe_lite.course.widgets import TrafficMatrix
 
 pytest.importorskip("sphinx", reason='no Sphinx here: pip install "moe-lite[book]"')
@@ -105,3 +105,22 @@ def test_a_folder_that_holds_something_else_is_left_alone(clone, site):
     with pytest.raises(ValueError, match="build them first"):
         main(["--out", str(clone / "new")], LivePage, clone / "mine")
     assert not (clone / "new").exists()
+
+
+def test_a_picture_is_inverted_only_where_that_does_not_turn_its_meaning_round():
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    def picture(coloured, alpha=255):
+        pixels = np.full((40, 40, 4), (255, 255, 255, alpha), dtype=np.uint8)
+        pixels.reshape(-1, 4)[-int(1600 * coloured) :, :3] = 0, 90, 160
+        pixels[5, 5:35, :3] = 0  # ink has no colour
+        Image.fromarray(pixels).save(made := io.BytesIO(), "PNG")
+        return made.getvalue()
+
+    assert [ground(picture(share)) for share in (0.02, 0.1, 0.2, 0.9)] == ["slab"] * 2 + [
+        "tinted"
+    ] * 2
+    assert ground(picture(0.9, alpha=0)) == ""

@@ -156,9 +156,9 @@ class Book:
             self.keep(f"figures/{name}.png", picture)
             said = "".join(data.get("text/plain", ""))
             alt = escape(f"Figure: {title}" if said.startswith("<") else said, quote=True)
-            slab = "" if clear(picture) else " slab"
+            slab = ground(picture)
             source = f'loading="lazy" src="../figures/{name}.png"'
-            shown = f'<img class="figure-png{slab}" alt="{alt}" {source}>'
+            shown = f'<img class="figure-png {slab}" alt="{alt}" {source}>'
         elif text := "".join(data.get("text/markdown", "")):
             from markdown_it import MarkdownIt
 
@@ -286,14 +286,23 @@ opens the notebooks in JupyterLab. The first time takes some minutes and about 2
 """
 
 
-def clear(picture: bytes) -> bool:
-    """Say whether a picture's ground is transparent."""
+def ground(picture: bytes) -> str:
+    """Name a picture's class by its ground: "" if it is transparent, "slab" if it can be inverted.
+
+    A picture of which an eighth or more is coloured, as a heat map is, reads backwards when dark
+    and bright change places: it is "tinted", and only dimmed.
+    """
     import io
 
+    import numpy as np
     from PIL import Image
 
     with Image.open(io.BytesIO(picture)) as image:
-        return image.convert("RGBA").getpixel((0, 0))[3] < 128  # type: ignore[index]
+        pixels = np.asarray(image.convert("RGBA"), dtype=np.int16)
+    if pixels[0, 0, 3] < 128:
+        return ""
+    coloured = np.ptp(pixels[..., :3], axis=-1) > 30
+    return "tinted" if coloured.mean() >= 1 / 8 else "slab"
 
 
 def main(argv: Sequence[str], live: Callable[[], Any], root: Path = ROOT) -> int:
