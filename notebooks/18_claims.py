@@ -41,11 +41,10 @@ import matplotlib.pyplot as plt
 import torch
 from IPython.display import HTML, Markdown
 
-from moe_lite import Mixtral
+from moe_lite import Mixtral, Scores
 from moe_lite.checked import read_json
 from moe_lite.course import charts, drawings, leads, ledger, recent, scaling, trial, viz
 from moe_lite.course.claims import CLAIMS, Claim
-from moe_lite.routers import Scores
 
 torch.set_num_threads(1)
 
