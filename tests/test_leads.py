@@ -274,3 +274,16 @@ def test_chapter_10_says_what_is_stored():
         if name == "2 of 8":
             assert f"until {behind[-1]}" in text
     assert f"takes {slow[0]:.1f} of the twin's" in text
+
+
+def test_chapter_10_says_what_else_was_tried():
+    text = (leads.ROOT / "notebooks" / "10_small_mixtral.py").read_text("utf-8")
+    text = " ".join(text.replace("\n# ", " ").split())
+    half = leads.lead_of("finer", 750, "finer", 750, "4 of 16, scale 2", "4 of 16, scale 4")
+    shared = leads.lead_of("shared", 500, "gate scale", 500, "1 of 8 and 1 shared", "2 of 8")
+    for lead in (half, shared):
+        middle, low, high = (-end for end in lead.interval)
+        assert f"{middle:.3f} [{high:.3f}, {low:.3f}]" in text
+    for name in ("4 of 16, scale 4, bias", "4 of 16, scale 4, lr 2e-3"):
+        lead = leads.lead_of("whole finer", 4000, "whole finer", 4000, name, "4 of 16, scale 4")
+        assert lead.interval[1] < 0 < lead.interval[2]  # undecided
