@@ -480,7 +480,7 @@ copied, new, bits_R = (torch.tensor([c[k] for c in codes]) for k in ("copied", "
 print(f"{len(runs)} runs, loss in code: copied {copied.min():.2f} to {copied.max():.2f}, "
       f"new {new.min():.2f} to {new.max():.2f};\ncorrelation of copied with bits per byte "
       f"{torch.stack([copied, bits_R]).corrcoef()[0, 1]:.2f}")  # fmt: skip
-print(f"one pair on a CPU: {leads.on_a_cpu().interval[0]:+.3f} bits per byte ahead")
+print(f"one pair on a CPU: {leads.on_a_cpu().by_seed[0]:+.3f} bits per byte ahead")
 for arm, loss in leads.copying_on_a_cpu().items():
     print(f"one pair on a CPU, {arm:10}: copied {loss['code']['copied']:.2f}, "
           f"new {loss['code']['new']:.2f}")  # fmt: skip
