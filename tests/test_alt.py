@@ -45,6 +45,28 @@ def test_words_are_read_off_the_figure():
     )
 
 
+def test_level_bars_have_a_length_and_the_name_beside_them():
+    figure = Figure()
+    left, right = figure.subplots(1, 2, sharey=True)
+    pairs = ((-0.2, "C0", "stored", (1.5, 3)), (0.2, "C1", "now", (2,)))
+    for shift, color, label, lengths in pairs:
+        for y, length in enumerate(lengths):
+            left.barh(y + shift, length, 0.38, color=color, label=label if y == 0 else None)
+    left.set_yticks([0, 1], ["auto", "loop"])
+    right.barh([0, 1], [-1, 0.25], 0.5)
+    assert alt.describe(figure) == (
+        "2 panels. stored: 1.5 at auto, 3 at loop; now: 2 at auto. bars: -1 at auto, 0.25 at loop."
+    )
+    figure = Figure()
+    figure.subplots().barh(["held", "fell"], [7, 1])
+    assert alt.describe(figure) == "bars: 7 at held, 1 at fell."
+    figure = Figure()
+    ax = figure.subplots()
+    ax.barh([0.5], [7])
+    ax.set_yticks([])
+    assert alt.describe(figure) == "bars: 7."
+
+
 def test_what_is_many_is_counted():
     figure = Figure()
     ax = figure.subplots()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
 MOST = 8  # lines, bars or words that are named; the rest are counted
 
@@ -68,19 +69,36 @@ def lines(ax: Axes) -> list[str]:
 
 
 def bars(ax: Axes) -> list[str]:
-    """Return the heights of bars."""
-    found = []
+    """Return the lengths of bars, upright or level; a nameless group joins the one of its colour.
+
+    A level bar is named by the tick beside it.
+    """
+    groups: list[tuple[str, list[str]]] = []
+    of_color: dict[Any, list[str]] = {}
     for group in ax.containers:
-        name = str(group.get_label())
-        heights = (
-            [f"{bar.get_height():.3g}" for bar in group.patches]
-            if hasattr(group, "patches")
-            else []
-        )
-        if heights:
-            of = "bars" if name.startswith("_") else name
-            found.append(f"{of}: {', '.join(few(heights, 'bars'))}")
-    return found
+        if not (drawn := getattr(group, "patches", ())):
+            continue
+        level = getattr(group, "orientation", "") == "horizontal"
+        said = [level_bar(bar, ax) if level else f"{bar.get_height():.3g}" for bar in drawn]
+        name, color = str(group.get_label()), drawn[0].get_facecolor()
+        if not name.startswith("_"):
+            of_color[color] = said
+        elif color in of_color:
+            of_color[color] += said
+            continue
+        groups.append(("bars" if name.startswith("_") else name, said))
+    return [f"{name}: {', '.join(few(said, 'bars'))}" for name, said in groups]
+
+
+def level_bar(bar: Rectangle, ax: Axes) -> str:
+    """Return the length of a level bar, and the name of the tick that it touches."""
+    thick, ticks = bar.get_height(), [float(y) for y in ax.get_yticks()]
+    names = ax.yaxis.get_major_formatter().format_ticks(ticks)  # hidden ones of a shared axis too
+    middle = bar.get_y() + thick / 2
+    distances = (abs(y - middle) for y in ticks)
+    away, name = min(zip(distances, names, strict=True), default=(1.0, ""))
+    near = name and away < 0.55 * abs(thick)  # two bars of a pair touch their tick
+    return f"{bar.get_width():.3g}{f' at {name}' if near else ''}"
 
 
 def points(ax: Axes) -> list[str]:
