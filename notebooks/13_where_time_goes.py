@@ -164,11 +164,12 @@ for way, said in guess.items():
 # with PyTorch's own products. Where its two libraries differ, a part of the distance is that, and
 # not the idea's fault.)
 #
-# Apart from that, there is little between loop and grouped on a CPU: one core has no idle
-# processors to fill, and its loop has no device to wait for. So what the library takes here
-# (`fast/cpu.py`) sorts, then *is a loop* over blocks: it carries each expert's rows through all
-# three products while they lie in the cache. With few rows for each expert and no gradients, calls
-# cost more than trips to memory, and it takes PyTorch's grouped product, three calls in all.
+# Apart from that, with many rows for each expert there is little between loop and grouped on a CPU:
+# one core has no idle processors to fill, and its loop has no device to wait for. With few rows the
+# loop's calls cost up to about half its time. So what the library takes here (`fast/cpu.py`) sorts,
+# then *is a loop* over blocks: it carries each expert's rows through all three products while they
+# lie in the cache. With few rows for each expert and no gradients, calls cost more than trips to
+# memory, and it takes PyTorch's grouped product, three calls in all.
 #
 # Now the picture. Horizontally the **intensity**, operations that are *asked for* ($6 K T D F$, no
 # credit for padding) over the bytes that the sorted way has to move; vertically the rate at
@@ -229,12 +230,13 @@ charts.alive(fig)
 # %% [markdown]
 # See three things. **One:** with a single token all stand at the same intensity: two experts'
 # weights, as many as the dense network has. From there the dense network moves to the right with
-# every token, because the same weights serve them all. The mixture stays where it is: more tokens
-# need more *experts*. It sets out only when all experts are in use. **Two:** where each expert has
-# many rows, the sorted ways climb towards the flat roof; what is missing there is section 2.
-# **Three:** padding loses by what it computes for nothing, most of all with few tokens, where it
-# runs all experts. (If a point lies above the slanted roof: a copy writes as much as it reads,
-# these jobs nearly only read, and some of their weights may still lie in a cache.)
+# every token, because the same weights serve them all. At first the mixture stays where it is: each
+# token brings *experts* of its own. It sets out when tokens begin to share experts, and moves on
+# with every token once all are in use. **Two:** where each expert has many rows, the sorted ways
+# climb towards the flat roof; what is missing there is section 2. **Three:** padding loses by what
+# it computes for nothing, most of all with few tokens, where it runs all experts. (If a point lies
+# above the slanted roof: a copy writes as much as it reads, these jobs nearly only read, and some
+# of their weights may still lie in a cache.)
 #
 # ## 2. Where it loses, and why
 #
@@ -307,8 +309,8 @@ fig
 # above it, for one token, is the carrying: a sort, two gathers and a sum take some fixed
 # microseconds, however few the rows. With some tens of tokens the layer can be faster than the
 # table, whose experts were all cold: here some of a batch's experts were used by the batch before,
-# and lie in a cache. (The library's line lies lower there. For decoding, one token at a time, a
-# layer of the library has a path of its own besides, without a sort.)
+# and lie in a cache. (The library's line is far lower for one token, where it takes a path of its
+# own, without a sort; at 1,024 tokens it can be the higher one.)
 #
 # **One token at a time**, as in decoding, is the left end: two experts' weights are fetched for two
 # rows of work, and the dense network fetches as much. From there a batch of decoding texts walks up
@@ -437,15 +439,15 @@ fig
 # The arithmetic is the same for every $E$, and the weights grow in proportion to $E$. Written bytes
 # over the weights' should therefore fall towards a constant, and for `loop` and `grouped` it does.
 # For the slices it grows *with* $E$, near $2E$, as derived: at 128 experts the backward pass writes
-# some 250 times what it has to deliver. In time, once that dominates, twice the experts take about
+# 260 times what it has to deliver. In time, once that dominates, twice the experts take about
 # four times as long (the steep end of the blue line).
 #
 # The fix is a single word: `w1.unbind()` *once*, before the loop. The backward pass of `unbind`
-# is a stack: one tensor, each slice written once. The library's `Experts.each` says so in its
-# docstring:
+# is a stack: one tensor, each slice written once. The library's `Experts.each` does so, and a
+# comment in it says why:
 
 # %%
-print(inspect.getdoc(Experts.each))
+print(inspect.getsource(Experts.each))
 
 # %% [markdown]
 # And transformers itself, if you have it (it comes with `pip install -e ".[test]"`): the same
@@ -477,9 +479,11 @@ for E in (8, 32, 128) if TheirConfig else ():
 # ## 4. The same way, tuned
 #
 # So the library has the sorted way twice. `dispatch/grouped.py` is chapter 12's `by_sorting`, to be
-# read. `fast/cpu.py` has what a layer takes on a CPU where that is faster. The two give the same
-# output and the same gradients (a test holds them together over ten thousand routings), and differ
-# in the order of the same steps:
+# read. `fast/cpu.py` has what a layer takes on a CPU, by bounds that were measured on two
+# processors and may be off on yours: compare the two rightmost points of *grouped* and *library* in
+# section 1's figure. The two give the same output and the same gradients (a test holds them
+# together over hundreds of routings, ten thousand on demand), and differ in the order of the same
+# steps:
 #
 # | step | `dispatch.grouped`, to read | `fast.cpu.blocks`, to run |
 # |---|---|---|
@@ -532,12 +536,12 @@ for T in (1, 64, 4096):
         print(f"{T:5} tokens, {what:18}: {middle:5.2f} times as fast ({low:.2f} to {high:.2f})")
 
 # %% [markdown]
-# Two effects, at the two ends. With one token nearly all time is calls, and the tuned path makes
-# fewer: a single token needs no sorting. With many tokens it is memory: what was just written
-# is still near when the next product reads it. How much that is depends on the machine's caches,
-# and here it may be little. In between, where an expert has few rows and gradients are wanted, the
-# layer takes the readable path itself. All of it is a matter of *order*: nothing was computed
-# less. Worth having, not worth reading first.
+# Two effects, at the two ends. With one token and no gradients nearly all time is calls, and the
+# tuned path makes fewer: a single token needs no sorting. With many tokens it is memory: what was
+# just written is still near when the next product reads it. How much that is depends on the
+# machine's caches, and here it may be little. Where an expert has few rows and gradients are
+# wanted, one token included, the layer takes the readable path itself. All of it is a matter of
+# *order*: nothing was computed less. Worth having, not worth reading first.
 
 # %% [markdown]
 # ## 5. On other machines
@@ -598,15 +602,15 @@ panels[0].invert_yaxis()
 _ = panels[1].legend(frameon=False)
 
 # %% [markdown]
-# On the line a path takes as long as the dense network. The lowest bars are that network again, by
+# On the line a path takes as long as the dense network. The bottom bars are that network again, by
 # plain `F.linear`: what the faster product is worth by itself. On "stored", one core of the
 # processor named above, that is nearly a factor of two, and loop and padded, written with plain
 # products, lose as much to it. What dispatch costs is the bar of *auto*: ("stored") an eighth of
 # the dense network's time at 8 experts, and more than a third at 64, where each has 128 rows. The
 # eager loop (stored: transformers'; yours: `by_slices`) shows section 3: harmless at 8 experts, far
-# too slow at 64.
+# too slow at 64. (*grouped* was not among the stored CPU paths.)
 #
-# The rows that were not timed say why: mostly something that was not installed there. On the H100
+# The rows that were not timed say why: most need a GPU, the others too much memory. On the H100
 # (one run) the library's Triton kernels, at OLMoE's shape, take 1.2 times as long as the dense
 # network; the same sort with torch's grouped product 1.6, transformers' grouped path 2.8. At
 # Mixtral's, where an expert has 4,096 rows: 1.1, 1.1 and 1.4.

@@ -179,7 +179,8 @@ checks.check_useful_rows(useful_rows)
 # <details>
 # <summary>Hint 1</summary>
 #
-# The roofline knows bytes alone. The products know bytes and small sizes.
+# The roofline knows operations and bytes, and not that small products are slow. The products know
+# that too.
 #
 # </details>
 #
@@ -215,7 +216,8 @@ checks.check_three_reasons(three_reasons)
 # *Difficulty ●●●●○ · importance ●●●●○ · 20 minutes*
 #
 # This is right, forward and backward, and is what people write first. With 128 experts its backward
-# pass is some ten times slower than it has to be (the figure in the chapter's section 3).
+# pass takes more than ten times as long as that of a loop that unbinds once (the figure in the
+# chapter's section 3).
 
 
 # %%

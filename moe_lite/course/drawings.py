@@ -188,8 +188,8 @@ def where_time_goes() -> Sheet:
     """Draw chapter 13's idea: an expert's weights are read once, for few rows or for many."""
     sheet = Sheet(9.4, 3.7, "The same weights are read: for two rows, or for all")
     for x, name, rows, said in (
-        (0.0, "mixture", (2, 2, 2, 2), "four matrices read, two rows each:\nwaits for memory"),
-        (5.0, "dense", (8,), "one matrix read, eight rows:\nwaits for arithmetic"),
+        (0.0, "mixture", (2, 2, 2, 2), "four networks read, two rows each:\nfour times the bytes"),
+        (5.0, "dense", (8,), "one network read, eight rows:\na quarter of the bytes"),
     ):
         start = sheet.block(x + 0.9, 2.2, f"{name}:\n8 tokens", width=1.3)
         for e, n in enumerate(rows):
