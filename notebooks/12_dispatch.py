@@ -22,7 +22,8 @@
 # tensor; Gale et al. 2022, *MegaBlocks* ([arXiv:2211.15841](https://arxiv.org/abs/2211.15841)),
 # which made it a sort and one block-sparse product, so that nothing has to be dropped.
 #
-# Every chapter so far wrote `layer(x)` and left the rest to a *backend*. This one opens it. You
+# Most chapters wrote `layer(x)` and left the rest to a *backend*; chapter 10 wrote one loop by
+# hand. This one opens the rest. You
 #
 # - write the loop, the padded way and the sorted way, each checked against the library;
 # - take the last apart: histogram, offsets, stable permutation, tiles;
@@ -149,7 +150,7 @@ same(by_loop)
 # experts' own work? Work it out, put it in, and change `width`.
 
 # %%
-width, guess = 512, 768
+width, guess = 512, 100
 print(f"carrying / computing at {guess} tokens: {2 * guess / (3 * width):.2f}")
 
 # %% [markdown]
@@ -390,6 +391,8 @@ for r, row in enumerate(by_RM.tolist()):
         ax.text(c, r, number, ha="center", va="center", fontsize=8)
 ax.hlines(offsets[1:-1] - 0.5, -0.5, M - 0.5, color="#1b1f24", lw=2)
 ax.set(xlabel="column of y", ylabel="row of y, in expert order", title="which program wrote it")
+runs = (f"row {r}: {[*dict.fromkeys(row)]}" for r, row in enumerate(by_RM.tolist()))
+fig.set_label("Which programs wrote each row of y, from left to right. " + "; ".join(runs) + ".")
 _ = ax.set_yticks(range(12), [f"{r} (expert {e})" for r, e in enumerate(sorted_by)])  # fmt: skip
 
 # %% [markdown]

@@ -21,9 +21,10 @@
 #
 # Think of the five as a GPU would have them: many small programs at once, none of which may wait
 # for another, so **no two of them write to the same place**. You may write yours in any way that
-# gives the right numbers. Each of the five has a picture of what is given and what is wanted, on
-# the same twelve pairs. Every exercise ends with a check: it runs your function, first on numbers
-# you can do by hand, and if the result is off, it says which idea would lead there.
+# gives the right numbers. The first four have pictures of what is given and what is wanted, the
+# fifth of what is given, on the same twelve pairs. Every exercise ends with a check: it runs your
+# function, first on numbers you can do by hand, and if the result is off, it says which idea would
+# lead there.
 #
 # | | exercise | difficulty | importance | minutes |
 # |---|---|---|---|---|
