@@ -74,7 +74,7 @@ for i, j in ((5, 2), (105, 102)):
 # values in memory (the **KV cache**), and a quarter of the heads is a quarter of that memory.
 #
 # **Sliding window.** A query may be allowed to see only the last $w$ tokens. Stacked layers
-# still carry news further, $w$ tokens a layer. (Mistral 7B has a window of 4,096; Mixtral was
+# still carry news further, $w - 1$ tokens a layer. (Mistral 7B has a window of 4,096; Mixtral was
 # released without one. Our class can do both.)
 #
 # Both together, by hand and in the library:
@@ -122,5 +122,5 @@ piecewise = torch.cat([step.logits_BSV for step in steps], dim=1)
 torch.testing.assert_close(piecewise, model(ids_BS).logits_BSV)
 
 # %% [markdown]
-# That is all: `moe_lite/model.py` has the same lines. **Back to** [chapter 10, section
-# 5](10_small_mixtral.ipynb): what the experts weigh.
+# That is all: `moe_lite/model.py` computes the same, in faster calls. **Back to** [chapter 10,
+# section 5](10_small_mixtral.ipynb): what the experts weigh.
