@@ -131,8 +131,9 @@ print("what each token pays on average:", pays_T1.flatten())
 # %% [markdown]
 # Look at token d in the table above. It pays 0.325 on average and goes to expert 1, whose price is
 # 0.25: for this token, expert 1 is a bargain. So the loss pushes d *towards* expert 1, although
-# its slope is small. Tokens a, b and c are pushed away from 0, and up at both others, most at those
-# that they already like a little.
+# its slope is small. Tokens a, b and c are pushed away from 0, and up at both others: the more,
+# the cheaper the other is and the more they already like it. (b is pushed most towards 2, which is
+# free.)
 #
 # Three things follow, and each one explains something that looks odd in practice.
 #
@@ -159,7 +160,8 @@ for lead in (0.0, 2.0, 4.0, 8.0):
 print((p_TE * torch.tensor([0.25, 0.0, 0.75])).sum(-1))
 
 # %% [markdown]
-# The torn hear it best. At $p = 0.998$ the crowd is as large as before, and the push a hundredth.
+# Who believes about one half in the crowded expert hears it best. At $p = 0.998$ the crowd is as
+# large as before, and the push a hundredth of that.
 #
 # ## 3. Try it
 #
@@ -197,7 +199,7 @@ for start in BalanceSimplex.STARTS:
 #
 # It is often said, and sometimes proved, that the loss is least at uniform routing, where it is 1.
 # That would be so if $f$ and $P$ were the same thing: $N \sum P^2 \ge 1$, with equality where all
-# are equal. But they are two things. A value of 0.997 has been seen in a training run. How low can
+# are equal. But they are two things. In section 3, *leaning* came to 0.996. How low can
 # it go?
 #
 # First by hand, with two experts and four tokens. Three tokens go to expert 0 *by a hair*: they
@@ -275,11 +277,11 @@ fig
 
 # %% [markdown]
 # **We went down the gradient of the loss, and the loss went up.** It begins far below 1 and ends at
-# 1, while MaxVio falls from nearly 1 to nothing. While the counts stand still, each step does
-# lower the value a little: belief flows to the empty experts because they cost nothing. But then a
-# token tips over, an empty expert is not empty any more, prices change, and the value jumps. What
-# comes to rest is not a minimum. It is the only place where nobody has a cheaper neighbour: equal
-# counts.
+# 1, while MaxVio falls from nearly 1 to almost nothing. While the counts stand still, each step
+# does lower the value a little: belief flows to the empty experts because they cost nothing. But
+# then a token tips over, an empty expert is not empty any more, prices change, and the value
+# jumps. Where it nearly comes to rest is not a minimum. It is the only place where nobody has a
+# cheaper neighbour: equal counts.
 #
 # So take from it what you look at. *The value of the loss is not a measure of balance.* Put MaxVio
 # beside it, for each layer, and counted on real tokens.
@@ -352,13 +354,14 @@ for name, code in CODES.items():
 # Read it line by line.
 #
 # - **GShard** takes the *mean* over experts where Switch takes $N$ times the sum: a factor of
-#   $N^2$.
+#   $N^2$. Its $f$ counts first choices only, so the direction is 0.99.
 # - **transformers' Mixtral** does not divide by $K$, and it pools the layers before it multiplies:
 #   two layers that lean opposite ways look even together ([pointed
 #   out](https://github.com/huggingface/transformers/issues/28255) by readers).
 # - **A sum over the layers** pushes $L$ times as hard.
 # - **P from the chosen experts alone** turns the direction: a cheap expert that was not chosen is
-#   not looked at. **nanoMoE** renormalises over the chosen, with the same effect.
+#   not looked at. **nanoMoE** renormalises over the chosen, which turns it further, and does not
+#   divide by $K$.
 # - **P detached** has the right value, and every dashboard is green.
 #
 # So *an $\alpha$ without its code is not a number.*
@@ -431,8 +434,9 @@ legend = fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper c
 # - **B: computed and never added.** The report is honest, and nobody listens: both curves rise. (It
 #   has happened to a much-used teaching code base; chapter 10 has you write the test for it. A
 #   detached loss draws the same picture.)
-# - **C: padding counted.** The report ends near 1, and the real tokens do not. The loss balances
-#   real tokens *against* padding: they have to make room for it.
+# - **C: padding counted.** The report stays near 1, while the real tokens' MaxVio rises from 0.6
+#   to 0.8; the healthy run's falls to 0.3. The loss balances real tokens *against* padding: they
+#   have to make room for it.
 # - **D: f is not divided by K.** The report stays at $2 = K$, and MaxVio is the *lowest* of all:
 #   the loss is sound, only twice as strong as its $\alpha$ says. A sum over two layers looks the
 #   same. To tell the two apart you would have to change $K$ or the number of layers.
@@ -532,8 +536,8 @@ bar = fig.colorbar(image, ax=panels, label="share of the domain's choices")
 #
 # One seed, 60 steps: an illustration. In the ledger (`qiu2025`, seven seeds), an expert over the
 # batch tells a quarter of the domain and far less within each text, clear of 0; and "mixed", which
-# counts over as few tokens as "text" but from all texts, is better than "text". So it is their
-# sameness that hurts, not their number.
+# counts over as few tokens as "text" but from all texts, is better than "text" at ten times the
+# paper's weight: most of the harm is their sameness. Whether their number harms too is open.
 #
 # ### When does it begin to cost?
 #
@@ -548,10 +552,10 @@ viz.effects(stored, pairs, 0.0159, "held-out loss, text − batch, nats")
 ledger.verdicts("qiu2025_long")
 
 # %% [markdown]
-# **Balance within each text costs something**, at both weights and clear of 0: most at the
-# beginning, and at the end 0.03 nats at the larger one, twice the paper's 0.016. At about the
-# paper's weight it is 0.012, give or take 0.007. That is the paper's side, and whether it is the
-# paper's size seven more seeds would decide.
+# **Balance within each text costs something**, at both weights and clear of 0: most around step
+# 300 (0.06 nats), and at the end 0.03 nats at the larger one, twice the paper's 0.016. At about
+# the paper's weight it is 0.012, give or take 0.007. That is the paper's side, and whether it is
+# the paper's size seven more seeds would decide.
 #
 # (DeepSeek-V3 keeps such a loss, with a tiny weight, beside a bias: [appendix
 # 09a](09a_since_2024.ipynb), section 6. Balance by *quantiles*, an idea of 2026, has no weight to

@@ -78,12 +78,12 @@ for e in range(2):
 print(S_TE.T.topk(1).indices.flatten())
 
 # %% [markdown]
-# Token 3 had the highest score in the whole table, 9 for both. It gives each expert only a half,
-# so expert 0 prefers the others. That is what the softmax is for: in a row it changes no order, in
-# a column it does.
+# Token 3 had the highest score in the table, 9 for both. It gives each expert only a half,
+# so expert 0 prefers tokens 0 and 1. That is what the softmax is for: in a row it changes no
+# order, in a column it does.
 #
 # The library's `ExpertChoiceRouter` is these three lines. What comes out is a `Routing` like any
-# other: a flat list of (token, expert) pairs. In the others it has $T \cdot K$ pairs, here it has
+# other: a flat list of (token, expert) pairs. In the others it has $T \cdot K$ pairs, here
 # $E \cdot k$, and the layer, the backends and the losses do not notice.
 
 
@@ -102,7 +102,7 @@ router = ExpertChoiceRouter(16, num_experts=8, capacity_factor=1.0)
 torch.testing.assert_close(expert_choice(x_TD, router.weight, 1.0), router(x_TD).gates_TE())
 
 # %% [markdown]
-# What it buys, and what it costs: the same scores, by row and by column:
+# What it buys, and costs: the same scores, by row and by column:
 
 # %%
 by_row = TopKRouter(16, num_experts=8, top_k=1, renormalize=False)
@@ -115,13 +115,13 @@ for name, gate in (("tokens choose", by_row), ("experts choose", router)):
 
 # %% [markdown]
 # By row, every token has one expert and the experts have what they get. By column, every expert
-# has exactly 4 tokens: **no loss, no capacity, no dropping, from the first step on**. What varies
-# now is the other count. Some tokens have two experts, and some have none: they pass the layer
-# unchanged.
+# has exactly 4 tokens: **no loss, no overflow, no idle expert, from the first step on**. What
+# varies now is the other count. Some tokens have two experts, and some have none: they pass the
+# layer unchanged, like chapter 05's dropped tokens.
 #
 # ## 2. Rows or columns
 #
-# Ten tokens, four experts. **Guess**, and in its box: which token loses an expert
+# Ten tokens, four experts. **Make the guess** in its box, and another: which token loses an expert
 # if the last row's first score goes up, by row, by column?
 
 # %%
@@ -133,9 +133,9 @@ rows
 # %% [markdown]
 # **Try it.** Click into the last row, column 0, a few times (with Shift it goes down again). When
 # experts choose, at some click another token loses its place. When tokens choose, only the row you
-# click in ever changes. Then drag *Tokens seen* to the left, as if the text had not been written so
-# far yet. Dashed cells are choices that the missing words will change. By row there are none,
-# wherever you cut.
+# click in ever changes. Then drag *Tokens seen* to the left, as if the rest had not been written
+# yet. Dashed cells are choices that the missing words will change. By row there are none, wherever
+# you cut.
 
 # %%
 for by in ("row", "column"):
@@ -184,10 +184,10 @@ viz.effects(stored, pairs, None, "held-out loss less token choice's, nats")
 ledger.verdicts("zhou2022_long")
 
 # %% [markdown]
-# **Among the batch there is no speed-up**: the factor is 0.98 ± 0.05, and half of the paper's is
-# excluded. So balance alone does not buy speed. **Among 8 neighbours the loss ends 5% lower**,
-# 0.153 ± 0.005 nats; it is ahead from step 100 on. It looks like the better router; section 8 says
-# what that lead is made of.
+# **Among the batch there is no speed-up**: the factor is 0.98 ± 0.05, and half of the paper's gain,
+# a factor of 1.5, is excluded. So balance alone does not buy speed. **Among 8 neighbours the loss
+# ends 5% lower**, 0.153 ± 0.005 nats; it is ahead from step 100 on. It looks like the better
+# router; section 8 says what that lead is made of.
 #
 # ## 4. Three more ways to be balanced
 #
@@ -234,8 +234,8 @@ def auction(scores_TE, step=0.01):
 
 
 # %% [markdown]
-# Does it find the best? With eight tokens and two experts there are $\binom{8}{4} = 70$ ways, and
-# one can try them all. It has to come within $T$ times the little more.
+# Does it find the best? With eight tokens and two experts there are $\binom{8}{4} = 70$ ways: try
+# them all. It has to come within $T$ times the little more.
 
 # %%
 small_TE = torch.randn(8, 2)
@@ -361,7 +361,7 @@ print(auction(small_TE)[0], auction(small_TE + torch.eye(8, 2))[0])
 # ## 5. A test that reads the future
 #
 # A language model predicts token $t+1$ from the tokens up to $t$. Attention is masked so that
-# nothing later gets in. Does a layer keep to that? One can ask it: **put other tokens in the place
+# nothing later gets in. Does a layer keep to that? Ask it: **put other tokens in the place
 # of all from $t$ on, and see whether anything before $t$ moves.** If it does, then what comes out
 # for an early token depends on later ones, and the model has seen what it is to predict.
 
@@ -406,13 +406,13 @@ for name, layer in layers.items():
     print(f"{name:22} earlier answers move by {moved:5.2f}: {verdict}")
 
 # %% [markdown]
-# Three of six. Nothing in their code says "future". They only compare tokens with each other, and a
-# later token is one of them. None of the papers hides it.
+# Three of six. Nothing in their code says "future". They only compare tokens with each other,
+# later ones included. None of the papers hides it.
 #
 # Switch's queue depends on other tokens too, but only on *earlier* ones.
 #
-# One word changed at the end of a text, and a whole language model (untrained) that predicts the
-# token after the *first*:
+# Change one word, the very last, and ask an (untrained) language model again: how many of its
+# *earlier* predictions move?
 
 # %%
 config = MixtralConfig(
@@ -504,12 +504,11 @@ curves = {
 viz.curves({n: (range(1, 301), b) for n, b in curves.items()}, "steps", "bits per token")
 
 # %% [markdown]
-# There is no such thing as learning to predict a fair die, and yet one line falls. The model did
-# not even have to *learn* to send itself messages: an untrained router already treats tokens
-# differently, so being taken or left says something about who else was there. What training has to
-# find is how to listen.
+# Nobody can learn to predict a fair die, and yet one line falls. The model did not have to *learn*
+# to send itself messages: an untrained router already treats tokens differently, so being taken or
+# left says something about who else was there. What training has to find is how to listen.
 #
-# Now with all group sizes, and three seeds each. Stored, from
+# Now with more group sizes, 400 steps and three seeds each. Stored, from
 # `python -m moe_lite reproduce wang2024_leak --seeds 3`:
 
 # %%
@@ -529,14 +528,14 @@ for name in ("4", "8", "32", "1024", "top-2", "by position"):
 # %% [markdown]
 # **Groups of four and eight leak, 0.31 ± 0.25 and 0.20 ± 0.10 bits; the whole batch leaks less than
 # a thousandth of one** (95% intervals over three seeds). Thirty-two leak a little, 0.022 ± 0.007;
-# of two and of sixteen three seeds cannot say whether they leak. In a small group the next token is
-# one of few, so being taken or left says much about it; but in a group of two, every second token
-# hears nothing.
+# of two and of sixteen (in the figure only) three seeds cannot say whether they leak. In a small
+# group the next token is one of few, so being taken or left says much about it; but in a group of
+# two, every second token hears nothing.
 #
 # The last row of the print is the way out that Zhou et al. propose: give tokens of one sequence to
 # *different* groups. **By position** means that the experts choose among all sequences' tokens
 # at one and the same position, never among two tokens of one sequence. It is still expert choice,
-# and it leaks nothing. (Exercise 5 asks why it has to be the same place.)
+# and it leaks nothing. (Exercise 5 asks why the place matters.)
 #
 # ## 8. In a language model
 #
@@ -581,12 +580,12 @@ last_4 = (stranger_S - own_S).view(4, 16)[:, -1]
 print(f"at the last place of each group, where no future is left: {last_4.abs().max():.6f}")
 
 # %% [markdown]
-# The second line is a free check: the 16th token of a group has no one after it to compete with.
+# The second line is a free check: the 16th token of a group has none after it to compete with.
 #
-# Now the stored result: 250 steps, three seeds, held-out text. A third column asks a practical
-# question. To *write* with such a model, one token after another, there is no later token to
-# choose among. One remedy is a fixed bar for each expert: the score that let in the right share
-# of tokens on training text. Then each token is judged by itself (**with thresholds**).
+# Now the stored result: 250 steps, three seeds, held-out text. A third column asks how to *write*
+# with such a model, one token after another, where there is no later token to choose among. One
+# remedy is a fixed bar for each expert: the score that let in the right share of tokens on
+# training text. Then each token is judged by itself (**with thresholds**).
 
 # %%
 names = "top-2", "chunks of 16", "chunks of 64", "chunks of 256", "16, shuffled", "by position"
@@ -612,11 +611,14 @@ print("loss with a stranger's future, 16 less 256:", less)
 # The middle column compares each model with itself. **Within a quarter of a sequence the experts
 # tell most, within a whole one less, within four least**: both differences are clear of 0, and what
 # is left within four, 0.003 ± 0.016 nats, is not. The two causal ways gain exactly nothing. The
-# first column compares *different* models after 250 steps, and three seeds cannot rank them.
+# first column compares *different* models after 250 steps, and three seeds rank none of them
+# against top-2. Of other pairs only "16, shuffled" less "chunks of 256" is clear of 0, 0.023 ±
+# 0.009.
 #
-# **On the longer bench both can be seen.** The model whose experts choose among 8 neighbours, 5%
-# better as trained, loses 0.63 ± 0.02 nats with a stranger's future. Without the future it is
-# *worse* than choice among the batch by 0.47 ± 0.02. The whole lead, and more, is the leak.
+# **On the longer bench lead and leak can both be measured.** The model whose experts choose among 8
+# neighbours, 5% better as trained, loses 0.63 ± 0.02 nats with a stranger's future. Without the
+# future it is *worse* than choice among the batch by 0.47 ± 0.02. The whole lead, and more, is the
+# leak.
 
 # %%
 ledger.verdicts("wang2024_leak")
@@ -651,9 +653,9 @@ print("loss, thresholds − top-2:", since[ledger.Pair("loss at thresholds", "lo
 #
 # ## 9. What goes wrong: a model that is another when it writes
 #
-# Here is a bug that needs no bad intention and raises no error. Somebody trains with expert choice
-# and then generates with a KV cache, as everybody does: the prompt at once, and then **one token at
-# a time**. Look at the router's load and find out what is wrong before you open the answer.
+# Here is a bug that raises no error. Somebody trains with expert choice and then generates with a
+# KV cache, as everybody does: the prompt at once, then **one token at a time**. What is wrong? Look
+# at the router's load before you open the answer.
 
 # %%
 writer = ExpertChoiceRouter(16, num_experts=8, capacity_factor=2.0)
@@ -668,17 +670,15 @@ for T in (512, 64, 8, 4, 2, 1):
 # <summary>What is it?</summary>
 #
 # $k = \lceil 1 \cdot 2 / 8 \rceil = 1$: every expert takes its best token, and there is only one.
-# So while it writes, every token goes through *all eight* experts, four times the work, in a
-# company that they never kept in training. Rounding down instead would give $k = 0$: no expert at
-# all. There is no right capacity for one token, because the choice was never the token's own. It
-# also means that a model *evaluated* on whole texts is not the model that writes, and its
-# perplexity says nothing about it.
+# So while it writes, every token goes through *all eight* experts, four times the work, as hardly
+# ever in training. Rounding down instead would give $k = 0$: no expert at all. There is no right
+# capacity for one token, because the choice was never the token's own. It also means that a model
+# *evaluated* on whole texts is not the model that writes, and its perplexity says nothing about it.
 #
 # </details>
 #
-# The difference is there in a trained model too. This is the one of section 8: the same 16 tokens,
-# in one go and one after another. (Groups of 16 would refuse a single token, so what comes is now
-# one group.)
+# The trained model of section 8 becomes another too: the same 16 tokens, in one go and one after
+# another. (Groups of 16 would refuse a single token, so what comes is now one group.)
 
 # %%
 for layer in model.moe_layers:
@@ -699,19 +699,18 @@ print(f"greedy next token agrees at {same} of 16 places; logits differ by up to 
 # ## Exercises
 #
 # [`exercises/08_exercises.ipynb`](../exercises/08_exercises.ipynb): choose along the other
-# axis, count and carry back, then build a detector of leaks that six routers have to pass, and
-# groups that it cannot fault. Each check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/08_solutions.ipynb).
-# [Glossary](../docs/glossary.md).
+# axis, count and carry back, then build a detector of leaks that clears three routers and catches
+# seven, and groups that it cannot fault. Each check tells you *what* you misunderstood. Solutions
+# are in [`solutions/`](../solutions/08_solutions.ipynb). [Glossary](../docs/glossary.md).
 #
 # ## In five lines
 #
-# 1. Top-k down the columns instead of along the rows: perfect balance, no loss, no dropping.
+# 1. Top-k down the columns instead of along the rows: perfect balance, no loss, no overflow.
 # 2. What varies is how many experts a token gets, and for some it is none.
 # 3. A rule that compares tokens with each other compares them with later ones: expert
 #    choice, BASE and Soft MoE are not causal. Hashing, top-k and a first-come queue are.
 # 4. A model learns to use the leak, most where a few neighbours share a group. Groups across
-#    sequences, at one position, close it.
+#    sequences, at one position for example, close it.
 # 5. A low loss is worth what its routing was allowed to see. Swap the future and measure again.
 #
 # | in the papers | in the code | |

@@ -309,4 +309,4 @@ checks.check_causal_groups(causal_groups)
 # 3. Where a token can come twice, answers are added; an assignment keeps the last.
 # 4. A layer is causal if nothing before $t$ changes when all from $t$ on does. Try it.
 # 5. Experts may choose among tokens at one position of different sequences. Across positions, the
-#    future comes back in a layer or two.
+#    future may come back in a layer or two.
