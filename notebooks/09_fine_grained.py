@@ -140,8 +140,8 @@ for m in (1, 2, 4):
 
 # %% [markdown]
 # Equal, and equal; only the router grows, by a row for each expert. Equal work is not equal *time*:
-# the same multiplications come in smaller products. (The paper stops at a quarter of an FFN for its
-# 16-billion model for that reason.)
+# the same multiplications come in smaller products. (For that reason the paper's 16-billion model
+# stops at a quarter of an FFN.)
 #
 # ## 4. One who is always there
 #
@@ -197,9 +197,9 @@ torch.testing.assert_close(WithoutBest(gate, 0)(x_TD).gates_TE(), gate(x_TD).gat
 # Here a gate is the chosen expert's probability among all, as in the paper's equations, and is
 # *not* divided by the sum over the chosen. Beside a shared expert that is no detail. In $1 + 1$ of
 # 15 each token has a single routed expert; divided by itself its gate is 1, whatever its score, and
-# the router learns nothing: chapter 04's silent gate.
+# the router learns nothing: chapter 04's gate that never moves (section 9).
 #
-# Before we read the paper's curve (or ours), think about what a sixteenth *is*:
+# But what *is* a sixteenth?
 
 # %%
 x_TD = torch.randn(200, 16)
@@ -218,8 +218,9 @@ for name, gate in (("2 of 16", TopKRouter(16, 16, 2)), ("7 of 63", TopKRouter(16
 # ## 6. Figures 3 and 4, in small
 #
 # Six models, several seeds each, 200 steps, from the ledger (`python -m moe_lite reproduce
-# deepseekmoe2024`). *1 + 3 of 31* means one shared, three of 31 routed. MaxVio says how
-# far the busiest expert is above the mean; section 8 has it in detail.
+# deepseekmoe2024`). *1 + 3 of 31* means one shared, three of 31 routed; *x 1.5*, experts half as
+# wide again, whose loss the paper found equal to the finest split's. MaxVio: how far the busiest
+# expert is above the mean (section 8).
 
 # %%
 stored = ledger.stored("deepseekmoe2024")
@@ -253,20 +254,24 @@ for line, name in zip(panels[1].get_lines(), curves, strict=True):  # and each s
     panels[1].scatter(*zip(*seeds, strict=True), s=5, c=line.get_color())
 charts.alive(fig)
 
+# %%
+ledger.verdicts("deepseekmoe2024")
+
 # %% [markdown]
-# On the left, each model less 2 of 16 *with the same seed*; on the right all curves rise steeply up
-# to 2/16, where the last of the chosen is gone. **With a shared one beside them, fine experts are
-# missed less than the paper's coarse rival here** (2 of 16, x 1.5), by 0.14 ± 0.12 and 0.21 ± 0.17
-# nats, against the paper. Without one (8 of 64) it is undecided, -0.07 ± 0.17 and -0.08 ± 0.20: the
+# On the left, each model less 2 of 16 *with the same seed*; on the right all curves rise steeply at
+# the first sixteenth, though about half of the chosen are left there, and slowly after 2/16.
+# **With a shared one beside them, fine experts are missed less than those of *x 1.5* here**, by
+# 0.14 ± 0.12 and 0.21 ± 0.17 nats, against the paper. Without one (8 of 64) it is undecided: the
 # shared one stays at work and may cushion the blow. **The shared expert is not one of many**: a
-# routed one in its place costs 0.17 ± 0.10 nats; the paper has 0.61. Whether fine models are
-# *better*, 200 steps do not show.
+# routed one in its place costs 0.17 ± 0.10 nats; the paper has 0.61. (All three have a † in the
+# [ledger](../LEDGER.md): among so many rows chance could give such an interval.)
+# Whether fine models are *better*, 200 steps do not show.
 #
 # ### When does it begin to pay?
 #
 # Over 3,000 steps, with twelve seeds, on the bench of chapter 05 (`deepseekmoe2024_long`): with the
 # paper's gates, which shrink as experts multiply, and with gates that sum to $K$, so that each
-# expert weighs 1 on average, however fine the cut.
+# expert weighs 1 on average.
 
 # %%
 stored = ledger.stored("deepseekmoe2024_long")
@@ -281,20 +286,20 @@ viz.effects(stored, pairs, 1.808 - 1.867, "held-out loss, fine − coarse, nats"
 ledger.verdicts("deepseekmoe2024_long")
 
 # %% [markdown]
-# **Cutting pays**: 8 of 64 ends 0.027 ± 0.004 nats below 2 of 16, half of the paper's effect.
+# **With gates that weigh 1 on average cutting pays**: 8 of 64 ends 0.027 ± 0.004 nats below 2 of
+# 16, 1 + 7 of 63 0.019 ± 0.009, a third of the paper's effect for that pair.
 # **With the paper's gates nothing shows, and half of its effect is excluded**: small probabilities
 # make the routed part of the layer small. **Sharing one of the pieces costs a little here**, 0.008
-# ± 0.006. **Open:** whether it helps at a larger size, as the paper finds.
+# ± 0.006 (†). **Open:** whether it helps at a larger size, as the paper finds.
 #
 # ## 7. Balance without a loss
 #
 # Many small experts sharpen an old problem: there are more of them to be forgotten. A balancing
 # loss (chapter 06) pushes the router's *scores* about, and so it pushes on what the model learns.
 # Its weight $\alpha$ is a compromise: too small and experts idle, too large and the text suffers.
-# Wang et al. ask for something else. Balancing is not a goal of learning. It is a matter of
-# *control*, like a thermostat's. Leave the scores alone and add a **bias** $b_i$ to each expert's
-# score, *when choosing and only then* (their equation 3, with the sum over the selected that
-# DeepSeek-V3 added):
+# To Wang et al. balancing is no goal of learning but a matter of *control*, like a thermostat's.
+# Leave the scores alone and add a **bias** $b_i$ to each expert's score, *when choosing and only
+# then* (their equation 3, with the sum over the selected that DeepSeek-V3 added):
 #
 # $$s_i = \sigma(x \cdot w_i), \qquad
 # \text{chosen: the } K \text{ largest } s_i + b_i, \qquad
@@ -319,8 +324,8 @@ gate_TK, expert_TK = choose(one, score.logit().T, bias_E, 2)
 print("sums", score + bias_E, " chosen", expert_TK.tolist(), " gates", gate_TK)
 
 # %%
-# Your turn: which bias of expert 1 just keeps it chosen? Predict, then change the -0.1.
-print(choose(one, score.logit().T, torch.tensor([0.0, -0.1, 0.1, 0.2]), 2)[1])
+# Your turn: which bias of expert 1 just keeps it chosen? Predict, then change the -0.05.
+print(choose(one, score.logit().T, torch.tensor([0.0, -0.05, 0.1, 0.2]), 2)[1])
 
 # %% [markdown]
 # By hand: the sums are .8, .3, .5, .4, so expert 1, the second best, has to make room. Experts 0
@@ -355,8 +360,7 @@ print("bias", router.bias_E, "a gradient?", router.bias_E.requires_grad)
 # of the same batch, a token's expert would depend on tokens that come later. `train` calls
 # `gate.update(routing.load_E())` after each optimizer step.
 #
-# What does the scores' gradient look like under the two methods? The loss pulls at every row of
-# the router, on every token. The bias pulls at none.
+# The loss pulls at every row of the router, on every token. The bias pulls at none.
 
 # %%
 weight = router.weight
@@ -392,7 +396,7 @@ print(torch.stack([s.bincount(minlength=16).max() / 8 - 1 for s in small]).mean(
 
 # %% [markdown]
 # Where each batch is a draw of its own, a controller that moves between batches cannot do better
-# than dice, batch by batch. (Batches mixed of a few domains in fixed shares are no such draw:
+# than dice. (Batches mixed of a few domains in fixed shares are no such draw:
 # experts that follow the domains would have a MaxVio of 0 in every one.) What a controller *can*
 # bring to zero is the global one.
 #
@@ -432,9 +436,9 @@ for rule in ("sign", "proportional"):
 #
 # ## 10. Table 2, in small
 #
-# One model, the one that is cut in two ($1 + 3$ of 31), with the same sigmoid gate throughout. What
-# differs is what balances it: nothing, the loss with two weights, the bias with four rates. Some
-# seeds, 200 steps, from the ledger (`python -m moe_lite reproduce lossfree2024 --seeds 3`).
+# One model, the one that is cut in two ($1 + 3$ of 31), with the same sigmoid gate. What
+# differs is what balances it: nothing, the loss with two weights, the bias with four rates. 200
+# steps, from the ledger (`python -m moe_lite reproduce lossfree2024 --seeds 3`).
 
 # %%
 stored = ledger.stored("lossfree2024")
@@ -444,6 +448,8 @@ columns = "loss", "MaxVio", "MaxVio per batch"
 print(f"stored result, {len(stored.seeds)} seeds  " + "".join(f"{c:18}" for c in columns))
 for name in (*losses, *rates):
     print(f"{name:24}", *(f"{stored[f'{column} at {name}']!s:17}" for column in columns))
+late = stored[ledger.Pair("loss at u 0.01", "loss at alpha 0.01")]
+print("loss, u 0.01 − alpha 0.01, same seed:", late)
 
 # %%
 fig, panels = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained", sharey=True)
@@ -456,8 +462,8 @@ for panel, group in zip(panels, (losses, rates), strict=True):
 # %% [markdown]
 # On the right is the arithmetic of section 9: 0.0001 might as well not be there, 0.001 arrives when
 # the training ends, 0.1 never rests. After 200 steps the bias was 0.071 ± 0.029 nats *worse* than
-# the heavier loss, against the paper; but we picked that pair after the run (section 11). Does it
-# last?
+# the heavier loss, against the paper; but that pair (†) was picked after the run, like the one
+# in section 11. Does it last?
 #
 # ### When does it begin to pay?
 #
@@ -472,19 +478,17 @@ viz.effects(stored, pairs, -0.0063, "held-out loss, bias − loss, nats")
 ledger.verdicts("lossfree2024_long")
 
 # %% [markdown]
-# **At step 300 the bias is behind the light loss, by 0.045 ± 0.023 nats; at 3,000 it is ahead of
-# both losses**, by 0.023 ± 0.015 of the light one, by 0.015 ± 0.012 of the heavier one. And it
-# balances best: a MaxVio of 0.13, where they leave 3.1 and 1.3. So the short run's verdict was one
-# on its beginning. **What you may
-# believe now:** the paper's side, at this scale. **Open:** its size; six thousandths would take
-# hundreds of seeds.
-#
-# (`moe_lite.course.sweep` trains every router of the course in the same model with one loop.)
+# **From step 300 to 600 the bias is behind the light loss; at 3,000 it is ahead of both losses**,
+# by 0.023 ± 0.015 of the light one, by 0.015 ± 0.012 of the heavier one. (Both rows have a †, and
+# were committed after most losses had been seen.) Against the heavier loss, the short run's pair,
+# this bench is undecided until near the end. And the bias balances far better: its MaxVio is 0.13,
+# 0.04 times the light loss's. **What you may believe now:** the paper's side, at this scale.
+# **Open:** its size; six thousandths would take hundreds of seeds.
 #
 # ## 11. What three seeds can say
 #
-# This course's own first verdicts, in 2026, were wrong in six ways, and each looked careful. Here
-# they are, beside draws of which we know the truth.
+# This course's own first verdicts were wrong in six ways. Here they are, beside draws of which
+# we know the truth.
 #
 # **Pair.** A seed has the same batches in every setting, so settings share much of their noise. We
 # drew each setting's own bars. Here a bias whose rate falls to 0, and the heavier loss:
@@ -537,7 +541,7 @@ for seeds in (3, 12):
 
 # %% [markdown]
 # **The winner's curse.** What remains, under today's rules, if the paper's effect is 0.06 nats and
-# so is the noise? After "then" stands the mean of those that were clear of 0:
+# so is the noise? "> 0" are the intervals clear above 0, "then" is their mean:
 
 # %%
 # Your turn: from how many seeds on are more than half of the true effects found? Change 12.
@@ -549,7 +553,7 @@ for truth in (0.0, 0.06):
         told = [claim.verdict(one) for one in ours]
         found = [one.mean for one in ours if one.low > 0]
         said = [f"{told.count(v) / 10:.0f}% {v}" for v in ledger.SIGNS if told.count(v) > 10]
-        print(f"truth {truth}, {seeds:2} seeds: clear in {len(found) / 1000:.0%}", end=", ")
+        print(f"truth {truth}, {seeds:2} seeds: > 0 in {len(found) / 1000:.0%}", end=", ")
         print(f"then {sum(found) / len(found):.3f};", ", ".join(said))
 
 # %% [markdown]
@@ -559,7 +563,7 @@ for truth in (0.0, 0.06):
 #
 # ## 12. Who does what
 #
-# That was 2024. What became of it? Here is what was built since, from the published shapes.
+# What became of it? Here is what was built since, from the published shapes.
 # *Granularity* is $4D/F$: into how many parts an ordinary feed-forward network is cut. "?" means
 # that neither paper nor config says.
 
@@ -580,13 +584,13 @@ for first, last in ((2020, 2023), (2024, 2024), (2025, 2026)):
     )
 
 # %% [markdown]
-# Cutting fine has won: experts have become smaller, and the share that a token uses has fallen from
-# a quarter to one in thirty. On *a shared expert*, *softmax or sigmoid*, *a loss or a bias* the
-# field is divided, and nobody has published a controlled comparison at that size.
+# Cutting fine has won: experts have become smaller, and since Mixtral's quarter a token uses a
+# smaller share of them: an eighth in 2024's median, one in thirty now. (Switch and GShard used
+# less still, of uncut experts.) On *a shared expert*, *softmax or sigmoid*, *a loss or a bias* the
+# field is divided, and we know of no controlled comparison at that size.
 #
-# What was changed in the layer itself since then (thresholds, experts that compute nothing, ReLU,
-# tables of ids, narrower experts, a limit of machines, pools) is in the
-# [appendix](09a_since_2024.ipynb): a few lines each, measured with five seeds.
+# What was changed in the layer itself since then is in the [appendix](09a_since_2024.ipynb): eight
+# ideas, a few lines each, measured.
 #
 # ## 13. What goes wrong: a bias that ought to select
 #
@@ -645,9 +649,8 @@ print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E
 # ## Exercises
 #
 # [`exercises/09_exercises.ipynb`](../exercises/09_exercises.ipynb): split without paying,
-# take the best away, fix a gate, a controller and a dashboard, and judge what few seeds say. Each
-# check tells you *what* you misunderstood. Solutions are in
-# [`solutions/`](../solutions/09_solutions.ipynb).
+# take the best away, fix a gate, a controller and a dashboard, and judge what few seeds say.
+# Solutions are in [`solutions/`](../solutions/09_solutions.ipynb).
 # [Glossary](../docs/glossary.md).
 #
 # ## In six lines

@@ -228,8 +228,7 @@ checks.check_biased_choice(biased_choice)
 
 # %% [markdown]
 # Why does it matter so much? The bias of an idle expert is large *because nobody wants it*. If the
-# bias leaks into the gates, the expert that fits worst is given the largest voice, and the loss
-# starts to pull on scores that were only meant to be counted.
+# bias leaks into the gates, the expert that fits worst is given the largest voice.
 #
 # ## 4. A controller that does the opposite
 #
@@ -473,7 +472,8 @@ print(hasty_verdict(-0.14, 0.02, -0.06), "|", hasty_verdict(-0.10, 0.09, -0.06))
 # is no effect and the paper's effect may have either sign:
 #
 # - "contradicted": all of the interval lies on the other side of 0;
-# - "null": it holds 0, and all of it stays below *half* of the paper's effect;
+# - "null": it holds 0, and on the paper's side it reaches less than *half* of the paper's effect
+#   (on the other side as far as it likes);
 # - "reproduced": all of it lies between half and twice the paper's effect;
 # - "other size": all of it lies on the paper's side of 0, it is not "reproduced", and it leaves the
 #   paper's number out;

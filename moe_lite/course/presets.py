@@ -258,7 +258,7 @@ PUBLISHED = {
     ),
     "DeepSeek-V4-Flash": Published(
         2026, "284B", "13B", "root of softplus + bias, K renormalised x 1.5; 3 layers by token",
-        "bias", "?", "experts fp4, fp8", _DOCS,
+        DEEPSEEK, "?", "experts fp4, fp8", "arXiv:2606.19348, section 2.1; " + _DOCS,
     ),
 }  # fmt: skip
 """What was published of each; how a total that looks different was counted, the tests say."""
@@ -292,7 +292,7 @@ READ = {
     "GLM-5": DEFAULTS,
     "Qwen3.5-35B-A3B": DEFAULTS,
     "Gemma 4 26B-A4B": MODEL,
-    "DeepSeek-V4-Flash": DEFAULTS,
+    "DeepSeek-V4-Flash": "report, section 2.1: bias and loss; " + DEFAULTS,
 }
 """What of a model's sources was opened for this table, and what stands there.
 
