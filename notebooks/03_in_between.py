@@ -380,8 +380,8 @@ with torch.no_grad():
 #
 # The running sums are left from the end of the training. With the constraint switched on in use,
 # the expert that happened to be ahead *then* stays closed for every image, for ever. A rule that
-# repairs the training must be off in use. (In our run it is expert 0. With another seed it is
-# another, or two, and the error need not show it.)
+# repairs the training must be off in use. (In our run it is expert 0. With another seed it
+# can be another, or two, and the error need not show it.)
 #
 # </details>
 #
