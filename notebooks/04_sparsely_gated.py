@@ -456,7 +456,7 @@ print("pairs per token:", tree(x_TD).per_token)
 
 # %% [markdown]
 # (Equation 14 gives such a tree a smooth load of its own; `HierarchicalRouter` has it. It scores
-# all branches, also those not chosen.)
+# all branches.)
 #
 # ## 8. Table 6, in small
 #
@@ -629,8 +629,8 @@ ledger.verdicts("shazeer2017_capacity")
 # %% [markdown]
 # **Undecided.** Eight times the experts lower perplexity by a factor of 1.08 ± 0.09: five seeds
 # cannot tell that from nothing, nor from the paper's 1.13. At 64 times, 1.10 ± 0.13
-# excludes the paper's 1.26, but not that nothing is gained. Chapter 11 asks the question again with
-# tasks in which memory is all that counts, and there the answer is plain.
+# excludes the paper's 1.26, but not 1. Chapter 11 asks again, with tasks in which memory is all
+# that counts, and there the answer is plain.
 #
 # ### Bigger is not always better
 #
