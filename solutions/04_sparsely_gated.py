@@ -15,7 +15,8 @@
 #
 # Five exercises for the chapter [How do you skip the work without losing the
 # gradient?](../notebooks/04_sparsely_gated.ipynb), about an hour and a quarter together, no GPU.
-# The first three build the gate of Shazeer et al. 2017; the last two are bugs from published code.
+# The first three build the gate of Shazeer et al. 2017. The bugs of exercises 2 and 5 were in
+# published code; that of exercise 4 is one that users make.
 #
 # Each ends with a check. It runs your function, first on numbers you can do by hand, and if the
 # result is off, it says which idea would lead there. Any correct solution passes, however it is
