@@ -50,7 +50,7 @@ torch.set_printoptions(precision=3, sci_mode=False)
 #
 # By hand first: two experts, $p = (½, ½)$, the first exactly right, the second off by 1. The
 # weights are $1$ and $e^{-1/2} = 0.607$, so $h = (0.622, 0.378)$. The last numbers of the check
-# have both experts off by sixty; see what $e^{-1800}$ is in floating point before you hand in.
+# have experts off by 60 and by 61; see what $e^{-1800}$ is in floating point before you hand in.
 #
 # <details>
 # <summary>Hint 1</summary>
@@ -247,9 +247,10 @@ checks.check_working_experts(working_experts)
 print("working experts, of 4, in 25 runs:", *working_experts(logits_QTE, 0.02).tolist())
 
 # %% [markdown]
-# In all runs but the odd one, one expert takes everything. It can: as a softmax over four classes,
-# a single one separates all four vowels. What was trained is *one linear classifier*, dressed as
-# a mixture. In the chapter each expert had one line, and one line could not do it.
+# At this small step one expert takes everything, in all runs but the odd one. It can: as a softmax
+# over four classes, a single one separates all four vowels. What was trained is *one linear
+# classifier*, dressed as a mixture. In the chapter each expert had one line, and one line could
+# not do it.
 #
 # ## 5. Everyone may veto
 #

@@ -47,7 +47,7 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # probability of ending at a leaf is the product of what happens on the way there.
 #
 # By hand: gates with 0.5, 0.1 and 0.8. The first leaf is left, left: $0.5 \cdot 0.1 = 0.05$. The
-# others are 0.45, 0.4 and 0.1. Your function gets trees of 1, 3 or 7 gates.
+# others are 0.45, 0.4 and 0.1. Your function gets trees of 1, 3, 7 or 15 gates.
 #
 # <details>
 # <summary>Hint 1</summary>
@@ -186,7 +186,7 @@ checks.check_fit_expert(fit_expert)
 # *Difficulty ●●●○○ · importance ●●●○○ · 20 minutes*
 #
 # A gate sees only the share of each token that came to its node, $h_n$ (`own_T`), and should have
-# sent $h_{\text{left}}$ (`left_T`) of it left. Its likelihood is
+# sent $h_{\text{left}}$ (`left_T`) of it left. Its log-likelihood is
 # $\sum_t h_{\text{left}} \log p + (h_n - h_{\text{left}}) \log (1-p)$ with
 # $p = \sigma(v^\top x)$. Take **one** Newton step uphill, with 0.001 added to the diagonal of the
 # curvature so that it can always be solved:
@@ -241,9 +241,10 @@ checks.check_fit_gate(fit_gate)
 # `fit_gate`, each expert by `fit_expert`, and each expert's variance, its mean squared error with
 # its posteriors as weights, $\sum_t w_t (y_t - \hat y_t)^2 / \sum_t w_t$ (there is one output).
 #
-# The check runs EM with your step from ten random trees, twelve steps each, and watches the
-# log-likelihood. If it ever falls, the check takes the step apart and names the part that went
-# down.
+# The check looks at your first step from four random trees, and names the part that is off: the
+# gates, the experts or the variances. Then it runs EM with your step from ten trees, twelve steps
+# each, and watches the log-likelihood. (A full Newton step can go too far; on these trees it never
+# does so much that the likelihood falls.)
 #
 # <details>
 # <summary>Hint 1</summary>
@@ -268,7 +269,7 @@ def m_step(tree: HME, x_TD: Tensor, y_TO: Tensor, posterior_TN: Tensor) -> HME:
     """Fit every gate and every expert to the posteriors.
 
     Args:    tree: a batch of one; posterior_TN: of all nodes, root first.
-    Returns: a tree of the same shapes, under which the data are at least as likely.
+    Returns: a tree of the same shapes, under which the data should be at least as likely.
     """
     ### BEGIN SOLUTION
     G, E = tree.gate_QGD.shape[1], tree.var_QE.shape[1]

@@ -46,7 +46,7 @@ def competition() -> Sheet:
         sheet.arrow(vowel, expert)
         sheet.arrow(expert, before, said)
         sheet.arrow(before, after, "the answer is 1")
-    sheet.arrow(gate, sheet.block(7.5, 0.5, "moves by p - h", width=1.6), "learns")
+    sheet.arrow(gate, sheet.block(7.5, 0.5, "moves by h - p", width=1.6), "learns")
     return sheet
 
 
