@@ -157,7 +157,7 @@ EXPERIMENT = Experiment(
               Pair("tree", "backprop"), paper=0.01, void=0),
     ),
     finding=(
-        "the tree comes to the paper's error ({1}) in the paper's 35 epochs; backpropagation "
+        "the tree comes near the paper's error ({1}) in the paper's 35 epochs; backpropagation "
         "takes {3} times as many to get there, not 157, and then ends lower"
     ),
     run=run,
