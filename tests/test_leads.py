@@ -200,6 +200,19 @@ def test_the_card_tells_where_the_lead_is(arms):
     assert all(split[d]["new"].interval[1] > 0 for d in (*DOMAINS, BOOK))  # "in all six"
 
 
+def test_the_card_tells_where_seeds_differ(monkeypatch):
+    middle, low, high = leads.spread()
+    assert low > 1  # "mostly not its router"
+    assert f"{middle:.1f} times [{low:.1f}, {high:.1f}]" in " ".join(CARD.split())
+
+    def run(seed, copied, new):
+        return {"name": "a", "seed": seed, "copying": {"code": {"copied": copied, "new": new}}}
+
+    runs = [run(0, 1.0, 5.0), run(1, 3.0, 4.0), run(2, 5.0, 6.0)]  # spread 2 and 1
+    monkeypatch.setattr(leads, "stored", lambda: [{"axis": "x", "runs": runs}])
+    assert leads.spread(("x",)) == pytest.approx((2.0, 2 / 39**0.5, 2 * 39**0.5))  # F(2, 2): 39
+
+
 def test_the_card_tells_what_both_arms_know_of_the_book(arms):
     known = [[100 * r["recall"]["4000"] for r in runs] for runs in arms]
     for arm, shares in zip(("mixture", "twin"), known, strict=True):
