@@ -313,7 +313,7 @@ def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
         ("an interval of differences that are all alike is a point; yours is NaN there, and NaN is "
          "not above 0", apart(lambda a, b: bool((a - b).std() == 0) or _above(a - b))),
         ("takes the other list's mean as if it were exact; take the difference name by name, then "
-         "its interval", apart(lambda a, b: share(a)[0] - share(a)[1] > b.mean())),
+         "its interval", apart(lambda a, b: share(a)[0] - share(a)[1] > float(b.mean()))),
         ("takes a difference for a lead; it may be below 0",
          apart(lambda a, b: abs(share(a - b)[0]) > share(a - b)[1])),
         ("that is how far single names or texts lie apart; a mean is known better, by sqrt(n)",
@@ -404,7 +404,7 @@ def check_whose_expert(whose_expert: Callable[[Evidence, int], str]) -> None:
     busiest, idlest = (0.9, (0, 20), still), (0.1, (110, 120), still)
     rest = [near, busiest, idlest, harmful]
 
-    def suspect(lost: int, rise: tuple[float, float] = still) -> Expert:
+    def suspect(lost: int, rise: tuple[float, ...] = still) -> Expert:
         return 0.5, (0, lost), rise
 
     def others(near: int, busiest: int, idlest: int, *more: int) -> list[Expert]:
