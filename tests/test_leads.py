@@ -202,7 +202,7 @@ def test_the_card_tells_where_the_lead_is(arms):
 
 def test_the_card_tells_where_seeds_differ(monkeypatch):
     middle, low, high = leads.spread()
-    assert low > 1  # "mostly not its router"
+    assert low > 1
     assert f"{middle:.1f} times [{low:.1f}, {high:.1f}]" in " ".join(CARD.split())
 
     def run(seed, copied, new):
