@@ -181,8 +181,7 @@ class Stack:
             )  # fmt: skip
             cos, sin = (table.to(q.dtype) for table in rope)
             q, k = (torch.addcmul(t * cos, t.roll(A // 2, dims=-1), sin) for t in (q, k))
-            seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-            seen = seen.transpose(1, 2).reshape(N, B * S, H * A)
+            seen = self.attend(q, k, v).transpose(1, 2).reshape(N, B * S, H * A)
             x = x + torch.bmm(seen, w[at + "self_attn.o_proj.weight"].mT)
             normed = self._norm(x, w[at + "post_attention_layernorm.weight"])
             out, routing = self._experts(normed, layer, w)
@@ -198,13 +197,23 @@ class Stack:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         at = f"layers.{layer}.block_sparse_moe."
         w1, w3, w2 = (w[f"{at}experts.{name}"] for name in ("w1", "w3", "w2"))
-        up1, up3 = (torch.bmm(x_NTD, x.flatten(1, 2).mT) for x in (w1, w3))
         gate_NTE: Tensor | None = None
         routing: dict[str, Tensor] = {}
         if self.experts[layer] > 1:
             gate_NTE, routing = self._route(x_NTD, layer, w[at + "gate.weight"])
+        return self.mix(x_NTD, w1, w3, w2, gate_NTE), routing
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend causally: (N * B, heads, S, A) each, fewer heads of keys and values."""
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    def mix(
+        self, x_NTD: Tensor, w1: Tensor, w3: Tensor, w2: Tensor, gate_NTE: Tensor | None
+    ) -> Tensor:
+        """Sum the experts' answers by their gates, 0 for the unchosen; weights (N, E, out, in)."""
+        up1, up3 = (torch.bmm(x_NTD, x.flatten(1, 2).mT) for x in (w1, w3))
         a = self.swiglu(up1, up3, gate_NTE)
-        return torch.bmm(a, w2.transpose(2, 3).flatten(1, 2)), routing
+        return torch.bmm(a, w2.transpose(2, 3).flatten(1, 2))
 
     def _route(
         self, x_NTD: Tensor, layer: int, weight_NED: Tensor

@@ -59,9 +59,13 @@ def shown(page, ids):
 
 
 def experts(page, side=0):
-    """Read the selected token's experts in every layer."""
-    strip = page.locator(".moe-pair > div").nth(side).locator(".strip button .chips")
-    return [[int(e) for e in chips.split()] for chips in strip.all_inner_texts()]
+    """Read the selected token's experts in every layer, at once: the page may draw itself anew."""
+    return page.evaluate("""side => {
+      const half = document.querySelectorAll(".moe-pair > div")[side];
+      const chips = (step) => [...step.querySelectorAll(".chips > .chip")];
+      return [...half.querySelectorAll(".strip button")].map((step) =>
+        chips(step).map((chip) => Number(chip.textContent)));
+    }""", side)  # fmt: skip
 
 
 def routed(model, ids, t, *question):
@@ -91,7 +95,9 @@ def test_tokens_follow_while_typing(live, shipped, theme, width):
     assert experts(page) == routed(shipped.model, ids, len(ids) - 1)  # the end is selected
     probs = shipped.model(torch.tensor([ids])).logits_BSV[0, -1].softmax(0)
     best = pieces(tokenizer, probs.topk(5).indices.tolist())
-    chips = page.locator(".likely bdi").all_inner_texts()
+    chips = page.evaluate(
+        "() => [...document.querySelectorAll('.likely bdi')].map((word) => word.textContent)"
+    )
     assert chips == [word.replace(" ", "␣").replace("\n", "↵") for word in best]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     small = page.evaluate("""() =>
