@@ -1,6 +1,7 @@
 """Look for the recipe of the Mixtrals in the box: each axis one command, sparse against dense twin.
 
     python -m experiments.recipe "gate scale"   # trains it: minutes on a GPU, a night on a laptop
+    python -m experiments.recipe balance --alone   # the same function, run by run on one core
     python -m experiments.recipe                   # prints what the stored ones say
     python -m experiments.recipe --pace 20         # how long a step takes, beside the twin's
 
@@ -24,6 +25,7 @@ from typing import Any, cast
 import torch
 
 from moe_lite import files
+from moe_lite.checked import read_json
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course.data import BOOK, DOMAINS, Corpus, load_corpus
 from moe_lite.course.film import Film, log_steps
@@ -32,6 +34,7 @@ from moe_lite.course.recipes import LONG, MINI, export
 from moe_lite.model import Mixtral
 from moe_lite.train import Trainer
 
+from .alone import Alone
 from .stacked import Run, Stack
 
 SHORT = replace(LONG, steps=1000)
@@ -89,7 +92,8 @@ AXES = {
     "balance": Axis(
         MINI, BRIEF,
         {"loss .003": SCALE4 | {"aux_coef": 0.003}, "loss .03": SCALE4 | {"aux_coef": 0.03},
-         "bias .001": SCALE4 | BIASED},
+         "bias .001": SCALE4 | BIASED,
+         "quantile": SCALE4 | {"aux_coef": 0.0, "quantile": True}},
         book=True,
     ),
     "z-loss": Axis(
@@ -215,8 +219,8 @@ def measure(
         for n, film in films.items():
             if stack.step in film.wanted:
                 film.take(stack.one(n).to(device), stack.step)
-        if a.book and "bits" in stack.rows[-1]:
-            stack.rows[-1]["recall"] = recall(stack)
+        if a.book:
+            _known(stack)
 
     for n, film in films.items():
         film.take(stack.one(n).to(device), 0)
@@ -226,6 +230,39 @@ def measure(
         export(stack.one(n), corpus.tokenizer, folder, torch.bfloat16, films.get(n))
     machine = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return result(axis, stack, f"{machine}, torch {torch.__version__}")
+
+
+def measure_alone(axis: str, path: Path, corpus: Corpus | None = None) -> dict[str, Any]:
+    """Train an axis run by run on one core; each is kept as it ends, and those kept are skipped.
+
+    Raises: ValueError if the file has runs of another recipe.
+    """
+    a, found = AXES[axis], read_json(path) if path.exists() else {}
+    recipe = {"model": asdict(a.model), "training": asdict(a.training)}
+    if found and json.loads(json.dumps(_short(recipe))) != {name: found[name] for name in recipe}:
+        raise ValueError(f"{path} has runs of another recipe: move it away, or take another axis")
+    corpus = corpus or load_corpus((*DOMAINS, BOOK) if a.book else DOMAINS)
+    torch.set_num_threads(1)
+    runs = [Run(name, seed=s, **what) for name, what in a.runs.items() for s in range(a.seeds)]
+    order = {(run.name, run.seed): n for n, run in enumerate(runs)}
+    for run in runs:
+        rows = found.get("runs", [])
+        if any((row["name"], row["seed"]) == (run.name, run.seed) for row in rows):
+            continue
+        print(f"{run.name}, seed {run.seed}")
+        stack = Alone(a.model, a.training, [run], [corpus], dense_first=a.dense_first, fuse=True)
+        stack.train(each=_known if a.book else None)
+        torch._dynamo.reset()  # else every run adds a compiled program of its own
+        one = result(axis, stack, f"cpu, a core for each run, torch {torch.__version__}")
+        every = sorted([*rows, *one["runs"]], key=lambda row: order[row["name"], row["seed"]])
+        found = one | {"runs": every}
+        write(found, path)
+    return found
+
+
+def _known(stack: Stack) -> None:
+    if "bits" in stack.rows[-1]:
+        stack.rows[-1]["recall"] = recall(stack)
 
 
 def pace(pairs: int, steps: int = 3) -> dict[str, Any]:
@@ -258,17 +295,17 @@ def pace(pairs: int, steps: int = 3) -> dict[str, Any]:
 
 def write(found: dict[str, Any], path: Path) -> None:
     """Write a result, a run a line, figures to four places."""
-
-    def short(value: Any) -> Any:
-        if isinstance(value, float):
-            return round(value, 4)
-        if isinstance(value, dict):
-            return {key: short(inner) for key, inner in value.items()}
-        return [short(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-    head = json.dumps(short({k: v for k, v in found.items() if k != "runs"}))[:-1]
-    rows = ",\n".join(f"  {json.dumps(short(row))}" for row in found["runs"])
+    head = json.dumps(_short({k: v for k, v in found.items() if k != "runs"}))[:-1]
+    rows = ",\n".join(f"  {json.dumps(_short(row))}" for row in found["runs"])
     files.write(path, f'{head}, "runs": [\n{rows}\n]}}\n')
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _short(inner) for key, inner in value.items()}
+    return [_short(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def main() -> None:
@@ -278,6 +315,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop then, and keep that")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="weights and films go there")
+    parser.add_argument("--alone", action="store_true", help="run by run, on one core of a CPU")
     parser.add_argument("--pace", type=int, metavar="PAIRS", help="time steps, store that")
     args = parser.parse_args()
     if args.pace is not None:
@@ -288,7 +326,10 @@ def main() -> None:
     if args.axis is not None:
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"{args.axis.replace(' ', '_').replace(',', '')}.json"
-        write(measure(args.axis, args.device, args.seconds, out=args.keep), path)
+        if args.alone:
+            measure_alone(args.axis, path)
+        else:
+            write(measure(args.axis, args.device, args.seconds, out=args.keep), path)
     print("bits per byte ahead of the dense twin of equal active size (mean, 95 % interval, seeds)")
     table = leads(stored(), lambda step: True)
     ends = {(lead.axis, lead.name): lead.step for lead in table}

@@ -33,7 +33,8 @@ class Run:
 
     Args: aux_coef, z_coef, lr: instead of the stack's. gate_scale: a factor on the gates.
           first: a factor on all first weights. bias_step: of a bias on the choice, moved against
-          the load after each step (Wang et al. 2024), 0 for none. sigmoid: scores by a sigmoid.
+          the load after each step (Wang et al. 2024), 0 for none. quantile: that bias is set to
+          what would have balanced the batch (moe_lite.course.recent). sigmoid: scores by a sigmoid.
           raw: gates are not divided by their sum. by_text: the balancing loss counts within each
           text, not over the batch. corpus: which of the stack's texts.
     """
@@ -47,6 +48,7 @@ class Run:
     gate_scale: float = 1.0
     first: float = 1.0
     bias_step: float = 0.0
+    quantile: bool = False
     sigmoid: bool = False
     raw: bool = False
     by_text: bool = False
@@ -142,6 +144,9 @@ class Stack:
             for part, shape in zip(self.theta_NP.split(sizes, 1), self.shapes, strict=True)
         ]
         self.bias = [torch.zeros(len(self.runs), 1, E, device=self.device) for E in self.experts]
+        assert c.head_dim is not None
+        position = torch.arange(c.max_position_embeddings, device=self.device)
+        self.rope = rotary(position, c.head_dim, c.rope_theta)
         self.step = 0
         of = lambda name: torch.tensor(  # noqa: E731
             [float(getattr(run, name)) for run in self.runs], device=self.device
@@ -152,10 +157,11 @@ class Stack:
             of("gate_scale"),
             of("bias_step"),
         )
-        self.sigmoid_N, self.raw_N, self.by_text_N = (
-            of(name).bool() for name in ("sigmoid", "raw", "by_text")
+        self.sigmoid_N, self.raw_N, self.by_text_N, self.quantile_N = (
+            of(name).bool() for name in ("sigmoid", "raw", "by_text", "quantile")
         )
         self.any_by_text = any(run.by_text for run in self.runs)
+        self.any_quantile = any(run.quantile for run in self.runs)
         self.dtype = torch.bfloat16 if self.training.autocast == "on" else None
 
     # --- one model, N times ----------------------------------------------------------------------
@@ -166,7 +172,6 @@ class Stack:
         w = dict(zip(self.names, self.leaves, strict=True))
         H, G, A = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         assert A is not None
-        rope = rotary(torch.arange(S, device=ids_NBS.device), A, c.rope_theta)
         shift_N11 = torch.arange(N, device=ids_NBS.device)[:, None, None] * c.vocab_size
         every = w["embed_tokens.weight"].flatten(0, 1)
         x = every.index_select(0, (ids_NBS + shift_N11).flatten()).view(N, B * S, -1)
@@ -179,7 +184,7 @@ class Stack:
                 .view(N * B, S, heads, A).transpose(1, 2)
                 for name, heads in (("q", H), ("k", G), ("v", G))
             )  # fmt: skip
-            cos, sin = (table.to(q.dtype) for table in rope)
+            cos, sin = (table[:S].to(q.dtype) for table in self.rope)
             q, k = (torch.addcmul(t * cos, t.roll(A // 2, dims=-1), sin) for t in (q, k))
             seen = self.attend(q, k, v).transpose(1, 2).reshape(N, B * S, H * A)
             x = x + torch.bmm(seen, w[at + "self_attn.o_proj.weight"].mT)
@@ -230,18 +235,29 @@ class Stack:
             axis = -2 if self.chunk else -1
             chosen = wanted.topk(K, dim=axis).indices
             keep = torch.zeros_like(wanted).scatter_(axis, chosen, 1.0).view_as(score)
+            next_NE: Tensor | None = None
+            if (
+                self.any_quantile
+            ):  # an expert's margin, over tokens' bars, that its share leaves out
+                margin_NTE = score - wanted.topk(K + 1, -1).values[..., -1:]
+                own = score.shape[1] * K // routed
+                next_NE = -margin_NTE.topk(own + 1, 1).values[:, -1]
         gate = score * keep
         total = gate.sum(-1, keepdim=True).masked_fill(self.raw_N[:, None, None], 1.0)
         gate = gate / total * self.scale_N[:, None, None]
         if self.shared:
             gate = torch.cat([gate, gate.new_ones(*gate.shape[:2], self.shared)], -1)
         share = score / score.sum(-1, keepdim=True)
-        return gate, {"keep": keep, "probs": share, "logits": logits}
+        routing = {"keep": keep, "probs": share, "logits": logits}
+        return gate, routing if next_NE is None else routing | {"next": next_NE}
 
     def losses(
         self, ids_NBS: Tensor, targets_NBS: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor], dict[int, Tensor]]:
-        """Return the sum over runs of what they minimise, each run's parts (N,), layers' loads."""
+    ) -> tuple[Tensor, dict[str, Tensor], dict[int, dict[str, Tensor]]]:
+        """Return the sum over runs of what they minimise, each run's parts (N,), layers' loads.
+
+        A layer's "load" (N, E) sums to K; "next": the bias that would have balanced it.
+        """
         with self._autocast():
             hidden, routings = self.hidden(ids_NBS)
             loss_N = self._nats(hidden, targets_NBS).mean(1)
@@ -267,7 +283,11 @@ class Stack:
         parts["balance"], parts["z"] = balance_N.detach(), z_N.mean(0).detach()
         parts["load"] = torch.stack([E / over * f_NE.amax(-1) for f_NE in f.values()]).mean(0)
         loss_N = loss_N + self.aux_N * balance_N + self.z_N * z_N.mean(0)
-        return loss_N.sum(), parts, f
+        loads = {
+            layer: {"load": f[layer]} | {name: part for name, part in r.items() if name == "next"}
+            for layer, r in routed.items()
+        }
+        return loss_N.sum(), parts, loads
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -354,9 +374,14 @@ class Stack:
                 self.theta_NP, self.first_NP, self.second_NP, grad_NP, clip_N,
                 self.decay_P, self.wd_N, self.lr_N * now[0], now[1:], *t.betas,
             )  # fmt: skip
-            for layer, f_NE in loads.items():  # Wang et al. 2024: against the load, by its sign
+            for layer, said in loads.items():  # Wang et al. 2024: against the load, by its sign
+                f_NE = said["load"]
                 push_NE = self.gamma_N[:, None] * (f_NE.mean(-1, keepdim=True) - f_NE).sign()
-                self.bias[layer][:, 0, : f_NE.shape[1]] += push_NE
+                bias_NE = self.bias[layer][:, 0, : f_NE.shape[1]]
+                moved_NE = bias_NE + push_NE
+                if "next" in said:
+                    moved_NE = torch.where(self.quantile_N[:, None], said["next"], moved_NE)
+                bias_NE.copy_(moved_NE)
         return row
 
     def train(

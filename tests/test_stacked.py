@@ -1,5 +1,6 @@
 """Many runs in one stack are the runs that the trainer makes, each for itself."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -7,9 +8,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from experiments import recipe
+from experiments.alone import Alone
 from experiments.stacked import Run, Stack
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course.data import load_corpus
+from moe_lite.course.recent import QuantileRouter
 from moe_lite.evaluation import cross_entropy
 from moe_lite.losses import load_balancing_loss, router_z_loss
 from moe_lite.model import Mixtral
@@ -24,6 +28,7 @@ MODEL = MixtralConfig(
 TRAINING = TrainConfig(
     steps=5, batch_size=3, seq_len=24, eval_every=5, eval_windows=2, warmup=2, autocast="off"
 )
+GATE = "layers.0.block_sparse_moe.gate.weight"
 RUNS = [Run("as it is"), Run("others", seed=1, lr=1e-3, aux_coef=0.1, z_coef=0.1, gate_scale=2.0)]
 
 
@@ -139,6 +144,70 @@ def test_a_text_is_balanced_by_itself(corpus):
     total, row, _ = stack.losses(*stack.batch(0))
     assert row["balance"][0] > row["balance"][1]
     assert total.item() == pytest.approx(sum(found), rel=1e-5)
+
+
+def test_a_bias_of_quantiles_is_the_librarys(corpus):
+    run = Run("quantile", aux_coef=0.0, quantile=True, sigmoid=True)
+    stack = Stack(MODEL, TRAINING, [run], [corpus])
+    router = QuantileRouter(32, 4, 2)
+    with torch.no_grad():
+        router.weight.copy_(stack.leaves[stack.names.index(GATE)][0])
+        embedded = stack.leaves[stack.names.index("embed_tokens.weight")][0]
+        x_TD = embedded[torch.arange(100)]
+        _, said = stack._route(x_TD[None], 0, router.weight[None])
+        router.train()
+        router.update(router(x_TD).load_E())
+        torch.testing.assert_close(said["next"][0], router.bias_E)
+    stack.take()
+    assert stack.bias[0].abs().max() > 0 and torch.isfinite(stack.bias[1]).all()
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(
+    "how", [{}, {"dense_first": True}, {"sigmoid": True, "bias_step": 0.1}, {"quantile": True}]
+)
+def test_one_run_alone_is_the_stacks(corpus, dense, how):
+    """Chosen experts only, blocks of equal size, attention by products: the same function."""
+    first = {name: value for name, value in how.items() if name == "dense_first"}
+    rest = {name: value for name, value in how.items() if name != "dense_first"}
+    run = Run("one", seed=1, z_coef=0.1, aux_coef=0.1, gate_scale=2.0, **rest)
+    config = MODEL.dense() if dense else MODEL
+    stacks = [kind(config, TRAINING, [run], [corpus], **first) for kind in (Stack, Alone)]
+    for stack in stacks:
+        stack.train(say=lambda said: None)
+    ours, theirs = (stack.rows for stack in stacks)
+    for mine, row in zip(ours, theirs, strict=True):
+        for name in ("loss", "norm", "balance", "z", "load"):
+            assert mine[name] == pytest.approx(row[name], rel=1e-4), (name, mine["step"])
+    assert ours[-1]["bits"][0] == pytest.approx(theirs[-1]["bits"][0], rel=1e-4)
+
+
+def test_alone_is_one_run_whose_tokens_choose(corpus):
+    for runs, how in ((RUNS, {}), (RUNS[:1], {"shared": 1}), (RUNS[:1], {"chunk": 12})):
+        with pytest.raises(ValueError, match="one run"):
+            Alone(MODEL, TRAINING, runs, [corpus], **how)
+
+
+def test_runs_that_are_kept_are_not_trained_again(corpus, tmp_path, monkeypatch, capsys):
+    axis = recipe.Axis(MODEL, TRAINING, {"one": {}, "other": {"z_coef": 0.1}}, seeds=2)
+    monkeypatch.setitem(recipe.AXES, "balance", axis)
+    path = tmp_path / "balance.json"
+    monkeypatch.setattr(recipe, "Alone", lambda *args, fuse, **kw: Alone(*args, **kw))
+    whole = recipe.measure_alone("balance", path, corpus)
+    assert [(row["name"], row["seed"]) for row in whole["runs"]] == [
+        ("one", 0), ("one", 1), ("other", 0), ("other", 1)
+    ]  # fmt: skip
+    kept = json.loads(path.read_text())
+    recipe.write(kept | {"runs": kept["runs"][1:]}, path)
+    capsys.readouterr()
+    recipe.measure_alone("balance", path, corpus)
+    assert capsys.readouterr().out.splitlines()[0] == "one, seed 0"
+    again = json.loads(path.read_text())
+    assert [row["name"] for row in again["runs"]] == ["one", "one", "other", "other"]
+    assert again["runs"][1:] == kept["runs"][1:]
+    monkeypatch.setitem(recipe.AXES, "balance", replace(axis, training=replace(TRAINING, steps=6)))
+    with pytest.raises(ValueError, match="another recipe"):
+        recipe.measure_alone("balance", path, corpus)
 
 
 @pytest.mark.parametrize("how", [{}, {"by_text": True}, {"sigmoid": True, "bias_step": 0.1}])
