@@ -1,5 +1,6 @@
 """Leads of sparse over dense: paired by seed, on the same text, schedule and step."""
 
+import math
 import re
 import statistics
 from dataclasses import replace
@@ -211,6 +212,46 @@ def test_the_card_tells_where_seeds_differ(monkeypatch):
     runs = [run(0, 1.0, 5.0), run(1, 3.0, 4.0), run(2, 5.0, 6.0)]  # spread 2 and 1
     monkeypatch.setattr(leads, "stored", lambda: [{"axis": "x", "runs": runs}])
     assert leads.spread(("x",)) == pytest.approx((2.0, 2 / 39**0.5, 2 * 39**0.5))  # F(2, 2): 39
+
+
+def test_a_lead_on_seen_text_leaves_the_book_out(monkeypatch):
+    """Two texts and the book: one byte a token, a bit a byte, so all is in ln 2 nats."""
+
+    def run(train, text, book):
+        bits = {"a": text, "b": text, leads.BOOK: book}
+        nats = {d: {"copied": b * math.log(2), "new": b * math.log(2), "share": 0.3}
+                for d, b in bits.items()}  # fmt: skip
+        return {"name": "x", "seed": 0, "train": {"250": train, "500": train},
+                "bits": {"250": bits, "500": bits}, "final": bits, "copying": nats}  # fmt: skip
+
+    # ahead by 3 ln 2 in all: by 2 bits in the book, so by 3.5 on each text, of which 1 is unseen
+    axes = [
+        {"axis": "ours", "of": 500, "runs": [run(0.0, 1.0, 1.0)]},
+        {"axis": "theirs", "of": 500, "runs": [run(3 * math.log(2), 2.0, 3.0)]},
+    ]
+    monkeypatch.setattr(leads, "stored", lambda: axes)
+    (mark,) = leads.on_seen_text("ours", "x", "theirs", "x")
+    found = {what: lead.by_seed[0] / math.log(2) for what, lead in mark.items()}
+    assert found == pytest.approx({"seen": 3.5, "unseen": 1.0, "apart": 2.5})
+    assert mark["seen"].step == 500
+
+
+def test_chapter_10_and_the_card_tell_where_the_lead_shrinks():
+    marks = leads.on_seen_text("whole finer", "4 of 16, scale 4", "whole dense", "dense")
+    assert (marks[0]["seen"].step, marks[-1]["seen"].step) == (500, 4000)
+    text = " ".join((leads.ROOT / "notebooks" / "10_small_mixtral.py").read_text("utf-8").split())
+    text = text.replace("# ", "")
+    changes = {}
+    for what, names in (("seen", "seen text"), ("unseen", "unseen text"), ("apart", "apart")):
+        first, last = marks[0][what], marks[-1][what]
+        moved = {s: v - first.by_seed[s] for s, v in last.by_seed.items()}
+        changes[what] = leads.Lead(what, 0, 0, moved).interval
+        cells = (INTERVAL.format(*i) for i in (first.interval, last.interval, changes[what]))
+        assert f"| {names} | {' | '.join(cells)} |" in CARD
+    middle, low, high = (-end for end in changes["unseen"])
+    assert f"by {middle:.3f} nats per token [{high:.3f}, {low:.3f}]" in text and high > 0
+    assert "by {:.3f} [{:.3f}, {:.3f}]".format(*changes["apart"]) in text
+    assert changes["seen"][1] < 0 < changes["seen"][2] and changes["apart"][1] > 0
 
 
 def test_the_card_tells_what_both_arms_know_of_the_book(arms):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -142,6 +144,49 @@ def by_copying(axis: str, name: str, over: str, other: str) -> dict[str, dict[st
         }
         for domain in next(iter(ours.values()))
     }  # fmt: skip
+
+
+def on_seen_text(axis: str, name: str, over: str, other: str) -> list[dict[str, Lead]]:
+    """Pair two stored axes' runs by seed: leads on text trained on, and on held-out text.
+
+    Batches are drawn from all domains alike, so the mean loss of the 250 steps before a mark, less
+    the phone book's share, is that of "seen" text. The book's loss is taken where it is held out:
+    the same entries stand there. "unseen" text is looked at as those steps begin and as they end.
+
+    Returns: for each mark the leads "seen" and "unseen", and "apart", the first less the second, in
+             nats per token, mean over the domains without the book. Runs must have ended.
+    """
+    found = {r["axis"]: r for r in stored()}
+    ours, theirs = (
+        {r["seed"]: r for r in found[a]["runs"] if r["name"] == n}
+        for a, n in ((axis, name), (over, other))
+    )
+    ended = next(iter(ours.values()))
+    size = {  # bytes per token of the held-out windows: at the end both units are stored
+        domain: (c["share"] * c["copied"] + (1 - c["share"]) * c["new"])
+        / (math.log(2) * ended["final"][domain])
+        for domain, c in ended["copying"].items()
+    }
+    texts, table = [domain for domain in size if domain != BOOK], []
+    for before, step in pairwise(sorted(map(int, ended["train"]))):
+        each: dict[str, dict[int, float]] = {"seen": {}, "unseen": {}, "apart": {}}
+        for seed in sorted(ours.keys() & theirs.keys()):
+            mine, twin = ours[seed], theirs[seed]
+            lead = {  # nats per token, by domain
+                d: math.log(2) * many * statistics.mean(
+                    twin["bits"][str(mark)][d] - mine["bits"][str(mark)][d]
+                    for mark in (before, step)
+                )
+                for d, many in size.items()
+            }  # fmt: skip
+            train = twin["train"][str(step)] - mine["train"][str(step)]
+            seen = (len(size) * train - lead.get(BOOK, 0.0)) / len(texts)
+            unseen = statistics.mean(lead[d] for d in texts)
+            for what, value in (("seen", seen), ("unseen", unseen), ("apart", seen - unseen)):
+                each[what][seed] = value
+        of = found[axis]["of"]
+        table.append({what: Lead(name, step, of, leads) for what, leads in each.items()})
+    return table
 
 
 def spread(axes: Sequence[str] = ("whole dense", "whole finer", "whole")) -> tuple[float, ...]:

@@ -182,7 +182,8 @@ class CostCalculator(Redrawn):
         for phase, cost in enumerate(self.costs.values()):
             share = 100 * cost.held_bytes / cost.device.memory
             held.barh(phase, share, 0.6, color="#0072B2" if cost.fits else "#D55E00")
-            held.text(share, phase, f" {cost.held_bytes / 1e9:,.0f} GB", va="center", fontsize=9)
+            held.text(share, phase, f" {cost.held_bytes / 1e9:,.0f} GB", va="center", fontsize=9,
+                      bbox={"fc": held.get_facecolor(), "lw": 0, "pad": 1})  # fmt: skip
         held.axvline(100, color=INK, ls="--", lw=1)
         held.set(xlim=(0, 1.3 * max(100, held.get_xlim()[1])), yticks=range(3),
                  yticklabels=list(self.costs), title="what has to fit",
