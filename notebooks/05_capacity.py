@@ -299,8 +299,8 @@ print(f"GShard's {gshard_loss:.5f}, times 64: {64 * gshard_loss:.3f}")
 # The model below is the course's `mixtral-mini`, trained with no capacity at all. We give its first
 # layer's queues an end, and let the tokens come.
 #
-# **Guess first, and in its box:** if the queues are filled by position, where will the
-# dropped ones be? What changes if all first choices go first? And if the largest gate does?
+# **Guess first:** if the queues are filled by position, where will the dropped ones be? What
+# changes if all first choices go first (the box asks that)? And if the largest gate?
 
 # %%
 model = load_pretrained("mixtral-mini").eval()
@@ -324,7 +324,7 @@ queues
 # Python the same is `queues.routing`; without a kernel, on GitHub for instance, you see a picture.)
 
 # %%
-for priority in ("position", "choice", "gate"):
+for priority in ("choice", "gate", "position"):
     queues.priority = priority
     keep_TK = queues.routing.keep_N.view(-1, model.config.num_experts_per_tok)
     print(f"by {priority:8}: dropped of first to fourth choices {(~keep_TK).sum(0).tolist()}, "
@@ -388,11 +388,11 @@ ax.legend(frameon=False)
 ax.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
-# **The last rows pay.** Shakespeare finds every place free. Then those experts are full that
-# everybody likes, and those who come later are turned away. And there is a trap that
-# we did not plan: *our batches hold their five domains in a fixed order.* So it is no lottery; the
-# same domains go without, step after step, in training too. What if the rows came in
-# another order? Not a weight and not a text is changed:
+# **The last rows pay.** Shakespeare (*drama*) finds every place free. Then those experts are full
+# that everybody likes, and those who come later are turned away. And there is a trap that we did
+# not plan: *our batches hold their five domains in a fixed order.* So it is no lottery; the same
+# domains go without, step after step, in training too. What if the rows came in another order? Not
+# a weight and not a text is changed:
 
 
 # %%

@@ -147,11 +147,11 @@ same(by_loop)
 # $$\frac{4 K T^2 D}{6 K T D F} = \frac{2\,T}{3\,F}.$$
 #
 # **Your turn.** From how many tokens on does *carrying* the rows cost as much arithmetic as the
-# experts' own work? Work it out, put it in, and change `width`.
+# experts' own work? Work it out, put it in, and change $F$.
 
 # %%
-width, guess = 512, 100
-print(f"carrying / computing at {guess} tokens: {2 * guess / (3 * width):.2f}")
+inner, guess = 512, 100  # F, and a number of tokens
+print(f"carrying / computing at {guess} tokens: {2 * guess / (3 * inner):.2f}")
 
 # %% [markdown]
 # GShard therefore cuts the batch into groups, and its $T$ is the size of a group. Where gathering
@@ -175,11 +175,11 @@ def place(routing):
 # %%
 def by_padding(x_TD, experts, routing):
     """Copy rows to their places, as many places for each expert."""
-    (place_N, C), (E, width) = place(routing), (routing.num_experts, x_TD.shape[1])
+    (place_N, C), (E, D) = place(routing), (routing.num_experts, x_TD.shape[1])
     slot_N = routing.expert_N * C + place_N
-    x_SD = x_TD.new_zeros(E * C, width).index_copy(0, slot_N, x_TD[routing.token_N])
-    y_ND = ffn(x_SD.view(E, C, width), experts).view(E * C, width)[slot_N]
-    return (y_ND * routing.gate_N[:, None]).view(len(x_TD), -1, width).sum(1)
+    x_SD = x_TD.new_zeros(E * C, D).index_copy(0, slot_N, x_TD[routing.token_N])
+    y_ND = ffn(x_SD.view(E, C, D), experts).view(E * C, D)[slot_N]
+    return (y_ND * routing.gate_N[:, None]).view(len(x_TD), -1, D).sum(1)
 
 
 same(by_padding)
@@ -297,16 +297,17 @@ print("tile's first row", row_M.tolist())
 # mask.
 #
 # The widget has all of it: 32 tokens with two pairs each; their rows in expert order, cut into
-# tiles; and eight processors that take the tiles, wave by wave. **Your turn.** Guess before you
-# look, and in its box: with random routing and 8 experts, which path wastes least? And when *all*
-# tokens want the same two experts, which is worst, and does the tile height matter then?
+# tiles; and eight processors that take the tiles, wave by wave. **Your turn.** When *all* tokens
+# want the same two experts, how much of the processors' time is useful? Guess in its box. Which
+# path is worst then, and does the tile height matter?
 
 # %%
 widgets.ExpertTiles(experts=8, routing="random", path="grouped", height=4)
 
 # %% [markdown]
 # Press *Play* once and watch a few pairs: each goes to the next free row of its expert. Then
-# *one-hot* with *padded* and 16 experts: sixteen blocks for the work of two. Back to *random*, and
+# *one-hot* with *padded* and 16 experts: sixteen blocks for the work of two. (*Half empty* leaves
+# the second half of the experts without a token.) Back to *random*, and
 # *loop*: no more padding than *grouped*, but each expert is a launch of its own, and the next one
 # waits for it. Then *grouped*, and raise the tile height from 1 to 16: large tiles use a processor
 # well (each weight that is fetched serves 16 rows) and waste rows. The useful share of the
