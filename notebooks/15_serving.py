@@ -135,7 +135,7 @@ def price(shape, device, context):
     lines = {name: (batches, 1e3 * np.array(t) / batches) for name, t in parts.items()}
     fig = viz.curves(lines, "texts in the batch", "ms per token, at least")
     fits = max((b for b, s in zip(batches, steps, strict=True) if s.fits), default=0)
-    fig.axes[0].set(xscale="log", yscale="log", title=f"up to {fits} texts fit")
+    fig.axes[0].set(xscale="log", yscale="log", title=f"texts that fit: up to {fits}")
     fig.axes[0].axvline(max(fits, 0.8), color="#1b1f24", ls=":")
     return fig
 
@@ -153,12 +153,12 @@ charts.alive({
 for b in (1, 2, 8, 64):
     s = cost.step(mixtral, h200, "decode", b, 2048)
     weights, cache = s.weight_bytes / 1e9, s.cache_bytes / 1e9
-    print(f"{b:3} texts: {weights:5.1f} GB of weights, {cache:4.1f} GB of cache, "
+    print(f"texts {b:2}: {weights:5.1f} GB of weights, {cache:4.1f} GB of cache, "
           f"{s.seconds / b * 1e3:5.2f} ms per token, {s.bound}-bound")  # fmt: skip
 p = cost.step(mixtral, h200, "prefill", 1, 2048)
 print(f"prefill of 2,048 tokens: {p.seconds / 2048 * 1e3:5.3f} ms per token, {p.bound}-bound")
 # Your turn: from which batch on would decoding be bound by arithmetic? Predict, then change the 64.
-print("64 texts:", cost.step(mixtral, h200, "decode", 64, 2048).bound)
+print("texts 64:", cost.step(mixtral, h200, "decode", 64, 2048).bound)
 
 # %% [markdown]
 # Look at the step from one text to eight. A dense model would read *the same* weights for both, and
@@ -168,8 +168,7 @@ print("64 texts:", cost.step(mixtral, h200, "decode", 64, 2048).bound)
 # on (with 256 experts, later: question 3), all experts are read anyway, and each further text is
 # cheap until the caches or the arithmetic take over.
 #
-# The same on our own little model, timed: a prompt of 128 tokens read at once, and 128 tokens
-# written one by one.
+# Our little model, timed: 128 tokens read at once, and 128 written one by one.
 
 # %%
 prompt = text.windows("prose", 128, 1).ids_BS
@@ -257,11 +256,11 @@ for d, name in enumerate(domains):
 # copies or without: here it is the layout that helps. A copy is *needed* where one expert has more
 # than a device's share (exercise 3). Here none can: it gets at most one of a token's four pairs,
 # and there are four devices. Laid out by *another* kind it helps little, or harms. So servers
-# measure all the time and lay out anew every few minutes. Move the slider **Spare experts per
+# measure all the time and lay out anew every few minutes. Guess, then move **Spare experts per
 # rank** and watch the bars:
 
 # %%
-TrafficMatrix(ranks=8, experts=64, k=8, tokens=32, skew=1.0, spare=1)
+TrafficMatrix(ranks=8, experts=64, k=8, tokens=32, skew=1.0)
 
 # %%
 for spare in range(5):
@@ -468,10 +467,17 @@ for name in ("gpt-oss-120b", "Qwen3-30B-A3B", "DeepSeek-V3"):
 # step. So the buffers are padded to the most that can come, with a mask or a count of what is real:
 # the capacity of chapter 05 comes back, as a size and not as a limit.
 #
-# **The calculator.** Change anything. **Questions to answer with it.** Which of the presets write
-# for one text on one RTX 4090 in fp4? How many H100s does Mixtral need before it fits, and is it
-# then compute- or memory-bound in decode? What binds DeepSeek-V3's prefill in fp8 on 32 of them,
-# 128 texts of 4,096 tokens, and what if all 32 were one node (GB200 NVL72)?
+# **The calculator.** Change anything, and answer with it: which presets write one text of 2,048
+# tokens on an RTX 4090 in fp4? How many H100s does Mixtral need for 8 texts, and is it then
+# compute- or memory-bound in decode? What binds DeepSeek-V3's prefill in fp8 on 32 of them, 128
+# texts of 4,096 tokens, and what if all 32 were one node (GB200 NVL72)?
+#
+# <details><summary>Answers</summary>
+#
+# The eight below 36 billion parameters. Two; memory. The network, 1.12 s; in one node compute, 307
+# ms.
+#
+# </details>
 
 # %%
 CostCalculator("Mixtral 8x7B", device="H100 SXM", batch=8, ranks=2)

@@ -86,6 +86,11 @@ def test_what_cannot_be_is_refused(name, value):
         ExpertTiles(**{name: value})
 
 
+def test_one_wave_is_not_waves():
+    assert "8 tiles in 1 wave, 0 turns of" in ExpertTiles(routing="balanced", height=8).said()
+    assert "4 tiles in 1 wave, 4 turns of" in ExpertTiles(routing="one-hot", height=16).said()
+
+
 def test_it_has_a_still_face_and_a_page(tmp_path):
     widget = ExpertTiles(path="padded", routing="one-hot", experts=16, height=1)
     assert widget.png(dpi=40)[1:4] == b"PNG"

@@ -44,6 +44,15 @@ def test_what_hangs_on_an_expert_is_what_a_block_without_it_forgets(grid, blocks
         assert torch.equal(right_N[expert_N == e], without_N[expert_N == e])
 
 
+def test_a_guess_comes_back_to_the_experts_that_it_asks_about(blocks):
+    widget = FactGrid({E: TASK.remembered(block) for E, block in blocks.items()})
+    widget.shown = len(widget.sizes) - 1
+    widget.ready()
+    asked, widget.shown = widget.shown, 0
+    widget.set_state(widget.guess["moves"])
+    assert (widget.shown, widget.out) == (asked, 0)
+
+
 def test_an_expert_that_is_not_there_changes_nothing(grid):
     before = grid.known
     grid.out = 3  # of one

@@ -10,6 +10,9 @@ import torch
 
 import moe_lite.course
 from moe_lite.course import widgets
+from moe_lite.course.presets import PRESETS
+from moe_lite.course.widgets.cost_calculator import SHAPE
+from moe_lite.routing import Routing
 
 SCORES_TE = torch.randn(24, 4, generator=torch.Generator().manual_seed(5))
 BEFORE = 3145  # lines of JavaScript and CSS before the live page, the book and this
@@ -50,6 +53,114 @@ def test_it_is_drawn_when_it_is_shown_and_at_each_move(widget):
     name, _, values, _ = widget.moves()[0]
     setattr(widget, name, next(value for value in values if value != getattr(widget, name)))
     assert widget.drawn == widget.face() != before
+
+
+@pytest.fixture
+def drawings(widget, monkeypatch):
+    """Show a widget, and list from then on what is said of each picture that it draws."""
+    drawn, face = [], type(widget).face
+    monkeypatch.setattr(type(widget), "face", lambda w: drawn.append(w.said) or face(w))
+    widget._repr_mimebundle_()
+    return drawn
+
+
+def test_a_choice_is_drawn_once_however_many_values_it_changes(widget, drawings):
+    assert drawings == [widget.said], "its question moves it and back: that is not to be seen"
+    names = [name for name, *_ in widget.moves()]
+    before = {name: getattr(widget, name) for name in names}
+    moved = {name: next((v for v in values if v != before[name]), before[name])
+             for name, _, values, _ in widget.moves()}  # fmt: skip
+    widget.set_state(moved)  # what a page sends: all in one message, as a guess does
+    assert drawings[1:] == [widget.said]
+    widget.set_state({})
+    assert len(drawings) == 2
+
+
+@pytest.mark.parametrize("widget", ["CostCalculator"], indirect=True)
+def test_a_preset_is_drawn_once_and_sent_in_one_message(widget, drawings, monkeypatch):
+    sent = []
+    monkeypatch.setattr(type(widget), "send_state", lambda w, key=(): sent.append(
+        {key} if isinstance(key, str) else set(key)))  # fmt: skip
+    widget.set_state({"preset": "DeepSeek-V3"})
+    assert drawings[1:] == [widget.said] and "DeepSeek-V3, 8 texts" in widget.said
+    [together] = [keys for keys in sent if "drawn" in keys]
+    assert {"width", "layers", "experts"} <= together
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_stands_at_its_own_numbers(preset):
+    widget = widgets.CostCalculator("Mixtral 8x7B")
+    moves = {name: list(values) for name, _, values, _ in widget.moves()}  # as they were sent
+    widget.preset = preset
+    assert [n for n, values in moves.items() if getattr(widget, n) not in values] == []
+    assert all(values == sorted(set(values)) for n, values in moves.items() if n in SHAPE)
+    assert f"{preset}, 1 text of" in widget.said
+    widget.layers = 512
+    assert f"{preset}, changed, 1 text of" in widget.said
+    widget.experts = 1
+    assert ("(K is 1: there are no more)" in widget.said) == (widget.top_k > 1)
+
+
+def test_the_calculator_says_serving_first_and_each_time_in_its_unit():
+    widget = widgets.CostCalculator(device="two cores of a laptop", batch=65536, context=2**20)
+    decode, prefill, train = (widget.said.index(p) for p in ("Decode", "prefill", "train"))
+    assert decode < prefill < train and "years" in widget.said
+    svg = widget.face()[0]
+    assert not re.search(r"e\+\d", widget.said + re.sub(r"<[^>]*>", "", svg))
+    axes = widget.figure().axes[1]
+    assert axes.get_xlim() == (0, 200) and max(bar.get_width() for bar in axes.patches) <= 200
+    shares = [f"{100 * cost.held_bytes / 16e9:,.0f}%" for cost in widget.costs.values()]
+    assert [t.get_text().split("\n")[-1] for t in axes.get_yticklabels()] == shares
+
+
+QUEUES = Routing.from_choices(
+    SCORES_TE, SCORES_TE.softmax(-1), *reversed(SCORES_TE.softmax(-1).topk(2))
+)
+ASKING = {
+    **MAKE,
+    "TrafficMatrix, skewed": lambda: widgets.TrafficMatrix(8, 64, 8, skew=1.0),
+    "TrafficMatrix, spare": lambda: widgets.TrafficMatrix(8, 64, 8, skew=1.0, spare=2),
+    "NoisyGate, loud": lambda: widgets.NoisyGate(SCORES_TE, noise=3.0),
+    "CostCalculator, slow": lambda: widgets.CostCalculator(device="two cores of a laptop"),
+    "CostCalculator, fast": lambda: widgets.CostCalculator("Switch-Base", device="B200 SXM"),
+    "ExpertTiles": widgets.ExpertTiles,
+    "ExpertQueues": lambda: widgets.ExpertQueues(QUEUES, ["a"] * 24, capacity=6),
+    "RowsOrColumns": lambda: widgets.RowsOrColumns(SCORES_TE[:10], by="row"),
+}
+OTHER = {
+    "ExpertTiles": {"path": "loop", "height": 16, "experts": 2},
+    "ExpertQueues": {"capacity": 2, "shuffle": 1},
+    "RowsOrColumns": {"c": 1},
+}
+
+
+@pytest.mark.parametrize("case", ASKING)
+def test_a_guess_is_possible_and_brings_what_it_asks_about(case):
+    widget = ASKING[case]()
+    question = widget.asks()
+    widget.ready()
+    guess = widget.guess
+    assert 0 <= guess["least"] <= guess["answer"] <= guess["most"]
+    assert not re.search(r"\bnow\b", guess["ask"]), "what is now passes as its reader moves on"
+    for name, value in OTHER.get(case, {}).items() or [
+        (name, next((v for v in values if v != getattr(widget, name)), getattr(widget, name)))
+        for name, _, values, _ in widget.moves()
+    ]:
+        setattr(widget, name, value)
+    widget.set_state(guess["moves"])
+    assert question.read() == pytest.approx(guess["answer"], abs=guess["step"] / 2 + 1e-9)
+
+
+def test_the_traffics_guess_is_about_what_there_is_to_see():
+    for how, moves in (({"skew": 0.5}, {"skew": 1.0}), ({"skew": 1.0}, {"spare": 1}),
+                       ({"skew": 1.0, "spare": 1}, {"spare": 0})):  # fmt: skip
+        widget = widgets.TrafficMatrix(8, 64, 8, **how)
+        question, before = widget.asks(), widget.traffic.busiest
+        assert question.moves == moves and (question.least, question.most) == (1, 8)
+        assert "from 1 (all have the same) to 8 (one has all)" in question.ask
+        widget.ready()
+        assert abs(widget.guess["answer"] - before) > 1, "there is something to guess"
+        assert {"skew": how["skew"], **moves}.items() <= widget.guess["moves"].items()
 
 
 def test_the_picture_is_the_pages_own(widget):

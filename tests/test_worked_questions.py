@@ -17,6 +17,8 @@ from moe_lite.course.cost import (
     step,
 )
 from moe_lite.course.presets import PRESETS
+from moe_lite.course.widgets import CostCalculator
+from moe_lite.course.widgets.cost_calculator import lasts
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 MACHINES, SERVING = "14_many_machines", "15_serving"
@@ -81,3 +83,22 @@ def test_the_bounds_that_the_tenth_names():
     for device, ranks, bound in ((H800, 144, "network"), (NVL72, 72, "memory")):
         found = step(V3, device, "decode", 88 * ranks, 4989, ranks=ranks, weights="fp8")
         assert found.bound == bound
+
+
+def test_the_calculators_questions_are_answered_by_the_calculator():
+    text = (NOTEBOOKS / f"{SERVING}.py").read_text(encoding="utf-8").replace("\n# ", " ")
+    answer = text.partition("<summary>Answers</summary>")[2].partition("</details>")[0]
+    home = {name: CostCalculator(name, device="RTX 4090", weights="fp4") for name in PRESETS}
+    fit = {name for name, widget in home.items() if widget.costs["decode"].fits}
+    total = {name: count_parameters(PRESETS[name]).total / 1e9 for name in PRESETS}
+    assert fit == {name for name in PRESETS if total[name] < 36} and len(fit) == 8
+    ranks = [CostCalculator(ranks=n, batch=8).costs["decode"] for n in (1, 2)]
+    assert [cost.fits for cost in ranks] == [False, True] and ranks[1].bound == "memory"
+    v3 = CostCalculator("DeepSeek-V3", ranks=32, batch=128, context=4096, weights="fp8")
+    between = v3.costs["prefill"]
+    v3.device = "GB200 NVL72"
+    inside = v3.costs["prefill"]
+    assert (between.bound, inside.bound) == ("network", "compute")
+    times = f"network, {lasts(between.seconds)};", f"compute, {lasts(inside.seconds)}."
+    for said in ("The eight below 36 billion", "Two; memory.", *times):
+        assert said in answer

@@ -227,8 +227,9 @@ def serving() -> Sheet:
     sheet.arrow(prompt, prefill, "at once")
     router = sheet.router(6.3, 3.1)
     sheet.arrow(prefill, router, "its cache")
-    for i, word in enumerate((" one", " token", " of each", " text")):
-        sheet.arrow(sheet.token(4.1, 2.1 - 0.55 * i, word), router)
+    for i in range(4):
+        sheet.arrow(sheet.token(4.1, 2.1 - 0.55 * i, f"text {i}"), router)
+    sheet.note(2.75, 1.28, "one token of each text\nin each step")
     places = ((4.0, 0, ""), (3.1, 1, "1"), (2.2, 1, "1 again"))
     for y, e, text in places:
         name = f"expert {text}" if text else ""

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from moe_lite.course import widgets
+from moe_lite.course.widgets.portable import Question
 
 SCORES_TE = torch.randn(24, 4, generator=torch.Generator().manual_seed(5))
 
@@ -32,6 +33,22 @@ def test_each_move_shows_what_python_says_there(open_page):
     widget.draw = 0
     assert shown(page) == (widget.said, 1)
     assert page.locator(".picture").get_attribute("aria-label") == widget.said
+
+
+def test_a_number_beside_a_slider_is_the_one_that_counts(open_page, monkeypatch):
+    """A value between the slider's places, as Python may set one, is not shown as its neighbour."""
+    ask = Question("Noise 0.77?", {"noise": 0.77}, lambda: 1, 2)
+    monkeypatch.setattr(widgets.NoisyGate, "asks", lambda self: ask)
+    page = open_page(widgets.NoisyGate(SCORES_TE, noise=0.7))
+    assert page.locator(".controls output").first.inner_text() == "0.70"
+    page.get_by_role("button", name="Guess", exact=True).click()
+    page.settle()
+    assert page.locator(".controls output").first.inner_text() == "0.77"
+    slider = page.get_by_role("slider", name="Noise")
+    assert slider.get_attribute("aria-valuetext") == "0.77"
+    slider.press("End")
+    page.settle()
+    assert page.locator(".controls output").first.inner_text() == "3.00"
 
 
 def test_a_menu_chooses_and_a_preset_brings_its_shape(open_page):

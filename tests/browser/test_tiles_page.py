@@ -73,6 +73,12 @@ def test_controls_answer(open_page):
     assert page.locator(".slot.last").count() == page.locator(".pairs > li.next").count() == 1
 
 
+def test_one_wave_is_not_waves(open_page):
+    widget = ExpertTiles(routing="balanced", height=8)
+    agrees(open_page(widget), widget)
+    assert "in 1 wave," in widget.said()
+
+
 def test_pairs_move_by_themselves_and_stop(open_page):
     page = open_page(ExpertTiles(moved=0))
     page.get_by_role("button", name="Play").evaluate(  # both presses in the page: it may be slow

@@ -127,8 +127,8 @@ class BalanceSimplex(PortableWidget):
         then = BalanceSimplex(self.logits)
         then.step(20)
         ask = (
-            f"MaxVio is {max_violation(self.routing).item():.2f} now. "
-            "After 20 steps down the loss, what is it?"
+            f"MaxVio is {max_violation(self.routing).item():.2f} at first. "
+            "After 20 steps down the loss, what is it, from 0 (balanced) to 2 (one has all)?"
         )
         moves = {"logits": then.logits}
         return Question(ask, moves, lambda: max_violation(self.routing).item(), 2, 0.05)

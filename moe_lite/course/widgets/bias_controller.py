@@ -123,8 +123,11 @@ class BiasController(Redrawn):
 
     def asks(self) -> Question | None:
         late = self.run.whole_S[-100:].mean()
-        ask = f"u = 0.5: which MaxVio over the last 100 steps? ({late:.2f} with u = {self.u:g}.)"
         most = len(self.colors) / self.k - 1
+        ask = (
+            f"u = 0.5: which MaxVio over the last 100 steps, from 0 (balanced) to {most:g}? "
+            f"({late:.2f} with u = {self.u:g}.)"
+        )
         return Question(ask, {"u": 0.5}, lambda: self.run.whole_S[-100:].mean(), most, 0.05)
 
     @property

@@ -231,11 +231,11 @@ function tie(model) {
   /** Takes a guess, a number or a word, where Python has a question: the moves that it asks about are
    *  made only then, and the browser remembers the guess, where it may, beside the answer. */
   function guess() {
-    const { ask, moves, answer, most, step } = get("guess") ?? {}, name = `moe-lite: ${ask}`, word = typeof answer === "string";
+    const { ask, moves, answer, least = 0, most, step } = get("guess") ?? {}, name = `moe-lite: ${ask}`, word = typeof answer === "string";
     if (!ask) return [];
     let made = null; // in words; a page that may keep nothing keeps it until it is left
     try { made = localStorage.getItem(name); } catch { /* so */ }
-    const kind = word ? { size: 12 } : { type: "range", min: 0, max: most, step, value: most / 2 };
+    const kind = word ? { size: 12 } : { type: "range", min: least, max: most, step, value: (least + most) / 2 };
     const input = h("input", { ...kind, "aria-label": "Your guess", "aria-description": ask }), output = h("span.value", { hidden: word });
     const bar = h("i"), mark = h("u"), said = h("span.guessed", { "aria-live": "polite" });
     const open = h("span.controls", {}, input, output, button("Guess", () => {

@@ -101,7 +101,7 @@ class CompetitionExplorer(PortableWidget):
         last, E = len(self.epochs) - 1, len(self.colors)
         ask = f"At epoch {self.epochs[last]}, the last: how many of the {E} experts have a vowel?"
         moves = {"moment": last, "lines": [], "selected": -1}
-        return Question(ask, moves, lambda: len(set(self.winners.tolist())), E)
+        return Question(ask, moves, lambda: len(set(self.winners.tolist())), E, least=1)
 
     @property
     def winners(self) -> np.ndarray:

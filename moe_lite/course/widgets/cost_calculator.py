@@ -21,13 +21,19 @@ from ..cost import (
 )
 from ..presets import PRESETS
 from ..viz import INK
-from .portable import Question, bounded, panels
+from .portable import Question, bounded, many, panels
 from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHAPE = ("width", "expert_width", "experts", "top_k", "layers")  # what may differ from the preset
+UNITS = {  # in seconds, and up to how many it is said
+    "µs": (1e-6, 1e-3), "ms": (1e-3, 1), "s": (1, 100), "min": (60, 3600), "h": (3600, 86400),
+    "days": (86400, 100 * 86400), "years": (365.25 * 86400, math.inf),
+}  # fmt: skip
+FITS = {True: "#0072B2", False: "#D55E00"}
+FULL = 200  # percent of a memory, at which the axis ends
 MOST = {
     "width": 65536, "expert_width": 262144, "experts": 4096, "top_k": 64, "layers": 512,
     "batch": 65536, "context": 2**20, "ranks": 4096,
@@ -94,13 +100,15 @@ class CostCalculator(Redrawn):
 
     @t.observe("preset")
     def _reshape(self, change: Any) -> None:
-        for name in SHAPE:
-            setattr(self, name, getattr(PRESETS[change["new"]], name))
+        with self.hold_sync(), self.hold_trait_notifications():  # one picture, of all of them
+            for name in SHAPE:
+                setattr(self, name, getattr(PRESETS[change["new"]], name))
 
     def moves(self) -> list[Move]:
         def near(name: str) -> list[int]:
             powers = {2**n for n in range(MOST[name].bit_length())}
-            return sorted(n for n in powers | {getattr(self, name)} if n <= MOST[name])
+            theirs = {getattr(a, name) for a in PRESETS.values()} if name in SHAPE else set()
+            return sorted({n for n in powers | theirs if n <= MOST[name]} | {getattr(self, name)})
 
         labels = {
             "width": "Width D", "expert_width": "An expert's width", "experts": "Experts E",
@@ -123,18 +131,13 @@ class CostCalculator(Redrawn):
 
     @property
     def said(self) -> str:
-        count = count_parameters(self.architecture)
-        misfits = [phase for phase, cost in self.costs.items() if not cost.fits]
-        verdict = f"Does not fit: {', '.join(misfits)}" if misfits else "All of it fits"
+        room = _short(DEVICES[self.device].memory / 1e9)
         phases = "; ".join(
-            f"{phase}: {cost.bound}-bound, {1e3 * cost.seconds:.3g} ms, "
-            f"{cost.held_bytes / 1e9:,.1f} GB, {'fits' if cost.fits else 'does not fit'}"
+            f"{phase} {_fits(cost)} ({_short(cost.held_bytes / 1e9)} of {room} GB), "
+            f"{cost.bound}-bound, {lasts(cost.seconds)} a step"
             for phase, cost in self.costs.items()
         )
-        return (
-            f"{verdict}. {self.title}: {count.total / 1e9:,.1f} billion parameters, "
-            f"{count.active / 1e9:,.1f} active. {phases}"
-        )
+        return f"{self.title}: {self._counted}. {phases[0].upper()}{phases[1:]}"
 
     @property
     def architecture(self) -> Architecture:
@@ -158,55 +161,97 @@ class CostCalculator(Redrawn):
         }  # fmt: skip
 
     def asks(self) -> Question | None:
-        def ms() -> float:
-            return 1e3 * self.costs["decode"].seconds
-
         if self.batch >= 128:
             return None
-        now, times = ms(), 128 / self.batch
+        unit = _unit(self.costs["decode"].seconds)
+
+        def now() -> float:
+            return self.costs["decode"].seconds / UNITS[unit][0]
+
+        at, times = now(), 128 / self.batch
+        tick = 10.0 ** max(-3, math.floor(math.log10(at)) - 1)
+        least, most = (round(n * tick, 3) for n in (at // tick, math.ceil(at * times / tick)))
         ask = (
-            f"A step of decode takes {now:.3g} ms. With 128 texts at once, {times:g} times as many "
-            "as now: how many ms?"
+            f"A step of decode takes {at:.3g} {unit} for {many(self.batch, 'text')}. For 128 at "
+            f"once, {times:.3g} times as many: how many {unit}, from {least:,g} (as long as for "
+            f"{self.batch}) to {most:,g} ({times:.3g} times that)?"
         )
-        return Question(ask, {"batch": 128}, ms, math.ceil(now * times))
+        return Question(ask, {"batch": 128}, now, most, tick, least)
 
     @property
     def title(self) -> str:
         where = f"{self.ranks} x {self.device}" if self.ranks > 1 else self.device
-        return f"Cost of {self.preset}, batch {self.batch} x {self.context} tokens, on {where}"
+        own = "" if self.architecture == PRESETS[self.preset] else ", changed"
+        texts = f"{many(self.batch, 'text')} of {many(self.context, 'token')}"
+        return f"Cost of {self.preset}{own}, {texts}, on {where}"
+
+    @property
+    def _counted(self) -> str:
+        count = count_parameters(self.architecture)
+        few = f" (K is {self.experts}: there are no more)" * (self.top_k > self.experts)
+        return f"{count.total / 1e9:,.1f} billion parameters, {count.active / 1e9:,.1f} active{few}"
 
     def figure(self) -> Figure:
         """Draw what compute, memory and network would each take, for the three phases."""
-        count = count_parameters(self.architecture)
-        figure, (axes, held) = panels(11, 3.6, 2, width_ratios=(2, 1))
-        for phase, cost in enumerate(self.costs.values()):
-            share = 100 * cost.held_bytes / cost.device.memory
-            held.barh(phase, share, 0.6, color="#0072B2" if cost.fits else "#D55E00")
-            held.text(share, phase, f" {cost.held_bytes / 1e9:,.0f} GB", va="center", fontsize=9,
-                      bbox={"fc": held.get_facecolor(), "lw": 0, "pad": 1})  # fmt: skip
+        costs = list(self.costs.values())
+        figure, (axes, held) = panels(9, 4.2, 2, width_ratios=(2, 1))
+        for phase, cost in enumerate(costs):
+            share, color = 100 * cost.held_bytes / cost.device.memory, FITS[cost.fits]
+            held.barh(phase, min(share, FULL), 0.6, color=color)
+            if share > FULL:  # the bar goes on, its number stands beside it
+                held.plot(FULL, phase, ">", color=color, ms=16, mec="none", clip_on=False)
         held.axvline(100, color=INK, ls="--", lw=1)
-        held.set(xlim=(0, 1.3 * max(100, held.get_xlim()[1])), yticks=range(3),
-                 yticklabels=list(self.costs), title="what has to fit",
-                 xlabel="% of a device's memory (dashed: all of it)")  # fmt: skip
+        beside = [
+            f"{phase}:\n{_short(cost.held_bytes / 1e9)} GB\n"
+            f"{100 * cost.held_bytes / cost.device.memory:,.0f}%"
+            for phase, cost in self.costs.items()
+        ]
+        held.set(xlim=(0, FULL), xticks=range(0, FULL + 1, 50), yticks=range(3),
+                 yticklabels=beside, title="what has to fit",
+                 xlabel="% of a device's memory")  # fmt: skip
         held.invert_yaxis()
-        held.title.set_fontsize(10)
         looks = (("#0072B2", ""), ("#D55E00", "//"), ("#009E73", "\\\\"))
-        for i, (colour, hatch) in enumerate(looks):
-            parts = [list(cost.parts.items())[i] for cost in self.costs.values()]
+        for i, (name, (color, hatch)) in enumerate(zip(costs[0].parts, looks, strict=True)):
             places = [phase + (i - 1) * 0.27 for phase in range(3)]
-            seconds = [1e3 * value for _, value in parts]
-            axes.bar(places, seconds, 0.25, color=colour, hatch=hatch, label=parts[0][0])
+            seconds = [cost.parts[name] for cost in costs]
+            axes.bar(places, seconds, 0.25, color=color, hatch=hatch, label=name)
         axes.set_yscale("log")
         axes.minorticks_off()
+        low, high = axes.get_ylim()
         axes.set(
-            ylabel="ms per step, at full speed", xticks=range(3),
+            ylabel="a step takes, at full speed", xticks=range(3),
             xticklabels=[
-                f"{phase}\n{cost.bound}-bound, {'fits' if cost.fits else 'does not fit'}"
+                f"{phase}: {lasts(cost.seconds)}\n{cost.bound}-bound,\n{_fits(cost)}"
                 for phase, cost in self.costs.items()
             ],
-            title=f"{self.title}\n{count.total / 1e9:,.1f} billion parameters, "
-            f"{count.active / 1e9:,.1f} active",
         )  # fmt: skip
-        axes.title.set_fontsize(10)
-        axes.legend(frameon=False, fontsize=9)
+        ticks = [n * of for of, last in UNITS.values() for n in (1, 10, 100) if 2.5 * n * of < last]
+        ticks = [tick for tick in ticks if low < tick < high]
+        axes.set_yticks(ticks, [lasts(tick) for tick in ticks])
+        axes.set_ylim(low, high)
+        axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+        figure.suptitle(f"{self.title}\n{self._counted}", fontsize=11)
+        held.title.set_fontsize(10)
         return figure
+
+
+def lasts(seconds: float) -> str:
+    """Say how long in the unit that fits.
+
+    >>> [lasts(s) for s in (0.0195, 55.7, 9999, 86400, 4e6, 2e11, 0.9996)]
+    ['19.5 ms', '55.7 s', '2.78 h', '1 day', '46.3 days', '6,338 years', '1,000 ms']
+    """
+    said = _short(seconds / UNITS[unit := _unit(seconds)][0])
+    return f"{said} {unit[:-1] if said == '1' and len(unit) > 3 else unit}"
+
+
+def _unit(seconds: float) -> str:
+    return next(unit for unit, (_, last) in UNITS.items() if seconds < last)
+
+
+def _fits(cost: Cost) -> str:
+    return "fits" if cost.fits else "does not fit"
+
+
+def _short(x: float) -> str:
+    return f"{x:,.0f}" if x >= 999.5 else f"{x:.3g}"

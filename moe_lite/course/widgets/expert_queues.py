@@ -125,7 +125,8 @@ class ExpertQueues(PortableWidget):
             keep_TK = self.routing.keep_N.view(T, -1)  # type: ignore[union-attr]
             return int((~keep_TK.any(1)).sum())
 
-        return Question(ask, {"priority": order, "arrived": sent}, alone, T)
+        given = {"capacity": self.capacity, "shuffle": self.shuffle}
+        return Question(ask, {**given, "priority": order, "arrived": sent}, alone, T)
 
     @property
     def title(self) -> str:

@@ -89,8 +89,8 @@ function render({ model, el }) {
             return cell;
           })))))));
       const computed = found.tiles.length * BM, places = PROCESSORS * found.waves.length;
-      said.textContent = `${N} of ${computed} computed rows hold a pair; ${found.tiles.length} tiles in ${found.waves.length} waves, ` +
-        `${places - found.tiles.length} processors' turns idle. Useful: ${useful(found)} of the processors' time.`;
+      said.textContent = `${N} of ${computed} computed rows hold a pair; ${many(found.tiles.length, "tile")} in ${many(found.waves.length, "wave")}, ` +
+        `${many(places - found.tiles.length, "turn")} of a processor idle. Useful: ${useful(found)} of the processors' time.`;
     }
     pairs.forEach((pair, n) => { pair.className = n < moved ? "gone" : n === moved ? "next" : ""; });
     found.rows.forEach((row, n) => {

@@ -9,7 +9,7 @@ import torch
 import traitlets as t
 
 from ..viz import INK, QUIET, expert_colors
-from .portable import HERE, PortableWidget, Question, bounded, gumbel, panels
+from .portable import HERE, PortableWidget, Question, bounded, gumbel, many, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +100,9 @@ class ExpertTiles(PortableWidget):
             f"{routing.capitalize()} routing instead of {self.routing}, {self.path}, tiles of "
             f"{self.height}: what share of the processors' time is useful, in percent?"
         )
-        return Question(ask, {"routing": routing}, lambda: 100 * self.layout.useful, 100)
+        given = {name: getattr(self, name) for name in ("path", "experts", "height")}
+        moves = {**given, "routing": routing}
+        return Question(ask, moves, lambda: 100 * self.layout.useful, 100)
 
     @property
     def title(self) -> str:
@@ -156,8 +158,9 @@ class ExpertTiles(PortableWidget):
         found = self.layout
         return (
             f"{len(found.row_N)} of {found.computed} computed rows hold a pair; "
-            f"{len(found.tiles)} tiles in {len(found.waves)} waves, {found.idle} processors' turns "
-            f"idle. Useful: {found.percent} of the processors' time."
+            f"{many(len(found.tiles), 'tile')} in {many(len(found.waves), 'wave')}, "
+            f"{many(found.idle, 'turn')} of a processor idle. Useful: {found.percent} of the "
+            "processors' time."
         )
 
     def figure(self) -> Figure:

@@ -115,7 +115,7 @@ class FactGrid(PortableWidget):
     def asks(self) -> Question | None:
         E, all_ = self.sizes[self.shown], len(self.fates[0])
         ask = f"Expert 0 of the {E} is taken out: how many of the {all_:,} facts are forgotten?"
-        moves = {"out": 0}
+        moves = {"out": 0, "shown": self.shown}
         return Question(ask, moves, lambda: sum(self._lost(self.shown)), all_) if E > 1 else None
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...routing import Routing
 from ..viz import INK, expert_colors
-from .portable import Question, bounded, panels, scores
+from .portable import Question, bounded, many, panels, scores
 from .redrawn import Move, Redrawn
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ class LogitHistogram(Redrawn):
     @property
     def said(self) -> str:
         return (
-            f"{self.title}: {len(self.changed)} tokens change experts in bfloat16, and a first "
-            f"choice's share is off by up to {self.gate_error:.3f}"
+            f"{self.title}: {many(len(self.changed), 'token')} with other experts in bfloat16, and "
+            f"a first choice's share is off by up to {self.gate_error:.3f}"
         )
 
     def logits_in(self, precision: str, shift: float | None = None) -> Tensor:

@@ -78,12 +78,14 @@ class NoisyGate(Redrawn):
 
     def asks(self) -> Question | None:
         T, E = self._clean_TE.shape
+        noise, least = 0.0 if self.noise == MOST_NOISE else MOST_NOISE, -(-T * self.k // E)
         ask = (
-            f"Noise {MOST_NOISE:g} instead of {self.noise:g}: how many tokens does the busiest "
-            f"expert get? (It has {int(self.routing.load_E().max())} now; {T * self.k / E:g} would "
-            "be equal.)"
+            f"Noise {noise:g} instead of {self.noise:g}: how many of {T} tokens does the busiest "
+            f"expert get? (It has {int(self.routing.load_E().max())} at first; {T * self.k / E:g} "
+            "would be equal.)"
         )
-        return Question(ask, {"noise": MOST_NOISE}, lambda: int(self.routing.load_E().max()), T)
+        moves = {"noise": noise}
+        return Question(ask, moves, lambda: int(self.routing.load_E().max()), T, least=least)
 
     @property
     def title(self) -> str:

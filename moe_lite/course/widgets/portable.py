@@ -35,13 +35,14 @@ THEME = (  # before anything is drawn
 
 
 class Question(NamedTuple):
-    """Ask for a guess: what will be read once these moves are made, between 0 and ``most``?"""
+    """Ask for a guess: what will be read once these moves are made, from ``least`` to ``most``?"""
 
     ask: str
     moves: dict[str, Any]
     read: Callable[[], float | str]  # a word is asked for in words
     most: float = 0
     step: float = 1
+    least: float = 0
 
 
 class PortableWidget(anywidget.AnyWidget):
@@ -82,6 +83,10 @@ class PortableWidget(anywidget.AnyWidget):
         """Return what the reader may guess before the page shows it."""
         return None
 
+    def given(self) -> dict[str, Any]:
+        """Return what the question takes as it is: a guess puts it back, so the answer is right."""
+        return {}
+
     def ready(self) -> None:
         """Answer the question, once: make its moves, read, and take them back."""
         if self.guess or not (question := self.asks()):
@@ -93,10 +98,11 @@ class PortableWidget(anywidget.AnyWidget):
             answer = question.read()
             for name, value in before.items():
                 setattr(self, name, value)
-        ask, moves, _, most, step = question
+        ask, moves, _, most, step, least = question
         if not isinstance(answer, str):
             answer = round(round(answer / step) * step, 3)  # as finely as it can be guessed
-        self.guess = {"ask": ask, "moves": moves, "answer": answer, "most": most, "step": step}
+        span = {"least": least, "most": most, "step": step}
+        self.guess = {"ask": ask, "moves": {**self.given(), **moves}, "answer": answer, **span}
 
     def packed(self) -> str:
         """Write the state as pure ASCII without "<": no token can end the element it stands in."""
@@ -183,6 +189,11 @@ script-src {digests}; style-src 'unsafe-inline'{"; worker-src blob:" * bool(work
             if len(packed) <= LARGEST:
                 data = {**data, PAGE: {"widget": type(self).__name__, "state": packed}}
         return {**data, "image/png": still, "text/plain": self.title}, {**metadata, **alt}
+
+
+def many(n: int, noun: str) -> str:
+    """Count things in words: 1 pair, 2 pairs, 1,815 pairs."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def bounded(proposal: Any, **bounds: tuple[float, float]) -> Any:

@@ -11,7 +11,7 @@ function render({ model, el }) {
   const places = tie({ get: place, set: (key, at) => set(key, lists[key][at]), save_changes: () => model.save_changes() });
   const parts = controls.map(([key, name, values, words]) => {
     if (typeof values[0] === "string") return places.menu(key, name, values.map((value, at) => [at, value]));
-    if (words !== "button") return places.slider(key, name, { min: 0, max: values.length - 1 }, (at) => words?.[at] ?? String(values[at]));
+    if (words !== "button") return places.slider(key, name, { min: 0, max: values.length - 1 }, (at) => (values[at] === get(key) && words?.[at]) || String(+get(key).toPrecision(7)));
     return places.button(name, () => { set(key, values[(near(values, get(key)) + 1) % values.length]); model.save_changes(); });
   });
   const picture = h("div.picture", { role: "img", tabIndex: 0 }), said = h("p.said", { role: "status" });

@@ -40,6 +40,9 @@ class Redrawn(PortableWidget):
         """Return the positions that a page without a kernel has, besides those that are now."""
         raise NotImplementedError
 
+    def given(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name, *_ in self.moves()}
+
     @property
     def said(self) -> str:
         """Return what the picture shows in a sentence, for those who do not see it too."""
@@ -62,7 +65,7 @@ class Redrawn(PortableWidget):
     def positions(self) -> Iterator[tuple[str, list[str]]]:
         """Draw each combination of the grid, by the places of its values in the lists."""
         lists = self._lists()
-        before = {name: getattr(self, name) for name, *_ in self.moves()}
+        before = self.given()
         shown = self.drawn
         with self.hold_sync():
             self.drawn = []  # so that a move draws nothing meanwhile
@@ -106,11 +109,13 @@ class Redrawn(PortableWidget):
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Draw when it is first shown, and from then on at each move."""
         if not self.controls:
+            self.ready()  # its moves are taken back, so they need no picture
             self.controls = json.loads(json.dumps(self.moves(), default=list))
-            self.drawn = self.face()
-            self.observe(self._redraw, [name for name, *_ in self.moves()])
+            self._at, self.drawn = self.given(), self.face()
+            self.observe(self._redraw, list(self._at))
         return super()._repr_mimebundle_(**kwargs)
 
     def _redraw(self, change: Any = None) -> None:
-        if self.drawn:
-            self.drawn = self.face()
+        """Draw once for all the values that a choice changes: each of them is told."""
+        if self.drawn and (now := self.given()) != self._at:
+            self._at, self.drawn = now, self.face()

@@ -184,13 +184,15 @@ class RoutingExplorer(PortableWidget):
         loads = [(-int(x), n, e) for n, r in enumerate(layers) for e, x in enumerate(r.load_E())]
         if self._model is None:
             T, other = len(self._trace.tokens), (self.layer + len(layers) // 2) % len(layers)
-            most = max(-load for load, n, _ in loads if n == other)
+            sent = [-load for load, n, _ in loads if n == other]
+            most, least = max(sent), -(-sum(sent) // len(sent))
             ask = f"In layer {other}: how many of the {T} tokens does the busiest expert get?"
             moves: dict[str, Any] = {
                 "layer": other,
                 **({"frame": self.frame} if self._film else {}),
             }
-            return Question(ask, moves, lambda: most, T) if other != self.layer else None
+            question = Question(ask, moves, lambda: most, T, least=least)
+            return question if other != self.layer else None
         _, n, e = min(loads)
         ask = (
             f"Expert {e} of layer {n}, the busiest, is taken out. Which token is then likeliest "

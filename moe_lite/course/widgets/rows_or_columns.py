@@ -96,7 +96,9 @@ class RowsOrColumns(PortableWidget):
             f"{'Experts' if by == 'column' else 'Tokens'} choose, and only the first {seen} tokens "
             "are there: how many choices among them will be otherwise once the rest is there?"
         )
-        return Question(ask, {"by": by, "seen": seen}, lambda: len(self.changed), 2 * seen)
+        return Question(
+            ask, {"by": by, "seen": seen, "c": self.c}, lambda: len(self.changed), 2 * seen
+        )
 
     @property
     def title(self) -> str:

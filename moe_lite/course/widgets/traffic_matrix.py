@@ -116,18 +116,22 @@ class TrafficMatrix(Redrawn):
     def said(self) -> str:
         traffic = self.traffic
         return (
-            f"{self.title}, skew {self.skew:g}: busiest rank / mean {traffic.busiest:.2f}; "
-            f"{traffic.away(traffic.pairs_RR)} pairs leave their rank, as "
-            f"{traffic.away(traffic.copies_RR)} copies; {traffic.dropped} dropped"
+            f"{self.title}, skew {self.skew:g}: busiest rank / mean {traffic.busiest:.2f}; pairs "
+            f"that leave their rank: {traffic.away(traffic.pairs_RR):,}; "
+            f"copies of tokens for them: {traffic.away(traffic.copies_RR):,}; "
+            f"dropped: {traffic.dropped:,}"
         )
 
     def asks(self) -> Question | None:
-        skew = 1.0 if self.skew != 1 else 0.0
+        moves: dict[str, Any] = {"spare": int(not self.spare)}
+        what = "No spare experts" if self.spare else "One spare expert on each rank"
+        if self.skew < 1 and not self.spare:  # else it is even as it is, and spares change nothing
+            moves, what = {"skew": 1.0}, f"Skew 1 instead of {self.skew:g}"
         ask = (
-            f"Skew {skew:g} instead of {self.skew:g}: how many times the mean is the work of the "
-            f"busiest rank? (It is {self.traffic.busiest:.2f} now.)"
+            f"{what}: how many times the mean is the work of the busiest rank, from 1 (all have "
+            f"the same) to {self.ranks} (one has all)? It is {self.traffic.busiest:.2f} at first."
         )
-        return Question(ask, {"skew": skew}, lambda: self.traffic.busiest, self.ranks, 0.05)
+        return Question(ask, moves, lambda: self.traffic.busiest, self.ranks, 0.05, 1)
 
     @property
     def title(self) -> str:
@@ -185,14 +189,14 @@ class TrafficMatrix(Redrawn):
         for a in range(self.ranks):
             ax.text(1.17 * x_R[a], 1.17 * y_R[a], str(a), ha="center", va="center", fontsize=9)
         ax.set(aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
-        ax.set_title(f"links, as wide as the copies on them (at most {most:.0f})")
+        ax.set_title(f"links, as wide as the\ncopies on them (at most {most:.0f})")
         ax.axis("off")
 
     def figure(self) -> Figure:
         """Draw the matrix and the work of each rank."""
         traffic, R = self.traffic, self.ranks
         work_R = traffic.pairs_RR.sum(0).numpy()
-        figure, (matrix, links, work) = panels(12, 4, 3, width_ratios=(4, 3, 3))
+        figure, (matrix, links, work) = panels(10, 4, 3, width_ratios=(4, 3, 3))
         self._draw_links(links, traffic.copies_RR.numpy())
         matrix.spines[:].set_visible(True)
         edges = np.arange(R + 1) - 0.5
@@ -201,13 +205,14 @@ class TrafficMatrix(Redrawn):
         matrix.set_aspect("equal")
         for to, from_ in np.ndindex(R, R):
             n = int(traffic.pairs_RR[from_, to])
-            ink = "white" if 2 * n < traffic.pairs_RR.max() else "black"
+            ink = "white" if 2 * n < traffic.pairs_RR.max() else "#111111"  # in any theme
             matrix.text(to, from_, str(n), ha="center", va="center", fontsize=8, color=ink)
         matrix.set(
             xlabel="to rank, and the work there", ylabel="from rank", yticks=range(R),
             xticks=range(R), xticklabels=[f"{r}\n{int(n)}" for r, n in enumerate(work_R)],
             title=f"{self.title}, skew {self.skew:g}",
         )  # fmt: skip
+        matrix.tick_params("x", labelsize=10 if R < 9 else 7)
         work.bar(range(R), work_R, color="#0072B2")
         work.axhline(work_R.mean(), color=INK, ls="--", label="mean")
         work.set(
