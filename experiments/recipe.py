@@ -108,6 +108,12 @@ AXES = {
     "batch dense": Axis(
         DENSE, replace(BRIEF, batch_size=8), {"dense, batch of 8": {}}, book=True, base=True
     ),
+    "double batch": Axis(
+        MINI, replace(BRIEF, batch_size=32), {"batch of 32": SCALE4}, book=True
+    ),
+    "double batch dense": Axis(
+        DENSE, replace(BRIEF, batch_size=32), {"dense, batch of 32": {}}, book=True, base=True
+    ),
     "long dense": Axis(DENSE, LONG, {"dense": {}}, seeds=3, base=True),
     "long as shipped": Axis(EIGHT, LONG, {"2 of 8": {}}, seeds=3),
     "long dense, book": Axis(DENSE, LONG, {"dense": {}}, seeds=3, book=True, base=True),

@@ -90,7 +90,7 @@ class DenseFFN(nn.Module):
 #
 # Who decides where a token goes? A **router** (or **gate**): one matrix with a row for each
 # expert. The row's inner product with the token is that expert's score, its *logit*. Here are
-# the logits of three tokens for four experts, chosen so that you can check them in your head.
+# the logits of three tokens for four experts.
 
 # %%
 logits_TE = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 3.0, 1.0], [-1.0, 2.0, 2.5, 0.0]])
@@ -153,11 +153,10 @@ torch.testing.assert_close(routing.gate_N.view(3, 2), gate_TK)
 #
 # $$y = \sum_{i \in \mathrm{top}K} g_i \, E_i(x)$$
 #
-# Read as a loop over *tokens*, that is $T \cdot K$ tiny matrix-vector products: hopeless on any
-# hardware. Read as a loop over *experts*, it is $E$ matrix products, each over the rows that
-# chose that expert: gather them, run the expert once, weigh, and add each answer back onto its
-# token. This turning round, from "where does my token go?" to "which tokens are mine?", is what
-# people call **dispatch** and **combine**.
+# Read as a loop over *tokens*, that is $T \cdot K$ tiny matrix-vector products. Read as a loop over
+# *experts*, it is $E$ matrix products, each over the rows that chose that expert: gather them, run
+# the expert once, weigh, and add each answer back onto its token. This turning round, from "where
+# does my token go?" to "which tokens are mine?", is what people call **dispatch** and **combine**.
 
 
 # %%
@@ -248,8 +247,8 @@ print(f"{'total':22} {total:>14,}\n{'active for one token':22} {total - idle:>14
 
 # %% [markdown]
 # The paper prints 47B and 13B. Three ways to count must agree: this cell, the library's formula,
-# and a real model with every tensor in place (on PyTorch's `meta` device, where tensors have
-# shapes but no memory).
+# and a real model with every tensor in place (on PyTorch's `meta` device: shapes,
+# no memory).
 
 # %%
 with torch.device("meta"):
@@ -561,14 +560,25 @@ for what, axis, name, step, over, other in (
      "4 of 16, scale 4"),
     ("rate 0.002, not 0.003", "whole finer", "4 of 16, scale 4, lr 2e-3", 4000, "whole finer",
      "4 of 16, scale 4"),
+    ("three times the balancing loss", "balance", "loss .03", 600, "brief", "4 of 16, scale 4"),
 ):  # fmt: skip
     lead = leads.lead_of(axis, step, over, step, name, other)
     print(f"{what:32} step {step:5,} of {lead.of:,}: better by "
           "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))  # fmt: skip
 
+# %%
+short = leads.leads(leads.stored(), lambda step: step == 600)
+full, half = (next(r for r in short if r.axis == axis) for axis in ("brief", "batch"))
+less = {seed: lead - half.by_seed[seed] for seed, lead in full.by_seed.items()}
+for what, lead in (("16 texts a step", full), ("8 texts a step", half),
+                   ("less by", leads.Lead("", 600, 600, less))):  # fmt: skip
+    print(f"ahead of the twin, {what:15} {{:+.3f}} [{{:+.3f}}, {{:+.3f}}]".format(*lead.interval))
+
 # %% [markdown]
 # **Early on half the factor costs 0.039 [0.031, 0.047], and a shared expert, without a factor,
-# 0.053 [0.039, 0.067].** At the end a bias instead of the loss, and a lower rate, are undecided.
+# 0.053 [0.039, 0.067]. Half a batch costs half the lead,** 0.032 [0.014, 0.050] after 600 steps:
+# an expert then meets 512 tokens at a time. Three times the balancing loss, and at the end a bias
+# instead of it and a lower rate, are undecided.
 #
 # ## 7. Let it speak, and look where the words went
 #
@@ -668,8 +678,7 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
 # long (exercise 4 lets you find it). Nothing failed: the experts make do, and the loss comes out a
 # little worse than it would have, which nobody sees because nobody has the other run.
 #
-# So ask a router three questions before you believe it. They take a dozen lines and know nothing
-# of how it works inside.
+# So ask a router three questions before you believe it. They take a dozen lines.
 
 
 # %%
@@ -697,8 +706,8 @@ for kind in (TopKRouter, DeafRouter):
     interrogate(kind(16, 8))
 
 # %% [markdown]
-# Look at what the deaf one gets away with: a token's answer is its own business (nobody's, rather),
-# and even its gradient flows. Only the first question catches it. Try a router that takes its
+# Look at what the deaf one gets away with: a token's answer is its own business, and even
+# its gradient flows. Only the first question catches it. Try a router that takes its
 # top-k over tokens instead of experts (`ExpertChoiceRouter`) on the second, and one that keeps a
 # single expert and renormalises its gate, which is then always 1, on the third.
 #

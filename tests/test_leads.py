@@ -330,6 +330,22 @@ def test_chapter_10_says_what_is_stored():
     assert f"takes {slow[0]:.1f} of the twin's" in text
 
 
+def test_half_a_batch_is_told_by_the_stored_runs():
+    at = {(r.axis, r.step): r for r in leads.leads(leads.stored(), lambda step: step in (200, 600))}
+    full, half, early = at["brief", 600], at["batch", 600], at["brief", 200]
+    less = leads.Lead("", 0, 0, {s: v - half.by_seed[s] for s, v in full.by_seed.items()}).interval
+    text = (leads.ROOT / "notebooks" / "10_small_mixtral.py").read_text("utf-8")
+    for page in (text.replace("\n# ", " "), CARD):
+        told = " ".join(page.split())
+        assert "Half a batch costs half the lead" in told
+        assert "{:.3f} [{:.3f}, {:.3f}] after 600 steps".format(*less) in told and less[1] > 0
+    assert 0.4 < half.interval[0] / full.interval[0] < 0.6
+    shown = "{:.3f} [{:.3f}, {:.3f}]".format(*early.interval)
+    assert f"after 200 steps of 16 the lead is {shown} already" in " ".join(CARD.split())
+    loss = leads.lead_of("balance", 600, "brief", 600, "loss .03", "4 of 16, scale 4").interval
+    assert "better by {:.3f} [{:.3f}, {:.3f}]".format(*loss) in " ".join(CARD.split())
+
+
 def test_chapter_10_says_what_else_was_tried():
     text = (leads.ROOT / "notebooks" / "10_small_mixtral.py").read_text("utf-8")
     text = " ".join(text.replace("\n# ", " ").split())
