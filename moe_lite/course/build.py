@@ -157,12 +157,15 @@ def draft(target: Target) -> Any:
     regions = count_regions(text, source)
     if target.is_exercise and not regions:
         raise ValueError(f"{source} has no ### BEGIN SOLUTION: its exercise would ask nothing")
-    cells = jupytext.reads(text, fmt="py:percent").cells
+    cells, exercise = jupytext.reads(text, fmt="py:percent").cells, ""
     for cell in cells:
         if cell.cell_type == "code":
             cell.source = cut(cell.source, solved=not target.is_exercise)
             if target.is_exercise:  # so that Run All goes past what is not written yet, to the end
                 cell.metadata.tags = [*cell.metadata.get("tags", ()), "raises-exception"]
+                cell.source = cell.source.replace(CUT[1], CUT[1] + exercise)
+        elif found := re.findall(r"^## (\d+)\. ", cell.source, flags=re.M):
+            exercise = f'("exercise {found[-1]}")'  # what a later cell that calls it then says
     cells = [cell for cell in cells if cell.source]
     new = nbformat.v4.new_markdown_cell
     if cells and (title := re.match(r"# .+", cells[0].source)):
