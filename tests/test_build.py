@@ -128,6 +128,13 @@ def test_cutting_keeps_what_is_outside_and_solving_keeps_everything(parts):
     assert build.count_regions(code, "s.py") == code.count("BEGIN SOLUTION")
 
 
+def test_what_is_folded_has_room_below_it(course):
+    fold = "# <details>\n# <summary>Answer</summary>\n#\n# Yes.\n#\n# </details>\n#\n# And?\n"
+    root = course("notebooks", CHAPTER + f"\n# %% [markdown]\n{fold}#\n{fold}")
+    said = build.draft(build.targets(root)[0]).cells[-2].source
+    assert said.count("</details><p></p>\n\nAnd?") == said.count("</details>") == 2
+
+
 # --- the three kinds of notebook -----------------------------------------------------------------
 
 
@@ -144,6 +151,7 @@ def test_a_course_is_built_checked_and_left_alone(course, capsys):
 
     solved = read(root / "solutions/01_solutions.ipynb")
     assert "BEGIN" not in str(solved) and "END" not in str(solved)
+    assert solved.cells[0].source == "# Solutions"
     assert [cell.source for cell in solved.cells[3:-1]] == [
         "assert half(2) == 1\nassert half(3) == 1.5",
         "assert half(4) == 2",

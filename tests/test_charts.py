@@ -57,27 +57,52 @@ def test_the_picture_stands_beside_it_on_no_ground_with_words(drawn):
     assert not plt.fignum_exists(drawn.number)  # shown once
 
 
-def test_the_grey_is_as_far_from_white_as_from_a_dark_page():
-    def light(color):
-        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-        return np.dot(linear, (0.2126, 0.7152, 0.0722)) + 0.05
+def light(color):
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return np.dot(linear, (0.2126, 0.7152, 0.0722)) + 0.05
 
+
+def test_the_grey_is_as_far_from_white_as_from_a_dark_page():
     ink = light(charts.GREY)
     assert light("#ffffff") / ink > 4.2 and ink / light("#111111") > 4.2
     assert charts.ink("#1b1f24") == charts.ink("k") == charts.GREY
     assert charts.ink("#0072B2") == "#0072b2"
 
 
-def test_several_charts_share_a_menu():
-    def draw(scale):
-        fig = viz.curves({"a": ([1, 2], [3, 4])}, scale, "y")
-        fig.axes[0].set_xscale(scale)
-        return fig
+def draw(scale, tall=3.6):
+    fig = viz.curves({"a": ([1, 2], [3, 4])}, scale, "y")
+    fig.axes[0].set_xscale(scale)
+    fig.set_figheight(tall)
+    return fig
 
+
+def test_a_menu_can_be_read_and_is_in_the_picture_too():
+    """JupyterLab shows the picture until the mouse comes; the chosen has plotly's ground."""
+    chart = charts.alive({"log": draw("log"), "linear": draw("linear")})
+    menu = bundle(chart)[0]["layout"]["updatemenus"][0]
+    for ground in (menu["bgcolor"], "#f4faff"):
+        assert light(ground) / light(menu["font"]["color"]) > 7
+    with Image.open(io.BytesIO(chart.png)) as image:
+        strip = np.asarray(image.convert("RGB"))[: image.height - 360].reshape(-1, 3)
+    for color in (menu["bgcolor"], menu["font"]["color"]):
+        assert (strip == [int(color[i : i + 2], 16) for i in (1, 3, 5)]).all(1).any()
+
+
+def test_after_a_choice_a_chart_still_follows_the_window():
+    """Plotly holds the width fast once a choice has set a height, so no choice sets one."""
+    live, _, _ = bundle(charts.alive({"log": draw("log", 3), "linear": draw("linear", 5)}))
+    (menu,) = live["layout"]["updatemenus"]
+    assert not any({"height", "width"} & {*b["args"][1]} for b in menu["buttons"])
+    alone = bundle(charts.alive(draw("linear", 5)))[0]["layout"]["height"]
+    assert live["layout"]["height"] == alone + 50, "as tall as the tallest"
+
+
+def test_several_charts_share_a_menu():
     live, _, metadata = bundle(charts.alive({scale: draw(scale) for scale in ("log", "linear")}))
     assert [trace["visible"] for trace in live["data"]] == [True, False]
     _, linear = live["layout"]["updatemenus"][0]["buttons"]
     assert linear["label"] == "linear" and linear["args"][0] == {"visible": [False, True]}
     assert linear["args"][1]["xaxis.type"] == "linear" and "xaxis" not in linear["args"][1]
+    assert linear["args"][1]["xaxis.tickmode"] == "auto", "or the step of the log axis stays"
     assert metadata["image/png"]["alt"].startswith("A menu of 2 charts: log; linear.")

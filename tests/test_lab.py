@@ -114,3 +114,37 @@ def test_an_exercise_that_is_not_begun_is_one_line():
     except NotImplementedError:
         shell.showtraceback()
     assert shown == ["· rank: not written yet"]
+
+
+def test_a_cell_that_needs_what_is_not_written_says_so_in_one_line(tmp_path):
+    """Called, or by a name that such a cell would have set; any other error stays as it is."""
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from moe_lite.course.checks.verdict import Unwritten
+
+    shell, shown = InteractiveShell.instance(), []
+    Unwritten(shell)
+    shell._showtraceback = lambda kind, error, lines: shown.append("\n".join(lines))
+    cells = {
+        'def rank(x):\n    raise NotImplementedError("exercise 2")': None,
+        "class Router:\n    def forward(self):\n        raise NotImplementedError": None,
+        "many = 3\nrank_T = rank(many)": "· needs exercise 2: `rank` is not written yet",
+        "print(rank_T)": "· needs exercise 2: `rank` is not written yet",
+        "Router().forward()": "· `Router.forward` is not written yet",
+        "raise NotImplementedError('exercise 3')": "· this cell is not written yet",
+        "def mine():\n    return rank_T\nmine()": "NameError",
+        "prnt(many)": "NameError",
+        "from moe_lite.routers import Router as Base\nBase().score(0)": "NotImplementedError",
+        "rank = len\nrank_T = rank('ab')\nrank_T": None,
+    }  # fmt: skip
+    try:
+        for cell, wanted in cells.items():
+            shown.clear()
+            shell.run_cell(cell, store_history=True)
+            assert len(shown) == (wanted is not None), cell
+            if wanted and wanted.startswith("·"):
+                assert shown == [wanted]
+            elif wanted:
+                assert wanted in shown[0] and "not written" not in shown[0]
+    finally:
+        shell.set_custom_exc((), None)

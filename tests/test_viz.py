@@ -239,6 +239,10 @@ def test_effects_are_paired_curves_with_their_band_and_the_papers_line():
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert band.max() - band.min() == pytest.approx(2 * 12.706 * 0.5, rel=1e-3)
     assert 0.7 in [line.get_ydata()[0] for line in ax.lines]
+    ax.figure.draw_without_rendering()
+    legend = ax.get_legend().get_window_extent()
+    assert not legend.overlaps(ax.bbox), "a line from edge to edge would strike it through"
+    assert ax.figure.bbox.y0 <= legend.y0
     with pytest.raises(ValueError, match="'c'"):
         viz.effects(result, {"": ledger.Pair("c", "a")}, None, "nats")
 

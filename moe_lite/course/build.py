@@ -34,6 +34,7 @@ MAX_BYTES = 1_000_000  # GitHub stops showing notebooks that are much larger
 MARK = re.compile(r"([ \t]*)#{2,}[ \t]*(BEGIN|END)\b[ \t]*(.*)")
 KINDS = ("SOLUTION", "HIDDEN TESTS")
 CUT = "# YOUR CODE HERE", "raise NotImplementedError"
+SPACED = "</details><p></p>"  # JupyterLab sets no space below what is folded
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LINKS = "links"  # the tag of the cells that lead to other notebooks
 EDITED, BROKEN = "edited since it was built", "not a readable notebook"
@@ -157,12 +158,19 @@ def draft(target: Target) -> Any:
     regions = count_regions(text, source)
     if target.is_exercise and not regions:
         raise ValueError(f"{source} has no ### BEGIN SOLUTION: its exercise would ask nothing")
-    cells = jupytext.reads(text, fmt="py:percent").cells
+    cells, exercise = jupytext.reads(text, fmt="py:percent").cells, ""
     for cell in cells:
         if cell.cell_type == "code":
             cell.source = cut(cell.source, solved=not target.is_exercise)
             if target.is_exercise:  # so that Run All goes past what is not written yet, to the end
                 cell.metadata.tags = [*cell.metadata.get("tags", ()), "raises-exception"]
+                cell.source = cell.source.replace(CUT[1], CUT[1] + exercise)
+            continue
+        cell.source = cell.source.replace("</details>", SPACED)
+        if target.built.parent.name == "solutions":  # its tab stands beside the exercises' own
+            cell.source = re.sub(r"\A# Exercises\b", "# Solutions", cell.source)
+        if found := re.findall(r"^## (\d+)\. ", cell.source, flags=re.M):
+            exercise = f'("exercise {found[-1]}")'  # what a later cell that calls it then says
     cells = [cell for cell in cells if cell.source]
     new = nbformat.v4.new_markdown_cell
     if cells and (title := re.match(r"# .+", cells[0].source)):

@@ -26,6 +26,7 @@ GREY = "#7b7b7b"  # as far from white as from JupyterLab's dark ground: 4.3 : 1
 TOP, BELOW = 40, 100  # pixels for the title, and for ticks, label and legend
 CLEAR = "rgba(0, 0, 0, 0)"
 FAINT = "rgba(123, 123, 123, 0.25)"
+GROUND, ON_IT = "#dde3e9", "#1b1f24"  # a menu's; plotly has #f4faff for the chosen, in any theme
 MARKERS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down",
            "P": "cross", "*": "star", "x": "x", "X": "x", "_": "line-ew-open"}  # fmt: skip
 
@@ -73,9 +74,9 @@ def alive(drawn: Figure | Mapping[str, Figure]) -> Chart:
         trace["visible"] = whose == 0
     layout = dict(layouts[0])
     if len(figures) > 1:
-        above = 1 + short(30 / (layout["height"] - TOP - BELOW))
-        layout["height"] += 50
-        layouts = [{**new, "height": layout["height"]} for new in layouts]
+        # One height for all: a choice that sets it ends that the chart follows the page's width.
+        tall = max(new.pop("height") for new in layouts)
+        above, layout["height"] = 1 + short(30 / (tall - TOP - BELOW)), tall + 50
         buttons = [
             {
                 "label": name,
@@ -85,8 +86,8 @@ def alive(drawn: Figure | Mapping[str, Figure]) -> Chart:
             for n, (name, new) in enumerate(zip(figures, layouts, strict=True))
         ]
         layout["updatemenus"] = [{"buttons": buttons, "x": 0, "xanchor": "left", "y": above,
-                                  "yanchor": "bottom", "bgcolor": CLEAR,
-                                  "bordercolor": GREY}]  # fmt: skip
+                                  "yanchor": "bottom", "bgcolor": GROUND, "bordercolor": GREY,
+                                  "font": {"color": ON_IT}}]  # fmt: skip
     live = go.Figure({"data": traces, "layout": {**layout, "template": {}}})
     first, *others = figures.values()
     if pyplot := sys.modules.get("matplotlib.pyplot"):
@@ -99,7 +100,32 @@ def alive(drawn: Figure | Mapping[str, Figure]) -> Chart:
     if others:
         live.update_layout(margin_t=TOP + 50)
         chart.words = f"A menu of {len(figures)} charts: {'; '.join(figures)}. {chart.words}"
+        chart.png = under_menu(chart.png, list(figures), first.axes[0].get_position().x0)
     return chart
+
+
+def under_menu(png: bytes, names: list[str], left: float) -> bytes:
+    """Return a picture with its menu above it, closed: JupyterLab shows it until the mouse comes.
+
+    Args: left: where the menu begins, as a share of the width.
+    """
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as below:
+        strip = Figure((below.width / 100, 0.5))
+        box = {"facecolor": GROUND, "edgecolor": GREY, "boxstyle": "round,pad=0.45"}
+        name = f"{names[0]}  ▼"
+        strip.text(left + 0.01, 0.4, name, color=ON_IT, va="center", bbox=box, parse_math=False)
+        said = f"1 of {len(names)}: a menu in JupyterLab"
+        strip.text(0.99, 0.4, said, color=GREY, va="center", ha="right", fontsize=9)
+        strip.savefig(top := io.BytesIO(), format="png", dpi=100, transparent=True)
+        with Image.open(top) as above:
+            whole = Image.new("RGBA", (below.width, below.height + above.height), (0, 0, 0, 0))
+            whole.paste(above, (0, 0))
+            whole.paste(below, (0, above.height))
+    whole.save(made := io.BytesIO(), "PNG")
+    return made.getvalue()
 
 
 def dotted(layout: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,14 +187,15 @@ def axis(axis: Any, limits: tuple[float, float]) -> dict[str, Any]:
     log = axis.get_scale() == "log"
     ends = np.log10(limits) if log else np.asarray(limits)
     made: dict[str, Any] = {
-        "type": "log" if log else "linear", "range": short(ends),
+        "type": "log" if log else "linear", "range": short(ends), "tickmode": "auto",
         "title": {"text": axis.get_label().get_text(), "font": {"size": 13}, "standoff": 8},
     }  # fmt: skip
     if isinstance(axis.get_major_locator(), FixedLocator):
-        made["tickvals"] = short(axis.get_majorticklocs())
+        made |= {"tickmode": "array", "tickvals": short(axis.get_majorticklocs())}
         made["ticktext"] = [label.get_text() for label in axis.get_ticklabels()]
     elif log:
-        made["dtick"] = 1  # a line for each power of ten, or every digit gets its label
+        # A line for each power of ten, or every digit gets its label.
+        made |= {"tickmode": "linear", "dtick": 1}
     return made
 
 

@@ -280,7 +280,8 @@ def effects(
         ax.axhline(paper, color=INK, ls=":", label="the paper, at its end")
     ax.set_xscale("log")
     ax.grid(color="#D8DEE4", lw=0.6)
-    ax.legend(frameon=False, fontsize=8)
+    # Below: the two lines go from edge to edge, so inside there is no place that they leave free.
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.17), ncols=2)
     return _finish(ax, f"{len(result.seeds)} seeds, paired", "training step", ylabel)
 
 

@@ -9,10 +9,13 @@ tensor that they hold.
 
 from __future__ import annotations
 
+import ast
 import contextvars
 import functools
 import itertools
+import linecache
 import math
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,6 +50,50 @@ class NotWritten(NotImplementedError):
     def _render_traceback_(self) -> list[str]:
         """Show one line in a notebook, and no frame."""
         return [f"· {self}"]
+
+
+class Unwritten:
+    """Let IPython say in one line that a cell needs an exercise that is not written yet.
+
+    Such a cell calls the exercise, or uses a name that one of these would have set.
+    """
+
+    def __init__(self, shell: Any):
+        self.missing: dict[str, str] = {}
+        shell.set_custom_exc((NotImplementedError, NameError), self.show)
+
+    def show(self, shell: Any, kind: Any, error: Any, tb: Any, tb_offset: Any = None) -> None:
+        """Show an exception as a notebook does, this kind without its frames."""
+        if said := self.said(kind, error, tb):
+            error._render_traceback_ = lambda: [said]
+        shell.showtraceback((kind, error, tb), tb_offset=tb_offset)
+
+    def said(self, kind: Any, error: Any, tb: Any) -> str:
+        """Return the line; nothing for an error of another kind."""
+        frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(tb)
+                  if not frame.f_code.co_filename.startswith(_FOREIGN)]  # fmt: skip
+        if not frames:
+            return ""
+        (cell, _), (code, number) = frames[0], frames[-1]
+        outside = code.co_name.startswith("<")  # "<module>", or "<cell line: 3>"
+        if kind is NameError:
+            return self.missing.get(error.name, "") if outside else ""
+        line = linecache.getline(code.co_filename, number).strip()
+        if kind is not NotImplementedError or not line.startswith("raise NotImplementedError"):
+            return ""
+        needs = f"needs {error}: " if str(error) and not outside else ""
+        name = "this cell" if outside else f"`{code.co_qualname}`"
+        said = f"· {needs}{name} is not written yet"
+        for node in ast.walk(ast.parse("".join(linecache.getlines(cell.co_filename)))):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                self.missing[node.id] = said
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                self.missing[node.name] = said
+        return said
+
+
+if "IPython" in sys.modules and (_shell := sys.modules["IPython"].get_ipython()):
+    Unwritten(_shell)
 
 
 class CheckBroken(RuntimeError):
