@@ -241,12 +241,15 @@ def measure(
 def measure_alone(axis: str, path: Path, corpus: Corpus | None = None) -> dict[str, Any]:
     """Train an axis run by run on one core; each is kept as it ends, and those kept are skipped.
 
-    Raises: ValueError if the file has runs of another recipe.
+    Raises: ValueError if the file has runs of another recipe or machine, or runs that were stopped;
+            if a loss is not finite (that run is not kept); for what one run alone cannot be.
     """
     a, found = AXES[axis], read_json(path) if path.exists() else {}
     recipe = {"model": asdict(a.model), "training": asdict(a.training)}
     if found and json.loads(json.dumps(_short(recipe))) != {name: found[name] for name in recipe}:
         raise ValueError(f"{path} has runs of another recipe: move it away, or take another axis")
+    if found and (found["steps"] != found["of"] or not found["machine"].startswith("cpu")):
+        raise ValueError(f"{path} has runs that were stopped or made on a GPU: move it away")
     corpus = corpus or load_corpus((*DOMAINS, BOOK) if a.book else DOMAINS)
     torch.set_num_threads(1)
     runs = [Run(name, seed=s, **what) for name, what in a.runs.items() for s in range(a.seeds)]
@@ -256,9 +259,12 @@ def measure_alone(axis: str, path: Path, corpus: Corpus | None = None) -> dict[s
         if any((row["name"], row["seed"]) == (run.name, run.seed) for row in rows):
             continue
         print(f"{run.name}, seed {run.seed}")
-        stack = Alone(a.model, a.training, [run], [corpus], dense_first=a.dense_first, fuse=True)
+        stack = Alone(a.model, a.training, [run], [corpus], shared=a.shared,
+                      dense_first=a.dense_first, fuse=True)  # fmt: skip
         stack.train(each=_known if a.book else None)
         torch._dynamo.reset()  # else every run adds a compiled program of its own
+        if not all(math.isfinite(row["loss"][0]) for row in stack.rows):
+            raise ValueError(f"the loss of {run.name}, seed {run.seed}, is not finite")
         one = result(axis, stack, f"cpu, a core for each run, torch {torch.__version__}")
         every = sorted([*rows, *one["runs"]], key=lambda row: order[row["name"], row["seed"]])
         found = one | {"runs": every}

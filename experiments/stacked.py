@@ -162,6 +162,9 @@ class Stack:
         )
         self.any_by_text = any(run.by_text for run in self.runs)
         self.any_quantile = any(run.quantile for run in self.runs)
+        whole = 1 < c.num_local_experts <= c.num_experts_per_tok
+        if self.any_quantile and (self.chunk or whole):
+            raise ValueError("quantiles balance tokens that choose, and leave an expert out")
         self.dtype = torch.bfloat16 if self.training.autocast == "on" else None
 
     # --- one model, N times ----------------------------------------------------------------------

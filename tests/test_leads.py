@@ -237,21 +237,31 @@ def test_a_lead_on_seen_text_leaves_the_book_out(monkeypatch):
 
 
 def test_chapter_10_and_the_card_tell_where_the_lead_shrinks():
-    marks = leads.on_seen_text("whole finer", "4 of 16, scale 4", "whole dense", "dense")
-    assert (marks[0]["seen"].step, marks[-1]["seen"].step) == (500, 4000)
+    marks, other = (
+        leads.on_seen_text(axis, name, "whole dense", "dense")
+        for axis, name in (("whole finer", "4 of 16, scale 4"), ("whole", "2 of 8"))
+    )
+    assert [marks[n]["seen"].step for n in (0, 4, -1)] == [500, 1500, 4000]
+
+    def moved(found, what, at=-1):
+        first = found[0][what].by_seed
+        ends = found[at][what].by_seed
+        return leads.Lead(what, 0, 0, {s: v - first[s] for s, v in ends.items()}).interval
+
     text = " ".join((leads.ROOT / "notebooks" / "10_small_mixtral.py").read_text("utf-8").split())
-    text = text.replace("# ", "")
-    changes = {}
-    for what, names in (("seen", "seen text"), ("unseen", "unseen text"), ("apart", "apart")):
-        first, last = marks[0][what], marks[-1][what]
-        moved = {s: v - first.by_seed[s] for s, v in last.by_seed.items()}
-        changes[what] = leads.Lead(what, 0, 0, moved).interval
-        cells = (INTERVAL.format(*i) for i in (first.interval, last.interval, changes[what]))
-        assert f"| {names} | {' | '.join(cells)} |" in CARD
-    middle, low, high = (-end for end in changes["unseen"])
+    text, card = text.replace("# ", ""), " ".join(CARD.split())
+    for what, name in (("seen", "seen text"), ("unseen", "unseen text"), ("apart", "apart")):
+        found = (marks[0][what].interval, marks[-1][what].interval, moved(marks, what))
+        assert f"| {name} | {' | '.join(INTERVAL.format(*i) for i in found)} |" in CARD
+    middle, low, high = (-end for end in moved(marks, "unseen"))
     assert f"by {middle:.3f} nats per token [{high:.3f}, {low:.3f}]" in text and high > 0
-    assert "by {:.3f} [{:.3f}, {:.3f}]".format(*changes["apart"]) in text
-    assert changes["seen"][1] < 0 < changes["seen"][2] and changes["apart"][1] > 0
+    assert "by {:.3f} [{:.3f}, {:.3f}]".format(*moved(marks, "apart")) in text
+    seen = moved(marks, "seen")
+    assert seen[1] < 0 < seen[2]
+    assert all(moved(marks, what, 4)[2] < 0 for what in ("seen", "unseen"))  # both fall at first
+    gap, gains = ("{:.3f} [{:.3f}, {:.3f}]".format(*moved(other, w)) for w in ("apart", "unseen"))
+    assert f"gap by {gap}" in text and f"gap by {gap}" in card and gains in card
+    assert moved(other, "unseen")[1] > 0
 
 
 def test_the_card_tells_what_both_arms_know_of_the_book(arms):
@@ -331,19 +341,21 @@ def test_chapter_10_says_what_is_stored():
 
 
 def test_half_a_batch_is_told_by_the_stored_runs():
-    at = {(r.axis, r.step): r for r in leads.leads(leads.stored(), lambda step: step in (200, 600))}
-    full, half, early = at["brief", 600], at["batch", 600], at["brief", 200]
-    less = leads.Lead("", 0, 0, {s: v - half.by_seed[s] for s, v in full.by_seed.items()}).interval
+    steps = (200, 400, 600)
+    at = {(r.axis, r.step): r for r in leads.leads(leads.stored(), lambda step: step in steps)}
+
+    def less(step, half):
+        of = at["batch", half].by_seed
+        moved = {s: v - of[s] for s, v in at["brief", step].by_seed.items()}
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*leads.Lead("", 0, 0, moved).interval)
+
     text = (leads.ROOT / "notebooks" / "10_small_mixtral.py").read_text("utf-8")
     for page in (text.replace("\n# ", " "), CARD):
-        told = " ".join(page.split())
-        assert "Half a batch costs half the lead" in told
-        assert "{:.3f} [{:.3f}, {:.3f}] after 600 steps".format(*less) in told and less[1] > 0
-    assert 0.4 < half.interval[0] / full.interval[0] < 0.6
-    shown = "{:.3f} [{:.3f}, {:.3f}]".format(*early.interval)
-    assert f"after 200 steps of 16 the lead is {shown} already" in " ".join(CARD.split())
+        assert f"the lead is smaller by {less(600, 600)} after 600 steps" in " ".join(page.split())
+    card = " ".join(CARD.split())
+    assert f"(step 200 of 16 beside step 400 of 8), by {less(200, 400)}" in card
     loss = leads.lead_of("balance", 600, "brief", 600, "loss .03", "4 of 16, scale 4").interval
-    assert "better by {:.3f} [{:.3f}, {:.3f}]".format(*loss) in " ".join(CARD.split())
+    assert "better by {:.3f} [{:.3f}, {:.3f}]".format(*loss) in card
 
 
 def test_chapter_10_says_what_else_was_tried():

@@ -1,6 +1,7 @@
 """Many runs in one stack are the runs that the trainer makes, each for itself."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from experiments import recipe
+from experiments import alone, recipe
 from experiments.alone import Alone
 from experiments.stacked import Run, Stack
 from moe_lite.config import MixtralConfig, TrainConfig
@@ -166,8 +167,9 @@ def test_a_bias_of_quantiles_is_the_librarys(corpus):
 @pytest.mark.parametrize(
     "how", [{}, {"dense_first": True}, {"sigmoid": True, "bias_step": 0.1}, {"quantile": True}]
 )
-def test_one_run_alone_is_the_stacks(corpus, dense, how):
+def test_one_run_alone_is_the_stacks(corpus, monkeypatch, dense, how):
     """Chosen experts only, blocks of equal size, attention by products: the same function."""
+    monkeypatch.setattr(alone, "ROWS", 16)  # so that experts have several blocks, and one rest
     first = {name: value for name, value in how.items() if name == "dense_first"}
     rest = {name: value for name, value in how.items() if name != "dense_first"}
     run = Run("one", seed=1, z_coef=0.1, aux_coef=0.1, gate_scale=2.0, **rest)
@@ -186,6 +188,10 @@ def test_alone_is_one_run_whose_tokens_choose(corpus):
     for runs, how in ((RUNS, {}), (RUNS[:1], {"shared": 1}), (RUNS[:1], {"chunk": 12})):
         with pytest.raises(ValueError, match="one run"):
             Alone(MODEL, TRAINING, runs, [corpus], **how)
+    quantile = [Run("quantile", quantile=True)]
+    for config, how in ((replace(MODEL, num_experts_per_tok=4), {}), (MODEL, {"chunk": 12})):
+        with pytest.raises(ValueError, match="quantiles"):
+            Stack(config, TRAINING, quantile, [corpus], **how)
 
 
 def test_runs_that_are_kept_are_not_trained_again(corpus, tmp_path, monkeypatch, capsys):
@@ -208,6 +214,18 @@ def test_runs_that_are_kept_are_not_trained_again(corpus, tmp_path, monkeypatch,
     monkeypatch.setitem(recipe.AXES, "balance", replace(axis, training=replace(TRAINING, steps=6)))
     with pytest.raises(ValueError, match="another recipe"):
         recipe.measure_alone("balance", path, corpus)
+    monkeypatch.setitem(recipe.AXES, "balance", axis)
+    for other in ({"steps": 3}, {"machine": "NVIDIA H100"}):
+        recipe.write(kept | other, path)
+        with pytest.raises(ValueError, match="stopped or made on a GPU"):
+            recipe.measure_alone("balance", path, corpus)
+    monkeypatch.setitem(recipe.AXES, "balance", replace(axis, shared=1))
+    with pytest.raises(ValueError, match="one run"):
+        recipe.measure_alone("balance", tmp_path / "shared.json", corpus)
+    monkeypatch.setitem(recipe.AXES, "balance", replace(axis, runs={"wild": {"lr": math.inf}}))
+    with pytest.raises(ValueError, match="the loss of wild, seed 0, is not finite"):
+        recipe.measure_alone("balance", tmp_path / "wild.json", corpus)
+    assert not (tmp_path / "wild.json").exists()
 
 
 @pytest.mark.parametrize("how", [{}, {"by_text": True}, {"sigmoid": True, "bias_step": 0.1}])
