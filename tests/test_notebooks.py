@@ -19,7 +19,7 @@ TARGETS = build.targets()
 EXECUTED = [target for target in TARGETS if not target.is_exercise]
 EXERCISES = [target for target in TARGETS if target.is_exercise]
 PRIVATE = re.compile(
-    r"(?<![\w.])/(?:home|Users|root|tmp|var/folders|private|mnt|opt)/|\b[A-Z]:\\\\?\w"
+    r"(?<![\w.])/(?:home|Users|root|tmp|var/folders|private|mnt|opt)/|\b[A-Z]:\\+(?:Users|home|tmp|Temp)\b"
 )
 
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,3 +140,32 @@ def test_kernels_compile_without_spills(name, arch, element, record_property):
         assert found["shared"] <= SHARED_KIB[arch], found
         # Tensor cores, by the instruction of the day, wherever 64 rows are there to fill it.
         assert bool(found["wgmma"]) == (arch == 90 and element != "fp32" and config[0] >= 64)
+
+
+tl: Any = None  # the test below lends it
+
+
+def _zeros(out):
+    tl.store(out + tl.arange(0, 4), tl.zeros([4], tl.float32))
+
+
+def test_a_check_leaves_the_language_as_it_was(monkeypatch):
+    """An interpreted kernel that calls an interpreted function leaves 64 names of it changed."""
+    pytest.importorskip("triton.runtime.interpreter")  # an import of its own would be a change
+    import triton.language as language
+
+    from moe_lite.course.checks import triton_kernels
+
+    monkeypatch.setitem(globals(), "tl", language)
+    places = (language, language.core, language.math, language.tensor, language.dtype)
+    before = [dict(vars(place)) for place in places]
+    out = torch.ones(4)
+    run = triton_kernels._launcher(_zeros, lambda kernel: lambda out: (kernel[(1,)](out), out)[1])
+    assert run(out).tolist() == [0.0] * 4
+    changed = [
+        (place.__name__, name)
+        for place, names in zip(places, before, strict=True)
+        for name in vars(place).keys() | names.keys()
+        if vars(place).get(name) is not names.get(name)
+    ]
+    assert changed == []

@@ -22,20 +22,29 @@ def _interpreted() -> Iterator[Callable[[Kernel], Any]]:
     """Lend Triton's interpreter, also where Triton was imported to compile.
 
     Its language calls a few functions that are compiled themselves (zeros, cdiv, sum): those are
-    interpreted too while this lasts.
+    interpreted too while this lasts. The interpreter changes the language itself, and does not
+    put all of it back if one of those is called; here all is, or nothing would compile afterwards.
     """
     import triton.language as tl
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
-    compiled = {n: f for n, f in vars(tl).items() if isinstance(f, JITFunction)}
+    core = tl.core
+    places = (tl, core, tl.math, tl.tensor, tl.dtype, core.condition, core.tensor_descriptor_base)
+    before = [(place, dict(vars(place))) for place in places]
     try:
-        for name, function in compiled.items():
-            setattr(tl, name, InterpretedFunction(function.fn))
+        for name, function in before[0][1].items():
+            if isinstance(function, JITFunction):
+                setattr(tl, name, InterpretedFunction(function.fn))
         yield InterpretedFunction
     finally:
-        for name, function in compiled.items():
-            setattr(tl, name, function)
+        for place, names in before:
+            for name, was in names.items():
+                if vars(place).get(name) is not was:
+                    setattr(place, name, was)
+            for name in vars(place).keys() - names.keys():
+                if not inspect.ismodule(vars(place)[name]):  # imported meanwhile
+                    delattr(place, name)
 
 
 def _launcher(answer: Kernel, launch: Callable[[Any], Callable[..., Tensor]]) -> Any:
