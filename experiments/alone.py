@@ -2,9 +2,9 @@
 
 What :class:`.stacked.Stack` computes with N = 1. There all experts compute all tokens, which on a
 GPU costs less than sorting them, and on a core does not. The same first weights, batches, losses
-and optimizer; tests/test_stacked.py holds the two together, uncompiled. Compiled, one shape much
-smaller than the box's gave a gradient of NaN (torch 2.13, not understood); the first losses of the
-box's agree with the stack's to 0.0005, and a run whose loss is not finite is not kept.
+and optimizer; tests/test_stacked.py holds the two together, compiled too, at the box's shape. One
+much smaller shape, compiled, gave a gradient of NaN (torch 2.13, not understood), so a run whose
+loss is not finite is not kept.
 """
 
 from __future__ import annotations

@@ -239,9 +239,8 @@ class Stack:
             chosen = wanted.topk(K, dim=axis).indices
             keep = torch.zeros_like(wanted).scatter_(axis, chosen, 1.0).view_as(score)
             next_NE: Tensor | None = None
-            if (
-                self.any_quantile
-            ):  # an expert's margin, over tokens' bars, that its share leaves out
+            if self.any_quantile:
+                # an expert's margin, over the tokens' bars, that its share leaves out
                 margin_NTE = score - wanted.topk(K + 1, -1).values[..., -1:]
                 own = score.shape[1] * K // routed
                 next_NE = -margin_NTE.topk(own + 1, 1).values[:, -1]

@@ -147,11 +147,12 @@ def by_copying(axis: str, name: str, over: str, other: str) -> dict[str, dict[st
 
 
 def on_seen_text(axis: str, name: str, over: str, other: str) -> list[dict[str, Lead]]:
-    """Pair two stored axes' runs by seed: leads on text trained on, and on held-out text.
+    """Pair two stored axes' runs by seed: leads on text to train on, and on held-out text.
 
-    Batches are drawn from all domains alike, so the mean loss of the 250 steps before a mark, less
-    the phone book's share, is that of "seen" text. The book's loss is taken where it is held out:
-    the same entries stand there. "unseen" text is looked at as those steps begin and as they end.
+    A training loss is taken before its step: early on, that text is new too. Batches are drawn from
+    all domains alike, so the mean loss of the 250 steps before a mark, less the phone book's share,
+    is that of "seen" text. The book's loss is taken where it is held out: the same entries stand
+    there. "unseen" text is looked at as those steps begin and as they end.
 
     Returns: for each mark the leads "seen" and "unseen", and "apart", the first less the second, in
              nats per token, mean over the domains without the book. Runs must have ended.
