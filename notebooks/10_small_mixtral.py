@@ -507,12 +507,12 @@ _ = ax.legend(frameon=False)
 
 # %%
 other = leads.on_seen_text("whole", "2 of 8", "whole dense", "dense")
-names = {"seen": "training text", "unseen": "held-out text", "apart": "gap between them"}
+names = {"seen": "lead on training text", "unseen": "lead on held-out text", "apart": "the gap"}
 for name, found, at in (("4 of 16", marks, 4), ("4 of 16", marks, -1), ("2 of 8", other, -1)):
     for what, last in found[at].items():
         first, step = found[0][what].by_seed, last.step
         change = leads.Lead(name, step, 4000, {s: v - first[s] for s, v in last.by_seed.items()})
-        print(f"{name:7}, from step 500 to {step:5,}, lead on {names[what]:16} changes by "
+        print(f"{name:7} from step 500 to {step:5,}: {names[what]:21} changes by "
               "{:+.3f} [{:+.3f}, {:+.3f}]".format(*change.interval))  # fmt: skip
 
 # %% [markdown]
@@ -573,7 +573,7 @@ short = leads.leads(leads.stored(), lambda step: step == 600)
 full, half = (next(r for r in short if r.axis == axis) for axis in ("brief", "batch"))
 less = {seed: lead - half.by_seed[seed] for seed, lead in full.by_seed.items()}
 for what, lead in (("16 texts a step", full), ("8 texts a step", half),
-                   ("less by", leads.Lead("", 600, 600, less))):  # fmt: skip
+                   ("the difference", leads.Lead("", 600, 600, less))):  # fmt: skip
     print(f"ahead of the twin, {what:15} {{:+.3f}} [{{:+.3f}}, {{:+.3f}}]".format(*lead.interval))
 
 # %% [markdown]
