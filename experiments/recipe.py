@@ -52,7 +52,7 @@ class Axis:
 
     Args: runs: name -> what differs from the shipped recipe. book: with the phone book too.
           base: the dense twin that others are held against. keep: the runs whose weights and film
-          are kept, of the first seed. dense_first: the first layer has one wide expert.
+          are kept, of the first seed. dense, table: the layers that are so in Stack.
     """
 
     model: MixtralConfig
@@ -63,7 +63,8 @@ class Axis:
     shared: int = 0
     base: bool = False
     keep: tuple[str, ...] = ()
-    dense_first: bool = False
+    dense: tuple[int, ...] = ()
+    table: tuple[int, ...] = ()
 
 
 SCALE2 = {"gate_scale": 2.0}
@@ -103,7 +104,13 @@ AXES = {
     "first weights": Axis(
         MINI, BRIEF, {"first weights .5": SCALE4 | {"first": 0.5}}, book=True
     ),
-    "first layer": Axis(MINI, BRIEF, {"first layer dense": SCALE4}, book=True, dense_first=True),
+    # Which layers need experts of their own choice: one dense, one alone not, one with a table.
+    "first layer": Axis(MINI, BRIEF, {"first layer dense": SCALE4}, book=True, dense=(0,)),
+    "last layer": Axis(MINI, BRIEF, {"last layer dense": SCALE4}, book=True, dense=(5,)),
+    "only first": Axis(
+        MINI, BRIEF, {"only the first sparse": SCALE4}, book=True, dense=(1, 2, 3, 4, 5)
+    ),
+    "first table": Axis(MINI, BRIEF, {"first layer a table": SCALE4}, book=True, table=(0,)),
     "batch": Axis(MINI, replace(BRIEF, batch_size=8), {"batch of 8": SCALE4}, book=True),
     "batch dense": Axis(
         DENSE, replace(BRIEF, batch_size=8), {"dense, batch of 8": {}}, book=True, base=True
@@ -216,7 +223,7 @@ def measure(
     runs = [Run(name, seed=s, **what) for name, what in a.runs.items() for s in range(a.seeds)]
     corpus = corpus or load_corpus((*DOMAINS, BOOK) if a.book else DOMAINS)
     stack = Stack(a.model, a.training, runs, [corpus], device, shared=a.shared,
-                  dense_first=a.dense_first, fuse=device == "cuda")  # fmt: skip
+                  dense=a.dense, table=a.table, fuse=device == "cuda")  # fmt: skip
     kept = [n for n, run in enumerate(runs) if out and run.name in a.keep and run.seed == 0]
     sparse = a.model.num_local_experts > 1
     films = {n: Film.of(corpus, log_steps(a.training.steps, 16)) for n in kept if sparse}
@@ -260,7 +267,7 @@ def measure_alone(axis: str, path: Path, corpus: Corpus | None = None) -> dict[s
             continue
         print(f"{run.name}, seed {run.seed}")
         stack = Alone(a.model, a.training, [run], [corpus], shared=a.shared,
-                      dense_first=a.dense_first, fuse=True)  # fmt: skip
+                      dense=a.dense, table=a.table, fuse=True)  # fmt: skip
         stack.train(each=_known if a.book else None)
         torch._dynamo.reset()  # else every run adds a compiled program of its own
         if not all(math.isfinite(row["loss"][0]) for row in stack.rows):

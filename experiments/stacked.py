@@ -87,7 +87,8 @@ class Stack:
     """Hold the weights and moments of N runs of one shape, and take their steps together.
 
     Args: model: the shape of all. shared: experts of the E that every token uses with weight 1,
-          beside its K. dense_first: the first layer has one expert as wide as a token's all.
+          beside its K. dense: the layers that have one expert, as wide as a token's all. table: those
+          where a token's experts were drawn for its id, and the gate but weighs them.
           chunk: experts choose tokens, K / E of each so many (Zhou et al. 2022); 0: tokens choose.
           training: steps, batch, warm-up; what a Run names comes from the Run.
           fuse: compile what only moves memory (SwiGLU with its gates, cross entropy, AdamW).
@@ -99,7 +100,8 @@ class Stack:
     corpora: Sequence[Corpus]
     device: str = "cpu"
     shared: int = 0
-    dense_first: bool = False
+    dense: tuple[int, ...] = ()
+    table: tuple[int, ...] = ()
     chunk: int = 0
     fuse: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -114,19 +116,19 @@ class Stack:
             self.adamw = torch.compile(_adamw, dynamic=True)
         self.experts = [c.num_local_experts] * c.num_hidden_layers
         self.width = [c.intermediate_size] * c.num_hidden_layers
-        if self.dense_first:
-            self.experts[0] = 1
-            self.width[0] = c.intermediate_size * (c.num_experts_per_tok + self.shared)
+        for layer in self.dense:
+            self.experts[layer] = 1
+            self.width[layer] = c.intermediate_size * (c.num_experts_per_tok + self.shared)
         for run in self.runs:
             torch.manual_seed(run.seed)
             state: dict[str, Tensor] = dict(Mixtral(c).named_parameters())
-            if self.dense_first:
-                dense = {"w1": self.width[0], "w3": self.width[0], "w2": c.hidden_size}
-                for name, size in dense.items():
-                    other = c.hidden_size if name != "w2" else self.width[0]
-                    weight = torch.randn(1, size, other) * c.initializer_range
-                    state[f"layers.0.block_sparse_moe.experts.{name}"] = weight
-                state["layers.0.block_sparse_moe.gate.weight"] = torch.zeros(1, c.hidden_size)
+            for layer in self.dense:
+                at, width = f"layers.{layer}.block_sparse_moe.", self.width[layer]
+                for name in ("w1", "w3", "w2"):
+                    shape = (c.hidden_size, width) if name == "w2" else (width, c.hidden_size)
+                    weight = torch.randn(1, *shape) * c.initializer_range
+                    state[f"{at}experts.{name}"] = weight
+                state[f"{at}gate.weight"] = torch.zeros(1, c.hidden_size)
             states.append({k: w.detach() * (run.first if w.dim() > 1 else 1)
                            for k, w in state.items()})  # fmt: skip
         self.names = list(states[0])
@@ -165,6 +167,14 @@ class Stack:
         whole = 1 < c.num_local_experts <= c.num_experts_per_tok
         if self.any_quantile and (self.chunk or whole):
             raise ValueError("quantiles balance tokens that choose, and leave an expert out")
+        if self.table and (self.chunk or self.shared):
+            raise ValueError("a table is for tokens that choose, without a shared expert")
+        # a token id's experts, the same in every run and layer
+        deal = torch.Generator().manual_seed(0)
+        order_VE = torch.rand(c.vocab_size, c.num_local_experts, generator=deal)
+        dealt_VK = order_VE.topk(c.num_experts_per_tok).indices
+        closed_VE = torch.full_like(order_VE, -torch.inf).scatter_(1, dealt_VK, 0.0)
+        self.closed_VE = closed_VE.to(self.device)
         self.dtype = torch.bfloat16 if self.training.autocast == "on" else None
 
     # --- one model, N times ----------------------------------------------------------------------
@@ -192,7 +202,7 @@ class Stack:
             seen = self.attend(q, k, v).transpose(1, 2).reshape(N, B * S, H * A)
             x = x + torch.bmm(seen, w[at + "self_attn.o_proj.weight"].mT)
             normed = self._norm(x, w[at + "post_attention_layernorm.weight"])
-            out, routing = self._experts(normed, layer, w)
+            out, routing = self._experts(normed, layer, w, ids_NBS)
             x = x + out
             routings.append(routing)
         return self._norm(x, w["norm.weight"]), routings
@@ -201,14 +211,14 @@ class Stack:
         return F.rms_norm(x_NTD, x_NTD.shape[-1:], eps=self.model.rms_norm_eps) * weight_ND[:, None]
 
     def _experts(
-        self, x_NTD: Tensor, layer: int, w: dict[str, Tensor]
+        self, x_NTD: Tensor, layer: int, w: dict[str, Tensor], ids_NBS: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         at = f"layers.{layer}.block_sparse_moe."
         w1, w3, w2 = (w[f"{at}experts.{name}"] for name in ("w1", "w3", "w2"))
         gate_NTE: Tensor | None = None
         routing: dict[str, Tensor] = {}
         if self.experts[layer] > 1:
-            gate_NTE, routing = self._route(x_NTD, layer, w[at + "gate.weight"])
+            gate_NTE, routing = self._route(x_NTD, layer, w[at + "gate.weight"], ids_NBS)
         return self.mix(x_NTD, w1, w3, w2, gate_NTE), routing
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -224,7 +234,7 @@ class Stack:
         return torch.bmm(a, w2.transpose(2, 3).flatten(1, 2))
 
     def _route(
-        self, x_NTD: Tensor, layer: int, weight_NED: Tensor
+        self, x_NTD: Tensor, layer: int, weight_NED: Tensor, ids_NBS: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         routed = weight_NED.shape[1] - self.shared  # the last are shared, and no one's choice
         with torch.autocast(x_NTD.device.type, enabled=False):
@@ -233,6 +243,8 @@ class Stack:
         score = torch.where(self.sigmoid_N[:, None, None], logits.sigmoid(), probs)
         with torch.no_grad():
             wanted, K = score + self.bias[layer][..., :routed], self.model.num_experts_per_tok
+            if layer in self.table:
+                wanted = score + self.closed_VE[ids_NBS.flatten(1)]
             if self.chunk:  # (N, chunks, tokens of a chunk, E)
                 wanted, K = wanted.unflatten(1, (-1, self.chunk)), self.chunk * K // routed
             axis = -2 if self.chunk else -1
@@ -467,8 +479,8 @@ class Stack:
 
     def one(self, n: int) -> Mixtral:
         """Return run n as a Mixtral of its own; its gates' scale is folded into w2."""
-        if self.shared or self.dense_first:
-            raise ValueError("Mixtral's layout holds no shared expert and no dense first layer")
+        if self.shared or self.dense or self.table:
+            raise ValueError("Mixtral's layout holds no shared expert, dense layer or table")
         model = Mixtral(self.model)
         with torch.no_grad():
             for name, weight in model.named_parameters():

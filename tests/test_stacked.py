@@ -73,13 +73,31 @@ def test_runs_do_not_see_each_other(corpus):
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("how", [{"shared": 1}, {"dense_first": True}])
+@pytest.mark.parametrize("how", [{"shared": 1}, {"dense": (0,)}, {"dense": (1,)}, {"table": (0,)}])
 def test_other_shapes_learn_and_are_no_mixtral(corpus, how):
     stack = Stack(MODEL, TRAINING, RUNS, [corpus], **how)
     stack.train(say=lambda said: None)
     assert stack.rows[-1]["loss"][0] < stack.rows[0]["loss"][0]
     with pytest.raises(ValueError, match="Mixtral's layout"):
         stack.one(0)
+
+
+def test_a_table_chooses_by_the_id_alone_and_the_gate_weighs(corpus):
+    stack = Stack(MODEL, TRAINING, RUNS, [corpus], table=(0,))
+    ids_NBS, _ = stack.batch(0)
+    _, routings = stack.hidden(ids_NBS)
+    keep_VE = torch.full((len(RUNS), MODEL.vocab_size, 4), -1.0)
+    for n, ids_T in enumerate(ids_NBS.flatten(1)):
+        keep_VE[n, ids_T] = routings[0]["keep"][n]
+        assert torch.equal(keep_VE[n, ids_T], routings[0]["keep"][n])  # one choice for an id
+    both = (keep_VE[0] >= 0) & (keep_VE[1] >= 0)
+    assert both.any() and torch.equal(keep_VE[0][both], keep_VE[1][both])  # in every run
+    assert (routings[0]["keep"].sum(-1) == 2).all()
+    total, _, _ = stack.losses(*stack.batch(0))
+    gate = torch.autograd.grad(total, stack.leaves[stack.names.index(GATE)])[0]
+    assert gate.abs().max() > 0
+    with pytest.raises(ValueError, match="table"):
+        Stack(MODEL, TRAINING, RUNS, [corpus], table=(0,), shared=1)
 
 
 def test_a_bias_evens_out_the_load(corpus):
@@ -155,7 +173,8 @@ def test_a_bias_of_quantiles_is_the_librarys(corpus):
         router.weight.copy_(stack.leaves[stack.names.index(GATE)][0])
         embedded = stack.leaves[stack.names.index("embed_tokens.weight")][0]
         x_TD = embedded[torch.arange(100)]
-        _, said = stack._route(x_TD[None], 0, router.weight[None])
+        ids_NBS = torch.arange(100)[None, None]
+        _, said = stack._route(x_TD[None], 0, router.weight[None], ids_NBS)
         router.train()
         router.update(router(x_TD).load_E())
         torch.testing.assert_close(said["next"][0], router.bias_E)
@@ -165,13 +184,15 @@ def test_a_bias_of_quantiles_is_the_librarys(corpus):
 
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize(
-    "how", [{}, {"dense_first": True}, {"sigmoid": True, "bias_step": 0.1}, {"quantile": True}]
-)
+    "how",
+    [{}, {"dense": (0,)}, {"dense": (1,)}, {"table": (0,)},
+     {"sigmoid": True, "bias_step": 0.1}, {"quantile": True}],
+)  # fmt: skip
 def test_one_run_alone_is_the_stacks(corpus, monkeypatch, dense, how):
     """Chosen experts only, blocks of equal size, attention by products: the same function."""
     monkeypatch.setattr(alone, "ROWS", 16)  # so that experts have several blocks, and one rest
-    first = {name: value for name, value in how.items() if name == "dense_first"}
-    rest = {name: value for name, value in how.items() if name != "dense_first"}
+    first = {name: value for name, value in how.items() if name in ("dense", "table")}
+    rest = {name: value for name, value in how.items() if name not in ("dense", "table")}
     run = Run("one", seed=1, z_coef=0.1, aux_coef=0.1, gate_scale=2.0, **rest)
     config = MODEL.dense() if dense else MODEL
     stacks = [kind(config, TRAINING, [run], [corpus], **first) for kind in (Stack, Alone)]
