@@ -106,7 +106,7 @@ EXPERIMENT = Experiment(
     ),
     finding=(
         "where data are clusters, experts are right on {0}% of new data, and {2} points ahead "
-        "of a dense network with five times as many filters as an expert"
+        "of a dense network with five times as many filters as an expert, each with its own recipe"
     ),
     run=run,
     spot=spot,

@@ -152,8 +152,8 @@ EXPERIMENT = Experiment(
         Claim("a mixture memorises as well as a dense model of its total size: recall, sparse / "
               "dense", "caption of Figure 1 (a), in words", "recall, 16 experts / equal total", 1,
               within=0.05, note="there world knowledge, and approximately"),
-        Claim("a slightly wider dense model solves what no number of experts does: paths, dense "
-              "16 wide less 32 experts of 4, points", "abstract, in words",
+        Claim("a wider dense model solves what many experts do not: paths, dense 16 wide (four "
+              "times an expert) less 32 experts of 4, points", "abstract, in words",
               "paths, dense 16 wide − 32 experts of 4", "above", void=0),
     ),
     finding=(

@@ -87,8 +87,8 @@ class Stack:
     """Hold the weights and moments of N runs of one shape, and take their steps together.
 
     Args: model: the shape of all. shared: experts of the E that every token uses with weight 1,
-          beside its K. dense: the layers that have one expert, as wide as a token's all. table: those
-          where a token's experts were drawn for its id, and the gate but weighs them.
+          beside its K. dense: the layers that have one expert, as wide as a token's all.
+          table: those where a token's experts are drawn for its id, and the gate but weighs them.
           chunk: experts choose tokens, K / E of each so many (Zhou et al. 2022); 0: tokens choose.
           training: steps, batch, warm-up; what a Run names comes from the Run.
           fuse: compile what only moves memory (SwiGLU with its gates, cross entropy, AdamW).

@@ -198,7 +198,7 @@ for held in (2, 4, 8, 16, 32):
 
 # %% [markdown]
 # With two running, a token's arithmetic stands still while what is held grows sixteenfold; the time
-# grows about twofold, since with more experts each gets fewer tokens. (The paper calls it the
+# grows far less than that; it does grow, for each expert gets fewer tokens. (The paper calls it the
 # shrinking batch problem; chapter 13 looks into it.)
 #
 # ## 3. Noise, so that the others get a chance

@@ -369,10 +369,10 @@ print(f"Against equal total parameters it stands at {bits[moe] - bits[whole]:+.3
 print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
 
 # %% [markdown]
-# Counted in *steps*, the mixture lies between its twins: the experts that a token does not meet are
-# not wasted, since other tokens shaped them, but they are not worth as much as if every token used
-# them all. Counted in *seconds*, it pays for sorting tokens, adding the answers back, and
-# multiplying eight small matrices where its small twin multiplies one large one (chapter 13).
+# Counted in *steps*, this mixture lies between its twins; what idle experts are worth, beside using
+# them all, is asked again below, with seeds. Counted in *seconds*, it pays for sorting tokens,
+# adding the answers back, and multiplying eight small matrices where its small twin multiplies one
+# large one (chapter 13).
 #
 # A hundred steps with one seed are an illustration. Here is the recipe of `mixtral-mini`, the model
 # in the box: six layers, 4 of 16 experts, a factor (*scale*) of 4 on the gates, a sixth kind of
@@ -438,10 +438,11 @@ print(f"the pair in the box: {ends['4 of 16, scale 4'].by_seed[0]:+.3f}")
 # %% [markdown]
 # **At equal active size and equal steps the mixture is ahead, and at the end still: the box's
 # recipe by 0.035 bits per byte [0.018, 0.053], 2 of 8 by 0.037 [0.022, 0.052].** The box's own pair
-# ended 0.044 apart. At equal *time* no mixture is surely ahead at any step (a step of 4 of 16 takes
-# 1.4 of the twin's): by the middle ratio 4 of 16 is behind from 1,250 to 2,250, 2 of 8 until 750,
-# and at the last step that the longer twins reach it is undecided. (Their rate has come down there,
-# the mixture's has not.) At equal *memory* 4 of 16 is undecided,
+# ended 0.044 apart. At equal *time* no mixture is surely ahead at any step, on one CPU core: if a
+# step of 4 of 16 takes 1.39 of the twin's, it is behind from 1,250 to 2,250, if 1.33, nowhere (both
+# are in its interval); 2 of 8 is until 750; at the last step that the longer twins reach both are
+# undecided. (Their rate has come down there, the mixture's has not.) At equal *memory* 4 of 16 is
+# undecided,
 # -0.001 [-0.028, 0.027], against a twin that uses 2.6 times the parameters for each token (three
 # seeds, to step 1,000); 2 of 8 is behind until 500. The box's first edition, one run of 2 of 8,
 # ended 0.016 *behind*: one seed is an anecdote. Why?
@@ -731,8 +732,8 @@ for kind in (TopKRouter, DeafRouter):
 # 3. Dispatch turns "where does my token go?" into "which tokens are mine?": one product per expert.
 # 4. Mixtral 8×7B holds 46.7 billion parameters and uses 12.9 billion for a token.
 # 5. At equal active parameters the mixture predicted better after equal steps, most surely the
-#    tokens that cannot be copied (five seeds, 4,000 steps); by the clock it was behind
-#    on the way and undecided where we stopped: measure it.
+#    tokens that cannot be copied (five seeds, 4,000 steps); by one core's
+#    clock it was nowhere surely ahead: measure it.
 #
 # | in the paper | in the code | |
 # |---|---|---|

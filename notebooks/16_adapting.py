@@ -205,8 +205,8 @@ ledger.verdicts("upcycling")
 # model had been trained for very long, and sat where more training hardly helped. Ours is the
 # opposite case, stopped while it was still learning fast, and the third curve shows what that
 # means: the dense model that simply *goes on* is hardly behind its upcycled copy, by a hundredth of
-# a bit. So what the head start is worth here is the dense model's training, nearly nothing else;
-# eight experts had not yet had the text to become different. Read the two papers together like
+# a bit. So what the head start is worth here is the dense model's training, nearly nothing else.
+# Read the two papers together like
 # this: *upcycling is worth what you did not pay for the dense model*. If the dense model is there
 # already, take it; if you would have to train it first, that time counts too.
 

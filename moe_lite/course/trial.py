@@ -151,10 +151,10 @@ def _minus(found: Evidence) -> Evidence:
 
 
 SWITCH1 = "Switch 2021, Table 1: 68.7, 80.7 and 80.1 hours against 131.1"
-FACTORS = "Switch 2021 (7 and 4), OLMoE 2024 (2); Tian et al. 2025's abstract has 7, of compute"
+FACTORS = "Switch 2021 (7, 4, 2.5), OLMoE 2024 (2); Tian et al. 2025's abstract has 7, of compute"
 EVIDENCE: dict[str, Callable[[], Evidence]] = {
-    "compute": lambda: _printed(FACTORS, 1 - 1 / 7, 1 - 1 / 4, 1 - 1 / 2),
-    "speed": lambda: _printed(FACTORS, 7, 4, 2),
+    "compute": lambda: _printed(FACTORS, 1 - 1 / 7, 1 - 1 / 4, 1 - 1 / 2.5, 1 - 1 / 2),
+    "speed": lambda: _printed(FACTORS, 7, 4, 2.5, 2),
     "top-2": lambda: _printed(SWITCH1, *(1 - hours / 131.1 for hours in (68.7, 80.7, 80.1))),
     "seven": lambda: _printed("Mixtral 2024, Table 1", 8),
     "2,048": lambda: _printed("Switch 2021, Table 9: 128, 128, 64 and 2,048", 1 / 4),
@@ -178,23 +178,23 @@ EVIDENCE: dict[str, Callable[[], Evidence]] = {
     "twice": lambda: _row("zhou2022", "GShard's top-2 reaches"),
     "bias": lambda: _row("lossfree2024", "the same against a loss"),
     "fine": lambda: _row("deepseekmoe2024", "split in four, one shared"),
-    "parrots": lambda: _row("jelassi2024", "a slightly wider dense model"),
+    "parrots": lambda: _row("jelassi2024", "a wider dense model solves"),
     "twin": lambda: _minus(lead_of_the_first()),
 }
 
 INSTEAD = {
-    "compute": "Printed factors at equal loss are 2 to 7: a half to 86% saved.",
+    "compute": "Printed factors at equal loss, most of time, are 2 to 7: at most 86% saved.",
     "speed": "2 to 7 times as fast in training, by the pair compared; 4 times is +300%.",
     "top-2": "38 to 48% in that table; it is top-1 at capacity 1.0 that saves 52%.",
     "seven": "Two of eight, for each token and each of 32 layers anew.",
     "2,048": "Only Switch-C has them; that they specialise is not shown there.",
     "closed": "The vendors do not say. Neither do we.",
-    "small data": "It depends on the task: on clusters experts lead from 4,000 examples.",
+    "small data": "On clusters experts lead with 4,000 examples; no other task was tried here.",
     "overfits": "Here tuning the experts alone underfits. Say which parts are tuned.",
     "first token": "Sooner than a dense model of equal total, not of equal active size.",
     "one GPU": "All experts must be held: 93 GB in bfloat16. Four bits would fit.",
-    "useless": "Ours (8.5 million) is ahead at equal steps. At equal time it is behind on the way, "
-    "and open where that ends; at equal memory it is open, to step 1,000 of 4,000.",
+    "useless": "Ours (8.5 million) is ahead at equal steps. At equal time, on one CPU core, it is "
+    "nowhere surely ahead; at equal memory it is open, to step 1,000 of 4,000.",
     "softmax": "After division by their sum the gates are the same.",
     "unused": "It was in no layer here. Only the loss can say: take each expert out and look.",
     "pinned": "Here four of 16 serve 31%, by chance 25%. Measure the skew before you pin.",
@@ -209,7 +209,7 @@ INSTEAD = {
     "twice": "Not in our language models, where it also sees the future.",
     "bias": "Worse at step 200, better at 3,000 (chapter 09): say at which step.",
     "fine": "Not seen after 200 small steps. Nothing is said of large models.",
-    "parrots": "Buy experts for what must be known, width for what must be worked out.",
+    "parrots": "So in small tasks; who knows more in our language model is undecided.",
     "twin": "One pair said so; six fresh ones are ahead on the mean, one by next to nothing.",
 }
 
