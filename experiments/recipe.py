@@ -110,6 +110,10 @@ AXES = {
     "only first": Axis(
         MINI, BRIEF, {"only the first sparse": SCALE4}, book=True, dense=(1, 2, 3, 4, 5)
     ),
+    "only first, 64": Axis(
+        replace(MINI, num_local_experts=64), BRIEF, {"only the first sparse, 64": SCALE4},
+        book=True, dense=(1, 2, 3, 4, 5),
+    ),
     "first table": Axis(MINI, BRIEF, {"first layer a table": SCALE4}, book=True, table=(0,)),
     "batch": Axis(MINI, replace(BRIEF, batch_size=8), {"batch of 8": SCALE4}, book=True),
     "batch dense": Axis(
