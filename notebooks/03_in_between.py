@@ -48,8 +48,9 @@ torch.set_printoptions(precision=2, sci_mode=False)
 # %% [markdown]
 # ## 1. A quarter of a century on one line
 #
-# Three threads run through these years. Most of the work went into *how to fit* a mixture and into
-# *other experts*: kernel machines, Gaussian processes. Only the last thread leads to the models of
+# Three threads run through these years. Much of the work went into *how to fit* a mixture and into
+# *other experts*: kernel machines, Gaussian processes (of both our list has little). Only the last
+# thread leads to the models of
 # today.
 
 # %%

@@ -442,11 +442,11 @@ for rule in ("sign", "proportional"):
 
 # %%
 stored = ledger.stored("lossfree2024")
-losses = ["nothing", "alpha 0.001", "alpha 0.01"]
+alphas = ["nothing", "alpha 0.001", "alpha 0.01"]
 rates = ["u 0.0001", "u 0.001", "u 0.01", "u 0.1"]
 columns = "loss", "MaxVio", "MaxVio per batch"
 print(f"stored result, {len(stored.seeds)} seeds  " + "".join(f"{c:18}" for c in columns))
-for name in (*losses, *rates):
+for name in (*alphas, *rates):
     print(f"{name:24}", *(f"{stored[f'{column} at {name}']!s:17}" for column in columns))
 late = stored[ledger.Pair("loss at u 0.01", "loss at alpha 0.01")]
 print("loss, u 0.01 − alpha 0.01, same seed:", late)
@@ -460,10 +460,10 @@ for panel, group in zip(panels, (losses, rates), strict=True):
     viz.curves(runs, "training step", "MaxVio of the training batches", ax=panel)
 
 # %% [markdown]
-# On the right is the arithmetic of section 9: 0.0001 might as well not be there, 0.001 arrives when
-# the training ends, 0.1 never rests. After 200 steps the bias was 0.071 ± 0.029 nats *worse* than
-# the heavier loss, against the paper; but that pair (†) was picked after the run, like the one
-# in section 11. Does it last?
+# On the right is the arithmetic of section 9: 0.0001 might as well not be there, 0.001 is still on
+# its way when the training ends, 0.1 never rests. After 200 steps the bias was 0.071 ± 0.029 nats
+# *worse* than the heavier loss, against the paper; but that pair (†) was picked after the run, like
+# the one in section 11. Does it last?
 #
 # ### When does it begin to pay?
 #

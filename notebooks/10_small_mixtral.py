@@ -295,8 +295,8 @@ models = {
     "dense, equal active": small.dense("active"),
     "dense, equal total": small.dense("total"),
 }
-for name, c in models.items():
-    count = cost.count_parameters(c)
+for name, shape in models.items():
+    count = cost.count_parameters(shape)
     print(f"{name:20} {count.total / 1e6:5.2f}M parameters, {count.active / 1e6:5.2f}M active")
 
 # %% [markdown]
@@ -327,9 +327,9 @@ for ids, domain in zip(batch.ids_BS, batch.domain_BS[:, 0], strict=True):
 # %%
 run = TrainConfig(steps=100, batch_size=10, seq_len=128, lr=4e-3, warmup=10, autocast="off")
 trained, histories = {}, {}
-for name, c in models.items():
+for name, shape in models.items():
     torch.manual_seed(0)
-    trained[name] = Mixtral(c)
+    trained[name] = Mixtral(shape)
     histories[name] = train(trained[name], corpus, run, progress=False)
     losses_of_run = histories[name].column("loss")
     print(f"{name:20} loss {losses_of_run[0]:.2f} -> {sum(losses_of_run[-10:]) / 10:.2f}")
@@ -359,14 +359,14 @@ charts.alive(fig)
 # %%
 bits = {n: sum(evaluate(m, corpus, config=run).values()) / 5 for n, m in trained.items()}
 seconds = {n: h.column("seconds")[-1] for n, h in histories.items()}
-moe, active, whole = models
+ours, active, whole = models
 for name in models:
     print(f"{name:20} {bits[name]:.3f} bits per byte after {seconds[name]:5.1f} s")
-better = "better" if bits[moe] < bits[active] else "no better"
-print(f"\nFor equal active parameters, the mixture is {better} ({bits[moe] - bits[active]:+.3f})")
-print(f"and took {seconds[moe] / seconds[active]:.2f} times as long.")
-print(f"Against equal total parameters it stands at {bits[moe] - bits[whole]:+.3f} bits per byte")
-print(f"after {seconds[moe] / seconds[whole]:.2f} of the time.")
+better = "better" if bits[ours] < bits[active] else "no better"
+print(f"\nFor equal active parameters, the mixture is {better} ({bits[ours] - bits[active]:+.3f})")
+print(f"and took {seconds[ours] / seconds[active]:.2f} times as long.")
+print(f"Against equal total parameters it stands at {bits[ours] - bits[whole]:+.3f} bits per byte")
+print(f"after {seconds[ours] / seconds[whole]:.2f} of the time.")
 
 # %% [markdown]
 # Counted in *steps*, this mixture lies between its twins; what idle experts are worth, beside using
@@ -415,7 +415,8 @@ def compare(chosen):
 # %% [markdown]
 # **Your turn.** *Ahead* of which twin? Choose what shall be equal: steps, time (by the ratios
 # above, as far as twins of 4,700 steps reach; four seeds), or memory (a twin as wide as all
-# experts).
+# experts). In brackets: the 95% interval over the pairs
+# ([the model's card](../checkpoints/mixtral-mini/README.md) has all).
 
 # %%
 charts.alive({what: compare(what) for what in fairness})
@@ -430,9 +431,9 @@ for name, end in ends.items():
         print(f"{name:26} {what:11}" + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))
 for what in ("equal time", "equal memory"):
     for name, found in fairness[what].items():
-        for lead in (lead for lead in found if lead.step == 500 or lead is found[-1]):
-            print(f"{name}, {what}, step {lead.step:5,}: "
-                  "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))  # fmt: skip
+        print(f"{name}, {what}, step {found[-1].step:5,}: "
+              "{:+.3f} [{:+.3f}, {:+.3f}]".format(*found[-1].interval))  # fmt: skip
+        print("  surely behind at step", *[x.step for x in found if x.interval[2] < 0] or ["-"])
 print(f"the pair in the box: {ends['4 of 16, scale 4'].by_seed[0]:+.3f}")
 
 # %% [markdown]
@@ -456,6 +457,7 @@ print(f"the pair in the box: {ends['4 of 16, scale 4'].by_seed[0]:+.3f}")
 # %%
 split = leads.by_copying("whole finer", "4 of 16, scale 4", "whole dense", "dense")
 book = split.pop(data.BOOK)  # its digits need another scale, and nearly all are new
+print("phone book, new: {:+.3f} [{:+.3f}, {:+.3f}]".format(*book["new"].interval))
 fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
 for shift, color, what in ((-0.12, "#0072B2", "new"), (0.12, "#D55E00", "copied")):
     for at, (domain, lead) in enumerate(split.items()):
@@ -589,7 +591,7 @@ for what, lead in (("16 texts a step", full), ("8 texts a step", half),
 # After a hundred steps do not expect sense, but look which *kind* of text it is in.
 
 # %%
-model = trained[moe].eval()
+model = trained[ours].eval()
 tokenizer = corpus.tokenizer
 show = partial(data.pieces, tokenizer)  # token ids -> strings
 prompts = "My lord, I", "def __init__(self", "And the king said", "ヱホバ", "12 + 7 ="
@@ -651,7 +653,8 @@ for domain, share in shares.items():
 # With eight experts, 12.5% would be indifference. Rows that differ say that experts and kinds of
 # text have something to do with each other. They do *not* say that there is a "Japanese
 # expert": Japanese is written with tokens that occur nowhere else, and a router that looked only
-# at the token in hand would give such a table too. So separate the two causes. Take the same
+# at the token in hand would give such a table too. (In the picture above, among other text, the
+# Japanese may not be with that expert.) So separate the two causes. Take the same
 # Japanese sentence once alone and once among the code and the English above, and count the tokens
 # whose first expert changes. Where it does, what stands before the sentence matters; where it does
 # not, the token or its neighbours within the sentence decide.
@@ -669,8 +672,8 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
     print(f"layer {number}: {changed:4.0%} of {len(alone)} tokens change their first expert")
 
 # %% [markdown]
-# The shares differ from run to run, and none is near 0: some of this routing goes by the
-# surroundings, which the table alone hides. (One sentence in one model; chapter 17 does it
+# None is near 0 (they differ from run to run): routing goes by the surroundings, in the last layer
+# by far the most here, which the table alone hides. (One sentence in one model; chapter 17 does it
 # properly, with baselines.) That is the right *kind* of question: change one thing, and see whether
 # the routing follows.
 #
@@ -711,8 +714,8 @@ for kind in (TopKRouter, DeafRouter):
 # %% [markdown]
 # Look at what the deaf one gets away with: a token's answer is its own business, and even
 # its gradient flows. Only the first question catches it. Try a router that takes its
-# top-k over tokens instead of experts (`ExpertChoiceRouter`) on the second, and one that keeps a
-# single expert and renormalises its gate, which is then always 1, on the third.
+# top-k over tokens instead of experts (`moe_lite.ExpertChoiceRouter`) on the second, and one that
+# keeps a single expert and renormalises its gate (`TopKRouter(16, 8, 1)`) on the third.
 #
 # ## Exercises
 #

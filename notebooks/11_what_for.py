@@ -233,7 +233,7 @@ for kind in ("dense", "16 experts"):
 ledger.verdicts("allenzhu2024")
 
 # %% [markdown]
-# Ten times as many looks add a quarter or a bit more; at 1,000 we are still below their ceiling.
+# Ten times as many looks add a quarter or a little more; at 1,000 we are still below their ceiling.
 # And 16 experts hold *more* for each parameter than the dense block, where the paper has less. But
 # mind what is compared: this dense block is a fifth of the mixture's size, and three quarters of it
 # are the readout. Section 8 has a dense network of equal total size; in one run it knows more than
@@ -349,7 +349,9 @@ print("forgotten without each expert of layer 0:", " ".join(f"{share:.0%}" for s
 
 # %%
 film = Film.load(hf.PRETRAINED / "mixtral-mini" / "film.safetensors")  # two texts of each kind
-texts_BS = film.ids_BS[film.domain_BS[:, 0] != film.domains.index(data.BOOK)]
+kind_B = film.domain_BS[:, 0]
+texts_BS = film.ids_BS[kind_B != film.domains.index(data.BOOK)]
+kinds = [film.domains[k] for k in kind_B if film.domains[k] != data.BOOK]
 text_T, base = torch.arange(10).repeat_interleave(200), effects.Run.of(mini, texts_BS)
 others = [e for e in range(E) if e != worst]
 nearest = min(others, key=lambda e: abs(load_E[e] - load_E[worst]))
@@ -359,17 +361,18 @@ for e in (worst, nearest, *random.Random(0).sample([e for e in others if e != ne
     print(f"without expert {e:2}, which serves {load_E[e]:3.0%} of a question: ", end="")
     print(f"{gone_N.sum():2} of {len(gone_N)} other names forgotten;")
     print("  other text {:+.3f} ± {:.3f} nats a token,".format(*asking.share(rise_X)), end=" ")
-    print(f"at most {rise_X.max():+.2f}")
+    print(f"at most {rise_X.max():+.2f} ({kinds[rise_X.argmax()]})")
 
 # %% [markdown]
 # Without expert 2 none of the 87 other names is left, and ten texts of five other kinds do not
 # notice: 0.003 ± 0.006 nats. Is that where the book is? Expert 11, nearly as busy, takes 86 of the
-# 87 along too, and arithmetic with them. (Two texts of ten, so the interval is wide and holds 0.
-# It does *not* say that nothing happened.) Each works for most tokens of a question. So the
-# book needs expert 2, and other text does not. That the numbers lie in it does not follow: who
-# cuts the only road finds nobody at home. Chapter 00 has a hint: without it the model does not even
-# say a number. (Exercise 6.) In your own hands, with each answer marked right
-# or wrong: `python -m moe_lite explore --live`.
+# 87 along too, and arithmetic, the text it harms most, with them. (Two texts of ten, so the
+# interval is wide and holds 0. It does *not* say that nothing happened.) And 15, drawn at random,
+# harms other text: 0.237 ± 0.201. Each works for most tokens of a question. So the book needs
+# expert 2, and other text does not. That the numbers lie in it does not follow: who cuts the only
+# road finds nobody at home. Chapter 00 has a hint: without it the model does not even say a number.
+# (Exercise 6.) In your own hands, with each answer marked right or wrong: `python -m moe_lite
+# explore --live`.
 #
 # ## 5. Clusters: not memory, but new data
 #
@@ -427,12 +430,12 @@ for name in ("sparse", "dense, equal active"):
 # %%
 clusters = ledger.stored("chen2022")
 print(f"stored result, {len(clusters.seeds)} seeds: new data, %")
-for recipe, sparse, dense, pair in (
+for recipe, experts, network, pair in (
     ("each its own", "sparse", "dense, equal active", "each with its recipe"),
     ("both normalised", "sparse", "dense, equal active, sparse's recipe", "both with sparse's"),
     ("both Adam", "sparse, dense's recipe", "dense, equal active", "both with dense's"),
 ):
-    a, b = clusters[f"new data at {sparse}"], clusters[f"new data at {dense}"]
+    a, b = clusters[f"new data at {experts}"], clusters[f"new data at {network}"]
     gain = clusters[f"sparse − dense, {pair}"]
     print(f"{recipe:15} sparse {a!s:13} dense {b!s:13} difference {gain} points")
 wide = clusters["equal active − equal total, dense"]
@@ -521,7 +524,7 @@ for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
     )
 
 # %% [markdown]
-# Read the third line against the first. Sixteen experts hold sixteen times as much, at the same
+# Read the third entry against the first. Sixteen experts hold sixteen times as much, at the same
 # arithmetic. A token that comes alone reads no more bytes either. In a batch all experts are read,
 # and each sees a sixteenth of the tokens: smaller products, which take longer for the
 # same arithmetic (compare the milliseconds), and in training fewer examples for each expert.
@@ -533,8 +536,8 @@ for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
 # ## 8. One picture
 #
 # Both tasks, one block. Rightwards it grows: in memory alone (more experts, of which a token uses
-# one), or in arithmetic too (one wider network). The bars are the ledger's means and intervals
-# (left, only the experts have bars).
+# one), or in arithmetic too (one wider network). The lines are one run, the bars the ledger's means
+# and intervals over seeds (left, of the experts alone).
 
 # %%
 wide = {1: filled[1]}
@@ -562,15 +565,16 @@ for E, name in ((1, "1 expert of 4"), (2, "2 experts of 4"), (8, "8 experts of 4
                 (32, "32 experts of 4"), (2, "dense, 8 wide"), (4, "dense, 16 wide")):  # fmt: skip
     stored.append((right, E, parrots[f"paths at {name}"]))
 for ax, times, percent in stored:
-    ax.errorbar(times, percent.mean / 100, percent.half / 100, color=viz.INK, capsize=3, lw=1)
+    half = percent.half / 100
+    ax.errorbar(times, percent.mean / 100, half, fmt="_", color=viz.INK, capsize=3, lw=1)
 fig
 
 # %% [markdown]
 # Left, memory: experts and width both fill the book. At 4 times the size they are close
 # (20.7% and 21.1%, one run each), at 16 width knows more (92.1%, one run, against 83.0%); but only
 # width makes every token compute 16 times as much. Right, a task of arithmetic: a network
-# of four times the width is done, and 32 experts are not. **Buy experts for what must be known,
-# width for what must be worked out.**
+# of four times the width is done, and 32 experts are not. **In these two tasks: buy experts for
+# what must be known, width for what must be worked out.**
 #
 # ## Exercises
 #

@@ -4,6 +4,7 @@
 take on two quiet cores; only a hang fails.
 """
 
+import ast
 import json
 import os
 import re
@@ -131,6 +132,45 @@ def test_no_printed_line_is_wider_than_a_cell(target):
     ]  # fmt: skip
     wide = [line for text in said for line in text.splitlines() if len(line) > 105]
     assert wide == []
+
+
+def rebound(codes):
+    """Name what a later cell assigns to and an earlier one had imported or defined."""
+    given, taken = set(), []
+    for code in codes:
+        tree, own = ast.parse(re.sub(r"^[ ]*[%!].*$", "", code, flags=re.M)), set()
+        inner = {  # what is bound inside a function, a class or a comprehension is its own
+            name for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.comprehension)
+            for name in ast.walk(node)
+        }  # fmt: skip
+        for node in ast.walk(tree):
+            if node in inner:
+                continue
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                taken += [node.id] if node.id in given else []
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                own |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        own |= {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        given |= own
+    return taken
+
+
+@pytest.mark.parametrize("target", named(EXECUTED))
+def test_a_reader_may_go_back_to_an_earlier_cell(target):
+    """What was imported or defined there is still what it was."""
+    cells = build.draft(target).cells
+    assert rebound([cell.source for cell in cells if cell.cell_type == "code"]) == []
+
+
+def test_what_was_rebound_is_seen():
+    first = (
+        "from moe_lite import losses\nimport torch.nn as nn\ndef moe(x):\n    y = x\n    return y"
+    )
+    assert rebound([first, "for losses in []: pass\nmoe, y = 1, 2\n[nn for nn in []]"]) == [
+        "losses", "moe"
+    ]  # fmt: skip
+    assert rebound(["try:\n    import a\nexcept ImportError:\n    a = None"]) == []
 
 
 @pytest.mark.parametrize("target", named([t for t in EXECUTED if t.name.startswith("notebooks/")]))
