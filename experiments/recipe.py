@@ -146,6 +146,13 @@ AXES = {
          "4 of 16, scale 4, lr 2e-3": SCALE4 | SLOWER},
         book=True, keep=("4 of 16, scale 4",),
     ),
+    "whole only first": Axis(
+        MINI, WHOLE, {"only the first sparse": SCALE4}, book=True, dense=(1, 2, 3, 4, 5)
+    ),
+    "whole only first, 64": Axis(
+        replace(MINI, num_local_experts=64), WHOLE, {"only the first sparse, 64": SCALE4},
+        book=True, dense=(1, 2, 3, 4, 5),
+    ),
     "whole five dense": Axis(DENSE, WHOLE, {"dense": {}}, base=True),
     "whole five": Axis(EIGHT, WHOLE, {"2 of 8": {}}),
     "whole dense, all": Axis(EIGHT.dense("total"), WHOLE, {"as wide as all": {}}, 3, book=True),
