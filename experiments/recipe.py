@@ -29,7 +29,7 @@ from moe_lite.checked import read_json
 from moe_lite.config import MixtralConfig, TrainConfig
 from moe_lite.course.data import BOOK, DOMAINS, Corpus, load_corpus
 from moe_lite.course.film import Film, log_steps
-from moe_lite.course.leads import PACE, RESULTS, leads, stored
+from moe_lite.course.leads import PACE, PACE_ALONE, RESULTS, leads, stored
 from moe_lite.course.recipes import LONG, MINI, export
 from moe_lite.model import Mixtral
 from moe_lite.train import Trainer
@@ -44,6 +44,8 @@ WHOLE = replace(LONG, eval_windows=64)  # as many windows at every look as at th
 # The first edition: 2 of 8 experts, twice as wide, and no phone book.
 EIGHT = replace(MINI, num_local_experts=8, num_experts_per_tok=2, intermediate_size=256)
 DENSE = MINI.dense()
+# Experts in the first layer alone: as many as in each of the box's, or as many as fit its size.
+WIDER, LATER = replace(MINI, num_local_experts=64), (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,11 @@ AXES = {
     "first layer": Axis(MINI, BRIEF, {"first layer dense": SCALE4}, book=True, dense=(0,)),
     "last layer": Axis(MINI, BRIEF, {"last layer dense": SCALE4}, book=True, dense=(5,)),
     "only first": Axis(
-        MINI, BRIEF, {"only the first sparse": SCALE4}, book=True, dense=(1, 2, 3, 4, 5)
+        MINI, BRIEF, {"only the first sparse": SCALE4}, book=True, dense=LATER
     ),
     "only first, 64": Axis(
-        replace(MINI, num_local_experts=64), BRIEF, {"only the first sparse, 64": SCALE4},
-        book=True, dense=(1, 2, 3, 4, 5),
+        WIDER, BRIEF, {"only the first sparse, 64": SCALE4},
+        book=True, dense=LATER,
     ),
     "first table": Axis(MINI, BRIEF, {"first layer a table": SCALE4}, book=True, table=(0,)),
     "batch": Axis(MINI, replace(BRIEF, batch_size=8), {"batch of 8": SCALE4}, book=True),
@@ -147,11 +149,11 @@ AXES = {
         book=True, keep=("4 of 16, scale 4",),
     ),
     "whole only first": Axis(
-        MINI, WHOLE, {"only the first sparse": SCALE4}, book=True, dense=(1, 2, 3, 4, 5)
+        MINI, WHOLE, {"only the first sparse": SCALE4}, book=True, dense=LATER
     ),
     "whole only first, 64": Axis(
-        replace(MINI, num_local_experts=64), WHOLE, {"only the first sparse, 64": SCALE4},
-        book=True, dense=(1, 2, 3, 4, 5),
+        WIDER, WHOLE, {"only the first sparse, 64": SCALE4},
+        book=True, dense=LATER,
     ),
     "whole five dense": Axis(DENSE, WHOLE, {"dense": {}}, base=True),
     "whole five": Axis(EIGHT, WHOLE, {"2 of 8": {}}),
@@ -295,29 +297,39 @@ def _known(stack: Stack) -> None:
         stack.rows[-1]["recall"] = recall(stack)
 
 
-def pace(pairs: int, steps: int = 3) -> dict[str, Any]:
+def pace(pairs: int, alone: bool = False, steps: int = 3) -> dict[str, Any]:
     """Time steps of the trainer, the sparse shapes and their twin in turn, on one thread.
 
     CPU seconds, for others may use the machine. ``slower``: the median over the pairs of a shape's
-    step in steps of the twin, and its 95 % interval by order.
+    step in steps of the twin, and its 95 % interval by order. alone: of the compiled program that
+    :func:`measure_alone` runs, in which a layer may be dense.
     """
     from scipy.stats import binom
 
     torch.set_num_threads(1)
-    corpus = load_corpus((*DOMAINS, BOOK))
+    corpus, takes = load_corpus((*DOMAINS, BOOK)), {}
     shapes = {"dense": DENSE, "2 of 8": EIGHT, "4 of 16": MINI}
-    trainers = {name: Trainer(Mixtral(shape), WHOLE) for name, shape in shapes.items()}
+    if alone:
+        shapes = {"dense": DENSE, "4 of 16": MINI, "only first": MINI, "only first, 64": WIDER}
+    for name, shape in shapes.items():
+        if alone:
+            dense = LATER if "first" in name else ()
+            one = Alone(shape, WHOLE, [Run(name, gate_scale=4.0)], [corpus], dense=dense, fuse=True)
+            takes[name] = lambda step, one=one: one.take()
+        else:
+            trainer = Trainer(Mixtral(shape), WHOLE)
+            takes[name] = lambda step, trainer=trainer: trainer.step(step, corpus)
     seconds: dict[str, list[float]] = {name: [] for name in shapes}
     for pair in range(-1, pairs):  # the first warms up
         for name in shapes if pair % 2 else reversed(shapes):
             began = time.process_time()
             for step in range(steps):
-                trainers[name].step((pair + 1) * steps + step, corpus)
+                takes[name]((pair + 1) * steps + step)
             if pair >= 0:
                 seconds[name].append((time.process_time() - began) / steps)
     k = max(int(binom.ppf(0.025, pairs, 0.5)), 1)
     slower = {}
-    for name in ("2 of 8", "4 of 16"):
+    for name in list(shapes)[1:]:
         each = sorted(a / b for a, b in zip(seconds[name], seconds["dense"], strict=True))
         slower[name] = [statistics.median(each), each[k - 1], each[-k]]
     return {"slower": slower, "seconds": seconds}
@@ -349,9 +361,11 @@ def main() -> None:
     parser.add_argument("--pace", type=int, metavar="PAIRS", help="time steps, store that")
     args = parser.parse_args()
     if args.pace is not None:
-        head = {"command": f"python -m experiments.recipe --pace {args.pace}",
+        how = " --alone" if args.alone else ""
+        head = {"command": f"python -m experiments.recipe --pace {args.pace}{how}",
                 "machine": f"one core, torch {torch.__version__}"}  # fmt: skip
-        files.write(PACE, json.dumps(head | pace(args.pace), indent=1) + "\n")
+        found = json.dumps(head | pace(args.pace, args.alone), indent=1) + "\n"
+        files.write(PACE_ALONE if args.alone else PACE, found)
         return
     if args.axis is not None:
         RESULTS.mkdir(parents=True, exist_ok=True)

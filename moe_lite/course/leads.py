@@ -20,6 +20,7 @@ from .ledger import ROOT
 RESULTS = ROOT / "experiments" / "results" / "recipe"
 ON_A_CPU = RESULTS.parent / "cpu_pairs"
 PAIR, PACE = ON_A_CPU / "seed0.json", ON_A_CPU / "step_time.json"
+PACE_ALONE = ON_A_CPU / "step_time_alone.json"  # of the program that trains one run on one core
 
 
 def mean(bits: dict[str, float]) -> float:
