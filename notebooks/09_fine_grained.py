@@ -328,18 +328,18 @@ print("sums", score + bias_E, " chosen", expert_TK.tolist(), " gates", gate_TK)
 print(choose(one, score.logit().T, torch.tensor([0.0, -0.05, 0.1, 0.2]), 2)[1])
 
 # %% [markdown]
-# By hand: the sums are .8, .3, .5, .4, so expert 1, the second best, has to make room. Experts 0
-# and 2 have the scores .8 and .4, and the gates are 2/3 and 1/3. The bias has changed *who*, and
-# nothing else. Note where the gradient can go: to the scores of the chosen, as always. To the bias
-# there is no way, because `topk`'s indices have no slope.
+# By hand: the sums are .8, .3, .5, .4, so expert 1, the second best, has to make room (at -0.1 it
+# is a tie). Experts 0 and 2 have the scores .8 and .4, and the gates are 2/3 and 1/3. The bias has
+# changed *who*, and nothing else. Note where the gradient can go: to the scores of the chosen, as
+# always. To the bias there is no way, because `topk`'s indices have no slope.
 #
 # Who moves the bias, then? A rule (Algorithm 1). After each batch, count the pairs $c_i$ that each
 # expert got, and
 #
 # $$b_i \leftarrow b_i + u \cdot \mathrm{sign}(\bar c - c_i)$$
 #
-# Who had too much goes down by $u$, who had too little goes up by $u$. That is all of it, and it is
-# the library's `SigmoidBiasRouter`:
+# Who had too much goes down by $u$, who had too little goes up by $u$. It is the
+# library's `SigmoidBiasRouter`:
 
 # %%
 router = SigmoidBiasRouter(16, num_experts=8, top_k=2, update_rate=0.05)
@@ -557,8 +557,8 @@ for truth in (0.0, 0.06):
         print(f"then {sum(found) / len(found):.3f};", ", ".join(said))
 
 # %% [markdown]
-# Three seeds mostly say "we cannot tell", and that is an answer; what they do find they find too
-# large. So: name the pair and the margin before the run, pair by seed, print the size with its
+# Three seeds mostly say "we cannot tell" (seven find more than half); what they do find they find
+# too large. So: name the pair and the margin before the run, pair by seed, print the size with its
 # interval, count the rows, and say how many seeds would decide.
 #
 # ## 12. Who does what

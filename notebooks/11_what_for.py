@@ -216,7 +216,14 @@ for E in (1, 2, 4, 8, 16, 32):
 # %%
 FactGrid({E: many.remembered(block) for E, block in blocks.items()}, shown=3)
 
+# %%
+expert_N, right_N, without_N = many.remembered(blocks[16])
+gone_E = expert_N[right_N & ~without_N].bincount(minlength=16) / len(expert_N)
+print(f"one of 16 experts out: {gone_E.min():.1%} to {gone_E.max():.1%} of the book forgotten")
+
 # %% [markdown]
+# (So: half needs more than 8 experts and less than 16, and each of 16 takes its own share along.)
+#
 # **At equal arithmetic, experts fill the book:** 8.5 ± 0.2% of it with one, 98.8 ± 0.2% with 32
 # (ten seeds, in the ledger). Bits stored grow with parameters until all facts are in. So is there a
 # ceiling for one parameter? Allen-Zhu and Li found one: **two bits**, for language models that see
