@@ -106,7 +106,7 @@ AXES = {
     "first weights": Axis(
         MINI, BRIEF, {"first weights .5": SCALE4 | {"first": 0.5}}, book=True
     ),
-    # Which layers need experts of their own choice: one dense, one alone not, one with a table.
+    # Which layer's experts the lead comes from; and whether a router must choose them there.
     "first layer": Axis(MINI, BRIEF, {"first layer dense": SCALE4}, book=True, dense=(0,)),
     "last layer": Axis(MINI, BRIEF, {"last layer dense": SCALE4}, book=True, dense=(5,)),
     "only first": Axis(
@@ -116,7 +116,9 @@ AXES = {
         WIDER, BRIEF, {"only the first sparse, 64": SCALE4},
         book=True, dense=LATER,
     ),
-    "first table": Axis(MINI, BRIEF, {"first layer a table": SCALE4}, book=True, table=(0,)),
+    "first table": Axis(
+        MINI, BRIEF, {"first layer a table": SCALE4}, book=True, dense=LATER, table=(0,)
+    ),
     "batch": Axis(MINI, replace(BRIEF, batch_size=8), {"batch of 8": SCALE4}, book=True),
     "batch dense": Axis(
         DENSE, replace(BRIEF, batch_size=8), {"dense, batch of 8": {}}, book=True, base=True
