@@ -109,15 +109,12 @@ AXES = {
     # Which layer's experts the lead comes from; and whether a router must choose them there.
     "first layer": Axis(MINI, BRIEF, {"first layer dense": SCALE4}, book=True, dense=(0,)),
     "last layer": Axis(MINI, BRIEF, {"last layer dense": SCALE4}, book=True, dense=(5,)),
-    "only first": Axis(
-        MINI, BRIEF, {"only the first sparse": SCALE4}, book=True, dense=LATER
-    ),
+    "only first": Axis(MINI, BRIEF, {"only the first sparse": SCALE4}, book=True, dense=LATER),
     "only first, 64": Axis(
-        WIDER, BRIEF, {"only the first sparse, 64": SCALE4},
-        book=True, dense=LATER,
+        WIDER, BRIEF, {"only the first sparse, 64": SCALE4}, book=True, dense=LATER
     ),
-    "first table": Axis(
-        MINI, BRIEF, {"first layer a table": SCALE4}, book=True, dense=LATER, table=(0,)
+    "only first, table": Axis(
+        MINI, BRIEF, {"only the first, a table": SCALE4}, book=True, dense=LATER, table=(0,)
     ),
     "batch": Axis(MINI, replace(BRIEF, batch_size=8), {"batch of 8": SCALE4}, book=True),
     "batch dense": Axis(
@@ -154,8 +151,7 @@ AXES = {
         MINI, WHOLE, {"only the first sparse": SCALE4}, book=True, dense=LATER
     ),
     "whole only first, 64": Axis(
-        WIDER, WHOLE, {"only the first sparse, 64": SCALE4},
-        book=True, dense=LATER,
+        WIDER, WHOLE, {"only the first sparse, 64": SCALE4}, book=True, dense=LATER
     ),
     "whole five dense": Axis(DENSE, WHOLE, {"dense": {}}, base=True),
     "whole five": Axis(EIGHT, WHOLE, {"2 of 8": {}}),
