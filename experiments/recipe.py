@@ -147,6 +147,9 @@ AXES = {
          "4 of 16, scale 4, lr 2e-3": SCALE4 | SLOWER},
         book=True, keep=("4 of 16, scale 4",),
     ),
+    "whole only first, table": Axis(
+        MINI, WHOLE, {"only the first, a table": SCALE4}, book=True, dense=LATER, table=(0,)
+    ),
     "whole only first": Axis(
         MINI, WHOLE, {"only the first sparse": SCALE4}, book=True, dense=LATER
     ),
