@@ -13,6 +13,11 @@
 # %% [markdown]
 # # How do you build a small Mixtral?
 #
+# **Three lines of answer.** Put several networks where each block had one, and let a matrix choose
+# two for every token: nothing else changes. The model holds as much as all, and computes as little
+# as two. Beside a dense twin of the same arithmetic ours predicts better at equal steps; at equal
+# time it is nowhere surely ahead.
+#
 # **The paper:** Jiang et al. 2024, *Mixtral of Experts*
 # ([arXiv:2401.04088](https://arxiv.org/abs/2401.04088)).
 #
@@ -446,84 +451,11 @@ print(f"the pair in the box: {ends['4 of 16, scale 4'].by_seed[0]:+.3f}")
 # undecided,
 # -0.001 [-0.028, 0.027], against a twin that uses 2.6 times the parameters for each token (three
 # seeds, to step 1,000); 2 of 8 is behind until 500. The box's first edition, one run of 2 of 8,
-# ended 0.016 *behind*: one seed is an anecdote. Why?
+# ended 0.016 *behind*: one seed is an anecdote.
 #
-# ### Where the lead is
-#
-# Split the held-out tokens in two. Some can be *copied*: the same token was followed by the same
-# one before, in the same window, as a name in a program is. The others are *new*, and must be
-# known.
-
-# %%
-split = leads.by_copying("whole finer", "4 of 16, scale 4", "whole dense", "dense")
-book = split.pop(data.BOOK)  # its digits need another scale, and nearly all are new
-print("phone book, new: {:+.3f} [{:+.3f}, {:+.3f}]".format(*book["new"].interval))
-fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
-for shift, color, what in ((-0.12, "#0072B2", "new"), (0.12, "#D55E00", "copied")):
-    for at, (domain, lead) in enumerate(split.items()):
-        middle, low, high = lead[what].interval
-        ax.plot([at + shift] * 2, [low, high], color=color, lw=2)
-        ax.plot(at + shift, middle, "o", color=color, label=what if at == 0 else None)
-        print(f"{domain:11} {what:7}" + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead[what].interval))
-ax.axhline(0, color="0.5", lw=0.8)
-ax.set_xticks(range(len(split)), list(split))
-ax.set_ylabel("nats per token ahead of the twin")
-_ = ax.legend(frameon=False)
-
-# %%
-runs = [r for axis in leads.stored() if "whole" in axis["axis"] for r in axis["runs"]]
-runs = [r for r in runs if "final" in r]  # to the last step
-codes = [r["copying"]["code"] | {"bits": r["final"]["code"]} for r in runs]
-copied, new, bits_R = (torch.tensor([c[k] for c in codes]) for k in ("copied", "new", "bits"))
-print(f"{len(runs)} runs, loss in code: copied {copied.min():.2f} to {copied.max():.2f}, "
-      f"new {new.min():.2f} to {new.max():.2f};\ncorrelation of copied with bits per byte "
-      f"{torch.stack([copied, bits_R]).corrcoef()[0, 1]:.2f}")  # fmt: skip
-print(f"one pair on a CPU: {leads.on_a_cpu().by_seed[0]:+.3f} bits per byte ahead")
-for arm, loss in leads.copying_on_a_cpu().items():
-    print(f"one pair on a CPU, {arm:10}: copied {loss['code']['copied']:.2f}, "
-          f"new {loss['code']['new']:.2f}")  # fmt: skip
-
-# %% [markdown]
-# **On new tokens the mixture is ahead in these five kinds of text: least in arithmetic, by 0.018
-# nats [0.007, 0.029], most in Japanese, 0.122 [0.104, 0.140]**; and in the phone book, by 0.300
-# [0.078, 0.522]. On copied ones the seeds differ too much to say so of any but Japanese (and the
-# book). To copy is the work of attention (Olsson et al. 2022,
-# [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)), and runs differ by how well they learn it:
-# in code most of the difference between runs is there. So a pair can tie: the first edition's, made
-# again on a CPU, ended 0.004 ahead; its twin copies code as well as the best of 44 stored runs.
-#
-# ### Where the lead shrinks
-#
-# That of 4 of 16 falls as training goes on. Also on the text to train on? (Its loss is taken
-# before each step: early on, that text is new too.)
-
-# %%
-marks = leads.on_seen_text("whole finer", "4 of 16, scale 4", "whole dense", "dense")
-fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
-for color, what, text in (("#009E73", "seen", "training"), ("#0072B2", "unseen", "held-out")):
-    middle, low, high = zip(*(mark[what].interval for mark in marks), strict=True)
-    steps = [mark[what].step for mark in marks]
-    ax.plot(steps, middle, color=color, label=f"{text} text")
-    ax.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
-ax.set(xlabel="step of 4,000", ylabel="nats per token ahead of the twin", ylim=(0, None))
-_ = ax.legend(frameon=False)
-
-# %%
-other = leads.on_seen_text("whole", "2 of 8", "whole dense", "dense")
-names = {"seen": "lead on training text", "unseen": "lead on held-out text", "apart": "the gap"}
-for name, found, at in (("4 of 16", marks, 4), ("4 of 16", marks, -1), ("2 of 8", other, -1)):
-    for what, last in found[at].items():
-        first, step = found[0][what].by_seed, last.step
-        change = leads.Lead(name, step, 4000, {s: v - first[s] for s, v in last.by_seed.items()})
-        print(f"{name:7} from step 500 to {step:5,}: {names[what]:21} changes by "
-              "{:+.3f} [{:+.3f}, {:+.3f}]".format(*change.interval))  # fmt: skip
-
-# %% [markdown]
-# **On held-out text the lead falls, by 0.048 nats per token [0.017, 0.079]; on training text that
-# is undecided; and the gap between them grows by 0.032 [0.022, 0.041]:** the mixture fits its own
-# text ever more closely. That is not all: until 1,500 both leads fall. And 2 of 8, with as many
-# parameters, widens its gap by 0.015 [0.000, 0.029] and *gains* on held-out text. So neither
-# repeated text (each kind is read 0.9 to 2.7 times) nor parameters alone explain the fall.
+# **Where does the lead come from?** From the experts of the first layer alone; from tokens that
+# cannot be copied from the text before; and long training takes half of it. The
+# [appendix](10b_where_it_pays.ipynb) measures each, and has what else was tried.
 #
 # ### Four experts are three, and an averaged mixture is a quarter of a network
 #
@@ -551,40 +483,6 @@ for what, lead in (*factors.items(), ("the change", change)):
 # 500, undecided at the end, the change -0.033 [-0.043, -0.024]. DeepSeek-V3 has such a factor
 # (`routed_scaling_factor`, 2.5), OLMoE does not divide, Mixtral divides and has none. Here:
 # `TopKRouter(..., gate_scale=4)`; `save` multiplies it into $W_2$, as in the box.
-#
-# ### What else was tried
-#
-# One change at a time, against the run without it, seed by seed. (The card has the others.)
-
-# %%
-for what, axis, name, step, over, other in (
-    ("factor 2, not 4", "finer", "4 of 16, scale 2", 750, "finer", "4 of 16, scale 4"),
-    ("1 of 8 and 1 shared, not 2 of 8", "shared", "1 of 8 and 1 shared", 500, "gate scale",
-     "2 of 8"),
-    ("a bias, no balancing loss", "whole finer", "4 of 16, scale 4, bias", 4000, "whole finer",
-     "4 of 16, scale 4"),
-    ("rate 0.002, not 0.003", "whole finer", "4 of 16, scale 4, lr 2e-3", 4000, "whole finer",
-     "4 of 16, scale 4"),
-    ("three times the balancing loss", "balance", "loss .03", 600, "brief", "4 of 16, scale 4"),
-):  # fmt: skip
-    lead = leads.lead_of(axis, step, over, step, name, other)
-    print(f"{what:32} step {step:5,} of {lead.of:,}: better by "
-          "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))  # fmt: skip
-
-# %%
-short = leads.leads(leads.stored(), lambda step: step == 600)
-full, half = (next(r for r in short if r.axis == axis) for axis in ("brief", "batch"))
-less = {seed: lead - half.by_seed[seed] for seed, lead in full.by_seed.items()}
-for what, lead in (("16 texts a step", full), ("8 texts a step", half),
-                   ("the difference", leads.Lead("", 600, 600, less))):  # fmt: skip
-    print(f"ahead of the twin, {what:15} {{:+.3f}} [{{:+.3f}}, {{:+.3f}}]".format(*lead.interval))
-
-# %% [markdown]
-# **Early on half the factor costs 0.039 [0.031, 0.047], and a shared expert, without a factor,
-# 0.053 [0.039, 0.067]. With 8 texts a step instead of 16, at the same rate, the lead is smaller by
-# 0.032 [0.014, 0.050] after 600 steps** (an expert meets 512 tokens a step, not 1,024; why, and
-# what is left at 4,000, was not measured). Three times the balancing loss is undecided; at 4,000
-# steps so is a bias instead of it, and a lower rate.
 #
 # ## 7. Let it speak, and look where the words went
 #

@@ -186,7 +186,7 @@ def test_a_course_is_built_checked_and_left_alone(course, capsys):
 
 def test_every_notebook_leads_to_its_neighbours(course):
     """An appendix stands between its chapter and the next; nothing leads nowhere."""
-    for stem in ("01_why", "02_how", "02a_more", "03_end"):
+    for stem in ("01_why", "02_how", "02a_more", "03_end", "03a_one", "03b_two"):
         course("notebooks", CHAPTER, f"{stem}.py")
     for stem in ("01_why", "02_how"):
         root = course("solutions", SOLUTION, f"{stem}.py")
@@ -199,6 +199,9 @@ def test_every_notebook_leads_to_its_neighbours(course):
         ("← 01", "01_why.ipynb"), ("03 →", "03_end.ipynb"), ("appendix", "02a_more.ipynb"),
         ("exercises", "../exercises/02_exercises.ipynb"),
         ("solutions", "../solutions/02_solutions.ipynb"),
+    ]  # fmt: skip
+    assert links["notebooks/03_end.ipynb"][-2:] == [
+        ("appendix 03a", "03a_one.ipynb"), ("appendix 03b", "03b_two.ipynb")
     ]  # fmt: skip
     assert links["notebooks/02a_more.ipynb"] == [("← 02", "02_how.ipynb"), ("03 →", "03_end.ipynb")]
     assert links["exercises/01_exercises.ipynb"] == [

@@ -236,7 +236,7 @@ def test_a_lead_on_seen_text_leaves_the_book_out(monkeypatch):
     assert mark["seen"].step == 500
 
 
-def test_chapter_10_and_the_card_tell_where_the_lead_shrinks():
+def test_the_appendix_and_the_card_tell_where_the_lead_shrinks():
     marks, other = (
         leads.on_seen_text(axis, name, "whole dense", "dense")
         for axis, name in (("whole finer", "4 of 16, scale 4"), ("whole", "2 of 8"))
@@ -248,7 +248,7 @@ def test_chapter_10_and_the_card_tell_where_the_lead_shrinks():
         ends = found[at][what].by_seed
         return leads.Lead(what, 0, 0, {s: v - first[s] for s, v in ends.items()}).interval
 
-    text = " ".join((leads.ROOT / "notebooks" / "10_small_mixtral.py").read_text("utf-8").split())
+    text = " ".join((leads.ROOT / "notebooks" / "10b_where_it_pays.py").read_text("utf-8").split())
     text, card = text.replace("# ", ""), " ".join(CARD.split())
     for what, name in (("seen", "seen text"), ("unseen", "unseen text"), ("apart", "apart")):
         found = (marks[0][what].interval, marks[-1][what].interval, moved(marks, what))
@@ -333,11 +333,28 @@ def test_chapter_10_says_what_is_stored():
         assert all(lead.interval[1] <= 0 for lead in found)  # nowhere surely ahead
         assert found[-1].interval[2] > 0  # undecided at the end
         behind = [f"{lead.step:,}" for lead in found if lead.interval[2] < 0]
-        if name == "4 of 16, scale 4":
-            assert f"behind from {behind[0]} to {behind[-1]}" in text
         if name == "2 of 8":
             assert f"until {behind[-1]}" in text
-    assert f"takes {slow[0]:.1f} of the twin's" in text
+        if name == "4 of 16, scale 4":
+            assert f"behind from {behind[0]} to {behind[-1]}" in text
+            early = leads.curve(axis, name, *twins, slow[1])
+            assert f"if {slow[1]:.2f}, nowhere" in text
+            assert not [lead for lead in early if lead.interval[2] < 0]
+    assert f"takes {slow[0]:.2f} of the twin's" in text
+
+
+def test_which_layer_the_lead_comes_from_is_told_by_the_stored_runs():
+    """In the appendix and on the card: each arm's lead, and what it is beside that of all six."""
+    text = (leads.ROOT / "notebooks" / "10b_where_it_pays.py").read_text("utf-8")
+    short = {r.axis: r for r in leads.leads(leads.stored(), lambda step: step == 600)}
+    for axis in ("first layer", "only first", "only first, table"):
+        of = short["brief"].by_seed
+        less = {s: v - of[s] for s, v in short[axis].by_seed.items()}
+        assert len(less) == 5
+        told = [short[axis].interval, leads.Lead("", 0, 0, less).interval]
+        for page in (text.replace("\n# ", " "), CARD):
+            for found in told:
+                assert "{:.3f} [{:.3f}, {:.3f}]".format(*found) in " ".join(page.split())
 
 
 def test_half_a_batch_is_told_by_the_stored_runs():
@@ -349,7 +366,7 @@ def test_half_a_batch_is_told_by_the_stored_runs():
         moved = {s: v - of[s] for s, v in at["brief", step].by_seed.items()}
         return "{:.3f} [{:.3f}, {:.3f}]".format(*leads.Lead("", 0, 0, moved).interval)
 
-    text = (leads.ROOT / "notebooks" / "10_small_mixtral.py").read_text("utf-8")
+    text = (leads.ROOT / "notebooks" / "10b_where_it_pays.py").read_text("utf-8")
     for page in (text.replace("\n# ", " "), CARD):
         assert f"the lead is smaller by {less(600, 600)} after 600 steps" in " ".join(page.split())
     card = " ".join(CARD.split())
@@ -358,8 +375,8 @@ def test_half_a_batch_is_told_by_the_stored_runs():
     assert "better by {:.3f} [{:.3f}, {:.3f}]".format(*loss) in card
 
 
-def test_chapter_10_says_what_else_was_tried():
-    text = (leads.ROOT / "notebooks" / "10_small_mixtral.py").read_text("utf-8")
+def test_the_appendix_says_what_else_was_tried():
+    text = (leads.ROOT / "notebooks" / "10b_where_it_pays.py").read_text("utf-8")
     text = " ".join(text.replace("\n# ", " ").split())
     half = leads.lead_of("finer", 750, "finer", 750, "4 of 16, scale 2", "4 of 16, scale 4")
     shared = leads.lead_of("shared", 500, "gate scale", 500, "1 of 8 and 1 shared", "2 of 8")

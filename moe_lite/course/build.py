@@ -210,8 +210,8 @@ def navigation(target: Target) -> str:
     links += [f"[{of} →]({names[of]}.ipynb)" for of in after]
     if kind != "notebooks" and here in chapters:
         links.append(f"[chapter](../notebooks/{chapters[here]}.ipynb)")
-    links += [f"[appendix]({stem}.ipynb)" for of, stem in sorted(chapters.items())
-              if kind == "notebooks" and of[:-1] == here]  # fmt: skip
+    more = [of for of in sorted(chapters) if kind == "notebooks" and of[:-1] == here]
+    links += [f"[appendix{' ' + of if len(more) > 1 else ''}]({chapters[of]}.ipynb)" for of in more]
     links += [f"[{other}](../{other}/{here}_{other}.ipynb)" for other in ("exercises", "solutions")
               if here in solved and other != kind]  # fmt: skip
     links += ["[library](../moe_lite/__init__.py)", "[all chapters](../README.md)"]
