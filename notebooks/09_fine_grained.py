@@ -454,7 +454,7 @@ print("loss, u 0.01 − alpha 0.01, same seed:", late)
 # %%
 fig, panels = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained", sharey=True)
 middles = [20 * n - 10 for n in range(1, 11)]
-for panel, group in zip(panels, (losses, rates), strict=True):
+for panel, group in zip(panels, (alphas, rates), strict=True):
     runs = {n: (middles, [stored[f"MaxVio in span {k} at {n}"].mean for k in range(1, 11)])
             for n in group}  # fmt: skip
     viz.curves(runs, "training step", "MaxVio of the training batches", ax=panel)
