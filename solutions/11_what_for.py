@@ -198,7 +198,7 @@ checks.check_unfair(unfair)
 # <details>
 # <summary>Hint 1</summary>
 #
-# First from bits to parameters, then from parameters to experts.
+# First from bits to parameters, then from parameters to experts; round only at the end.
 #
 # </details>
 #
@@ -327,7 +327,8 @@ print(" ".join(f"{n}: {s:.0%}" for n, s in enumerate(share.tolist())))
 #
 # By hand: of 200 names both know 60, the mixture alone 60, the twin alone 10, neither 70. The 200
 # differences are 60 times 1, 10 times −1 and else 0: mean 0.25, spread 0.54, half the interval
-# $1.97 \cdot 0.54 / \sqrt{200} = 0.075$. So there is more than chance.
+# $1.97 \cdot 0.54 / \sqrt{200} = 0.075$. So there is more than chance. (1.97 is Student's for 200
+# names. The fewer, the larger: for ten texts it is 2.26.)
 #
 # <details>
 # <summary>Hint 1</summary>

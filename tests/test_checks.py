@@ -334,6 +334,27 @@ def test_a_crash_of_the_check_is_not_put_on_the_answer():
         check_broken(lambda: 1)
 
 
+@pytest.mark.parametrize("check", CHECKS)
+def test_whatever_is_returned_is_put_on_the_answer_and_not_on_the_check(check):
+    """No `return`, one thing too few or too many: neither a bug of the course nor unwritten."""
+    one = torch.zeros(5, 2)
+    for odd in (None, 0, [], (), torch.tensor(0.0), one, one.numpy(), one.to_sparse(), [one] * 3):
+
+        def answer(*args, odd=odd):
+            return odd
+
+        class Router(torch.nn.Module):
+            def __init__(self, hidden_size, num_experts, top_k):
+                super().__init__()
+                self.gate = torch.nn.Linear(hidden_size, num_experts, bias=False)
+
+            def forward(self, x_TD, odd=odd):
+                return odd
+
+        with pytest.raises(checks.CheckFailed):
+            getattr(checks, check)(Router if check == "check_global_bug" else answer)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "equal"),
     [

@@ -92,3 +92,33 @@ def right_by_a_step(loss):
     loss(lm_loss, logits_TE, 1.0).backward()
     optimizer.step()
     return not torch.equal(before, logits_TE)
+
+
+def by_the_sum_of_slopes(loss):
+    """for a token's add up to 0"""
+    for seed in range(20):  # by chance not one of the sums may be off by rounding
+        logits_TE = torch.randn(64, 5, generator=torch.Generator().manual_seed(seed)).exp()
+        grad = _gradient(loss, logits_TE.requires_grad_())
+        if grad is not None and grad.sum() != 0:
+            return True
+    return False
+
+
+def by_the_sums_of_a_token(loss):
+    """for a token's add up to 0"""
+    grad = _gradient(loss, torch.randn(30, 7, dtype=torch.float64).requires_grad_())
+    return grad is not None and bool(grad.sum(dim=1).any())
+
+
+def right_by_functional_jacobian(loss):
+    def value(logits_TE):
+        return loss(torch.zeros(()), logits_TE, 1.0)
+
+    return bool(torch.autograd.functional.jacobian(value, _uneven().detach()).any())
+
+
+def right_by_func(loss):
+    def value(logits_TE):
+        return loss(torch.zeros(()), logits_TE, 1.0)
+
+    return bool(torch.func.jacrev(value)(_uneven().detach()).any())

@@ -57,3 +57,22 @@ def others_in_the_way(bits, per_expert, others, density):
 def below_one(bits, per_expert, others, density):
     """there is at least one expert"""
     return math.ceil((bits / density - others) / per_expert)
+
+
+def cut_to_whole_parameters(bits, per_expert, others, density):
+    """a part of a parameter takes a whole one"""
+    return max(1, math.ceil((int(bits / density) - others) / per_expert))
+
+
+def divided_to_whole_parameters(bits, per_expert, others, density):
+    """a part of a parameter takes a whole one"""
+    return max(1, -(-(bits // density - others) // per_expert))
+
+
+def rounded_to_whole_parameters(bits, per_expert, others, density):
+    """a part of a parameter takes a whole one"""
+    return max(1, math.ceil((round(bits / density) - others) / per_expert))
+
+
+def right_with_whole_parameters(bits, per_expert, others, density):
+    return int(max(1, -(-(math.ceil(bits / density) - others) // per_expert)))

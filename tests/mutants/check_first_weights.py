@@ -94,3 +94,8 @@ def right_by_drawing_again(rows, n, s):
     while (far := weight.abs() > 2).any():
         weight[far] = torch.randn(int(far.sum()))
     return weight * (s / n) ** 0.5
+
+
+def never_drawn(rows, fan_in, scale):
+    """not all of them are finite"""
+    return torch.full((rows, fan_in), torch.nan)

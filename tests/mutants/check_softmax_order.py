@@ -67,3 +67,15 @@ def right_by_hand(logits_TE, k):
     top_TK = torch.take_along_dim(logits_TE, expert_TK, dim=-1)
     weight_TK = (top_TK - top_TK[:, :1]).exp()
     return [weight_TK / weight_TK.sum(-1, keepdim=True), expert_TK]
+
+
+def best_anywhere(logits_TE, k):
+    """the right experts; put the best first"""
+    gate_TK, expert_TK = logits_TE.topk(k, sorted=False)
+    return gate_TK.softmax(-1), expert_TK
+
+
+def best_in_the_middle(logits_TE, k):
+    """the right experts; put the best first"""
+    gate_TK, expert_TK = right_short(logits_TE, k)
+    return gate_TK.roll(1, -1), expert_TK.roll(1, -1)

@@ -155,3 +155,15 @@ def double_softmax(logits_TE, k):
     """two softmaxes, one after the other"""
     gate_TK, expert_TK = logits_TE.softmax(-1).topk(k)
     return gate_TK.softmax(-1), expert_TK
+
+
+def best_anywhere(logits_TE, k):
+    """the right experts; put the best first"""
+    gate_TK, expert_TK = logits_TE.softmax(-1).topk(k, sorted=False)
+    return gate_TK / gate_TK.sum(-1, keepdim=True), expert_TK
+
+
+def best_in_the_middle(logits_TE, k):
+    """the right experts; put the best first"""
+    gate_TK, expert_TK = right_by_sorting(logits_TE, k)
+    return gate_TK.roll(1, -1), expert_TK.roll(1, -1)

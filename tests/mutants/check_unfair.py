@@ -69,3 +69,18 @@ def all_is_fair(sparse, dense):
 def another_word(sparse, dense):
     """answer one of active, data, optimiser, fair"""
     return "rigged"
+
+
+def steps_and_batches(sparse, dense):
+    """500 steps of 512 are as many examples as 250 of 1,024"""
+    return _ask(sparse, dense, data=lambda x: (x.steps, x.batch))
+
+
+def choices_and_widths(sparse, dense):
+    """two experts of 48 units do the work of one of 96"""
+    return _ask(sparse, dense, active=lambda x: (x.per_token, x.width))
+
+
+def each_by_itself(sparse, dense):
+    """two experts of 48 units do the work of one of 96"""
+    return _ask(sparse, dense, lambda x: (x.per_token, x.width), lambda x: (x.steps, x.batch))

@@ -236,7 +236,7 @@ def without_a_sign(seen, expert):
 
 
 def not_a_number(seen, expert):
-    """yours is NaN there"""
+    """a point at 0 is not above 0 (nor is NaN)"""
 
     def surely(a_N, b_N):
         d_N = a_N - b_N
@@ -343,3 +343,58 @@ def less_the_controls(seen, expert):
 def from_the_bottom(seen, expert):
     """name the first in the order of the table"""
     return _word(seen, expert, order=(2, 1, 0))
+
+
+def _point(a_N, b_N):
+    mean, half = share(a_N.double() - b_N.double())
+    return mean - half >= 0
+
+
+def at_least_nothing(seen, expert):
+    """a point at 0 is not above 0 (nor is NaN)"""
+    return _both(seen, expert, _point)
+
+
+def at_least_as_much_as_the_twin(seen, expert):
+    """a point at 0 is not above 0 (nor is NaN)"""
+    return _word(seen, expert, ahead=lambda s, e: _point(s.knows_N, s.twin_N))
+
+
+def at_least_as_much_as_the_nearest(seen, expert):
+    """a point at 0 is not above 0 (nor is NaN)"""
+
+    def more(seen, expert):
+        lost_EN = _lost(seen)
+        return _point(lost_EN[expert], lost_EN[_nearest(seen, expert)])
+
+    return _word(seen, expert, more=more)
+
+
+def _normal(a_N, b_N, times=1.96):
+    d_N = a_N - b_N
+    return d_N.mean() - times * d_N.std() / len(d_N) ** 0.5 > 0
+
+
+def normal_for_every_list(seen, expert):
+    """ten texts are few"""
+    return _both(seen, expert, _normal, spares=lambda s, e: _normal(0.05 + 0 * s.rise_EX[e],
+                                                                    s.rise_EX[e]))  # fmt: skip
+
+
+def the_examples_factor_for_every_list(seen, expert):
+    """ten texts are few"""
+
+    def spares(seen, expert):
+        return _normal(0.05 + 0 * seen.rise_EX[expert], seen.rise_EX[expert], 1.97)
+
+    return _word(seen, expert, spares=spares)
+
+
+def nearest_by_ratio(seen, expert):
+    """not the ratio"""
+    return _word(seen, expert, more=_against(lambda s, e, lost: lost[min(
+        _others(s, e), key=lambda o: abs(math.log(s.load_E[o] / s.load_E[e])))]))  # fmt: skip
+
+
+def right_normal_for_names_alone(seen, expert):
+    return _both(seen, expert, _normal)

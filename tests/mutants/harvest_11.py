@@ -139,7 +139,7 @@ check_unfair = [
     ),
     (
         "steps and batch each",
-        "'fair' is taken for 'data'",
+        "500 steps of 512 are as many examples as 250 of 1,024",
         lambda s, d: _unfair(s, d, data=lambda a: (a.steps, a.batch)),
     ),
     (

@@ -30,6 +30,7 @@ def check_expert_choice(expert_choice: Choice) -> None:
     check.on("three tokens, two experts, c = 2: each expert can take them all", randn(0, 3, 2), 2)
     check.on("six tokens, three experts, c = 4: nobody can take more than all", randn(1, 6, 3), 4)
     check.slopes("eight tokens, four experts, c = 1", randn(1, 8, 4), 1, of={"the logits": 0})
+    check.best_first(1, "right tokens, but in order: an expert's best first")
     check.passed("every expert exactly full, with what its tokens gave it of their softmax.")
 
 
@@ -287,7 +288,8 @@ def check_causal_groups(causal_groups: Callable[[int, int], Tensor]) -> None:
 
 
 def _safe(groups: Any, B: int, S: int) -> bool:
-    rows = [number(row) for row in (groups if isinstance(groups, Iterable) else ())]
+    single = not isinstance(groups, Iterable) or getattr(groups, "ndim", 1) == 0
+    rows = [] if single else [number(row) for row in groups]
     given = f"{B} sequences of {S} tokens; token b * {S} + s is the s-th of the b-th"
     tokens = [row.long().tolist() for row in rows if row is not None and row.dim() == 1]
 

@@ -12,13 +12,15 @@ from torch import Tensor
 from ..ledger import of_interval
 from .verdict import Check, Mistakes, fit, randn, refuse
 
+PAIR = torch.empty(0), torch.empty(0, dtype=torch.int64)  # gates, experts
+
 
 def _spread(exercise: str, value: Any, logits_TE: Tensor, k: int) -> Tensor:
     """Spread (gate_TK, expert_TK) over all experts, so that the order of the K is free."""
     (T, E), zeros_TK = logits_TE.shape, torch.zeros(len(logits_TE), k)
     pair = fit(value, (zeros_TK, zeros_TK))
-    whole = isinstance(pair, tuple) and all(isinstance(part, Tensor) for part in pair)
-    if not whole or any(part.shape != (T, k) for part in pair):
+    whole = isinstance(pair, tuple) and [getattr(part, "shape", 0) for part in pair]
+    if whole != [(T, k), (T, k)]:
         refuse(exercise, f"return two tensors of shape {(T, k)}, gate_TK and expert_TK; each token "
                          "keeps its k experts")  # fmt: skip
     gate_TK, expert_TK = pair
@@ -122,7 +124,7 @@ def check_biased_choice(choice: Callable[[Tensor, Tensor, int], tuple[Tensor, Te
 
     check = Check("biased_choice", choice, right, mistakes,
                   "not the scores of the chosen over their sum (shown: a column for every expert)",
-                  see=lambda value, logits_TE, bias_E, k: _spread(
+                  asked=PAIR, see=lambda value, logits_TE, bias_E, k: _spread(
                       "biased_choice", value, logits_TE, k))  # fmt: skip
     # Scores and biases add up to .1, .5, 0, .8, .6: experts 3 and 4, whose scores are .6 and .2.
     hand = torch.tensor([[0.5, 0.4, 0.3, 0.6, 0.2], [-0.4, 0.1, -0.3, 0.2, 0.4]])
@@ -207,7 +209,7 @@ def check_balanced_step(step: Step) -> None:
 
     check = Check(exercise, step, right, mistakes, ("not the k best of score + bias",
                   "not the old bias moved by u towards the mean load"), see=marked,
-                  parts=("who was chosen", "the new bias"))  # fmt: skip
+                  asked=PAIR[::-1], parts=("who was chosen", "the new bias"))  # fmt: skip
     # By score the last two tokens choose expert 1; the bias sends them to 2: loads 1, 1, 2.
     rows = [[0.8, 0.1, 0.5], [0.3, 0.6, 0.2], [0.1, 0.7, 0.6], [0.1, 0.7, 0.6]]
     given = "scores [[.8, .1, .5], [.3, .6, .2], [.1, .7, .6], [.1, .7, .6]], bias = [0, -.2, 0]"
@@ -338,7 +340,7 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
     check = Check("disable_top", disable,
                   lambda z, k, ratio: without(z, k, round(ratio * len(z[0]))), mistakes,
                   "not the softmax of the k best of those left (shown: a column for every expert)",
-                  see=lambda value, logits_TE, k, ratio: _spread(
+                  asked=PAIR, see=lambda value, logits_TE, k, ratio: _spread(
                       "disable_top", value, logits_TE, k))  # fmt: skip
     # Without the two best the three best are .08, .04 and .02: 4/7, 2/7, 1/7.
     check.on("the logarithms of [[.32, .16, .08, .04, .02, .01]], k = 3, ratio 1/3",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ...config import MixtralConfig
 from ...losses import load_balancing_loss
 from ...routing import Routing
-from .verdict import Check, Mistakes, call, number, passed, randn, refuse, same, show
+from .verdict import Check, Mistakes, call, fit, randn, refuse, same, show, sort_rows
 
 Gates = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(logits_TE, k) -> (gate_TK, expert_TK), best first."""
@@ -25,14 +26,16 @@ Loss = Callable[[Tensor, Tensor, float], Tensor]
 
 def check_top_k(top_k: Gates) -> None:
     """Check softmax → top-k → renormalise: (logits_TE, k) -> (gate_TK, expert_TK), best first."""
-    _check_gates("top_k", top_k)
-    passed("top_k", "the right experts, gates that add up to 1, and a gradient for the router.")
+    _check_gates("top_k", top_k).passed(
+        "the right experts, gates that add up to 1, and a gradient for the router."
+    )
 
 
 def check_softmax_order(topk_softmax: Gates) -> None:
     """Check top-k → softmax: (logits_TE, k) -> (gate_TK, expert_TK), best first."""
-    _check_gates("topk_softmax", topk_softmax)
-    passed("topk_softmax", "the gates of softmax → top-k → renormalise, to the last digits.")
+    _check_gates("topk_softmax", topk_softmax).passed(
+        "the gates of softmax → top-k → renormalise, to the last digits."
+    )
 
 
 def check_orders_agree(orders_agree: Callable[[bool, int, int], bool]) -> None:
@@ -115,7 +118,7 @@ def _gate_mistakes(logits_TE: Tensor, k: int) -> Mistakes:
     ]  # fmt: skip
 
 
-def _check_gates(exercise: str, answer: Gates) -> None:
+def _check_gates(exercise: str, answer: Gates) -> Check:
     check = Check(exercise, answer, _gates, _gate_mistakes, parts=("gate_TK", "expert_TK"),
                   otherwise=tuple(f"the {p} are not the right ones" for p in ("gates", "experts")),
                   nan="exp overflows, and inf / inf is not a number; use a softmax")  # fmt: skip
@@ -129,7 +132,8 @@ def _check_gates(exercise: str, answer: Gates) -> None:
         otherwise = f"right for k = 2, wrong for k = {k}: is the 2 written into the code?"
         check.on(f"six tokens, five experts, k = {k}", randn(k, 6, 5), k, otherwise=otherwise)
     check.slopes("six tokens, five experts, k = 2", randn(0, 6, 5), 2, of={"the logits": 0})
-    check.judge()
+    check.best_first(0, "the right experts; put the best first")
+    return check
 
 
 def check_moe_layer(moe_layer: Callable[..., Tensor]) -> None:
@@ -229,35 +233,49 @@ def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
     with torch.random.fork_rng(devices=[]):
         router = call(exercise, Router, 4, 3, 2, on="hidden_size=4, num_experts=3, top_k=2")
         other = call(exercise, Router, 4, 5, 3, on="hidden_size=4, num_experts=5, top_k=3")
-    if not isinstance(getattr(router, "gate", None), nn.Linear):
-        refuse(exercise, "keep the scores' nn.Linear as self.gate; change only forward")
-    forward = type(router).forward
-    before = {k: v for k, v in forward.__globals__.items() if isinstance(v, Tensor)}
+    for made, shape in ((router, (3, 4)), (other, (5, 4))):
+        gate = getattr(made, "gate", None)
+        if not isinstance(gate, nn.Linear) or gate.bias is not None or gate.weight.shape != shape:
+            refuse(exercise, "keep the scores' nn.Linear as self.gate; change only forward")
+    forward: Any = inspect.unwrap(getattr(type(router), "forward", call))
+    known = getattr(forward, "__globals__", {})
+    before = {k: v for k, v in known.items() if isinstance(v, Tensor)}
+
+    def right(x_TD: Tensor, run: Any, k: int) -> tuple[Tensor, Tensor]:
+        return _gates(x_TD @ run.gate.weight.T, k)
 
     def in_order(value: Any, *args: Any) -> Any:
         """Put a token's experts, whose order was not asked, by falling gates."""
-        gate_TK, expert_TK = map(number, value) if len(value) == 2 else (None, None)
-        if (gate_TK is None or expert_TK is None or gate_TK.dim() != 2
-                or gate_TK.shape != expert_TK.shape or expert_TK.is_floating_point()):  # fmt: skip
+        pair = fit(value, right(*args))
+        if not pairs(pair) or (pair[1].is_floating_point() and (pair[1] % 1).any()):
             return value
-        order_TK = gate_TK.sort(dim=1, descending=True, stable=True).indices
-        return gate_TK.gather(1, order_TK), expert_TK.gather(1, order_TK)
+        return sort_rows(pair, 0)
 
-    check = Check(exercise, lambda x_TD, run, k: run(x_TD),
-                  lambda x_TD, run, k: _gates(x_TD @ run.gate.weight.T, k),
+    def pairs(value: Any) -> bool:
+        return (isinstance(value, tuple) and len(value) == 2
+                and all(isinstance(part, Tensor) for part in value))  # fmt: skip
+
+    check = Check(exercise, lambda x_TD, run, k: run(x_TD), right,
                   parts=("gate_TK", "expert_TK"), see=in_order)  # fmt: skip
+    first_ED = router.gate.weight.detach().clone()
     for x_TD in (randn(1, 5, 4), randn(2, 5, 4), randn(3, 3, 4)):
         check.on(f"a fresh batch of shape {tuple(x_TD.shape)}: {show(x_TD)}", x_TD, router, 2)
     check.on("a router with five experts and top_k = 3", randn(4, 6, 4), other, 3,
              otherwise="right for top_k = 2, wrong for 3: is 2 written into the code?")  # fmt: skip
-    check.slopes("a fresh batch of shape (5, 4)", randn(5, 5, 4), router, 2, of={"x_TD": 0})
-    for name, value in forward.__globals__.items():
+    weight = router.gate.weight
+    if not weight.requires_grad:
+        refuse(exercise, "self.gate.weight has requires_grad=False: this router never learns")
+    check.slopes("a fresh batch of shape (5, 4)", randn(5, 5, 4), router, 2,
+                 of={"x_TD": 0, "self.gate.weight": weight})  # fmt: skip
+    for name, value in known.items():
         if isinstance(value, Tensor) and before.get(name) is not value:
             refuse(exercise, f"forward writes the global `{name}`, whose readers get this batch: "
                    "let it read its argument, and leave its result alone")  # fmt: skip
-    defaults = [*(forward.__defaults__ or ()), *(forward.__kwdefaults__ or {}).values()]
-    loaded = [step.argval for step in dis.get_instructions(forward) if step.opname == "LOAD_GLOBAL"]
-    read = [name for name in loaded if name in before]
+    written, defaults = inspect.isfunction(forward), []
+    if written:
+        defaults = [*(forward.__defaults__ or ()), *(forward.__kwdefaults__ or {}).values()]
+    steps = dis.get_instructions(forward) if written else ()
+    read = [step.argval for step in steps if step.opname == "LOAD_GLOBAL" and step.argval in before]
     first, second = check.cases[:2]
     why = "not softmax → top-k → renormalise of gate(x)"
     if any(isinstance(value, Tensor) for value in defaults):
@@ -269,7 +287,11 @@ def check_global_bug(Router: Callable[[int, int, int], nn.Module]) -> None:
     elif same(first.yours, second.yours):
         why = "two different batches get the same answer: it does not depend on the argument"
     for case in check.cases:
-        case.otherwise = case.otherwise or why
+        if pairs(case.yours[0] if case.leaves else case.yours):
+            case.otherwise = case.otherwise or why
+    check.judge()
+    if not torch.equal(router.gate.weight, first_ED):
+        refuse(exercise, "forward changes self.gate.weight; that is for an optimiser to do")
     check.passed("the answer follows the argument, whatever else the notebook holds.")
 
 
@@ -359,7 +381,18 @@ def check_balance_is_used(balance_is_used: Callable[[Loss], bool]) -> None:
     in which the term is computed and teaches nothing.
     """
 
+    def exactly(slope_TE: Tensor) -> Tensor:
+        """Round slopes to a grid, so that a token's add up to 0 exactly, in any order."""
+        largest = slope_TE.abs().max().clamp(min=torch.finfo(slope_TE.dtype).tiny)
+        unit = (largest.log2().floor() - 14).exp2()
+        grid_TE = (slope_TE / unit).round()
+        largest_T1 = grid_TE.abs().argmax(-1, keepdim=True)
+        return unit * grid_TE.scatter_add(-1, largest_T1, -grid_TE.sum(-1, keepdim=True))
+
     def balance(logits_TE: Tensor) -> Tensor:
+        logits_TE = logits_TE * 1  # a hook on the learner's own would stay there
+        if logits_TE.requires_grad:
+            logits_TE.register_hook(exactly)
         probs_TE = logits_TE.softmax(dim=-1)
         gate_TK, expert_TK = probs_TE.topk(1)
         return load_balancing_loss(Routing.from_choices(logits_TE, probs_TE, expert_TK, gate_TK))

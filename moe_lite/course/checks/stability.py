@@ -219,6 +219,8 @@ def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> N
             refuse(exercise, f"return a tensor of shape {(rows, n)}", given)
             raise AssertionError
         weight = weight.detach().double()
+        if not weight.isfinite().all():
+            refuse(exercise, "not all of them are finite; torch.empty holds anything", given)
         std, reach = weight.std().item(), weight.abs().max().item()
         if abs(weight.mean().item()) > 0.05 * std:
             refuse(exercise, "the mean must be 0", given)

@@ -171,6 +171,8 @@ def call(exercise: str, answer: Callable[..., Any], *args: Any, on: str) -> Any:
         result = answer(*args)
         if isinstance(result, Iterator):
             result = list(result)
+        if isinstance(result, Tensor):
+            result = number(result)
     except CheckFailed:
         raise
     except Exception as error:
@@ -258,6 +260,7 @@ def fit(value: Any, right: Any) -> Any:
         if isinstance(value, Mapping):
             value = tuple(value.values())
         parts = value if isinstance(value, list | tuple) else number(value)
+        value = parts if isinstance(parts, Tensor) else value
         if parts is None or (isinstance(parts, Tensor) and not parts.dim()):
             return value
         if len(parts) != len(right):
@@ -383,6 +386,7 @@ class Check:
           words:     the words that may be answered, where the answer is a word.
           slack:     how far a float may be off where its tensor holds numbers of about 1.
           see:       (value, *args) -> what is compared of the learner's value.
+          asked:     the kind of what shall be returned, where see makes something else of it.
     """
 
     def __init__(
@@ -398,11 +402,12 @@ class Check:
         words: Sequence[str] = (),
         slack: float = 1e-6,
         see: Callable[..., Any] | None = None,
+        asked: Any = None,
     ) -> None:
         self.exercise, self.answer, self.right = exercise, answer, right
         self.mistakes, self.parts = mistakes, parts
         self.others = (otherwise,) if isinstance(otherwise, str) else otherwise
-        self.nan, self.words, self.slack, self.see = nan, words, slack, see
+        self.nan, self.words, self.slack, self.see, self.asked = nan, words, slack, see, asked
         self.cases: list[Case] = []
         self.note, self.listed = "", False
 
@@ -421,10 +426,14 @@ class Check:
         if self.see is None:
             self._notice(value, raw)
 
-    def slopes(self, given: str, *args: Any, of: Mapping[str, int]) -> None:
-        """Add a case whose gradients are compared too: of maps their names to the arguments."""
-        leaves = {n: args[i].detach().clone().requires_grad_() for n, i in of.items()}
-        names = {i: n for n, i in of.items()}
+    def slopes(self, given: str, *args: Any, of: Mapping[str, int | Tensor]) -> None:
+        """Add a case whose gradients are compared too.
+
+        Args: of: from their names to the arguments, or to the parameters of one, as "self.x".
+        """
+        leaves = {n: i if isinstance(i, Tensor) else args[i].detach().clone().requires_grad_()
+                  for n, i in of.items()}  # fmt: skip
+        names = {i: n for n, i in of.items() if isinstance(i, int)}
         args = tuple(leaves[names[i]] if i in names else arg for i, arg in enumerate(args))
         try:
             value = self._call(given, args)
@@ -449,7 +458,11 @@ class Check:
 
     def _ask(self, given: str, args: tuple[Any, ...]) -> Any:
         value = call(self.exercise, self.answer, *args, on=given)
-        return value if self.see is None else self.see(value, *args)
+        if self.see is None:
+            return value
+        seen = self.see(value, *args)
+        self._notice(value, self.asked)
+        return seen
 
     def _call(self, given: str, args: tuple[Any, ...]) -> Any:
         try:
@@ -465,6 +478,17 @@ class Check:
             number = isinstance(part, int | float) and isinstance(want, Tensor) and want.dim() == 0
             if isinstance(want, Tensor) and not isinstance(part, Tensor) and not number:
                 self.note = f"\n  (Right numbers; asked is a tensor, and yours is {_kind(part)}.)"
+            elif (isinstance(part, Tensor) and isinstance(want, Tensor)
+                    and want.dtype == torch.int64 != part.dtype):  # fmt: skip
+                mine = str(part.dtype).removeprefix("torch.")
+                self.note = f"\n  (Right numbers; asked are whole ones, int64; yours are {mine}.)"
+
+    def best_first(self, by: int, otherwise: str) -> None:
+        """Say otherwise of each wrong case that is right once its rows are sorted by a part."""
+        for case in self.cases:
+            yours, right = (part[0] if case.leaves else part for part in (case.yours, case.right))
+            if case.wrong() and isinstance(yours, tuple) and same(sort_rows(yours, by), right):
+                case.otherwise = otherwise
 
     def judge(self) -> None:
         """Raise CheckFailed with what explains the cases, if any of them is wrong."""
@@ -509,9 +533,10 @@ class Check:
                          if not same(a, b))  # fmt: skip
             name = case.leaves[which - 1]
             if case.yours[which] is NO_GRADIENT:
+                what = "it" if name.startswith("self.") else "what is behind"
                 return (
-                    f"right numbers, but no gradient reaches {name}, so what is behind can never "
-                    "learn; look for detach(), no_grad(), .item(), or a tensor made anew"
+                    f"right numbers, but no gradient reaches {name}, so {what} can never learn; "
+                    "look for detach(), .data, no_grad(), .item(), or a tensor made anew"
                 )
             return f"right numbers, but not the right gradient for {name}"
         pairs = self._pairs()
@@ -576,15 +601,27 @@ class Check:
         found = form([(y[bad[0]], r[bad[0]]) for y, r in pairs if isinstance(y, tuple)])
         text = found or self.others[min(bad[0], len(self.others) - 1)]
         mine, want = yours[bad[0]], right[bad[0]]
-        if isinstance(mine, Tensor) and not mine.dim() + want.dim() + found.count("off by"):
+        if isinstance(want, Tensor) and not isinstance(mine, Tensor):
+            text = f"return {_describe(want)}, not {_describe(mine)}"
+        elif isinstance(mine, Tensor) and not mine.dim() + want.dim() + found.count("off by"):
             text += f" (off by {(mine - want).item():+,.6g})"
         return text if len(bad) == len(right) else f"{names[bad[0]]}: {text}"
+
+
+def sort_rows(parts: tuple[Any, ...], by: int) -> tuple[Any, ...]:
+    """Sort the rows of all parts by one of them, the largest first, where they have such rows."""
+    if any(not isinstance(part, Tensor) or not part.dim() for part in parts):
+        return parts
+    if len({part.shape for part in parts}) != 1:
+        return parts
+    order = parts[by].sort(dim=-1, descending=True, stable=True).indices
+    return tuple(part.gather(-1, order) for part in parts)
 
 
 def _slopes(value: Any, right: tuple[Any, ...] | None = None, *, leaves: list[Tensor]) -> list[Any]:
     """Take the gradients of a weighted sum of all that a value holds."""
     parts = value if isinstance(value, tuple) else (value,)
-    if ... in [part for part in parts if not isinstance(part, Tensor)]:
+    if any(part is ... for part in parts):
         return [...] * len(leaves)
     sums = [(p * randn(7, *p.shape).to(p.dtype)).sum() for p in parts
             if isinstance(p, Tensor) and p.is_floating_point() and p.requires_grad]  # fmt: skip
@@ -677,7 +714,8 @@ def _describe(value: Any, listed: bool = False) -> str:
         return f"a tensor of shape {tuple(value.shape)}" if value.dim() else "one number"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "one number"
-    return f"{len(value)} things" if isinstance(value, tuple) else show(value)
+    several = isinstance(value, list) and any(isinstance(part, Tensor) for part in value)
+    return f"{len(value)} things" if several or isinstance(value, tuple) else show(value)
 
 
 def _kind(value: Any) -> str:

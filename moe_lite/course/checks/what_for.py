@@ -116,11 +116,19 @@ def check_unfair(unfair: Callable[[Arm, Arm], str]) -> None:
 
     def mistakes(sparse: Arm, dense: Arm) -> Mistakes:
         both = sparse, dense
+        examples = ("500 steps of 512 are as many examples as 250 of 1,024: compare steps times "
+                    "batch, not each by itself")  # fmt: skip
+        work = ("two experts of 48 units do the work of one of 96: compare experts per token times "
+                "width, not each by itself")  # fmt: skip
         return [
             ("compares the width of one expert; a token uses several",
              rule(*both, active=lambda arm: arm.width)),
             ("compares total sizes; the twin of equal arithmetic is smaller in all",
              rule(*both, active=lambda arm: arm.experts * arm.width)),
+            (examples, rule(*both, data=lambda arm: (arm.steps, arm.batch))),
+            (work, rule(*both, active=lambda arm: (arm.per_token, arm.width))),
+            (work, rule(*both, active=lambda arm: (arm.per_token, arm.width),
+                        data=lambda arm: (arm.steps, arm.batch))),
             ("compares the steps; a step with twice the batch is twice the data",
              rule(*both, data=lambda arm: arm.steps)),
             ("compares the batches; with half the steps twice the batch is as much data",
@@ -166,6 +174,9 @@ def check_experts_needed(needed: Callable[[float, int, int, float], int]) -> Non
             ("rounded down: with that many experts the book does not fit yet",
              max(1, math.floor(room / per_expert))),
             ("rounded to the nearest, which may be too few", max(1, round(room / per_expert))),
+            *(("a part of a parameter takes a whole one: round up, and only at the end",
+               max(1, math.ceil((whole(bits / density) - others) / per_expert)))
+              for whole in (int, round)),
             ("one more than is needed", max(1, math.floor(room / per_expert) + 1)),
             ("the other parameters store bits too", max(1, math.ceil(bits / density / per_expert))),
             ("a parameter does not hold one bit", max(1, math.ceil((bits - others) / per_expert))),
@@ -184,6 +195,7 @@ def check_experts_needed(needed: Callable[[float, int, int, float], int]) -> Non
     for bits, each, others, density in (
         (49_000, 1568, 4224, 1.2), (100, 10, 20, 0.8), (1000, 90, 40, 1.25), (96, 8, 16, 2.0),
         (30, 10, 50, 2.0), (5000, 300, 100, 3.0), (117, 10, 14, 1.5), (64, 10, 5, 1.0),
+        (121, 20, 20, 1.5), (122, 20, 21, 1.5),
     ):  # fmt: skip
         check.on(f"{bits:,} bits, experts of {each:,} parameters, {others:,} others, {density} "
                  "bits in each", bits, each, others, density)  # fmt: skip
@@ -242,6 +254,11 @@ def _above(x_N: Tensor) -> bool:
     return mean > half
 
 
+def _at_least(x_N: Tensor) -> bool:
+    mean, half = share(x_N)
+    return mean >= half
+
+
 def _lost(seen: Evidence) -> Tensor:
     return (seen.knows_N & ~seen.without_EN)[:, seen.knows_N].double()
 
@@ -273,7 +290,7 @@ def _whose(seen: Evidence, expert: int, order: Sequence[str] = (), **instead: Te
 def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
     lost_EN, knows_N, twin_N = _lost(seen), seen.knows_N.double(), seen.twin_N.double()
     whose = functools.partial(_whose, seen, expert)
-    rise_X, near = seen.rise_EX[expert], _nearest(seen, expert)
+    rise_X, near, load = seen.rise_EX[expert], _nearest(seen, expert), seen.load_E[expert]
     (mean, half), others = share(rise_X), [e for e in range(len(lost_EN)) if e != expert]
 
     def apart(surely: Callable[[Tensor, Tensor], bool]) -> str:
@@ -310,8 +327,11 @@ def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
          "difference name by name, then its interval", apart(no_overlap)),
         ("a difference may be below 0: `^`, or uint8 less uint8, says that two differ, not which "
          "is ahead", apart(lambda a, b: _above((a != b).double()))),
-        ("an interval of differences that are all alike is a point; yours is NaN there, and NaN is "
-         "not above 0", apart(lambda a, b: bool((a - b).std() == 0) or _above(a - b))),
+        *(("an interval of differences that are all alike is a point; a point at 0 is not above 0 "
+           "(nor is NaN)", word) for word in (
+               apart(lambda a, b: bool((a - b).std() == 0) or _above(a - b)),
+               whose(chance=lambda *_: _at_least(knows_N - twin_N)),
+               whose(busy=lambda *_: _at_least(lost_EN[expert] - lost_EN[near])))),
         ("takes the other list's mean as if it were exact; take the difference name by name, then "
          "its interval", apart(lambda a, b: share(a)[0] - share(a)[1] > float(b.mean()))),
         ("takes a difference for a lead; it may be below 0",
@@ -334,6 +354,8 @@ def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
         ("a number that it does not know is not lost; look at the known ones alone",
          whose(busy=lambda *_: _above((~seen.without_EN).double()[expert]
                                       - (~seen.without_EN).double()[near]))),
+        ("nearest in load is the least difference, not the ratio nearest to 1",
+         against(lost_EN[min(others, key=lambda e: abs(math.log(seen.load_E[e] / load)))])),
         ("the control is the busiest of the others; take the one nearest in load",
          against(lost_EN[max(others, key=lambda e: seen.load_E[e])])),
         ("the control is the idlest of the others; take the one nearest in load",
@@ -348,6 +370,9 @@ def _whose_mistakes(seen: Evidence, expert: int) -> Mistakes:
         ("an interval round 0 may reach far: it says that nothing is decided, not that other text "
          "is spared. Its upper end counts", other_text(mean - half <= 0)),
         ("the lower end is below 0.05; the upper end has to be", other_text(mean - half < SPARED)),
+        ("ten texts are few: half an interval is 2.26 deviations of their mean (Student's), not "
+         "1.96; asking.share knows", other_text(bool(
+             mean + 1.96 * rise_X.double().std() / len(rise_X) ** 0.5 < SPARED))),
         ("the mean rise is below 0.05, but its interval is not", other_text(mean < SPARED)),
         ("a loss that *falls* without the expert is no harm",
          other_text(abs(mean) + half < SPARED)),
@@ -463,6 +488,11 @@ def check_whose_expert(whose_expert: Callable[[Evidence, int], str]) -> None:
         "not ahead, and the nearest takes as many": (even, [suspect(60), *others(60, 0, 0)]),
         "the nearest takes as many, other text suffers": (
             ahead, [suspect(60, bad), *others(60, 0, 0)]),
+        "the mixture and its twin know the same": ((120, 0, 0, 80), [suspect(90), *rest]),
+        "other text: 0.021 ± 0.032 nats, eight of ten spared, two lose 0.106": (
+            ahead, [suspect(90, (0.106, *(0.0,) * 8, 0.106)), *rest]),
+        "takes 60, the nearest 5, one that is 0.2 busier 58": (
+            ahead, [suspect(60), (0.34, (0, 5), still), (0.7, (0, 58), still), *nothing]),
         "nothing holds": (even, [suspect(60, bad), *others(60, 0, 0)]),
     }  # fmt: skip
     for seed, (given, (names, experts)) in enumerate(cases.items()):
