@@ -249,6 +249,21 @@ def test_writing_on(ask):
     assert written[1] == written[2] != written[0]
 
 
+def test_each_answer_names_its_turn_and_a_names_experts_are_those_of_all_its_tokens(ask):
+    text, tokenizer = "To be: 12\nLun Mor: ", load_tokenizer()
+    wish = {"text": text, "question": wire([ablate(0, 2)]), "cut": 3, "recall": "Lun Mor"}
+    write = {"act": "write", "turn": 8, "question": [], "count": 2, "seed": 3, "temperature": 0}
+    bad = {"act": "show", "turn": 9, "text": "", "question": []}
+    small, replies = ask(tiny(), {"act": "show", "turn": 7, **wish}, write, bad)
+    assert [reply["turn"] for reply in replies] == [7, 7, 7, 8, 8, 8, 9]
+    ids = tokenizer.encode(text).ids
+    begin = len(tokenizer.encode("To be: 12\n").ids)
+    assert begin < len(ids) - 2
+    _, routings = small.hidden(torch.tensor([ids]))
+    own = [sorted({*r.expert_N[r.token_N >= begin].tolist()}) for r in routings]
+    assert replies[1]["recalled"]["by"] == own
+
+
 def test_text_longer_than_the_context_is_said(ask):
     _, replies = ask(tiny(max_position_embeddings=8), {"act": "show", "text": TEXT, "question": []})
     assert "more than the model’s context of 8" in replies[0]["problem"]

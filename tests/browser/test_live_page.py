@@ -255,30 +255,155 @@ def test_the_command(tmp_path, capsys):
     assert "MB; open it in any browser" in capsys.readouterr().out
 
 
-def test_a_number_is_asked_for_and_forgotten_without_an_expert(live):
-    page = live()
-    dial = page.get_by_label("Ask for the number of")
-    names, answer = dial.locator("option").all_inner_texts()[1:], page.locator(".recall output")
-    told = []
+def asked(page, name):
+    """Wait until a name is asked for and answered; give what is said."""
+    page.wait_for_function(
+        "name => document.querySelector('textarea').value.endsWith(`${name}: `)"
+        " && !document.querySelector('.recall').hidden", arg=name,
+    )  # fmt: skip
+    return page.locator(".recall output").inner_text()
+
+
+def served(model, name):
+    """Return each layer's experts of a name's tokens, from its first to the question's last."""
+    ids, tokenizer = load_tokenizer().encode(asking.question(name)).ids, load_tokenizer()
+    end = next(n for n in range(len(ids)) if f"{name}: " in tokenizer.decode(ids[-n - 1 :]))
+    with torch.no_grad(), record(model) as recorded:
+        model(torch.tensor([ids]))
+    layers = recorded.trace.layers
+    return [sorted({*r.expert_N[r.token_N >= len(ids) - end - 1].tolist()}) for r in layers]
+
+
+def test_a_number_is_asked_for_and_forgotten_without_an_expert(live, shipped):
+    """The menu has names that the model knows; any token of the name shows where it went."""
+    page, book = live(), phone_book()
+    dial, out = page.get_by_label("Ask for the number of"), page.get_by_label("Take out")
+    names = dial.locator("option").all_inner_texts()[1:]
+    assert len(names) == 12
     for name in names:
         dial.select_option(label=name)
-        page.wait_for_function(
-            "name => document.querySelector('textarea').value.endsWith(`${name}: `)"
-            " && !document.querySelector('.recall').hidden", arg=name,
-        )  # fmt: skip
-        told.append(answer.inner_text())
-        if told[-1].endswith("✓ right."):
-            break
-    number = phone_book()[name]
-    assert told[-1] == f"Untouched the model says {number} ✓ right."
+        assert asked(page, name) == f"Untouched the model says {book[name]} ✓ right."
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    page.get_by_label("Take out an expert that answered").select_option(
-        label=page.locator(".recall option", has_text="of layer 0").first.inner_text()
-    )
-    page.wait_for_function("() => /As you/.test(document.querySelector('.recall').textContent)")
+    want = [
+        f"expert {e} of layer {n}" for n, es in enumerate(served(shipped.model, name)) for e in es
+    ]
+    assert out.locator("option").all_inner_texts() == ["no expert", *want]
+    assert out.locator("optgroup").count() == 6
+    assert "many, taken out, change nothing" in page.locator(".recall").inner_text()
+    out.select_option(label="expert 11 of layer 0")
+    page.wait_for_function("() => /✗ wrong/.test(document.querySelector('.recall').textContent)")
+    told = page.locator(".recall output").inner_text()
+    assert re.fullmatch(rf"Untouched .+ {book[name]} ✓ right. As you changed it: .+ ✗ wrong.", told)
+    assert out.input_value() == '[["ablate",0,11,-1,0,null]]'
     ids = load_tokenizer().encode(asking.question(name)).ids
-    assert page.locator(".recall option").count() == 1 + 6 * 4
     shown(page, 2 * ids)
     # What else is typed asks for nothing.
     page.get_by_label("Type any text").fill("Once upon a time")
     page.wait_for_function("() => document.querySelector('.recall').hidden")
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
+def test_any_name_of_the_book_is_asked_for_after_another_entry(live, theme, width):
+    page, names = live(theme=theme, width=width), list(phone_book())
+    field = page.get_by_label("or of any other name")
+    listed = "field => [...field.list.options].map((option) => option.value)"
+    assert field.evaluate(listed) == names
+    page.get_by_text("Asked after another entry, as the book was read").wait_for()
+    for name in (names[0], names[-1]):
+        field.fill("")
+        field.press_sequentially(name)
+        asked(page, name)
+        assert page.get_by_label("Type any text").input_value() == asking.question(name)
+        assert page.evaluate("document.activeElement.tagName") == "INPUT"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    box = field.bounding_box()
+    assert box["height"] >= 24 and box["width"] > 100
+    field.fill("Nobody <b>Here")
+    field.press("Enter")
+    page.get_by_text("The phone book has no “Nobody <b>Here”.").wait_for()
+    assert page.get_by_label("Type any text").input_value() == asking.question(names[-1])
+
+
+# Notes what is said of a number, each time with what the control holds then.
+NOTES = """([of, mark]) => { window.told = []; new MutationObserver(() => {
+  const said = document.querySelector(".recall output").textContent;
+  if (said.includes(mark)) told.push([document.querySelector(of).value, said]);
+}).observe(document.querySelector(".recall output"), { childList: true }); }"""
+
+
+def test_an_answer_is_shown_to_its_own_question_only(live, shipped):
+    """Whoever goes down the menu in haste is never told of one name what was said of another."""
+    page, book = live(), phone_book()
+    dial = page.get_by_label("Ask for the number of")
+    names = dial.locator("option").all_inner_texts()[1:]
+    page.evaluate(NOTES, ["textarea", "Untouched"])
+    for delay in (30, 100, 250):
+        dial.select_option(label=names[0])
+        dial.focus()
+        for _ in names[1:]:
+            page.wait_for_timeout(delay)
+            dial.press("ArrowDown")
+        asked(page, names[-1])
+    told = {(text.split("\n")[1].removesuffix(": "), said) for text, said in page.evaluate("told")}
+    assert (names[-1], f"Untouched the model says {book[names[-1]]} ✓ right.") in told
+    assert told <= {(name, f"Untouched the model says {book[name]} ✓ right.") for name in names}
+
+
+def test_what_is_said_without_an_expert_is_never_shown_beside_another(live):
+    page, alone = live(), {}
+    dial, out = page.get_by_label("Ask for the number of"), page.get_by_label("Take out")
+    name = dial.locator("option").nth(1).inner_text()
+    dial.select_option(label=name)
+    asked(page, name)
+    changed = "() => /As you/.test(document.querySelector('.recall').textContent)"
+    options = [each.get_attribute("value") for each in out.locator("option").all()][1:9]
+    for value in options:
+        out.select_option(value)
+        page.wait_for_function(changed)
+        alone[value] = page.locator(".recall output").inner_text()
+    assert len(set(alone.values())) > 2
+    page.evaluate(NOTES, [".recall select", "As you"])
+    out.select_option(options[0])
+    out.focus()
+    for _ in options[1:]:
+        page.wait_for_timeout(100)
+        out.press("ArrowDown")
+    page.wait_for_function(changed)
+    told = {tuple(pair) for pair in page.evaluate("told")}
+    assert (options[-1], alone[options[-1]]) in told and told <= alone.items()
+
+
+def test_what_is_typed_while_the_model_writes_stays(live):
+    """Tokens that are still on their way belong to the old text, as do the ones it offers."""
+    page = live()
+    typed(page, TEXT)
+    page.evaluate("""() => {
+      let seen = 0;
+      const watch = new MutationObserver(() => {
+        if (++seen < 3) return;
+        watch.disconnect();
+        const until = performance.now() + 400; // the page is busy: what is written waits
+        while (performance.now() < until);
+        const box = document.querySelector(".live textarea");
+        box.value = "Mine";
+        box.dispatchEvent(new Event("input"));
+      });
+      watch.observe(document.querySelector(".likely"), { childList: true });
+    }""")
+    page.get_by_role("button", name="Write on").click()
+    shown(page, load_tokenizer().encode("Mine").ids)
+    page.get_by_role("button", name="Write on").wait_for()
+    assert page.get_by_label("Type any text").input_value() == "Mine"
+    # A next token that was offered to another text is not put behind this one.
+    page.evaluate("""() => {
+      const box = document.querySelector(".live textarea");
+      box.value = "Another";
+      box.dispatchEvent(new Event("input"));
+      document.querySelector(".likely button").click();
+    }""")
+    shown(page, load_tokenizer().encode("Another").ids)
+    page.wait_for_timeout(300)
+    assert page.get_by_label("Type any text").input_value() == "Another"
+    page.get_by_label("Type any text").fill("")
+    page.get_by_text("there is no text to run").wait_for()
+    assert page.locator(".likely button").count() == 0

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
+from itertools import compress
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ...config import MixtralConfig
 from ...model import Mixtral
+from ..asking import Questions
 from ..data import token_bytes
 from ..effects import Run
 from ..film import Film
@@ -26,6 +28,7 @@ from .routing_explorer import RoutingExplorer
 
 TEXT = "Every token of this text goes to a few experts. Type, and see which."
 LARGEST = 12_000_000  # bytes of the page
+OFFERED, TRIED = 12, 36  # names of the book in the menu, of so many at its beginning
 LEVELS = (127, 63, 31)  # the largest whole number that a weight becomes, the finest first
 CLASSES = r"\\p\{\^?\w+\}|\\[sSwWdD]"  # in a pattern: what differs from one Unicode to the next
 
@@ -45,7 +48,8 @@ class LivePage(RoutingExplorer):
     Args:    model: with float32 weights; is not changed. text: to begin with. film: of its
              training; where the page has no room for all of it, fewer texts and steps.
              title: what the page calls the model. openings: texts that are offered to begin
-             with, as (name, text). book: names with the numbers that may be asked for.
+             with, as (name, text). book: the phone book's names and numbers, which may be asked
+             for: in a menu a few that the page's model knows, in a field all.
     Attrs:   model: as the page has it, its weights rounded. about: what the rounding cost.
     Raises:  ValueError if the page would be larger than 12 MB, or for a tokenizer of another kind
              than the course's.
@@ -95,6 +99,7 @@ class LivePage(RoutingExplorer):
         self._extra = {
             **fixed, "layout": pack.layout, "weights": pack.weights,
             "reel": reel, "about": self.about,
+            "offered": known(self.model, tokenizer, [name for name, _ in book or ()][:TRIED]),
         }  # fmt: skip
 
     @property
@@ -188,6 +193,12 @@ def told(
         f"costs {bits[1] - bits[0]:+.4f} bits per byte ({bits[0]:.4f} before), and "
         f"{same:.1%} of the choices are the same experts."
     )
+
+
+def known(model: Mixtral, tokenizer: Tokenizer, names: list[str]) -> list[str]:
+    """Return the first of these names of the phone book whose numbers a model knows."""
+    hits = Questions(tokenizer, names=names).known(model).tolist() if names else []
+    return list(compress(names, hits))[:OFFERED]
 
 
 # --- the tokenizer ----------------------------------------------------------------------------

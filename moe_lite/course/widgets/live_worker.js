@@ -8,10 +8,7 @@ let tokenizer, model, plain, changed, shown, job = 0, draw = () => 0;
 const facts = new WeakMap();
 function factsOf(logits) {
   if (facts.has(logits)) return facts.get(logits);
-  let most = -Infinity, sum = 0;
-  for (const x of logits) if (x > most) most = x;
-  for (const x of logits) sum += Math.exp(x - most);
-  const top = [];
+  const top = [], most = logits.reduce((a, b) => Math.max(a, b)), sum = logits.reduce((sum, x) => sum + Math.exp(x - most), 0);
   for (let id = 0; id < logits.length; id++) {
     if (top.length === TOP && !(logits[id] > logits[top[TOP - 1]])) continue;
     let i = Math.min(top.length, TOP - 1);
@@ -93,12 +90,15 @@ function answer(question, cut) {
 function goOn(question, cut) {
   // What was asked of later tokens of the old text is not meant for the new ones.
   const asked = question.map((i) => (i[5] ? i.with(5, i[5].filter((t) => t <= cut)) : i)), ids = plain.ids.slice(0, cut + 1);
-  const run = new Run(model, asked).follow(ids);
-  while (ids.length <= cut + NEW && ids.length < room()) {
-    ids.push(factsOf(run.logits.at(-1)).top[0]);
-    if (ids.length <= cut + NEW) run.follow(ids);
-  }
+  const run = new Run(model, asked);
+  while (ids.length <= cut + NEW && ids.length < room()) ids.push(factsOf(run.follow(ids).logits.at(-1)).top[0]);
   return ids.slice(cut + 1).map((id) => tokenizer.spell(id)).join("");
+}
+
+/** The experts of each layer that a name at the text's end went to, from its first token on. */
+function served(name) {
+  const from = plain.ids.findLastIndex((_, t) => tokenizer.decode(plain.ids.slice(t)).includes(name));
+  return plain.routes.map((layer) => [...new Set(layer.slice(from).flatMap(({ experts }) => experts))].sort((a, b) => a - b));
 }
 
 const room = () => model.config.max_position_embeddings;
@@ -152,18 +152,18 @@ const ACTS = {
     [plain, changed] = [new Run(model), new Run(model)];
     return { ready: true, free: true };
   },
-  async show({ text, question, cut, recall }, own) {
+  async show({ text, question, cut, recall }, own, tell) {
     const begun = performance.now(), ids = text === undefined ? plain.ids : tokenizer.encode(text);
     if (!ids.length) throw new Error("there is no text to run: give at least one word");
     if (ids.length > room()) throw new Error(`${ids.length} tokens are more than the model’s context of ${room()}`);
     const traits = run([...ids], question);
-    postMessage({ traits, took: performance.now() - begun, ran: ids.length, next: likely(question), free: true });
+    tell({ traits, took: performance.now() - begun, ran: ids.length, next: likely(question), free: true });
     await pause();
-    if (recall && own === job) postMessage({ recalled: { said: goOn([], ids.length - 1), by: plain.routes.map((layer) => layer.at(-1).experts), ...(question.length && !traits.answer.error && { changed: goOn(question, ids.length - 1) }) } });
+    if (recall && own === job) tell({ recalled: { said: goOn([], ids.length - 1), by: served(recall), ...(question.length && !traits.answer.error && { changed: goOn(question, ids.length - 1) }) } });
     if (question.length && own === job && !traits.answer.error) return { traits: { answer: answer(question, Math.min(cut, ids.length - 1)) } };
   },
   again: ({ question, cut }) => ({ traits: { answer: answer(question, cut) }, free: true }),
-  async write({ text, question, count, temperature, seed, take }, own) {
+  async write({ text, question, count, temperature, seed, take }, own, tell) {
     if (text !== undefined) plain.follow(tokenizer.encode(text));
     if (!plain.length) throw new Error("there is no text to go on from: give at least one word");
     draw = drawing(seed);
@@ -174,18 +174,18 @@ const ACTS = {
       const id = take ?? next(writer(question), temperature);
       if ((ended = [model.config.eos_token_id].flat().includes(id))) break;
       const traits = run([...plain.ids, id], question);
-      postMessage({ traits, written: tokenizer.decode(plain.ids), rate: (1000 * ++made) / (performance.now() - begun), made, next: likely(question) });
+      tell({ traits, written: tokenizer.decode(plain.ids), rate: (1000 * ++made) / (performance.now() - begun), made, next: likely(question) });
     }
     return { free: true, ended };
   },
   stop: () => null,
 };
 
-/** One wish after another: of the page's, only the last counts. */
-globalThis.onmessage = async ({ data: { act, ...wish } }) => {
-  const own = ++job;
+/** One wish after another: of the page's, only the last counts. An answer names its wish's turn. */
+globalThis.onmessage = async ({ data: { act, turn, ...wish } }) => {
+  const own = ++job, tell = (answer) => postMessage({ turn, ...answer });
   try {
-    const answer = await ACTS[act](wish, own);
-    if (answer && (own === job || answer.free)) postMessage(answer);
-  } catch (error) { postMessage({ problem: error.message, free: true }); }
+    const answer = await ACTS[act](wish, own, tell);
+    if (answer && (own === job || answer.free)) tell(answer);
+  } catch (error) { tell({ problem: error.message, free: true }); }
 };
