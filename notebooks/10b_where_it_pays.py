@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Appendix to 10: where do the box's experts pay?
 #
-# **Three lines of answer.** In the first layer: experts there alone give the whole lead, experts
-# in the other five give none that we can see. A table of token ids, without any router, does
-# better there than a router. And the lead is in tokens that cannot be copied, and shrinks with
-# long training.
+# **Three lines of answer.** After 600 steps, in the first layer: experts there alone give the whole
+# lead, those in the other five none that we see. A table of token ids that chooses there does
+# better than a router. After 4,000 steps half of the lead is left, surely in tokens that cannot be
+# copied; in which layers was not measured.
 #
 # Chapter [10](10_small_mixtral.ipynb) found a small Mixtral ahead of its dense twin, by 0.035 bits
 # per byte after 4,000 steps. Here we ask *where*: in which layer, in which tokens, and when.
@@ -38,10 +38,11 @@ from moe_lite.course import data, film, leads
 #
 # The box has experts in six layers. Take them from the first layer, or leave them there alone: the
 # layers without have the twin's network, as wide as a token's four experts. So every arm does the
-# same arithmetic for a token. **Your turn:** which will be nearer to the whole model, experts in
-# the first layer, or in the five others? And can a router in the first layer be replaced by a
-# *table*, which draws four experts for each of the 4,096 token ids, at random, once, and never
-# learns? (The gates, how much each of the four counts, are learned.) Predict, then run.
+# same arithmetic for a token; the arms hold 3.2 to 8.5 million parameters. **Your turn:** which
+# will be nearer to the whole model, experts in the first layer, or in the five others? And can a
+# *table* choose there: four experts for each of the 4,096 token ids, drawn by lot, once, the same
+# for all five seeds? (How much each of the four counts, its gate, is still learned.) Predict, then
+# run.
 
 # %%
 short = {r.axis: r for r in leads.leads(leads.stored(), lambda step: step == 600)}
@@ -53,49 +54,69 @@ for what, axis in arms.items():
     ax.errorbar(middle, what, xerr=[[middle - low], [high - middle]], fmt="o", color="#009E73")
     print(f"experts in {what:28} {middle:+.3f} [{low:+.3f}, {high:+.3f}]")
 ax.axvline(0, color="0.5", lw=0.8)
+ax.margins(y=0.2)
 ax.invert_yaxis()
 _ = ax.set_xlabel("bits per byte ahead of the twin, after 600 steps of 600")
 
 # %%
-for what, axis in list(arms.items())[1:]:
-    by_seed = {s: lead - short["brief"].by_seed[s] for s, lead in short[axis].by_seed.items()}
+for what, axis, over in (
+    ("all but the first less all six", "first layer", "brief"),
+    ("the first alone less all six", "only first", "brief"),
+    ("the first by a table less all six", "only first, table", "brief"),
+    ("there, a table less a router", "only first, table", "only first"),
+):
+    by_seed = {s: lead - short[over].by_seed[s] for s, lead in short[axis].by_seed.items()}
     found = leads.Lead(what, 600, 600, by_seed).interval
-    print(f"{what:28} less all six: " + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*found))
+    print(f"{what:34}" + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*found))
+rows = leads.leads(leads.stored(), lambda step: step == 400)
+early = next(r for r in rows if r.axis == "first layer").interval
+print("all but the first, at step 400    {:+.3f} [{:+.3f}, {:+.3f}]".format(*early))
 
 # %% [markdown]
 # **Experts in the first layer alone give the whole lead: 0.070 [0.056, 0.083]**, beside all six
-# 0.004 [-0.004, 0.012]. **Experts in the five others give none that we can see**, -0.013 [-0.031,
-# 0.006], which is -0.078 [-0.098, -0.058] beside all six. **And no router is needed: with a table
-# drawn by lot the lead is 0.121 [0.106, 0.136]**, 0.056 [0.048, 0.063] more than with six learned
-# routers. Whatever the lead is after 600 steps, it is not that experts come to know subjects.
+# 0.004 [-0.004, 0.012]. **Those in the five others give none yet**, -0.013 [-0.031, 0.006] (at 400
+# steps they are behind), which is -0.078 [-0.098, -0.058] beside all six. **And no router need
+# choose: by a table drawn by lot it is 0.121 [0.106, 0.136]**, 0.056 [0.048, 0.063] above all six,
+# 0.052 [0.045, 0.058] above a router in the same place. So a lead needs no experts that know
+# subjects. (A router's may still use some.)
 #
 # Why there? Next to the embedding a token's vector holds little but its id. So look into the box:
-# how many of a token's four experts are those that the *same* token has elsewhere, in another
-# place of another text?
+# how many of a token's four experts does the *same* token have in another text?
 
 # %%
 reel = film.Film.load(hf.PRETRAINED / "mixtral-mini" / "film.safetensors")
 ids_T = reel.ids_BS.flatten()
-same_TT = (ids_T[:, None] == ids_T).fill_diagonal_(False).float()
-again_T = same_TT.any(1)
-for layer, r in enumerate(reel.trace(reel.steps[-1]).layers):
-    chosen_TE = torch.zeros(len(ids_T), r.num_experts)
-    chosen_TE[r.token_N, r.expert_N] = 1
-    shared_TT = chosen_TE @ chosen_TE.T / r.per_token
-    same_T = (shared_TT * same_TT).sum(1)[again_T] / same_TT.sum(1)[again_T]
-    other = shared_TT[ids_T[:, None] != ids_T].mean()
-    print(f"layer {layer}: of its experts a token shares {same_T.mean():.0%} with the same token, "
-          f"{other:.0%} with others")  # fmt: skip
+text_T = torch.arange(len(reel.ids_BS)).repeat_interleave(reel.ids_BS.shape[1])
+away_TT = text_T[:, None] != text_T  # in another text
+same_TT = ((ids_T[:, None] == ids_T) & away_TT).float()
+other_TT, again_T = (ids_T[:, None] != ids_T) & away_TT, same_TT.any(1)
+for step in (0, reel.steps[-1]):
+    for layer, r in enumerate(reel.trace(step).layers):
+        chosen_TE = torch.zeros(len(ids_T), r.num_experts)
+        chosen_TE[r.token_N, r.expert_N] = 1
+        shared_TT = chosen_TE @ chosen_TE.T / r.per_token
+        same_T = (shared_TT * same_TT).sum(1)[again_T] / same_TT.sum(1)[again_T]
+        print(f"step {step:5,}, layer {layer}: shared with the same token {same_T.mean():.0%}, "
+              f"with others {shared_TT[other_TT].mean():.0%}")  # fmt: skip
 
 # %% [markdown]
-# The first layer's router comes nearest to a table: 78%, where 25% is chance; from the third layer
-# on it is half. But a router has to *learn* its table, while the experts learn from what it sends
-# them. Hash layers (Roller et al. 2021, chapter 08) and DeepSeek-V4's first layers
-# ([09a](09a_since_2024.ipynb), section 4) draw it. What this is *not*: a word on large models, or
-# on what such a table is worth after 4,000 steps, which was not measured.
+# At the end the first layer's router comes nearest to a table of ids: 70%, where different tokens
+# share 25%; from the third layer on it is less than half. It began there, too: 65% before any
+# training. Whether that is why experts pay there was not tested. Hash layers (Roller et al. 2021,
+# chapter 08) and DeepSeek-V4's first layers ([09a](09a_since_2024.ipynb), section 4) draw the
+# table. What this is *not*: a word on large models.
 #
-# **Your turn.** An expert that is met by a table is met by about a quarter of all words, whatever
-# they mean. What can it have learned? Compare the phone book of chapter 11: memory has an address.
+# **Your turn.** Three things are mixed in this experiment; which run would part each?
+#
+# <details>
+# <summary>Three answers</summary>
+#
+# *Gates:* the twin has none. Four experts of four in the first layer have gates, and none is idle.
+# *Experts, or more numbers for an id:* give the twin a second, learned vector for each id, with as
+# many parameters. *The balancing loss:* it is a mean over the layers that have routers, so one
+# router feels it six times as strongly; try a sixth of it. None of the three was run.
+#
+# </details>
 #
 # ## 2. New tokens, or copied?
 #
@@ -132,15 +153,25 @@ for arm, loss in leads.copying_on_a_cpu().items():
     print(f"one pair on a CPU, {arm:10}: copied {loss['code']['copied']:.2f}, "
           f"new {loss['code']['new']:.2f}")  # fmt: skip
 
+# %%
+for axis, name in (("brief", "4 of 16, scale 4"), ("only first", "only the first sparse"),
+                   ("only first, table", "only the first, a table")):  # fmt: skip
+    kinds = leads.by_copying(axis, name, "brief dense", "dense")
+    kinds.pop(data.BOOK)
+    for what in ("new", "copied"):
+        by_seed = {s: sum(kind[what].by_seed[s] for kind in kinds.values()) / 5 for s in range(5)}
+        found = leads.Lead(name, 600, 600, by_seed).interval
+        print(f"step 600, {name:23} {what:7}" + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*found))
+
 # %% [markdown]
-# **On new tokens the mixture is ahead in these five kinds of text: least in arithmetic, by 0.018
-# nats [0.007, 0.029], most in Japanese, 0.122 [0.104, 0.140]**; and in the phone book, by 0.300
-# [0.078, 0.522]. On copied ones the seeds differ too much to say so of any but Japanese (and the
-# book). To copy is the work of attention (Olsson et al. 2022,
-# [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)), and runs differ by how well they learn it:
-# in code most of the difference between runs is there. So a pair can tie: the first
-# edition's, made again on a CPU, ended 0.004 ahead; its twin copies code as well as the best of 44
-# stored runs.
+# **After 4,000 steps the mixture is ahead on new tokens in these five kinds of text: least in
+# arithmetic, by 0.018 nats [0.007, 0.029], most in Japanese, 0.122 [0.104, 0.140]**; and in the
+# phone book, by 0.300 [0.078, 0.522]. On copied ones the seeds differ too much to say so of any but
+# Japanese (and the book); after 600 steps it is ahead on both, in every arm above. To copy is the
+# work of attention (Olsson et al. 2022, [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)), and
+# runs differ by how well they learn it: in code most of the difference between runs is there. So a
+# pair can tie: the first edition's, made again on a CPU, ended 0.004 ahead; its twin copies code as
+# well as the best of 44 stored runs.
 #
 # ## 3. When does the lead shrink?
 #
@@ -211,7 +242,8 @@ for what, lead in (("16 texts a step", full), ("8 texts a step", half),
 # ## In four lines
 #
 # 1. After 600 steps the whole lead comes from the experts of the first layer.
-# 2. There a table that was drawn by lot does better than a router: what those experts add can be
-#    looked up by a token's id.
-# 3. The lead is in tokens that cannot be copied from the text before.
-# 4. After 4,000 steps about half of it is left, and no single cause explains the fall.
+# 2. There a table of ids that was drawn by lot chooses better than a router (under this balancing
+#    loss).
+# 3. After 4,000 steps all six layers together have kept half of their lead; which layers, and why,
+#    was not measured.
+# 4. By then it is surest in tokens that cannot be copied from the text before.
