@@ -116,6 +116,15 @@ AXES = {
     "only first, table": Axis(
         MINI, BRIEF, {"only the first, a table": SCALE4}, book=True, dense=LATER, table=(0,)
     ),
+    # Gates without idle experts; and a router that feels the balancing as each of six does.
+    "only first, 4": Axis(
+        replace(MINI, num_local_experts=4), BRIEF, {"only the first, 4 of 4": SCALE4}, book=True,
+        dense=LATER,
+    ),
+    "only first, a sixth": Axis(
+        MINI, BRIEF, {"a sixth of both losses": SCALE4 | {"aux_coef": 0.01 / 6, "z_coef": 0.001 / 6}},
+        book=True, dense=LATER,
+    ),
     "batch": Axis(MINI, replace(BRIEF, batch_size=8), {"batch of 8": SCALE4}, book=True),
     "batch dense": Axis(
         DENSE, replace(BRIEF, batch_size=8), {"dense, batch of 8": {}}, book=True, base=True
