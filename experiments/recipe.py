@@ -122,7 +122,7 @@ AXES = {
         dense=LATER,
     ),
     "only first, a sixth": Axis(
-        MINI, BRIEF, {"a sixth of both losses": SCALE4 | {"aux_coef": 0.01 / 6, "z_coef": 0.001 / 6}},
+        MINI, BRIEF, {"a sixth of both losses": SCALE4 | {"aux_coef": 1 / 600, "z_coef": 1 / 6000}},
         book=True, dense=LATER,
     ),
     "batch": Axis(MINI, replace(BRIEF, batch_size=8), {"batch of 8": SCALE4}, book=True),
