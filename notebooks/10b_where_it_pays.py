@@ -40,20 +40,22 @@ from moe_lite.course import data, film, leads
 # layers without have the twin's network, as wide as a token's four experts. So every arm does the
 # same arithmetic for a token; the arms hold 3.2 to 8.5 million parameters. **Your turn:** which
 # will be nearer to the whole model, experts in the first layer, or in the five others? And can a
-# *table* choose there: four experts for each of the 4,096 token ids, drawn by lot, once, the same
-# for all five seeds? (How much each of the four counts, its gate, is still learned.) Predict, then
-# run.
+# *table* choose there: four experts for each of the 4,096 token ids, drawn at random, once, the
+# same for all five seeds? (How much each of the four counts, its gate, is still learned.) Predict,
+# then run.
 
 # %%
 short = {r.axis: r for r in leads.leads(leads.stored(), lambda step: step == 600)}
 arms = {"all six": "brief", "all but the first": "first layer", "the first alone": "only first",
         "the first alone, by a table": "only first, table"}  # fmt: skip
 fig, ax = plt.subplots(figsize=(7, 2.2), layout="constrained")
-for what, axis in arms.items():
+for at, (what, axis) in enumerate(arms.items()):
     middle, low, high = short[axis].interval
-    ax.errorbar(middle, what, xerr=[[middle - low], [high - middle]], fmt="o", color="#009E73")
+    ax.plot([low, high], [at, at], color="#009E73", lw=2)
+    ax.plot(middle, at, "o", color="#009E73", label=what)
     print(f"experts in {what:28} {middle:+.3f} [{low:+.3f}, {high:+.3f}]")
 ax.axvline(0, color="0.5", lw=0.8)
+ax.set_yticks(range(len(arms)), list(arms))
 ax.margins(y=0.2)
 ax.invert_yaxis()
 _ = ax.set_xlabel("bits per byte ahead of the twin, after 600 steps of 600")
@@ -76,8 +78,8 @@ print("all but the first, at step 400    {:+.3f} [{:+.3f}, {:+.3f}]".format(*ear
 # **Experts in the first layer alone give the whole lead: 0.070 [0.056, 0.083]**, beside all six
 # 0.004 [-0.004, 0.012]. **Those in the five others give none yet**, -0.013 [-0.031, 0.006] (at 400
 # steps they are behind), which is -0.078 [-0.098, -0.058] beside all six. **And no router need
-# choose: by a table drawn by lot it is 0.121 [0.106, 0.136]**, 0.056 [0.048, 0.063] above all six,
-# 0.052 [0.045, 0.058] above a router in the same place. So a lead needs no experts that know
+# choose: by a table drawn at random it is 0.121 [0.106, 0.136]**, 0.056 [0.048, 0.063] above all
+# six, 0.052 [0.045, 0.058] above a router in the same place. So a lead needs no experts that know
 # subjects. (A router's may still use some.)
 #
 # Why there? Next to the embedding a token's vector holds little but its id. So look into the box:
@@ -242,8 +244,8 @@ for what, lead in (("16 texts a step", full), ("8 texts a step", half),
 # ## In four lines
 #
 # 1. After 600 steps the whole lead comes from the experts of the first layer.
-# 2. There a table of ids that was drawn by lot chooses better than a router (under this balancing
-#    loss).
+# 2. There a table of ids that was drawn at random chooses better than a router (under this
+#    balancing loss).
 # 3. After 4,000 steps all six layers together have kept half of their lead; which layers, and why,
 #    was not measured.
 # 4. By then it is surest in tokens that cannot be copied from the text before.
