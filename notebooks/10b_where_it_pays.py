@@ -106,7 +106,9 @@ for step in (0, reel.steps[-1]):
 # share 25%; from the third layer on it is less than half. It began there, too: 65% before any
 # training. Whether that is why experts pay there was not tested. Hash layers (Roller et al. 2021,
 # chapter 08) and DeepSeek-V4's first layers ([09a](09a_since_2024.ipynb), section 4) draw the
-# table. What this is *not*: a word on large models.
+# table. What this is *not*: a word on large models. (The twins and "all six" were trained by an
+# earlier program; seed 0 of the twin, made again by the one that trained the others, ends 0.009
+# better. So the leads may be that much too large; what lies between the first-layer arms is not.)
 #
 # **Your turn.** Three things are mixed in this experiment; which run would part each?
 #
