@@ -54,7 +54,7 @@ class Axis:
 
     Args: runs: name -> what differs from the shipped recipe. book: with the phone book too.
           base: the dense twin that others are held against. keep: the runs whose weights and film
-          are kept, of the first seed. dense, table: the layers that are so in Stack.
+          are kept, of the first seed. dense, table, second: the layers that are so in Stack.
     """
 
     model: MixtralConfig
@@ -67,6 +67,7 @@ class Axis:
     keep: tuple[str, ...] = ()
     dense: tuple[int, ...] = ()
     table: tuple[int, ...] = ()
+    second: tuple[int, ...] = ()
 
 
 SCALE2 = {"gate_scale": 2.0}
@@ -116,6 +117,9 @@ AXES = {
     "only first, table": Axis(
         MINI, BRIEF, {"only the first, a table": SCALE4}, book=True, dense=LATER, table=(0,)
     ),
+    "table first": Axis(
+        MINI, BRIEF, {"all six, the first by a table": SCALE4}, book=True, table=(0,)
+    ),
     # Gates without idle experts; and a router that feels the balancing as each of six does.
     "only first, 4": Axis(
         replace(MINI, num_local_experts=4), BRIEF, {"only the first, 4 of 4": SCALE4}, book=True,
@@ -124,6 +128,10 @@ AXES = {
     "only first, a sixth": Axis(
         MINI, BRIEF, {"a sixth of both losses": SCALE4 | {"aux_coef": 1 / 600, "z_coef": 1 / 6000}},
         book=True, dense=LATER,
+    ),
+    # No experts, and for each id nearly as many more numbers as the first layer's have.
+    "second vector": Axis(
+        DENSE, BRIEF, {"dense, a second vector": {}}, book=True, second=(0,)
     ),
     "batch": Axis(MINI, replace(BRIEF, batch_size=8), {"batch of 8": SCALE4}, book=True),
     "batch dense": Axis(
@@ -246,7 +254,7 @@ def measure(
     runs = [Run(name, seed=s, **what) for name, what in a.runs.items() for s in range(a.seeds)]
     corpus = corpus or load_corpus((*DOMAINS, BOOK) if a.book else DOMAINS)
     stack = Stack(a.model, a.training, runs, [corpus], device, shared=a.shared,
-                  dense=a.dense, table=a.table, fuse=device == "cuda")  # fmt: skip
+                  dense=a.dense, table=a.table, second=a.second, fuse=device == "cuda")  # fmt: skip
     kept = [n for n, run in enumerate(runs) if out and run.name in a.keep and run.seed == 0]
     sparse = a.model.num_local_experts > 1
     films = {n: Film.of(corpus, log_steps(a.training.steps, 16)) for n in kept if sparse}
@@ -290,7 +298,7 @@ def measure_alone(axis: str, path: Path, corpus: Corpus | None = None) -> dict[s
             continue
         print(f"{run.name}, seed {run.seed}")
         stack = Alone(a.model, a.training, [run], [corpus], shared=a.shared,
-                      dense=a.dense, table=a.table, fuse=True)  # fmt: skip
+                      dense=a.dense, table=a.table, second=a.second, fuse=True)  # fmt: skip
         stack.train(each=_known if a.book else None)
         torch._dynamo.reset()  # else every run adds a compiled program of its own
         if not all(math.isfinite(row["loss"][0]) for row in stack.rows):

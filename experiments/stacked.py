@@ -89,6 +89,7 @@ class Stack:
     Args: model: the shape of all. shared: experts of the E that every token uses with weight 1,
           beside its K. dense: the layers that have one expert, as wide as a token's all.
           table: those where a token's experts are drawn for its id, and the gate but weighs them.
+          second: those whose output has a learned vector of the token's id added, first 0.
           chunk: experts choose tokens, K / E of each so many (Zhou et al. 2022); 0: tokens choose.
           training: steps, batch, warm-up; what a Run names comes from the Run.
           fuse: compile what only moves memory (SwiGLU with its gates, cross entropy, AdamW).
@@ -102,6 +103,7 @@ class Stack:
     shared: int = 0
     dense: tuple[int, ...] = ()
     table: tuple[int, ...] = ()
+    second: tuple[int, ...] = ()
     chunk: int = 0
     fuse: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -129,6 +131,8 @@ class Stack:
                     weight = torch.randn(1, *shape) * c.initializer_range
                     state[f"{at}experts.{name}"] = weight
                 state[f"{at}gate.weight"] = torch.zeros(1, c.hidden_size)
+            for layer in self.second:
+                state[f"layers.{layer}.of_id.weight"] = torch.zeros(c.vocab_size, c.hidden_size)
             states.append({k: w.detach() * (run.first if w.dim() > 1 else 1)
                            for k, w in state.items()})  # fmt: skip
         self.names = list(states[0])
@@ -185,10 +189,7 @@ class Stack:
         w = dict(zip(self.names, self.leaves, strict=True))
         H, G, A = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         assert A is not None
-        shift_N11 = torch.arange(N, device=ids_NBS.device)[:, None, None] * c.vocab_size
-        every = w["embed_tokens.weight"].flatten(0, 1)
-        x = every.index_select(0, (ids_NBS + shift_N11).flatten()).view(N, B * S, -1)
-        routings = []
+        x, routings = self._of_id(w["embed_tokens.weight"], ids_NBS), []
         for layer in range(c.num_hidden_layers):
             at = f"layers.{layer}."
             normed = self._norm(x, w[at + "input_layernorm.weight"])
@@ -204,8 +205,16 @@ class Stack:
             normed = self._norm(x, w[at + "post_attention_layernorm.weight"])
             out, routing = self._experts(normed, layer, w, ids_NBS)
             x = x + out
+            if layer in self.second:
+                x = x + self._of_id(w[at + "of_id.weight"], ids_NBS)
             routings.append(routing)
         return self._norm(x, w["norm.weight"]), routings
+
+    def _of_id(self, weight_NVD: Tensor, ids_NBS: Tensor) -> Tensor:
+        shift_N11 = torch.arange(len(ids_NBS), device=ids_NBS.device)[:, None, None]
+        at_NT = (ids_NBS + shift_N11 * self.model.vocab_size).flatten(1)
+        every = weight_NVD.flatten(0, 1)
+        return every.index_select(0, at_NT.flatten()).view(*at_NT.shape, -1)
 
     def _norm(self, x_NTD: Tensor, weight_ND: Tensor) -> Tensor:
         return F.rms_norm(x_NTD, x_NTD.shape[-1:], eps=self.model.rms_norm_eps) * weight_ND[:, None]
@@ -479,8 +488,10 @@ class Stack:
 
     def one(self, n: int) -> Mixtral:
         """Return run n as a Mixtral of its own; its gates' scale is folded into w2."""
-        if self.shared or self.dense or self.table:
-            raise ValueError("Mixtral's layout holds no shared expert, dense layer or table")
+        if self.shared or self.dense or self.table or self.second:
+            raise ValueError(
+                "Mixtral's layout holds no shared expert, dense layer, table or second vector"
+            )
         model = Mixtral(self.model)
         with torch.no_grad():
             for name, weight in model.named_parameters():

@@ -73,7 +73,9 @@ def test_runs_do_not_see_each_other(corpus):
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("how", [{"shared": 1}, {"dense": (0,)}, {"dense": (1,)}, {"table": (0,)}])
+@pytest.mark.parametrize(
+    "how", [{"shared": 1}, {"dense": (0,)}, {"dense": (1,)}, {"table": (0,)}, {"second": (0,)}]
+)
 def test_other_shapes_learn_and_are_no_mixtral(corpus, how):
     stack = Stack(MODEL, TRAINING, RUNS, [corpus], **how)
     stack.train(say=lambda said: None)
@@ -98,6 +100,17 @@ def test_a_table_chooses_by_the_id_alone_and_the_gate_weighs(corpus):
     assert gate.abs().max() > 0
     with pytest.raises(ValueError, match="table"):
         Stack(MODEL, TRAINING, RUNS, [corpus], table=(0,), shared=1)
+
+
+def test_a_second_vector_is_the_ids_own_and_begins_as_the_twin(corpus):
+    twin, stack = (Stack(MODEL.dense(), TRAINING, RUNS, [corpus], second=s) for s in ((), (0,)))
+    (ids_NBS, _), at = stack.batch(0), stack.names.index("layers.0.of_id.weight")
+    assert torch.equal(stack.hidden(ids_NBS)[0], twin.hidden(ids_NBS)[0])
+    stack.take()
+    for n, vector_VD in enumerate(stack.leaves[at].detach()):
+        seen = torch.zeros(MODEL.vocab_size, dtype=torch.bool)
+        seen[ids_NBS[n].flatten()] = True
+        assert torch.equal(vector_VD.abs().sum(-1) > 0, seen)
 
 
 def test_a_bias_evens_out_the_load(corpus):
@@ -185,14 +198,15 @@ def test_a_bias_of_quantiles_is_the_librarys(corpus):
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize(
     "how",
-    [{}, {"dense": (0,)}, {"dense": (1,)}, {"table": (0,)},
+    [{}, {"dense": (0,)}, {"dense": (1,)}, {"table": (0,)}, {"second": (1,)},
      {"sigmoid": True, "bias_step": 0.1}, {"quantile": True}],
 )  # fmt: skip
 def test_one_run_alone_is_the_stacks(corpus, monkeypatch, dense, how):
     """Chosen experts only, blocks of equal size, attention by products: the same function."""
     monkeypatch.setattr(alone, "ROWS", 16)  # so that experts have several blocks, and one rest
-    first = {name: value for name, value in how.items() if name in ("dense", "table")}
-    rest = {name: value for name, value in how.items() if name not in ("dense", "table")}
+    layers = ("dense", "table", "second")
+    first = {name: value for name, value in how.items() if name in layers}
+    rest = {name: value for name, value in how.items() if name not in layers}
     run = Run("one", seed=1, z_coef=0.1, aux_coef=0.1, gate_scale=2.0, **rest)
     config = MODEL.dense() if dense else MODEL
     stacks = [kind(config, TRAINING, [run], [corpus], **first) for kind in (Stack, Alone)]
