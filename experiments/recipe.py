@@ -97,7 +97,8 @@ AXES = {
         MINI, BRIEF,
         {"loss .003": SCALE4 | {"aux_coef": 0.003}, "loss .03": SCALE4 | {"aux_coef": 0.03},
          "bias .001": SCALE4 | BIASED,
-         "quantile": SCALE4 | {"aux_coef": 0.0, "quantile": True}},
+         "quantile": SCALE4 | {"aux_coef": 0.0, "quantile": True},
+         "gates counted": SCALE4 | {"mass": True}},
         book=True,
     ),
     "z-loss": Axis(
@@ -213,12 +214,13 @@ def result(axis: str, stack: Stack, machine: str) -> dict[str, Any]:
     """Put together what is stored of a stack, as far as it came.
 
     ``train``: the mean loss over the 250 steps before; ``copying``: the held-out loss of tokens
-    that can be copied and of the others; both in nats per token.
+    that can be copied and of the others; both in nats per token. ``routers``: of the sparse ones.
     """
     ended = stack.step == stack.training.steps
     final = stack.evaluate(max(stack.training.eval_windows, 64)) if ended else None
     usual = Run("")
     copying = stack.by_copying(stack.training.eval_windows)
+    routers = stack.routers() if any(many > 1 for many in stack.experts) else None
     runs = []
     for n, run in enumerate(stack.runs):
         mine = {f.name: getattr(run, f.name) for f in fields(run)}
@@ -233,6 +235,7 @@ def result(axis: str, stack: Stack, machine: str) -> dict[str, Any]:
         known = {str(row["step"]): row["recall"][n] for row in looks if "recall" in row}
         runs.append({"name": run.name, "seed": run.seed, "differs": differs, "bits": bits,
                      "train": train, "copying": copying[n]} | ({"recall": known} if known else {})
+                    | ({"routers": routers[n]} if routers else {})
                     | ({"final": final[n]} if final else {}))  # fmt: skip
     a = AXES[axis]
     return {

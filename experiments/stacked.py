@@ -36,7 +36,8 @@ class Run:
           the load after each step (Wang et al. 2024), 0 for none. quantile: that bias is set to
           what would have balanced the batch (moe_lite.course.recent). sigmoid: scores by a sigmoid.
           raw: gates are not divided by their sum. by_text: the balancing loss counts within each
-          text, not over the batch. corpus: which of the stack's texts.
+          text, not over the batch. mass: it counts what the gates weigh, and not the choices.
+          corpus: which of the stack's texts.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Run:
     sigmoid: bool = False
     raw: bool = False
     by_text: bool = False
+    mass: bool = False
     corpus: int = 0
 
 
@@ -163,10 +165,11 @@ class Stack:
             of("gate_scale"),
             of("bias_step"),
         )
-        self.sigmoid_N, self.raw_N, self.by_text_N, self.quantile_N = (
-            of(name).bool() for name in ("sigmoid", "raw", "by_text", "quantile")
+        self.sigmoid_N, self.raw_N, self.by_text_N, self.quantile_N, self.mass_N = (
+            of(name).bool() for name in ("sigmoid", "raw", "by_text", "quantile", "mass")
         )
         self.any_by_text = any(run.by_text for run in self.runs)
+        self.any_mass = any(run.mass for run in self.runs)
         self.any_quantile = any(run.quantile for run in self.runs)
         whole = 1 < c.num_local_experts <= c.num_experts_per_tok
         if self.any_quantile and (self.chunk or whole):
@@ -271,7 +274,12 @@ class Stack:
         if self.shared:
             gate = torch.cat([gate, gate.new_ones(*gate.shape[:2], self.shared)], -1)
         share = score / score.sum(-1, keepdim=True)
-        routing = {"keep": keep, "probs": share, "logits": logits}
+        count = keep
+        if self.any_mass:  # K in all as well, and as little a way for the gradient
+            weighed = (share * keep).detach()
+            weighed = weighed / weighed.sum(-1, keepdim=True) * keep.sum(-1, keepdim=True)
+            count = torch.where(self.mass_N[:, None, None], weighed, keep)
+        routing = {"keep": keep, "count": count, "probs": share, "logits": logits}
         return gate, routing if next_NE is None else routing | {"next": next_NE}
 
     def losses(
@@ -293,11 +301,11 @@ class Stack:
         f = {layer: r["keep"].mean(1) for layer, r in routed.items()}
         over = self.model.num_experts_per_tok
         balances = []
-        for layer, r in routed.items():
-            of_batch_N = (f[layer] * r["probs"].mean(1)).sum(-1)
+        for r in routed.values():
+            of_batch_N = (r["count"].mean(1) * r["probs"].mean(1)).sum(-1)
             if self.any_by_text:  # a bool: a graph's recording cannot ask the device
                 f_NBE, P_NBE = (r[part].unflatten(1, (-1, ids_NBS.shape[2])).mean(2)
-                                for part in ("keep", "probs"))  # fmt: skip
+                                for part in ("count", "probs"))  # fmt: skip
                 of_text_N = (f_NBE * P_NBE).sum(-1).mean(1)
                 of_batch_N = torch.where(self.by_text_N, of_text_N, of_batch_N)
             balances.append(E / over * of_batch_N)
@@ -475,6 +483,37 @@ class Stack:
                 rows = loss_by_copying(losses, corpus, domain, windows, self.training.seq_len)
                 for n in those:
                     found[n][domain] = rows[n]
+        return found
+
+    @torch.no_grad()
+    def routers(self, windows: int = 8) -> list[dict[str, list[float]]]:
+        """Say how each run's routers choose on held-out text, the mean over tokens, by layer.
+
+        Returns: "worth": how many experts of equal gates a token's are worth, 1 / sum of g squared.
+                 "load", "mass": the share of all choices, and of all gates, of the expert that has
+                 most, in fair shares; "parked": what the expert with least has of the gates.
+        """
+        E, runs = self.model.num_local_experts, range(len(self.runs))
+        found: list[dict[str, list[float]]] = [
+            {name: [] for name in ("worth", "load", "mass", "parked")} for _ in runs
+        ]
+        corpus = self.corpora[0]
+        texts = [corpus.windows(d, self.training.seq_len, windows).ids_BS for d in corpus.domains]
+        with self._autocast():
+            _, routings = self.hidden(torch.cat(texts).to(self.device).expand(len(runs), -1, -1))
+        for r in filter(None, routings):
+            gate_NTE = r["probs"] * r["keep"]
+            gate_NTE = gate_NTE / gate_NTE.sum(-1, keepdim=True)
+            f_NE = r["keep"].mean(1) / r["keep"].sum(-1).mean(1, keepdim=True)
+            mass_NE = gate_NTE.mean(1)
+            each = {
+                "worth": (1 / gate_NTE.square().sum(-1)).mean(1),
+                "load": E * f_NE.amax(1), "mass": E * mass_NE.amax(1),
+                "parked": E * mass_NE.amin(1),
+            }  # fmt: skip
+            for n in runs:
+                for name, value_N in each.items():
+                    found[n][name].append(float(value_N[n]))
         return found
 
     @torch.no_grad()

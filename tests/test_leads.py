@@ -184,6 +184,41 @@ def test_the_card_tells_the_curve_of_every_seed_and_its_interval():
     assert "by {:.3f} [{:.3f}, {:.3f}]".format(*leads.Lead("", 0, 0, lost).interval) in CARD
 
 
+def test_the_card_tells_the_curve_of_each_arm(arms):
+    for ours, twin in zip(*arms, strict=True):
+        marks = [
+            f"{leads.mean(ours['bits'][str(m)]):.3f}, {leads.mean(twin['bits'][str(m)]):.3f}"
+            for m in (500, 1000, 2000, 3000, 4000)
+        ]
+        assert f"| {ours['seed']} | {' | '.join(marks)} |" in CARD
+
+
+def test_the_card_tells_what_became_of_the_first_edition():
+    card, pair = " ".join(CARD.split()), leads.on_a_cpu()
+    assert f"ended {pair.by_seed[0]:.3f} ahead: {pair.by_domain['code']:.3f} in code" in card
+    rest = max(lead for domain, lead in pair.by_domain.items() if domain != "code")
+    assert f"at most {rest:.3f} in another kind of text" in card
+    (whole,) = (r for r in leads.leads(leads.stored(), lambda s: s == 4000)
+                if (r.axis, r.name) == ("whole", "2 of 8"))  # fmt: skip
+    told = "{:.3f} [{:.3f}, {:.3f}]".format(*whole.interval)
+    apart = statistics.stdev(whole.by_seed.values())
+    assert f"ahead by {told} over five seeds, which lie {apart:.3f} apart" in card
+    runs = [r for found in leads.stored() if "whole" in found["axis"] for r in found["runs"]
+            if "final" in r]  # fmt: skip
+    best = min(r["copying"]["code"]["copied"] for r in runs)
+    twin = leads.copying_on_a_cpu()["dense"]["code"]["copied"]
+    assert twin < best and f"as well as the best of {len(runs)} stored runs" in card
+
+
+def test_the_card_tells_what_a_step_costs_in_the_compiled_program():
+    slower, card = leads.read_json(leads.PACE_ALONE)["slower"], " ".join(CARD.split())
+    told = ["{:.2f} [{:.2f}, {:.2f}]".format(*slower[name])
+            for name in ("4 of 16", "only first", "only first, 64")]  # fmt: skip
+    assert (
+        f"{told[0]} with experts in all six layers, {told[1]} in the first alone, {told[2]} with 64"
+    ) in card
+
+
 def test_the_card_tells_where_the_lead_is(arms):
     ours, twins = arms
     ahead = [

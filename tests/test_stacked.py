@@ -113,6 +113,29 @@ def test_a_second_vector_is_the_ids_own_and_begins_as_the_twin(corpus):
         assert torch.equal(vector_VD.abs().sum(-1) > 0, seen)
 
 
+def test_routers_are_told_as_their_traces_tell_them(corpus):
+    """By hand, from the library's own routings of the same windows."""
+    stack = Stack(MODEL, TRAINING, RUNS, [corpus])
+    told = stack.routers(2)
+    ids = torch.cat([corpus.windows(d, TRAINING.seq_len, 2).ids_BS for d in corpus.domains])
+    for n, run in enumerate(RUNS):
+        model = stack.one(n)
+        with torch.no_grad():
+            routings = model(ids).routings
+        for layer, r in enumerate(routings):
+            gate_TE = torch.zeros_like(r.probs_TE)
+            gate_TE.view(-1)[r.token_N * 4 + r.expert_N] = r.gate_N
+            gate_TE = gate_TE / gate_TE.sum(1, keepdim=True)
+            share_E = gate_TE.mean(0)
+            by_hand = {
+                "worth": (1 / gate_TE.square().sum(1)).mean(), "mass": 4 * share_E.max(),
+                "load": 4 * r.load_E().max() / r.load_E().sum(), "parked": 4 * share_E.min(),
+            }  # fmt: skip
+            for name, value in by_hand.items():
+                assert told[n][name][layer] == pytest.approx(float(value), rel=1e-4), (run, name)
+    assert told[0]["worth"][0] > 1 > told[0]["parked"][0]
+
+
 def test_a_bias_evens_out_the_load(corpus):
     runs = [Run("none", aux_coef=0.0), Run("bias", aux_coef=0.0, bias_step=0.005, sigmoid=True)]
     stack = Stack(MODEL, replace(TRAINING, steps=60, lr=1e-4), runs, [corpus])
@@ -178,6 +201,31 @@ def test_a_text_is_balanced_by_itself(corpus):
     assert total.item() == pytest.approx(sum(found), rel=1e-5)
 
 
+def test_a_balancing_loss_can_count_gates_and_no_choices(corpus):
+    """An expert that is always the last choice then weighs as little as its gate does."""
+
+    def by_gates(routings):
+        terms = []
+        for r in routings:
+            chosen_TK = r.expert_N.view(-1, 2)
+            gate_TK = r.probs_TE.gather(1, chosen_TK)
+            gate_TE = torch.zeros_like(r.probs_TE).scatter(1, chosen_TK, gate_TK)
+            mass_E = (gate_TE / gate_TE.sum(1, keepdim=True)).mean(0).detach()
+            terms.append(4 * (mass_E * r.probs_TE.mean(0)).sum())
+        return torch.stack(terms).mean()
+
+    runs = [Run("gates", mass=True, aux_coef=1.0), Run("pairs", aux_coef=1.0)]
+    stack = Stack(MODEL, TRAINING, runs, [corpus])
+    found = [
+        loss_by_library(MODEL, runs[0], corpus, lambda: TopKRouter(32, 4, 2), balance)
+        for balance in (by_gates, over_batch)
+    ]
+    total, row, _ = stack.losses(*stack.batch(0))
+    assert row["balance"][0] != row["balance"][1]
+    assert stack.take()["norm"].tolist() == pytest.approx([norm for _, norm in found], rel=1e-4)
+    assert total.item() == pytest.approx(sum(loss for loss, _ in found), rel=1e-5)
+
+
 def test_a_bias_of_quantiles_is_the_librarys(corpus):
     run = Run("quantile", aux_coef=0.0, quantile=True, sigmoid=True)
     stack = Stack(MODEL, TRAINING, [run], [corpus])
@@ -199,7 +247,7 @@ def test_a_bias_of_quantiles_is_the_librarys(corpus):
 @pytest.mark.parametrize(
     "how",
     [{}, {"dense": (0,)}, {"dense": (1,)}, {"table": (0,)}, {"second": (1,)},
-     {"sigmoid": True, "bias_step": 0.1}, {"quantile": True}],
+     {"sigmoid": True, "bias_step": 0.1}, {"quantile": True}, {"mass": True}],
 )  # fmt: skip
 def test_one_run_alone_is_the_stacks(corpus, monkeypatch, dense, how):
     """Chosen experts only, blocks of equal size, attention by products: the same function."""
