@@ -6,6 +6,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 
@@ -247,6 +248,29 @@ def test_the_card_tells_where_seeds_differ(monkeypatch):
     runs = [run(0, 1.0, 5.0), run(1, 3.0, 4.0), run(2, 5.0, 6.0)]  # spread 2 and 1
     monkeypatch.setattr(leads, "stored", lambda: [{"axis": "x", "runs": runs}])
     assert leads.spread(("x",)) == pytest.approx((2.0, 2 / 39**0.5, 2 * 39**0.5))  # F(2, 2): 39
+
+
+def test_what_routers_do_is_held_against_bits_within_a_recipe(monkeypatch):
+    """A recipe whose runs are all worse, and all sharper, says nothing of its seeds."""
+
+    def run(seed, bits, worth, load):
+        routers = {"worth": [worth, 0.0], "load": [load, load], "mass": [1.0, 2.0 * seed],
+                   "parked": [float(seed == 1), 0.0]}  # fmt: skip
+        final = {"drama": bits, "code": bits, leads.BOOK: 99.0}
+        return {"name": "a", "seed": seed, "final": final, "routers": routers}
+
+    first = [run(0, 1.0, 3.0, 2.0), run(1, 2.0, 2.0, 2.1), run(2, 3.0, 1.0, 2.0)]
+    other = [run(0, 7.0, 7.0, 9.0), run(1, 9.0, 5.0, 9.1), run(2, 8.0, 6.0, 9.0)]
+    few = [run(0, 1.0, 1.0, 1.0), run(1, 9.0, 9.0, 9.0)]
+    axes = [{"axis": str(n), "runs": runs} for n, runs in enumerate((first, other, few))]
+    monkeypatch.setattr(leads, "stored", lambda: axes)
+    found = leads.by_router()
+    assert found["worth", "first"][0] == pytest.approx(-1) and found["worth", "first"][1] < 1e-6
+    # within: bits -1 0 1, -1 1 0; the second seed's part -1/3 2/3 -1/3 in both
+    same, p = found["parked", "first"]
+    assert same == pytest.approx(1 / (4 * 4 / 3) ** 0.5)
+    assert p == pytest.approx(2 * scipy.stats.t.sf(same * (3 / (1 - same**2)) ** 0.5, 3))
+    assert found["load", "all"] == pytest.approx(found["load", "first"])
 
 
 def test_a_lead_on_seen_text_leaves_the_book_out(monkeypatch):

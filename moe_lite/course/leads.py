@@ -215,6 +215,44 @@ def spread(axes: Sequence[str] = ("whole dense", "whole finer", "whole")) -> tup
     return ratio**0.5, (ratio / at) ** 0.5, (ratio * at) ** 0.5
 
 
+def by_router() -> dict[tuple[str, str], tuple[float, float]]:
+    """Say how runs' bits per byte at their end go with what their routers do, within recipes.
+
+    Each run is taken less the mean of its recipe, of stored recipes with three seeds or more; seeds
+    are taken as independent from one recipe to the next, which flatters p.
+
+    Returns: ("worth", "load", "mass" or "parked", see Stack.routers; "first" sparse layer, or
+             "all" in the mean) -> the correlation, and its two-sided p by Student's t.
+    """
+    from scipy.stats import t
+
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for found in stored():
+        for run in found["runs"]:
+            if "routers" in run and "final" in run:
+                groups.setdefault((found["axis"], run["name"]), []).append(run)
+    recipes = [runs for runs in groups.values() if len(runs) >= 3]
+    free = sum(len(runs) - 1 for runs in recipes) - 1
+    bits_R = _apart([[mean(r["final"]) for r in runs] for runs in recipes])
+    table = {}
+    for what in ("worth", "load", "mass", "parked"):
+        for where in ("first", "all"):
+            value_R = _apart([
+                [r["routers"][what][0] if where == "first" else statistics.mean(r["routers"][what])
+                 for r in runs] for runs in recipes
+            ])  # fmt: skip
+            same = float(torch.stack([value_R, bits_R]).corrcoef()[0, 1])
+            at = abs(same) * (free / max(1 - same * same, 1e-15)) ** 0.5
+            table[what, where] = same, 2 * float(t.sf(at, free))
+    return table
+
+
+def _apart(groups: Sequence[Sequence[float]]) -> Tensor:
+    """Put groups side by side, each less its mean."""
+    each = [torch.tensor(group, dtype=torch.float64) for group in groups]
+    return torch.cat([group - group.mean() for group in each])
+
+
 def lead_of(
     axis: str, step: int, over: str, at: int, name: str | None = None, other: str | None = None
 ) -> Lead:
