@@ -100,6 +100,6 @@ EXPERIMENT = Experiment(
     caveat=(
         "before the rules were written one seed outside the five had been trained with 2 and 16 "
         "experts: a ratio of 1.07. Per word instead of per token every ratio would be larger. Five "
-        "seeds leave all three rows undecided; if the spread stays, some eight decide the first."
+        "seeds leave all three rows undecided; the last column says how many would decide each."
     ),
 )  # fmt: skip

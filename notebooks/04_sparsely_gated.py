@@ -197,9 +197,9 @@ for held in (2, 4, 8, 16, 32):
     print(f"all run: {2e-6 * held * expert:.1f} MFLOP, {milliseconds(held, held):5.1f} ms")
 
 # %% [markdown]
-# With two running, a token's arithmetic stands still while what is held grows sixteenfold; the time
-# grows far less than that; it does grow, for each expert gets fewer tokens. (The paper calls it the
-# shrinking batch problem; chapter 13 looks into it.)
+# With two running, a token's arithmetic stands still while what is held grows sixteenfold. Time
+# grows far less, but it grows: experts get fewer tokens (the paper's shrinking batch problem;
+# chapter 13). The first line does the same work twice: such differences are noise.
 #
 # ## 3. Noise, so that the others get a chance
 #

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from moe_lite import __main__ as cli
 from moe_lite.course import ledger
@@ -406,6 +408,33 @@ def test_the_pages_say_what_the_results_say(root):
     assert table[2] == "| 01 | Why? | [1 ✓, 1 ≈, 1 ✗](LEDGER.md#fake) |"
     assert table[3:] == ["| 02 | How? | |", "| x | | |"]
     assert all(path.read_text("utf-8") == text for path, text in ledger.pages(root).items())
+
+
+def test_a_row_with_a_mark_of_our_own_is_shown_and_counts_nowhere(root):
+    ledger.main(["fake", "--seeds", "4"], root)
+    experiment, result = ledger.judged(root)[0]
+    mark = Claim("speed", "our mark", experiment.claims[0].measure, "above", void=1)
+    more = replace(experiment, measured=(mark,))
+    *judged, row = ledger.rows(more, result).splitlines()
+    assert judged == ledger.rows(experiment, result).splitlines()
+    assert row.startswith("| speed | our mark | 2.0")
+    assert row.endswith("| 4 of 4 above 1 | not judged |")
+    assert ledger.tally(more, result) == ledger.tally(experiment, result)
+    assert ledger.discoveries([(more, result)]) == ledger.discoveries([(experiment, result)])
+
+
+def test_so_many_pairs_a_sign_test_takes():
+    """Drawn 10,000 times: wins, losses and ties as frequent as 7, 1 and 2."""
+    power = {}
+    for n in (16, 18):
+        draw = torch.Generator().manual_seed(0)
+        kinds = torch.multinomial(torch.tensor([0.7, 0.1, 0.2]), n * 10_000, True, generator=draw)
+        pairs = list(zip(*((kinds == k).view(-1, n).sum(1).tolist() for k in (0, 1)), strict=True))
+        told = {(a, b): a > b and stats.binomtest(a, a + b).pvalue < 0.05 for a, b in set(pairs)}
+        power[n] = sum(told[pair] for pair in pairs) / len(pairs)
+    assert power[16] < 0.79 and power[18] > 0.81 and ledger.sign_seeds(7, 1, 2) in (17, 18)
+    with pytest.raises(ValueError, match="no number of pairs"):
+        ledger.sign_seeds(4, 4)
 
 
 def test_rows_that_only_many_rows_explain_are_marked(root):

@@ -310,6 +310,28 @@ class Claim:
         return f"{SIGNS[verdict]} inconclusive, {need}"
 
 
+def sign_seeds(wins: int, losses: int, ties: int = 0, power: float = 0.8) -> int:
+    """Count the pairs of which a sign test (5%, two-sided) tells more wins than losses.
+
+    It does so in a share ``power`` of all cases, if wins, losses and ties stay as frequent.
+
+    >>> sign_seeds(wins=7, losses=1, ties=2)
+    18
+
+    Raises: ValueError unless there are more wins than losses.
+    """
+    if not wins > losses >= 0 <= ties:
+        raise ValueError(f"{wins} wins and {losses} losses: no number of pairs tells them apart")
+    differ, seeds, found = wins + losses, 1, 0.0
+    while found < power:
+        seeds += 1
+        some = range(seeds + 1)  # so many pairs differ; the least wins that chance does not explain
+        least = stats.binom.isf(0.025, some, 0.5) + 1
+        share = stats.binom.pmf(some, seeds, differ / (differ + ties))
+        found = float((share * stats.binom.sf(least - 1, some, wins / differ)).sum())
+    return seeds
+
+
 FEW = 6
 """From so many seeds on, all on one side is a finding: the sign test's p is 2 / 64."""
 
@@ -323,7 +345,8 @@ class Experiment:
           run: from seeds to :data:`Measures`, where a seed's numbers do not depend on the other
           seeds; spot: a part of that again, in seconds, for a test to hold the result by;
           finding: what a reader may believe now, in a sentence in which {0} is our number of the
-          first claim; caveat: what a reader of the verdicts should know, printed under them.
+          first claim; caveat: what a reader of the verdicts should know, printed under them;
+          measured: rows with a mark of our own (a void), which no paper names and nobody judges.
     """
 
     title: str
@@ -336,6 +359,7 @@ class Experiment:
     spot: Callable[[], Measures]
     caveat: str = ""
     finding: str = ""
+    measured: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -481,7 +505,7 @@ def run(name: str, seeds: Sequence[int], root: Path = ROOT) -> Result:
     for key, values in measures.items():
         if len(values) != len(seeds):
             raise ValueError(f"{name} gives {len(values)} values of {key!r} for {len(seeds)} seeds")
-    for claim in experiment.claims:
+    for claim in experiment.claims + experiment.measured:
         pair = claim.measure
         for key in (pair,) if isinstance(pair, str) else (pair.a, pair.b):
             if key not in measures:
@@ -645,7 +669,8 @@ the false discovery rate over all is held at 5% (Benjamini and Yekutieli, for ro
 share its runs); the others have a † and count for less. Equalities in nats all have one margin,
 {margin}: it was set in November 2026, after most of these runs and before the seeds that were added
 since. What was added to an experiment after a first look says so under its table, and counts for
-less too.
+less too. Rows *not judged* came after the runs, each with a mark of the course's own that no paper
+names; no count here holds them.
 
 **Two benches.** Chapters 04 to 09 first compared models of 0.7 million parameters and 4,096 kinds
 of token after 200 to 300 steps: *the first bench*, of all their experiments without `_long` in the
@@ -680,7 +705,10 @@ def section(name: str, lost: Collection[tuple[str, str]] = (), root: Path = ROOT
 
 
 def rows(experiment: Experiment, result: Result, lost: Collection[tuple[str, str]] = ()) -> str:
-    """Write the table of an experiment: claim, paper, ours, how many seeds agree, verdict."""
+    """Write the table of an experiment: claim, paper, ours, how many seeds agree, verdict.
+
+    What is measured and not judged comes last.
+    """
     lines = [
         "| claim | the paper | ours | seed by seed | verdict |",
         "|---|---|---|---|---|",
@@ -693,6 +721,9 @@ def rows(experiment: Experiment, result: Result, lost: Collection[tuple[str, str
             f"| {claim.text} | {paper} ({claim.where}{note}) | {ours} "
             f"| {agreeing(claim, result)} | {claim.judge(ours)}{mark} |"
         )
+    for row in experiment.measured:
+        ours, seeds = result[row.measure], agreeing(row, result)
+        lines.append(f"| {row.text} | {row.where} | {ours} | {seeds} | not judged |")
     return "\n".join(lines) + "\n"
 
 
