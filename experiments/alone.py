@@ -59,8 +59,8 @@ class Alone(Stack):
     def __post_init__(self) -> None:
         fuse, self.fuse = self.fuse, False  # as a whole, not in parts
         super().__post_init__()
-        if len(self.runs) != 1 or self.shared or self.chunk:
-            raise ValueError("one run, whose tokens choose, and no shared expert")
+        if len(self.runs) != 1 or self.chunk:
+            raise ValueError("one run, whose tokens choose")
         if fuse:
             self.adamw = torch.compile(_adamw)
             self.losses = torch.compile(self.losses)  # type: ignore[method-assign]
@@ -88,7 +88,7 @@ class Alone(Stack):
         """Let each token's experts alone compute."""
         if gate_NTE is None:
             return super().mix(x_NTD, w1, w3, w2, gate_NTE)
-        x_TD, gate_TE, K = x_NTD[0], gate_NTE[0], self.model.num_experts_per_tok
+        x_TD, gate_TE, K = x_NTD[0], gate_NTE[0], self.model.num_experts_per_tok + self.shared
         dtype = self.dtype or x_TD.dtype
         (T, E), device = gate_TE.shape, gate_TE.device
         # 1. where each pair stands: experts in order, each from the start of a block

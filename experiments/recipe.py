@@ -134,6 +134,11 @@ AXES = {
     "second vector": Axis(
         DENSE, BRIEF, {"dense, a second vector": {}}, book=True, second=(0,)
     ),
+    # A shared expert and a factor: its gate is 1, and the factor makes the others' sum to 3.
+    "shared, scale": Axis(
+        replace(MINI, num_experts_per_tok=3), BRIEF,
+        {"3 of 15 and 1 shared, scale 3": {"gate_scale": 3.0}}, book=True, shared=1,
+    ),
     "batch": Axis(MINI, replace(BRIEF, batch_size=8), {"batch of 8": SCALE4}, book=True),
     "batch dense": Axis(
         DENSE, replace(BRIEF, batch_size=8), {"dense, batch of 8": {}}, book=True, base=True

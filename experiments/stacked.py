@@ -493,7 +493,7 @@ class Stack:
                  "load", "mass": the share of all choices, and of all gates, of the expert that has
                  most, in fair shares; "parked": what the expert with least has of the gates.
         """
-        E, runs = self.model.num_local_experts, range(len(self.runs))
+        E, runs = self.model.num_local_experts - self.shared, range(len(self.runs))
         found: list[dict[str, list[float]]] = [
             {name: [] for name in ("worth", "load", "mass", "parked")} for _ in runs
         ]

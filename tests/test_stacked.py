@@ -246,13 +246,13 @@ def test_a_bias_of_quantiles_is_the_librarys(corpus):
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize(
     "how",
-    [{}, {"dense": (0,)}, {"dense": (1,)}, {"table": (0,)}, {"second": (1,)},
+    [{}, {"shared": 1}, {"dense": (0,)}, {"dense": (1,)}, {"table": (0,)}, {"second": (1,)},
      {"sigmoid": True, "bias_step": 0.1}, {"quantile": True}, {"mass": True}],
 )  # fmt: skip
 def test_one_run_alone_is_the_stacks(corpus, monkeypatch, dense, how):
     """Chosen experts only, blocks of equal size, attention by products: the same function."""
     monkeypatch.setattr(alone, "ROWS", 16)  # so that experts have several blocks, and one rest
-    layers = ("dense", "table", "second")
+    layers = ("shared", "dense", "table", "second")
     first = {name: value for name, value in how.items() if name in layers}
     rest = {name: value for name, value in how.items() if name not in layers}
     run = Run("one", seed=1, z_coef=0.1, aux_coef=0.1, gate_scale=2.0, **rest)
@@ -286,7 +286,7 @@ def test_one_run_alone_is_the_stacks_compiled(corpus):
 
 
 def test_alone_is_one_run_whose_tokens_choose(corpus):
-    for runs, how in ((RUNS, {}), (RUNS[:1], {"shared": 1}), (RUNS[:1], {"chunk": 12})):
+    for runs, how in ((RUNS, {}), (RUNS[:1], {"chunk": 12})):
         with pytest.raises(ValueError, match="one run"):
             Alone(MODEL, TRAINING, runs, [corpus], **how)
     quantile = [Run("quantile", quantile=True)]
