@@ -336,11 +336,14 @@ def pace(pairs: int, alone: bool = False, steps: int = 3) -> dict[str, Any]:
     corpus, takes = load_corpus((*DOMAINS, BOOK)), {}
     shapes = {"dense": DENSE, "2 of 8": EIGHT, "4 of 16": MINI}
     if alone:
-        shapes = {"dense": DENSE, "4 of 16": MINI, "only first": MINI, "only first, 64": WIDER}
+        shapes = {"dense": DENSE, "4 of 16": MINI, "only first": MINI, "only first, 64": WIDER,
+                  "only first, table": MINI}  # fmt: skip
     for name, shape in shapes.items():
         if alone:
             dense = LATER if "first" in name else ()
-            one = Alone(shape, WHOLE, [Run(name, gate_scale=4.0)], [corpus], dense=dense, fuse=True)
+            table = (0,) if "table" in name else ()
+            one = Alone(shape, WHOLE, [Run(name, gate_scale=4.0)], [corpus], dense=dense,
+                        table=table, fuse=True)  # fmt: skip
             takes[name] = lambda step, one=one: one.take()
         else:
             trainer = Trainer(Mixtral(shape), WHOLE)

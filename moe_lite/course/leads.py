@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -254,9 +255,13 @@ def _apart(groups: Sequence[Sequence[float]]) -> Tensor:
 
 
 def lead_of(
-    axis: str, step: int, over: str, at: int, name: str | None = None, other: str | None = None
-) -> Lead:
-    """Pair two stored axes' runs by seed, each at its own step; names where there are several."""
+    axis: str, step: int, over: str, at: int, name: str | None = None, other: str | None = None,
+    of: str | None = None,
+) -> Lead:  # fmt: skip
+    """Pair two stored axes' runs by seed, each at its own step; names where there are several.
+
+    of: one domain, instead of the mean over those of text.
+    """
     found = {r["axis"]: r for r in stored()}
 
     def bits(axis: str, step: int, name: str | None) -> dict[int, dict[str, float]]:
@@ -265,7 +270,8 @@ def lead_of(
         return {r["seed"]: r["bits"][str(step)] for r in rows if r["name"] == name}
 
     ours, theirs = bits(axis, step, name), bits(over, at, other)
-    lead = {seed: mean(theirs[seed]) - mean(ours[seed]) for seed in ours if seed in theirs}
+    value = mean if of is None else itemgetter(of)
+    lead = {seed: value(theirs[seed]) - value(ours[seed]) for seed in ours if seed in theirs}
     return Lead(name or axis, step, found[axis]["of"], lead)
 
 
@@ -335,10 +341,11 @@ def copying_on_a_cpu() -> dict[str, dict[str, dict[str, float]]]:
     return {arm: dict(domains) for arm, domains in read_json(PAIR)["copying"].items()}
 
 
-def pace(name: str) -> tuple[float, float, float]:
+def pace(name: str, alone: bool = False) -> tuple[float, float, float]:
     """Return how long a step of a shape takes, in steps of its twin: middle and ends.
 
     Measured in turn on one core (median of the pairs; the ends: 95 % interval of the median).
+    alone: in the compiled program that trains one run, instead of the library's trainer.
     """
-    middle, low, high = read_json(PACE)["slower"][name]
+    middle, low, high = read_json(PACE_ALONE if alone else PACE)["slower"][name]
     return middle, low, high
