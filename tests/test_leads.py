@@ -212,12 +212,12 @@ def test_the_card_tells_what_became_of_the_first_edition():
 
 
 def test_the_card_tells_what_a_step_costs_in_the_compiled_program():
-    slower, card = leads.read_json(leads.PACE_ALONE)["slower"], " ".join(CARD.split())
-    told = ["{:.2f} [{:.2f}, {:.2f}]".format(*slower[name])
-            for name in ("4 of 16", "only first", "only first, 64")]  # fmt: skip
-    assert (
-        f"{told[0]} with experts in all six layers, {told[1]} in the first alone, {told[2]} with 64"
-    ) in card
+    card = " ".join(CARD.split())
+    for name, where in (("4 of 16", "with experts in all six"), ("only first", "in the first alone"),
+                        ("only first, table", "there by a table"),
+                        ("only first, 64", "with 64 there")):  # fmt: skip
+        told = "{:.2f} [{:.2f}, {:.2f}]".format(*leads.pace(name, alone=True))
+        assert f"{told} {where}" in card or f"{told} of the twin's {where}" in card, told
 
 
 def test_the_card_tells_where_the_lead_is(arms):
