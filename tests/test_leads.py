@@ -213,9 +213,10 @@ def test_the_card_tells_what_became_of_the_first_edition():
 
 def test_the_card_tells_what_a_step_costs_in_the_compiled_program():
     card = " ".join(CARD.split())
-    for name, where in (("4 of 16", "with experts in all six"), ("only first", "in the first alone"),
-                        ("only first, table", "there by a table"),
-                        ("only first, 64", "with 64 there")):  # fmt: skip
+    for name, where in (
+        ("4 of 16", "with experts in all six"), ("only first", "in the first alone"),
+        ("only first, table", "there by a table"), ("only first, 64", "with 64 there"),
+    ):  # fmt: skip
         told = "{:.2f} [{:.2f}, {:.2f}]".format(*leads.pace(name, alone=True))
         assert f"{told} {where}" in card or f"{told} of the twin's {where}" in card, told
 
