@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Appendix to 10: where do the box's experts pay?
 #
-# **Three lines of answer.** After 600 steps, in the first layer: experts there alone give the whole
-# lead, those in the other five none that we see. A table of token ids that chooses there does
-# better than a router. After 4,000 steps half of the lead is left, surely in tokens that cannot be
-# copied; in which layers was not measured.
+# **Three lines of answer.** After 600 steps, in the first layer: to make it sparse gives the whole
+# lead, the other five add none that we see; a random table of token ids chooses better there than
+# a router. After 4,000 steps one table is about as far ahead as six routers; at equal time it leads
+# early, where they are behind. The box's lead is surest in tokens that cannot be copied.
 #
 # Chapter [10](10_small_mixtral.ipynb) found a small Mixtral ahead of its dense twin, by 0.035 bits
 # per byte after 4,000 steps. Here we ask *where*: in which layer, in which tokens, and when.
@@ -75,9 +75,9 @@ early = next(r for r in rows if r.axis == "first layer").interval
 print("all but the first, at step 400    {:+.3f} [{:+.3f}, {:+.3f}]".format(*early))
 
 # %% [markdown]
-# **Experts in the first layer alone give the whole lead: 0.070 [0.056, 0.083]**, beside all six
-# 0.004 [-0.004, 0.012]. **Those in the five others give none yet**, -0.013 [-0.031, 0.006] (at 400
-# steps they are behind), which is -0.078 [-0.098, -0.058] beside all six. **And no router need
+# **To make the first layer alone sparse gives the whole lead: 0.070 [0.056, 0.083]**, beside all
+# six 0.004 [-0.004, 0.012]. **Those in the five others give none yet**, -0.013 [-0.031, 0.006] (at
+# 400 steps they are behind), which is -0.078 [-0.098, -0.058] beside all six. **And no router need
 # choose: by a table drawn at random it is 0.121 [0.106, 0.136]**, 0.056 [0.048, 0.063] above all
 # six, 0.052 [0.045, 0.058] above a router in the same place. So a lead needs no experts that know
 # subjects. (A router's may still use some.)
@@ -122,7 +122,67 @@ for step in (0, reel.steps[-1]):
 #
 # </details>
 #
-# ## 2. New tokens, or copied?
+# ## 2. Is it so at the end?
+#
+# So far a run had 600 steps. Three runs with the table went to 4,000. **Your turn:** a table has
+# never seen a text. Will six routers, which learn where to send a token, have overtaken it by then?
+# And a step with experts in one layer takes hardly longer than the twin's. Who is ahead after equal
+# *time*?
+
+# %%
+table = "whole only first, table", "only the first, a table"
+routers = "whole finer", "4 of 16, scale 4"
+twin, longer = ("whole dense", "dense"), ("whole dense, longer", "dense, 4,700 steps")
+one, six = (leads.pace(name, alone=True) for name in ("only first, table", "4 of 16"))
+print("a step in the twin's: one table {:.2f} [{:.2f}, {:.2f}], ".format(*one), end="")
+print("six routers {:.2f} [{:.2f}, {:.2f}]".format(*six))
+ways = {"six routers, equal steps": leads.curve(*routers, *twin),
+        "six routers, equal time": leads.curve(*routers, *longer, six[0]),
+        "one table, equal steps": leads.curve(*table, *twin),
+        "one table, equal time": leads.curve(*table, *longer, one[0])}  # fmt: skip
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+for what, found in ways.items():
+    ax, color = axes[int("time" in what)], "#D55E00" if "table" in what else "#0072B2"
+    middle, low, high = zip(*(lead.interval for lead in found), strict=True)
+    steps = [lead.step for lead in found]
+    ax.plot(steps, middle, color=color, label=what)
+    ax.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
+for ax in axes:
+    ax.axhline(0, color="0.5", lw=0.8)
+    ax.set(xlabel="step of 4,000", xlim=(0, 4000), ylim=(-0.09, 0.15))
+    ax.legend(frameon=False)
+_ = axes[0].set_ylabel("bits per byte ahead of the twin")
+
+# %%
+for what, found in ways.items():
+    for lead in found:
+        if lead.step in (500, 2000, 4000):
+            print(f"{what:25} step {lead.step:5,}  "
+                  "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))  # fmt: skip
+    for how, sure in (("ahead", [x.step for x in found if x.interval[1] > 0]),
+                      ("behind", [x.step for x in found if x.interval[2] < 0])):  # fmt: skip
+        print(f"{'':25} surely {how} at", *sure or ["no look"])
+for step in (1500, 4000):
+    less = leads.lead_of(table[0], step, routers[0], step, table[1], routers[1]).interval
+    print(f"a table less six routers, step {step:,}: "
+          "{:+.3f} [{:+.3f}, {:+.3f}]".format(*less))  # fmt: skip
+known = [100 * x for x in leads.recall(*table, *twin).interval]
+print("phone numbers, a table less the twin: {:+.0f} points [{:+.0f}, {:+.0f}]".format(*known))
+
+# %% [markdown]
+# **After 4,000 steps one table that never saw a text is 0.041 [0.020, 0.063] ahead at equal steps.
+# Beside six routers that is 0.003 [-0.029, 0.035]: undecided, with half their parameters.** (Until
+# step 1,500 it was surely ahead of them.) **At equal time it is surely ahead until 1,000**, where
+# six routers are behind, until 2,750; at the end it is 0.018 [-0.017, 0.053] ahead: undecided. **Of
+# the phone numbers it knows 63 points [26, 99] more than the twin.** So for most of this lead
+# the *choice* of experts need not look at the text; the token's id is enough.
+#
+# (Three seeds on CPU cores; six routers and the twins were trained on a GPU. The twin of equal time
+# has a schedule of 4,700 steps: near the end its rate has come down, as the table's has.)
+#
+# ## 3. New tokens, or copied?
 #
 # Split the held-out tokens in two. Some can be *copied*: the same token was followed by the same
 # one before, in the same window, as a name in a program is. The others are *new*, and must be
@@ -177,7 +237,7 @@ for axis, name in (("brief", "4 of 16, scale 4"), ("only first", "only the first
 # pair can tie: the first edition's, made again on a CPU, ended 0.004 ahead; its twin copies code as
 # well as the best of 44 stored runs.
 #
-# ## 3. When does the lead shrink?
+# ## 4. When does the lead shrink?
 #
 # The lead of 4 of 16 falls as training goes on. Also on the text to train on? (Its loss is taken
 # before each step: early on, that text is new too.)
@@ -210,7 +270,7 @@ for name, found, at in (("4 of 16", marks, 4), ("4 of 16", marks, -1), ("2 of 8"
 # parameters, widens its gap by 0.015 [0.000, 0.029] and *gains* on held-out text. So neither
 # repeated text (each kind is read 0.9 to 2.7 times) nor parameters alone explain the fall.
 #
-# ## 4. What else was tried?
+# ## 5. What else was tried?
 #
 # One change at a time, against the run without it, seed by seed (others: the card).
 
@@ -243,11 +303,24 @@ for what, lead in (("16 texts a step", full), ("8 texts a step", half),
 # not measured). Three times the balancing loss is undecided; at 4,000
 # steps so is a bias instead of it, and a lower rate.
 #
+# **What makes one seed's router better than another's?** Asked of the routers of all stored runs
+# that kept it, each run less the mean of its recipe: how many experts of *equal* gates a token's
+# are worth; what the busiest expert has of the choices (load) and of the gates (mass); what the
+# idlest has of the gates (parked).
+
+# %%
+for (what, where), (same, p) in leads.by_router().items():
+    print(f"{what:6}, {where:5} layer(s): correlation with bits per byte {same:+.2f}, p = {p:.3f}")
+
+# %% [markdown]
+# **Undecided.** The strongest of the eight: the more of the first layer's gates lie on one expert,
+# the worse the run. By chance one of eight comes so far about once in eleven times.
+#
 # ## In four lines
 #
-# 1. After 600 steps the whole lead comes from the experts of the first layer.
+# 1. After 600 steps making the first layer sparse gives the whole lead.
 # 2. There a table of ids that was drawn at random chooses better than a router (under this
 #    balancing loss).
-# 3. After 4,000 steps all six layers together have kept half of their lead; which layers, and why,
-#    was not measured.
+# 3. After 4,000 steps that table and six routers are about level; at equal time the table is ahead
+#    of the twin early, and undecided at the end.
 # 4. By then it is surest in tokens that cannot be copied from the text before.

@@ -417,6 +417,50 @@ def test_which_layer_the_lead_comes_from_is_told_by_the_stored_runs():
                 assert "{:.3f} [{:.3f}, {:.3f}]".format(*found) in " ".join(page.split())
 
 
+def test_what_is_left_of_a_table_at_the_end_is_told_by_the_stored_runs():
+    """In the appendix, on the card and in chapter 10; and what their words say of it holds."""
+    table = "whole only first, table", "only the first, a table"
+    routers = "whole finer", "4 of 16, scale 4"
+    longer = "whole dense, longer", "dense, 4,700 steps"
+    appendix, chapter = (
+        (leads.ROOT / "notebooks" / f"{name}.py").read_text("utf-8").replace("\n# ", " ")
+        for name in ("10b_where_it_pays", "10_small_mixtral")
+    )
+    appendix, chapter, card = (" ".join(page.split()) for page in (appendix, chapter, CARD))
+
+    def told(found):
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*found)
+
+    steps = leads.curve(*table, "whole dense", "dense")[-1]
+    pace = leads.pace("only first, table", alone=True)
+    time = leads.curve(*table, *longer, pace[0])
+    less = leads.lead_of(table[0], 4000, routers[0], 4000, table[1], routers[1])
+    assert (steps.step, time[-1].step) == (4000, 4000)
+    for page in (appendix, card):
+        for found in (steps, time[-1], less):
+            assert told(found.interval) in page, told(found.interval)
+    assert told(time[-1].interval) in chapter
+    assert less.interval[1] < 0 < less.interval[2]  # "undecided"
+    for ratio in pace:  # "surely until step 1,000", "at the end undecided"
+        each = leads.curve(*table, *longer, ratio)
+        assert all(lead.interval[1] > 0 for lead in each if lead.step <= 1000)
+        assert each[-1].interval[1] < 0 < each[-1].interval[2]
+    slower = leads.curve(*routers, *longer, leads.pace("4 of 16", alone=True)[0])
+    behind = [lead.step for lead in slower if lead.interval[2] < 0]
+    assert behind == [lead.step for lead in slower if lead.step <= max(behind)]  # at every look
+    assert f"until {max(behind):,}; at the end" in appendix
+    early = (leads.lead_of(table[0], step, routers[0], step, table[1], routers[1])
+             for step in range(250, 1501, 250))  # fmt: skip
+    assert all(lead.interval[1] > 0 for lead in early)
+    known = [100 * x for x in leads.recall(*table, "whole dense", "dense").interval]
+    for page in (appendix, card):
+        assert "{:.0f} points [{:.0f}, {:.0f}] more".format(*known) in page and known[1] > 0
+    marks = [lead for lead in time if lead.step in (500, 2000, 4000)]
+    row = " | ".join(INTERVAL.format(*lead.interval) for lead in marks)
+    shown = "{:.2f} [{:.2f}, {:.2f}]".format(*pace)
+    assert f"| first layer alone, by a table | {shown} | {row}, step 4,000 |" in CARD
+
+
 def test_half_a_batch_is_told_by_the_stored_runs():
     steps = (200, 400, 600)
     at = {(r.axis, r.step): r for r in leads.leads(leads.stored(), lambda step: step in steps)}

@@ -320,9 +320,11 @@ def test_runs_that_are_kept_are_not_trained_again(corpus, tmp_path, monkeypatch,
         recipe.write(kept | other, path)
         with pytest.raises(ValueError, match="stopped or made on a GPU"):
             recipe.measure_alone("balance", path, corpus)
-    monkeypatch.setitem(recipe.AXES, "balance", replace(axis, shared=1))
-    with pytest.raises(ValueError, match="one run"):
-        recipe.measure_alone("balance", tmp_path / "shared.json", corpus)
+    runs = {"one": {"quantile": True}}
+    whole = replace(axis, runs=runs, model=replace(MODEL, num_experts_per_tok=4))
+    monkeypatch.setitem(recipe.AXES, "balance", whole)
+    with pytest.raises(ValueError, match="quantiles"):
+        recipe.measure_alone("balance", tmp_path / "whole.json", corpus)
     monkeypatch.setitem(recipe.AXES, "balance", replace(axis, runs={"wild": {"lr": math.inf}}))
     with pytest.raises(ValueError, match="the loss of wild, seed 0, is not finite"):
         recipe.measure_alone("balance", tmp_path / "wild.json", corpus)
