@@ -163,7 +163,8 @@ for what, found in ways.items():
                   "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))  # fmt: skip
     for how, sure in (("ahead", [x.step for x in found if x.interval[1] > 0]),
                       ("behind", [x.step for x in found if x.interval[2] < 0])):  # fmt: skip
-        print(f"{'':25} surely {how} at", *sure or ["no look"])
+        all_or = "every look" if len(sure) == len(found) else "no look"
+        print(f"   surely {how} at", *(sure if 0 < len(sure) < len(found) else [all_or]))
 for step in (1500, 4000):
     less = leads.lead_of(table[0], step, routers[0], step, table[1], routers[1]).interval
     print(f"a table less six routers, step {step:,}: "
