@@ -461,6 +461,17 @@ def test_what_is_left_of_a_table_at_the_end_is_told_by_the_stored_runs():
     assert f"| first layer alone, by a table | {shown} | {row}, step 4,000 |" in CARD
 
 
+def test_what_a_second_vector_gives_is_told_by_the_stored_runs():
+    second = leads.lead_of("second vector", 600, "brief dense", 600)
+    table, router = (leads.lead_of(axis, 600, "second vector", 600)
+                     for axis in ("only first, table", "only first"))  # fmt: skip
+    text = (leads.ROOT / "notebooks" / "10b_where_it_pays.py").read_text("utf-8")
+    for page in (text.replace("\n# ", " "), CARD):
+        for lead in (second, table, router):
+            assert "{:.3f} [{:.3f}, {:.3f}]".format(*lead.interval) in " ".join(page.split())
+    assert second.interval[1] > 0 and table.interval[1] > 0
+
+
 def test_half_a_batch_is_told_by_the_stored_runs():
     steps = (200, 400, 600)
     at = {(r.axis, r.step): r for r in leads.leads(leads.stored(), lambda step: step in steps)}
