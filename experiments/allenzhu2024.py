@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_lite.course.facts import Facts, train_block
-from moe_lite.course.ledger import Claim, Experiment, Measures, Pair, resume
+from moe_lite.course.ledger import OURS, Claim, Experiment, Measures, Pair, resume
 
 FACTS, HIDDEN, STEPS = 7000, 16, 700
 EXPERTS = (1, 2, 4, 8, 16, 32)
@@ -78,7 +78,6 @@ def spot() -> Measures:
     return {what: [value] for what, value in filled(1, 0).items()}
 
 
-OURS = "no paper's: a mark of the course"
 EXPERIMENT = Experiment(
     title="Bits of facts that a parameter holds, dense and with 16 experts",
     source="Allen-Zhu, Li 2024, arXiv:2404.05405",

@@ -31,7 +31,7 @@ from moe_lite.course.facts import (
     train_block,
     train_recall,
 )
-from moe_lite.course.ledger import Claim, Experiment, Measures, Pair, resume
+from moe_lite.course.ledger import OURS, Claim, Experiment, Measures, Pair, resume
 
 ENTRIES, STEPS, PATH_STEPS, RECALL_STEPS = 4000, 500, 700, 1500
 TWIN = BOOK_MODEL.dense("active")
@@ -139,7 +139,6 @@ def spot() -> Measures:
     return found
 
 
-OURS = "no paper's: a mark of the course"
 EXPERIMENT = Experiment(
     title="A phone book, paths and recall in context: experts against width",
     source="Jelassi et al. 2024, arXiv:2410.19034",

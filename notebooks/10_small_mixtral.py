@@ -455,8 +455,8 @@ print(f"the pair in the box: {ends['4 of 16, scale 4'].by_seed[0]:+.3f}")
 #
 # **Where does the lead come from?** After 600 steps, from making the first layer sparse. It
 # shrinks, and is surest in tokens that cannot be copied. And a random *table* of token ids in that
-# layer alone is about as far ahead, in less time: at equal time surely until step 1,000, at the end
-# undecided, 0.018 [-0.017, 0.053]. The [appendix](10b_where_it_pays.ipynb) measures each, and has
+# layer alone is ahead too, at equal time surely until step 1,000, at the end undecided, 0.018
+# [-0.017, 0.053] (three seeds). The [appendix](10b_where_it_pays.ipynb) measures each, and has
 # what else was tried.
 #
 # ### Four experts are three, and an averaged mixture is a quarter of a network

@@ -327,7 +327,8 @@ print(f"{book.entry(entry)} needs expert", lost_EN[:, entry].nonzero()[:, 0].tol
 my_share = None  # one line, of lost_EN
 kept_N = torch.stack(without_EN).sum(0)  # in so many of the 16 cuts an entry is still right
 truth = ((kept_N == 15) & known_N).float().mean().item()
-right = my_share is not None and math.isclose(my_share, truth, abs_tol=1e-4)
+mine = torch.as_tensor(math.nan if my_share is None else my_share).double()
+right = mine.numel() == 1 and abs(mine.item() - truth) < 1e-4
 print("your answer is", "still to come" if my_share is None else right)
 
 # %% [markdown]

@@ -64,6 +64,9 @@ def student_t(count: int, confidence: float = 0.95) -> float:
     return float(stats.t.ppf((1 + confidence) / 2, count - 1))
 
 
+OURS = "no paper's: a mark of the course"  # where a measured row's mark stands
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Hold the mean over seeds, its 95% interval, the spread, and how many seeds there are.
