@@ -1,6 +1,6 @@
 """A real Chromium, driven headless: it opens a widget's page and writes down what it fetches."""
 
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,12 @@ from moe_lite.routers import TopKRouter
 from moe_lite.trace import RoutingTrace
 
 HANG_MS = 900_000  # a limit for what hangs, not for what is slow
+ACTIONS = [  # what changes a page
+    *(("Locator", name) for name in ("click", "fill", "press", "press_sequentially")),
+    *(("Locator", name) for name in ("select_option", "check", "uncheck")),
+    *(("Keyboard", name) for name in ("press", "type")),
+    *(("Mouse", name) for name in ("click", "up")),
+]
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -38,9 +44,26 @@ def settle(page):
       requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))""")
 
 
+def settled(act):
+    """Let an action end when what it changed is painted: a reading after it is of the new page."""
+
+    @wraps(act)
+    def acted(self, *args, **kwargs):
+        act(self, *args, **kwargs)
+        page = getattr(self, "page", None)
+        if hasattr(page, "settle"):  # not JupyterLab's
+            page.settle()
+
+    return acted
+
+
 @pytest.fixture
-def new_page(browser):
+def new_page(browser, monkeypatch):
     """Open pages whose every request and error is written down; none may err."""
+    api = pytest.importorskip("playwright.sync_api")
+    for kind, name in ACTIONS:
+        act = getattr(getattr(api, kind), name)
+        monkeypatch.setattr(getattr(api, kind), name, settled(act))
     contexts, errors = [], []
 
     def new_page(theme="light", width=1200, motion="reduce"):
@@ -51,6 +74,7 @@ def new_page(browser):
         contexts.append(context)
         page = context.new_page()
         page.requests, page.settle = [], partial(settle, page)
+        page.keyboard.page = page.mouse.page = page
         page.on("request", lambda request: page.requests.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", lambda dialog: (errors.append(dialog.message), dialog.dismiss()))

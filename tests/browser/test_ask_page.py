@@ -356,6 +356,24 @@ def test_two_side_by_side(open_page, make_trace):
     assert sides.nth(1).locator("[role=status]").inner_text() == ""
 
 
+@pytest.mark.parametrize("width", [1200, 1700])
+def test_no_text_moves_under_the_pointer(open_page, make_trace, width):
+    long, short = make_trace(TOKENS), make_trace("xyz", E=4)
+    for first, second in ((long, short), (short, long)):
+        page = open_page(RoutingExplorer(first, beside=second), width=width)
+        for side in page.locator(".moe-pair > [role=region]").all():
+            token, seen = side.locator(".tok").nth(1), side.locator(".one > :visible")
+            invitation, before = seen.all_inner_texts(), token.bounding_box()
+            page.mouse.move(before["x"] + 3, before["y"] + 3)
+            page.settle()
+            assert side.locator(".one h2").inner_text().startswith("Token")
+            assert token.bounding_box() == before
+            page.mouse.move(0, 0)
+            page.settle()
+            assert seen.all_inner_texts() == invitation
+            assert token.bounding_box() == before
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing(open_page, make_trace, model, theme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
