@@ -182,8 +182,8 @@ EXPERIMENT = Experiment(
     ),
     finding=(
         "after 200 steps a model without balance is ahead (perplexity {0} of the balanced "
-        "one's): early, when being even only costs; the losses balance as the paper says, and "
-        "two of the four other weightings end within 0.02 nats of 0.1, 0.1"
+        "one's; whether that is only early, shazeer2017_price leaves open); the losses balance as "
+        "the paper says, and two of the four other weightings end within 0.02 nats of 0.1, 0.1"
     ),
     run=run,
     spot=spot,

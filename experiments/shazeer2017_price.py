@@ -1,7 +1,7 @@
 """Shazeer et al. 2017, Table 6's first row again, as a curve: what balance costs, and until when.
 
-``shazeer2017`` judges the six settings at step 200, where being even only costs. This follows two
-of them for 1,600 steps at a constant rate and measures held-out text on the way, without noise.
+``shazeer2017`` judges the six settings at step 200, which is early. This follows two of them for
+1,600 steps at a constant rate and measures held-out text on the way, without noise.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ EXPERIMENT = Experiment(
         Claim("so does top-2: loss, dense − top-2", TABLE,
               Pair("loss at dense", "loss at top-2"), 1.731 - 1.547, void=0,
               note="1.731 and 1.547; the paper's two have the full width, ours half"),
-        Claim("early on there is nothing to see: dense − top-2 after 300 of 3,000 steps", TABLE,
+        Claim("early on it cannot be told: dense − top-2 after 300 of 3,000 steps", TABLE,
               Pair("loss: step 300 at dense", "loss: step 300 at top-2"), 1.731 - 1.547, void=0,
               note="1.731 and 1.547, at the end"),
         Claim("with room for all top-2 beats top-1: loss, top-1 − top-2", TABLE,

@@ -135,7 +135,7 @@ EXPERIMENT = Experiment(
     ),
     finding=(
         "the upcycled model leads by {1} bits a byte after 5% of more training and still after "
-        "120% ({3}): what it is worth is the dense model's training"
+        "120% ({3}): what it is worth is nearly all the dense model's training"
     ),
     run=run,
     spot=spot,

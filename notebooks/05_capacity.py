@@ -513,7 +513,7 @@ for factor in (0.5, 1.0, 1.25, 2.0, 8.0):
 #
 # The Switch paper's Table 1 compares, with 128 experts on 32 TPUs, dense models with top-1 (Switch,
 # of the same arithmetic) and top-2 (of more). Its main sentence: *a sparse model beats a dense
-# one.* After 300 steps of the model above it does not yet: see its ten seeds in the
+# one.* After 300 steps of the model above no lead shows: see its ten seeds in the
 # [ledger](../LEDGER.md#switch2021), with capacities and clock.
 #
 # So here is a narrower model (32 wide, a vocabulary of 512), chosen on three other seeds because an

@@ -184,7 +184,7 @@ viz.effects(stored, pairs, None, "held-out loss less token choice's, nats")
 ledger.verdicts("zhou2022_long")
 
 # %% [markdown]
-# **Among the batch there is no speed-up**: the factor is 0.98 ± 0.05, and half of the paper's gain,
+# **Among the batch no speed-up is seen**: the factor is 0.98 ± 0.05, and half of the paper's gain,
 # a factor of 1.5, is excluded. So balance alone does not buy speed. **Among 8 neighbours the loss
 # ends 5% lower**, 0.153 ± 0.005 nats; it is ahead from step 100 on. It looks like the better
 # router; section 8 says what that lead is made of.

@@ -20,7 +20,7 @@
 #
 # In this chapter you
 #
-# - count the ways to combine experts, and see how splitting multiplies them at no cost;
+# - count the ways to combine experts, and see how splitting multiplies them at equal arithmetic;
 # - cut a layer in pieces and find that it computes the same, so that nothing is lost by cutting;
 # - give the layer a shared expert, and take its favourite experts away;
 # - build the gate that DeepSeek-V3 uses, with a bias that selects and never weighs;
@@ -479,11 +479,11 @@ ledger.verdicts("lossfree2024_long")
 
 # %% [markdown]
 # **From step 300 to 600 the bias is behind the light loss; at 3,000 it is ahead of both losses**,
-# by 0.023 ± 0.015 of the light one, by 0.015 ± 0.012 of the heavier one. (Both rows have a †, and
-# were committed after most losses had been seen.) Against the heavier loss, the short run's pair,
-# this bench is undecided until near the end. And the bias balances far better: its MaxVio is 0.13,
-# 0.04 times the light loss's. **What you may believe now:** the paper's side, at this scale.
-# **Open:** its size; six thousandths would take hundreds of seeds.
+# by 0.023 ± 0.015 of the light one, by 0.015 ± 0.012 of the heavier one. (Both rows have a †,
+# committed after most losses were seen.) Against the heavier loss, the short run's pair, it is
+# undecided until near the end. And the bias balances far better: its MaxVio is 0.13, 0.04 times the
+# light loss's. **What you may believe now:** the paper's side, on this bench; chapter 10 cannot
+# decide. **Open:** its size; six thousandths would take hundreds of seeds.
 #
 # ## 11. What three seeds can say
 #
@@ -655,8 +655,8 @@ print("bias of expert 7:", sleepy.bias_E[7].item(), "in bfloat16,", awake.bias_E
 #
 # ## In six lines
 #
-# 1. An expert is a sum of hidden units. Cutting it in $m$ loses nothing, costs nothing but a larger
-#    router, and multiplies the ways to combine: 120 become 4.4 billion.
+# 1. An expert is a sum of hidden units. Cutting it in $m$ loses nothing, costs no arithmetic but a
+#    larger router's, and multiplies the ways to combine: 120 become 4.4 billion.
 # 2. A shared expert is a piece that every token has. It takes one of the seats.
 # 3. Disable the best: what is lost says how special the experts are. Compare where as much of the
 #    chosen is gone, and mind who was not touched.

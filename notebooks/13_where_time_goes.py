@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Where does the time go?
 #
-# **Three lines of answer.** Count operations and bytes before you measure. A mixture loses to a
-# dense network of equal work by bytes, by products too small to be fast, and by carrying; the size
-# of the batch says which. And a slice of a stack has a gradient as large as the stack.
+# **Three lines of answer.** Count operations and bytes before you measure. Where a mixture loses to
+# a dense network of equal work, it is by bytes, by products too small to be fast, and by carrying;
+# the size of the batch says which. And a slice of a stack has a gradient as large as the stack.
 #
 # **The papers:** Williams, Waterman and Patterson 2009, *Roofline*, for what a machine can do at
 # best; Gale et al. 2022, *MegaBlocks* ([arXiv:2211.15841](https://arxiv.org/abs/2211.15841)), for
@@ -628,8 +628,8 @@ _ = panels[1].legend(frameon=False)
 # ## In four lines
 #
 # 1. At least the operations over the peak, at least the bytes over the bandwidth: the larger binds.
-# 2. A mixture loses to dense by bytes, by small products and by carrying; which one, the batch size
-#    says.
+# 2. What a mixture loses to dense it loses by bytes, small products and carrying; which, the batch
+#    size says.
 # 3. The roofline is a lower limit. How many rows an expert needs is measured.
 # 4. A slice of a stack has a gradient as large as the stack. Take the stack apart once.
 #

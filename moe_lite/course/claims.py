@@ -105,7 +105,7 @@ CLAIMS = (
           "steps of GShard's top-2 over steps of expert choice to the same loss", (1.5, INF)),
     Claim("bias", "field", "Balance by a bias beats balance by a loss.",
           "Wang et al. 2024, abstract (arXiv:2408.15664)",
-          "loss with the bias - with a loss that balances about as well, nats", (-INF, 0)),
+          "loss with the bias - with a loss of a usual weight (0.01), nats", (-INF, 0)),
     Claim("fine", "field", "Split in four with one shared, the same experts are better.",
           "Dai et al. 2024 (arXiv:2401.06066)",
           "loss, split - coarse, nats", (-INF, 0)),

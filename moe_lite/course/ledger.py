@@ -859,7 +859,10 @@ def page(root: Path = ROOT) -> str:
         margin=f"{MARGIN[0]} {MARGIN[1]}",
     )  # fmt: skip
     for experiment, result in both:
-        ours = [str(result[claim.measure]) for claim in experiment.claims]
+        ours = [
+            f"{result[claim.measure]}{'†' * ((result.name, claim.text) in lost)}"
+            for claim in experiment.claims
+        ]
         head += (
             f"| [{result.name}](#{result.name}) | {experiment.chapter} | {len(result.seeds)} "
             f"| {experiment.finding.format(*ours)} | {tally(experiment, result)} |\n"

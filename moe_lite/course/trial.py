@@ -207,7 +207,7 @@ INSTEAD = {
     "more": "Up to a point: 131,072 experts were worse than 65,536.",
     "bfloat16": "Not in 0.7 million parameters; large models keep float32, and it costs little.",
     "twice": "Not in our language models, where it also sees the future.",
-    "bias": "Worse at step 200, better at 3,000 (chapter 09): say at which step.",
+    "bias": "Worse after 200 steps of one bench, better after 3,000 of another (chapter 09).",
     "fine": "Not seen after 200 small steps. Nothing is said of large models.",
     "parrots": "So in small tasks; who knows more in our language model is undecided.",
     "twin": "One pair said so; six fresh ones are ahead on the mean, one by next to nothing.",
