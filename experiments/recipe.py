@@ -118,6 +118,9 @@ AXES = {
     "only first, table": Axis(
         MINI, BRIEF, {"only the first, a table": SCALE4}, book=True, dense=LATER, table=(0,)
     ),
+    "only first, table, 64": Axis(
+        WIDER, BRIEF, {"only the first, a table, 64": SCALE4}, book=True, dense=LATER, table=(0,)
+    ),
     "table first": Axis(
         MINI, BRIEF, {"all six, the first by a table": SCALE4}, book=True, table=(0,)
     ),

@@ -177,12 +177,12 @@ def moe(x_TD, gate_TK, expert_TK, experts):
 # %% [markdown]
 # Experts that only scale make it checkable by eye: expert $e$ multiplies by $10^e$. The first
 # token went to experts 0 and 1 with 0.731 and 0.269, so a 1 must come back as
-# $0.731 \cdot 1 + 0.269 \cdot 10 = 3.42$.
+# $0.731 \cdot 1 + 0.269 \cdot 10 = 3.42$. **Your turn:** what comes back for the second token? Work
+# it out from its experts and gates, then run.
 
 # %%
 scalers = [lambda x, e=e: x * 10**e for e in range(4)]
 print(moe(torch.ones(3, 1), gate_TK, expert_TK, scalers))
-# Your turn: what comes back for the second token? Work it out from its experts and gates first.
 
 # %% [markdown]
 # Now real experts: the `DenseFFN` of above, eight times. The library keeps the eight in one
@@ -283,7 +283,7 @@ print(
 # fair ones:
 #
 # - **equal active parameters**: one network, as wide as the two experts a token meets. It costs
-#   the same arithmetic for each token. Any advantage over it is what the idle experts give.
+#   the same arithmetic for each token, and lacks the idle experts, the choice and the gates.
 # - **equal total parameters**: one network, as wide as all eight experts together. It holds
 #   as many parameters and uses all of them for every token.
 #
@@ -444,20 +444,20 @@ print(f"the pair in the box: {ends['4 of 16, scale 4'].by_seed[0]:+.3f}")
 # %% [markdown]
 # **At equal active size and equal steps the mixture is ahead, and at the end still: the box's
 # recipe by 0.035 bits per byte [0.018, 0.053], 2 of 8 by 0.037 [0.022, 0.052].** The box's own pair
-# ended 0.044 apart. At equal *time* no mixture is surely ahead at any step, on one CPU core: if a
-# step of 4 of 16 takes 1.39 of the twin's, it is behind from 1,250 to 2,250, if 1.33, nowhere (both
-# are in its interval); 2 of 8 is until 750; at the last step that the longer twins reach both are
-# undecided. (Their rate has come down there, the mixture's has not.) At equal *memory* 4 of 16 is
-# undecided,
-# -0.001 [-0.028, 0.027], against a twin that uses 2.6 times the parameters for each token (three
-# seeds, to step 1,000); 2 of 8 is behind until 500. The box's first edition, one run of 2 of 8,
-# ended 0.016 *behind*: one seed is an anecdote.
+# ended 0.044 apart. At equal *time* none of these three is surely ahead at any step, on one CPU
+# core: if a step of 4 of 16 takes 1.39 of the twin's, it is behind from 1,250 to 2,250; at the ends
+# of that ratio's interval, nowhere (1.33) or from 250 to 2,750 (1.51). 2 of 8 is behind until 750
+# (until 500, until 1,250). At the last step that the longer twins reach both are undecided. (Their
+# rate has come down there, the mixture's has not.) At equal *memory* 4 of 16 is undecided, -0.001
+# [-0.028, 0.027], against a twin that uses 2.6 times the parameters for each token (three seeds, to
+# step 1,000); 2 of 8 is behind until 500. The box's first edition, one run of 2 of 8, ended 0.016
+# *behind*: one seed is an anecdote.
 #
-# **Where does the lead come from?** After 600 steps, from making the first layer sparse. It
-# shrinks, and is surest in tokens that cannot be copied. And a random *table* of token ids in that
-# layer alone is ahead too, at equal time surely until step 1,000, at the end undecided, 0.018
-# [-0.017, 0.053] (three seeds). The [appendix](10b_where_it_pays.ipynb) measures each, and has
-# what else was tried.
+# **Where does the box's lead come from?** After 600 steps, about all of it from making the first
+# layer sparse. It shrinks, and is surest in tokens that cannot be copied. And one random *table* of
+# token ids in that layer alone is ahead too, at equal time surely until step 1,000, at the end
+# undecided, 0.018 [-0.017, 0.053] (three seeds). The [appendix](10b_where_it_pays.ipynb) measures
+# each, and has what else was tried.
 #
 # ### Four experts are three, and an averaged mixture is a quarter of a network
 #
@@ -581,8 +581,8 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
 #
 # A much-read teaching implementation has a router that runs without an error, gives plausible
 # gates, sits in a model whose loss falls, and *never looks at its input*. The slip is one letter
-# long (exercise 4 lets you find it). Nothing failed: the experts make do, and the loss comes out a
-# little worse than it would have, which nobody sees because nobody has the other run.
+# long (exercise 4 lets you find it). Nothing failed: the experts make do, and what it costs in loss
+# nobody sees, because nobody has the other run.
 #
 # So ask a router three questions before you believe it.
 

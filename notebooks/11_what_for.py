@@ -188,7 +188,7 @@ fig
 
 # %% [markdown]
 # The sparse model knows the book. Its twin, which does the same arithmetic, knows a few numbers,
-# and with twice the steps (below) not many more. The twin of equal total size knows the book too,
+# and with twice the steps (below) one in ten. The twin of equal total size knows the book too,
 # and had to run all its weights for every token. One run each; from the ledger, mean and 95%
 # interval over seeds (`python -m moe_lite reproduce jelassi2024`):
 
@@ -202,10 +202,10 @@ for name in ("dense, equal active", "dense, equal active, twice the steps", "4 e
 # %% [markdown]
 # **At equal arithmetic, the sparse model remembers what its twin does not** (book and rates were
 # chosen to show it); twice the steps bring the twin from 5% to 10%. The twin of equal *total* size
-# knows the book as well: at the end nothing is between them, and with half the steps, where both
-# are on the way, nothing is decided (differences below, pair by pair). Jelassi et al. say the same:
-# as experts are added at a fixed active size, "the memorization performance consistently
-# increases", and mixtures approximately match dense models of their total size.
+# knows the book as well: at the end less than a quarter of a point lies between them, with half the
+# steps, where both are on the way, a few; neither is decided (below, pair by pair). Jelassi et al.
+# say the same: as experts are added at a fixed active size, "the memorization performance
+# consistently increases", and mixtures approximately match dense models of their total size.
 
 # %%
 for against in ("active", "total", "total, half the steps"):
@@ -219,7 +219,8 @@ ledger.verdicts("jelassi2024", lambda claim: "recall" in claim.text)
 # input vectors are drawn once and never learned. There are 7,000 facts: a pair of symbols has one
 # of 128 values. A fact uses one expert (top-1) of 16 units. From $E = 1$ to 32 the arithmetic of a
 # fact stays the same, and the memory grows. (A phone book again: a pair is a name, its value the
-# number.)
+# number.) **Your turn:** how many experts does it take until half of the book is known? Guess, then
+# run.
 
 # %%
 many, blocks, filled = facts.Facts(7000), {}, {}
@@ -235,10 +236,9 @@ for E in (1, 2, 4, 8, 16, 32):
     print(f"{bits / learned:.2f} bits in each of {learned:,} parameters")
 
 # %% [markdown]
-# **Your turn.** A square is a fact, in the colour of the expert that answers it. How many experts
-# does it take until half of the book is known? And if you then take one expert out, how much is
-# forgotten? Guess, then move both sliders, or click a square. (Without a kernel you see a picture
-# of all six.)
+# A square is a fact, in the colour of the expert that answers it. If you take one expert out, how
+# much is forgotten? Guess, then move both sliders, or click a square. (Without a kernel you see a
+# picture of all six.)
 
 # %%
 FactGrid({E: many.remembered(block) for E, block in blocks.items()}, shown=3)
@@ -348,8 +348,8 @@ print(
 
 # %% [markdown]
 # No entry is lost with an expert that it never met: it cannot be. Of those that met it six in ten
-# are; the others stand without it. So much of this memory has an address, and the router knows it.
-# (Exercise 5.)
+# are; the others stand without it. So much of this memory needs one address, and the router knows
+# it. (Exercise 5.)
 #
 # ### The same in a language model
 #
@@ -414,13 +414,14 @@ for e in (worst, nearest, *random.Random(0).sample([e for e in others if e != ne
     print(f"at most {rise_X.max():+.2f} ({kinds[rise_X.argmax()]})")
 
 # %% [markdown]
-# Without expert 2 none of the 87 other names is left, and ten texts of five other kinds do not
-# notice: 0.003 ± 0.006 nats. Is that where the book is? Expert 11, nearly as busy, takes 86 of the
-# 87 along too, and arithmetic, the text it harms most, with them. (Two texts of ten, so the
-# interval is wide and holds 0. It does *not* say that nothing happened.) And 15, drawn at random,
-# harms other text: 0.237 ± 0.201. Each works for most tokens of a question. So the book needs
-# expert 2, and other text does not. That the numbers lie in it does not follow: who cuts the only
-# road finds nobody at home. Chapter 00 has a hint: without it the model does not even say a number.
+# Without expert 2 none of the 87 other names is left, and to ten texts of five other kinds it costs
+# at most 0.009 nats in the mean: 0.003 ± 0.006. Is that where the book is? Expert 11, nearly as
+# busy, takes 86 of the 87 along too, and arithmetic, the text it harms most, with them. (Two texts
+# of ten, so the interval is wide and holds 0. It does *not* say that nothing happened.) Both work
+# for most tokens of a question. And 15, drawn at random, harms other text: 0.237 ± 0.201. So the
+# book needs expert 2, and other text hardly does. That the numbers lie in it does not follow: an
+# expert can be on the way to a number, and not its place. Chapter 00 has a hint: without it the
+# model does not even say a number.
 # (Exercise 6.) In your own hands, with each answer marked right or wrong: `python -m moe_lite
 # explore --live`.
 #
@@ -625,6 +626,8 @@ for ax, what, experts, width in (
     lines = {name: (list(line), list(line.values())) for name, line in lines.items()}
     viz.curves(lines, "times the experts, or the width", what, ax=ax)
     ax.set_xscale("log", base=2)
+    for line in ax.get_lines():
+        line.set_marker("o")  # what was measured
 plt.close(fig)  # shown below, with the ledger's bars
 
 # %%
@@ -638,11 +641,11 @@ for ax, times, percent in stored:
 fig
 
 # %% [markdown]
-# Left, memory: experts and width both fill the book. At 4 times the size they are close
-# (20.7% and 21.1%, one run each), at 16 width knows more (92.1%, one run, against 83.0%); but only
-# width makes every token compute 16 times as much. Right, a task of arithmetic: a network
-# of four times the width is done, and 32 experts are not. **In these two tasks: buy experts for
-# what must be known, width for what must be worked out.**
+# Left, memory: experts and width both fill the book. At 4 times the size which knows more is
+# undecided (width 20.7%, one run, experts 21.5 ± 0.3% over seeds), at 16 width does (92.1%, one
+# run, against 82.8 ± 0.5%); but only width makes every token compute 16 times as much. Right, a
+# task of arithmetic: a network of four times the width is done, and 32 experts are not. **In these
+# two tasks: buy experts for what must be known, width for what must be worked out.**
 #
 # ## Exercises
 #
@@ -656,7 +659,7 @@ fig
 #
 # 1. A dense network pays for each stored bit with arithmetic in every token. A mixture does not.
 # 2. Bits stored follow the number of parameters far more than how many of them run for a token.
-# 3. Memory has an address: take an expert out, and much of what was sent there is forgotten.
+# 3. Memory needs its experts: take one out, and much of what was sent there is forgotten.
 # 4. Where one token needs much computing at once, experts help; width helps more, for less.
 # 5. "Equal" needs its three words: equal active size, equal data, equal training.
 #

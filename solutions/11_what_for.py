@@ -405,9 +405,9 @@ for layer in (0, 5):
         print(f"other text {mean:+.3f} ± {half:.3f}: {whose_expert(seen, i)}")
 
 # %% [markdown]
-# Expert 2 of the first layer takes *every* number along, and no other text misses it. It looks like
+# Expert 2 of the first layer takes *every* number along, and hardly any other text. It looks like
 # the book's own. But expert 11, nearly as busy, takes every number too, and arithmetic with it.
-# All questions pass both: who cuts a road finds nobody at home, wherever they live. So the
+# All questions pass both, and each may be on the way to a number, and not its place. So the
 # word is "busy". In the last layer two experts are equally busy, and one takes twice as many:
 # "book", up to our 0.05 nats (a little of other text does go with it). And "book" says that three
 # doubts are gone, not that there are no others: these are two files, ten texts, one control each.

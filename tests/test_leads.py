@@ -299,10 +299,11 @@ def test_a_lead_on_seen_text_leaves_the_book_out(monkeypatch):
 
 
 def test_the_appendix_and_the_card_tell_where_the_lead_shrinks():
-    marks, other = (
+    marks, other, scaled = (
         leads.on_seen_text(axis, name, "whole dense", "dense")
-        for axis, name in (("whole finer", "4 of 16, scale 4"), ("whole", "2 of 8"))
-    )
+        for axis, name in (("whole finer", "4 of 16, scale 4"), ("whole", "2 of 8"),
+                           ("whole", "2 of 8, scale 2"))
+    )  # fmt: skip
     assert [marks[n]["seen"].step for n in (0, 4, -1)] == [500, 1500, 4000]
 
     def moved(found, what, at=-1):
@@ -321,9 +322,14 @@ def test_the_appendix_and_the_card_tell_where_the_lead_shrinks():
     seen = moved(marks, "seen")
     assert seen[1] < 0 < seen[2]
     assert all(moved(marks, what, 4)[2] < 0 for what in ("seen", "unseen"))  # both fall at first
-    gap, gains = ("{:.3f} [{:.3f}, {:.3f}]".format(*moved(other, w)) for w in ("apart", "unseen"))
-    assert f"gap by {gap}" in text and f"gap by {gap}" in card and gains in card
-    assert moved(other, "unseen")[1] > 0
+    for found in (other, scaled):
+        gap, more = (
+            "{:.3f} [{:.3f}, {:.3f}]".format(*moved(found, w)) for w in ("apart", "unseen")
+        )
+        assert f"by {gap}" in text and f"by {gap}" in card and more in card
+    assert moved(other, "unseen")[1] > 0  # "gains"
+    assert moved(scaled, "unseen")[1] < 0 < moved(scaled, "unseen")[2]  # "undecided"
+    assert moved(scaled, "apart")[1] > 0
 
 
 def test_the_card_tells_what_both_arms_know_of_the_book(arms):
@@ -387,22 +393,23 @@ def test_chapter_10_says_what_is_stored():
         assert re.search(
             r"by {:.3f}( bits per byte)? \[{:.3f}, {:.3f}\]".format(middle, *ends), text
         )
-    slow = leads.pace("4 of 16")
     axes = {"4 of 16, scale 4": "whole finer", "2 of 8": "whole", "2 of 8, scale 2": "whole"}
     for name, axis in axes.items():
         twins = "whole dense, longer", "dense, 4,700 steps"
-        found = leads.curve(axis, name, *twins, leads.pace(name.partition(",")[0])[0])
-        assert all(lead.interval[1] <= 0 for lead in found)  # nowhere surely ahead
-        assert found[-1].interval[2] > 0  # undecided at the end
-        behind = [f"{lead.step:,}" for lead in found if lead.interval[2] < 0]
+        pace, behind = leads.pace(name.partition(",")[0]), []
+        for ratio in pace:  # the middle, and the ends of its interval
+            found = leads.curve(axis, name, *twins, ratio)
+            assert all(lead.interval[1] <= 0 for lead in found)  # nowhere surely ahead
+            assert found[-1].interval[2] > 0  # undecided at the end
+            behind.append([f"{lead.step:,}" for lead in found if lead.interval[2] < 0])
         if name == "2 of 8":
-            assert f"until {behind[-1]}" in text
+            until, low, high = (at[-1] for at in behind)
+            assert f"behind until {until} (until {low}, until {high})" in text
         if name == "4 of 16, scale 4":
-            assert f"behind from {behind[0]} to {behind[-1]}" in text
-            early = leads.curve(axis, name, *twins, slow[1])
-            assert f"if {slow[1]:.2f}, nowhere" in text
-            assert not [lead for lead in early if lead.interval[2] < 0]
-    assert f"takes {slow[0]:.2f} of the twin's" in text
+            assert f"takes {pace[0]:.2f} of the twin's" in text and not behind[1]
+            assert f"behind from {behind[0][0]} to {behind[0][-1]}" in text
+            told = f"nowhere ({pace[1]:.2f}) or from {behind[2][0]} to {behind[2][-1]}"
+            assert f"{told} ({pace[2]:.2f})" in text
 
 
 def test_which_layer_the_lead_comes_from_is_told_by_the_stored_runs():
@@ -450,17 +457,23 @@ def test_what_is_left_of_a_table_at_the_end_is_told_by_the_stored_runs():
     slower = leads.curve(*routers, *longer, leads.pace("4 of 16", alone=True)[0])
     behind = [lead.step for lead in slower if lead.interval[2] < 0]
     assert behind == [lead.step for lead in slower if lead.step <= max(behind)]  # at every look
-    assert f"until {max(behind):,}; at the end" in appendix
+    assert f"surely until {max(behind):,}" in appendix
+    again = [lead.step for lead in time if lead.step > 1000 and lead.interval[1] > 0]
+    assert "once more at {:,};".format(*again) in appendix and len(again) == 1
     early = (leads.lead_of(table[0], step, routers[0], step, table[1], routers[1])
              for step in range(250, 1501, 250))  # fmt: skip
     assert all(lead.interval[1] > 0 for lead in early)
     known = [100 * x for x in leads.recall(*table, "whole dense", "dense").interval]
     for page in (appendix, card):
         assert "{:.0f} points [{:.0f}, {:.0f}] more".format(*known) in page and known[1] > 0
-    marks = [lead for lead in time if lead.step in (500, 2000, 4000)]
-    row = " | ".join(INTERVAL.format(*lead.interval) for lead in marks)
-    shown = "{:.2f} [{:.2f}, {:.2f}]".format(*pace)
-    assert f"| first layer alone, by a table | {shown} | {row}, step 4,000 |" in CARD
+    for name, ratio, found in (
+        ("first layer alone, by a table", pace, time),
+        (routers[1], leads.pace("4 of 16", alone=True), slower),
+    ):
+        marks = [lead for lead in found if lead.step in (500, 2000) or lead is found[-1]]
+        row = " | ".join(INTERVAL.format(*lead.interval) for lead in marks)
+        shown = "{:.2f} [{:.2f}, {:.2f}]".format(*ratio)
+        assert f"| {name}, compiled | {shown} | {row}, step {marks[-1].step:,} |" in CARD
 
 
 def test_what_a_second_vector_gives_is_told_by_the_stored_runs():
@@ -488,8 +501,29 @@ def test_half_a_batch_is_told_by_the_stored_runs():
         assert f"the lead is smaller by {less(600, 600)} after 600 steps" in " ".join(page.split())
     card = " ".join(CARD.split())
     assert f"(step 200 of 16 beside step 400 of 8), by {less(200, 400)}" in card
-    loss = leads.lead_of("balance", 600, "brief", 600, "loss .03", "4 of 16, scale 4").interval
-    assert "better by {:.3f} [{:.3f}, {:.3f}]".format(*loss) in card
+
+
+def test_balancing_and_first_weights_are_told_by_the_stored_runs():
+    text = (leads.ROOT / "notebooks" / "10b_where_it_pays.py").read_text("utf-8")
+    text, card = (" ".join(page.split()) for page in (text.replace("\n# ", " "), CARD))
+    for name, what in (
+        ("loss .03", "three times the loss"), ("quantile", "quantiles instead of it"),
+        ("gates counted", "on a token's last place"),
+    ):  # fmt: skip
+        lead = leads.lead_of("balance", 600, "brief", 600, name)
+        assert len(lead.by_seed) == 5 and lead.interval[1] < 0 < lead.interval[2]  # undecided
+        told = "{:.3f} [{:.3f}, {:.3f}]".format(*lead.interval)
+        assert re.search(rf"{what}( \([^)]*\),)? {re.escape(told)}", card)
+    lead = leads.lead_of("first weights", 600, "brief", 600)
+    middle, low, high = (-end for end in lead.interval)
+    for page in (text, card):
+        assert f"{middle:.3f} [{high:.3f}, {low:.3f}]" in page and len(lead.by_seed) == 5
+    found = leads.by_router()
+    strongest = min(found, key=lambda key: found[key][1])
+    same, p = found[strongest]
+    assert strongest == ("worth", "first") and same < 0  # "the more evenly, the better"
+    assert f"(p = {p:.3f})" in text and "once in twelve times" in text
+    assert 1 / (1 - (1 - p) ** len(found)) == pytest.approx(12, abs=0.5)
 
 
 def test_the_appendix_says_what_else_was_tried():
