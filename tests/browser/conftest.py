@@ -45,14 +45,17 @@ def settle(page):
 
 
 def settled(act):
-    """Let an action end when what it changed is painted: a reading after it is of the new page."""
+    """Let an action end when what it changed is painted: a reading after it is of the new page.
+
+    Not where a kernel or a worker answers: there a test waits for the answer, and what is shown
+    until it comes may have gone by then.
+    """
 
     @wraps(act)
     def acted(self, *args, **kwargs):
         act(self, *args, **kwargs)
-        page = getattr(self, "page", None)
-        if hasattr(page, "settle"):  # not JupyterLab's
-            page.settle()
+        if getattr(getattr(self, "page", None), "alone", False):
+            self.page.settle()
 
     return acted
 
@@ -100,6 +103,7 @@ def open_page(new_page, tmp_path):
         path = widget.to_html(tmp_path / f"page{len(pages)}.html")
         page = new_page(**kwargs)
         page.add_init_script(script)
+        page.alone = True
         page.goto(path.as_uri())
         page.locator("#widget > div").first.wait_for()
         pages.append((page, path.as_uri()))

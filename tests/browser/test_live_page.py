@@ -164,7 +164,7 @@ def test_writing_on(live):
     typed(page, TEXT)
     page.get_by_label("Temperature").fill("0")
     page.get_by_role("button", name="Write on").click()
-    page.get_by_role("button", name="Stop").wait_for()
+    page.wait_for_function("text => document.querySelector('textarea').value !== text", arg=TEXT)
     page.get_by_role("button", name="Write on").wait_for()
     said = page.locator(".live [role=status]").inner_text()
     print(f"\n  in Chromium: {said}")
