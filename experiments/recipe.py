@@ -176,6 +176,9 @@ AXES = {
     "whole only first, table": Axis(
         MINI, WHOLE, {"only the first, a table": SCALE4}, book=True, dense=LATER, table=(0,)
     ),
+    "whole only first, table, 64": Axis(
+        WIDER, WHOLE, {"only the first, a table, 64": SCALE4}, book=True, dense=LATER, table=(0,)
+    ),
     "whole only first": Axis(
         MINI, WHOLE, {"only the first sparse": SCALE4}, book=True, dense=LATER
     ),
