@@ -68,8 +68,8 @@ drawings.claims()
 # protect against everything: some of the stored numbers were known to us when we wrote the rules.
 # When the course got its present model, two of them were put into its numbers ("the two busiest of
 # eight" became "the four busiest of 16", a quarter again), and that too before it was measured. One
-# was reworded *after* its evidence: the loss beside a bias was said to balance about as well, and it
-# balances less. Its bounds stayed.
+# was reworded *after* its evidence: the loss beside a bias was said to balance about as well, and
+# it balances less. Its bounds stayed.
 #
 # **Your turn:** the claim below says "1.5 to 3 times as fast". Which verdict do you expect for each
 # of the three intervals? Then change one end of one of them, and find the smallest change that
