@@ -276,14 +276,17 @@ for axis, name in (("brief", "4 of 16, scale 4"), ("first layer", "first layer d
 
 # %%
 marks = leads.on_seen_text("whole finer", "4 of 16, scale 4", "whole dense", "dense")
-fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
-for color, what, text in (("#009E73", "seen", "training"), ("#0072B2", "unseen", "held-out")):
+drawn = {"seen": ("training text", "#009E73", 0), "unseen": ("held-out text", "#0072B2", 0),
+         "apart": ("the gap", "#D55E00", 1)}  # fmt: skip
+fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+for what, (text, color, side) in drawn.items():
     middle, low, high = zip(*(mark[what].interval for mark in marks), strict=True)
     steps = [mark[what].step for mark in marks]
-    ax.plot(steps, middle, color=color, label=f"{text} text")
-    ax.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
-ax.set(xlabel="step of 4,000", ylabel="nats per token ahead of the twin", ylim=(0, None))
-_ = ax.legend(frameon=False)
+    axes[side].plot(steps, middle, color=color, label=text)
+    axes[side].fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
+for ax, what in zip(axes, ("ahead of the twin", "between them"), strict=True):
+    ax.set(xlabel="step of 4,000", ylabel=f"nats per token, {what}", ylim=(0, None))
+    ax.legend(frameon=False)
 
 # %%
 others = {name: leads.on_seen_text("whole", name, "whole dense", "dense")
