@@ -90,7 +90,10 @@ AXES = {
     ),
     # Everything else that could help, around the box's recipe ("brief"), and for the twin alike.
     "brief dense": Axis(
-        DENSE, BRIEF, {"dense": {}, "dense, first weights .5": {"first": 0.5}}, book=True, base=True
+        DENSE, BRIEF,
+        {"dense": {}, "dense, first weights .5": {"first": 0.5},
+         "dense, first weights 2": {"first": 2.0}},
+        book=True, base=True,
     ),
     "brief": Axis(MINI, BRIEF, {"4 of 16, scale 4": SCALE4}, book=True),
     "balance": Axis(
@@ -106,7 +109,9 @@ AXES = {
         {"z 0": SCALE4 | {"z_coef": 0.0}, "z .01": SCALE4 | {"z_coef": 0.01}}, book=True,
     ),
     "first weights": Axis(
-        MINI, BRIEF, {"first weights .5": SCALE4 | {"first": 0.5}}, book=True
+        MINI, BRIEF,
+        {"first weights .5": SCALE4 | {"first": 0.5}, "first weights 2": SCALE4 | {"first": 2.0}},
+        book=True,
     ),
     # Which layer's experts the lead comes from; and whether a router must choose them there.
     "first layer": Axis(MINI, BRIEF, {"first layer dense": SCALE4}, book=True, dense=(0,)),
@@ -188,6 +193,9 @@ AXES = {
     "whole five dense": Axis(DENSE, WHOLE, {"dense": {}}, base=True),
     "whole five": Axis(EIGHT, WHOLE, {"2 of 8": {}}),
     "whole dense, all": Axis(EIGHT.dense("total"), WHOLE, {"as wide as all": {}}, 3, book=True),
+    "whole dense, half": Axis(
+        DENSE, WHOLE, {"dense, first weights .5": {"first": 0.5}}, book=True
+    ),
     "whole dense, longer": Axis(
         DENSE, replace(WHOLE, steps=4700), {"dense, 4,700 steps": {}}, book=True
     ),

@@ -534,13 +534,13 @@ ledger.verdicts("switch2021_long")
 
 # %% [markdown]
 # Each point is the mean over seeds of dense less sparse *with the same seed*, which has read the
-# same text; the band is its 95% interval. One schedule serves all.
+# same text; the band is its 95% interval.
 #
 # **At equal steps experts pay here, and late.** (At equal *time* nothing was measured: to train
 # many seeds at once our program runs all experts.) At 300 twelve seeds cannot tell. From 600 on
 # top-2 is ahead, from 1,500 on top-1 too, and both leads still grow after 2,500: 0.067 and 0.043
-# nats, a third and a quarter of the paper's. A verdict after 300 steps was a verdict *on* 300
-# steps. **Two experts of half the width beat one here**; the paper's two have the full width.
+# nats, a third and a quarter of the paper's. (Chapter 10's larger mixture leads at 500, and less
+# later.) **Two experts of half the width beat one here**; the paper's two have the full width.
 #
 # **What you may believe now**: at this size and equal steps a sparse model beats its dense twin
 # once it has trained for long enough. **What is open:** how far the lead grows, and what capacity

@@ -483,7 +483,8 @@ for what, lead in (*factors.items(), ("the change", change)):
 # At the end a token's four experts are worth about three, by layer 2.6 to 3.2. **The factor of $K$,
 # tried on 2 of 8, is a head start, and it is lost:** 0.026 bits per byte [0.007, 0.045] at step
 # 500, undecided at the end, the change -0.033 [-0.043, -0.024]. DeepSeek-V3 has such a factor
-# (`routed_scaling_factor`, 2.5), OLMoE does not divide, Mixtral divides and has none. Here:
+# (`routed_scaling_factor`, 2.5); OLMoE does not divide, so its gates weigh less still; Mixtral
+# divides and has none. Here:
 # `TopKRouter(..., gate_scale=4)`; `save` multiplies it into $W_2$, as in the box.
 #
 # ## 7. Let it speak, and look where the words went

@@ -650,14 +650,16 @@ fig
 # ## Exercises
 #
 # [`exercises/11_exercises.ipynb`](../exercises/11_exercises.ipynb): bits from a loss, four sizes of
-# a layer, an unfair comparison, the number of experts a book takes, who holds an entry, whether an
-# expert is the book's own, and the bill of reading. Each check tells you *what* you misunderstood.
+# a layer, an unfair comparison, the number of experts a book takes, which ones an entry needs,
+# whether an expert is the book's own, and the bill of reading. Each check tells you *what* you
+# misunderstood.
 # Solutions are in [`solutions/`](../solutions/11_solutions.ipynb).
 # [Glossary](../docs/glossary.md).
 #
 # ## In five lines
 #
-# 1. A dense network pays for each stored bit with arithmetic in every token. A mixture does not.
+# 1. A dense network pays for each stored bit with arithmetic in every token, a mixture with $K/E$
+#    of it.
 # 2. Bits stored follow the number of parameters far more than how many of them run for a token.
 # 3. Memory needs its experts: take one out, and much of what was sent there is forgotten.
 # 4. Where one token needs much computing at once, experts help; width helps more, for less.

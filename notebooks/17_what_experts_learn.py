@@ -57,9 +57,10 @@ drawings.what_experts_learn()
 # %% [markdown]
 # ## 1. A picture that means nothing
 #
-# Here is held-out text from the course's five domains: twelve pieces of each, 128 tokens long. Two
-# models of one shape read it: six layers of 16 experts, four for each token. We note who went
-# where. The first choice, the expert with the largest gate, is enough for most of this chapter.
+# Here is held-out text from the course's five domains (without the phone book): twelve pieces of
+# each, 128 tokens long. Two models of one shape read it: six layers of 16 experts, four for each
+# token. We note who went where. The first choice, the expert with the largest gate, is enough for
+# most of this chapter.
 
 # %%
 corpus = data.load_corpus(max_bytes=600_000)

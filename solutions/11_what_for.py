@@ -28,7 +28,7 @@
 # | 2 | What is held, what is used | ●●○○○ | ●●●●● | 15 |
 # | 3 | Why is it unfair? | ●●○○○ | ●●●●● | 10 |
 # | 4 | How many experts does the book take? | ●●○○○ | ●●●●○ | 10 |
-# | 5 | Which experts hold it? | ●●●○○ | ●●●●○ | 15 |
+# | 5 | Which experts does it need? | ●●●○○ | ●●●●○ | 15 |
 # | 6 | Is it the book's own expert? | ●●●●○ | ●●●●● | 25 |
 # | 7 | The bill of reading | ●●●○○ | ●●●●○ | 20 |
 
@@ -232,17 +232,18 @@ checks.check_experts_needed(experts_needed)
 print(experts_needed(49_000, 1568, 4224, 1.2), "experts")
 
 # %% [markdown]
-# ## 5. Which experts hold it?
+# ## 5. Which experts does it need?
 #
 # *Difficulty ●●●○○ · importance ●●●●○ · 15 minutes*
 #
 # You take out one expert after another and ask the model for every entry of the book. `known_N`
 # says which entries it knew with all experts, `without_EN[e]` which are right with expert $e$
-# taken out. An expert *holds* an entry if the entry was known, and is not any more without that
-# expert. How many experts hold each entry? (For an entry that was not known: none.)
+# taken out. An entry *needs* an expert if it was known, and is not any more without that expert.
+# How many experts does each entry need? (One that was not known: none. And needed is less than
+# stored: an expert can be on the way to an entry, and not its place.)
 #
 # By hand: known are a, b and c, not d. Without expert 0, a and c are right; without expert 1, a
-# and d. So a is held by nobody alone, b by both, c by expert 1, and d by none: $(0, 2, 1, 0)$.
+# and d. So a needs none of the two alone, b both, c expert 1, and d none: $(0, 2, 1, 0)$.
 #
 # <details>
 # <summary>Hint 1</summary>
@@ -261,8 +262,8 @@ print(experts_needed(49_000, 1568, 4224, 1.2), "experts")
 
 
 # %%
-def holders(known_N: Tensor, without_EN: Tensor) -> Tensor:
-    """Count the experts that hold each entry.
+def needs(known_N: Tensor, without_EN: Tensor) -> Tensor:
+    """Count the experts that each entry needs.
 
     Args:    known_N: bool, right with all experts; without_EN: bool, right with one taken out.
     Returns: int64 (N,).
@@ -273,11 +274,11 @@ def holders(known_N: Tensor, without_EN: Tensor) -> Tensor:
 
 
 # %%
-checks.check_holders(holders)
+checks.check_needs(needs)
 
 # %% [markdown]
-# Now on a real book, small enough to be learned here: which share of the entries is held by how
-# many of the 16 experts?
+# Now on a real book, small enough to be learned here: which share of the entries needs how many of
+# the 16 experts?
 
 # %%
 book = facts.PhoneBook(500)
@@ -290,11 +291,11 @@ for e in range(experts.num_experts):
     experts.w2.data[e] = 0  # its answer is nothing now
     without.append(book.recall(model)[0])
     experts.w2.data[e] = kept
-share = torch.bincount(holders(known_N, torch.stack(without))) / len(book)
+share = torch.bincount(needs(known_N, torch.stack(without))) / len(book)
 print(" ".join(f"{n}: {s:.0%}" for n, s in enumerate(share.tolist())))
 
 # %% [markdown]
-# Most entries hang on one or two experts of sixteen, although three groups of digits with two
+# Most entries need one or two experts of sixteen, although three groups of digits with two
 # choices each may have met six. Take one out and a part of the book is gone, while the rest does
 # not notice. (Some entries survive any single loss: what is left of their two experts is enough.)
 #
@@ -470,6 +471,7 @@ for tokens in (1, 8, 64, 512):
 # 2. Memory pays for $E$ experts, arithmetic for $K$.
 # 3. Equal active size, equal data and equal training make a comparison fair; say all three.
 # 4. Bits per parameter tell how many experts a book takes.
-# 5. A fact hangs on one, two or three experts, and the others do not matter to it.
+# 5. In this book most facts need one or two experts, in the box's first layer a number needs
+#    several; and needed there is not yet stored there.
 # 6. What is lost with an expert needs three controls: a twin, an expert as busy, other text.
 # 7. A token alone reads $K$ experts, a batch reads nearly all $E$.

@@ -223,10 +223,10 @@ check_experts_needed = [
     ),
 ]
 
-check_holders = [
+check_needs = [
     (
         "over the entries",
-        "this is for each expert, how many entries it holds",
+        "this is for each expert, how many entries need it",
         lambda k, w: (k & ~w).sum(1),
     ),
     (

@@ -713,7 +713,7 @@ check_sizes = [
     ),
 ]
 
-check_holders = [
+check_needs = [
     ("at most one", "says whether any expert is needed", lambda k, w: (k & ~w).sum(0).clamp(max=1)),
     (
         "all experts for what was not known",

@@ -59,7 +59,7 @@ check_experts_needed = [
     ),
 ]
 
-check_holders = [
+check_needs = [
     (
         "loops, a list",
         lambda k, w: [

@@ -173,7 +173,7 @@ check_orders_agree = [
     )
 ]
 
-check_holders = [("less what stays", lambda k, w: k.int() * w.shape[0] - (w & k).int().sum(0))]
+check_needs = [("less what stays", lambda k, w: k.int() * w.shape[0] - (w & k).int().sum(0))]
 
 check_block_counts = [
     (

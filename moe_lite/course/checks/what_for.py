@@ -202,8 +202,8 @@ def check_experts_needed(needed: Callable[[float, int, int, float], int]) -> Non
     check.passed("bits to parameters, less what is there anyway, over the size of an expert.")
 
 
-def check_holders(holders: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Check who holds an entry: (known_N, without_EN) -> how many experts each known one needs."""
+def check_needs(needs: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Check what an entry needs: (known_N, without_EN) -> how many experts, each entry."""
 
     def right(known_N: Tensor, without_EN: Tensor) -> Tensor:
         return (known_N & ~without_EN).sum(0)
@@ -215,14 +215,14 @@ def check_holders(holders: Callable[[Tensor, Tensor], Tensor]) -> None:
             ("counts the experts that it can do without", (known_N & without_EN).sum(0)),
             ("counts every change; an entry that is right only without the expert is no loss",
              (known_N ^ without_EN).sum(0)),
-            ("this is for each expert, how many entries it holds; asked is for each entry, how "
+            ("this is for each expert, how many entries need it; asked is for each entry, how "
              "many experts", lost_EN.sum(1)),
             ("says whether any expert is needed; asked is how many", lost_EN.any(0).long()),
             ("a share of the experts; asked is their number", lost_EN.float().mean(0)),
             ("counts what is right with the expert gone, known before or not", without_EN.sum(0)),
         ]  # fmt: skip
 
-    check = Check("holders", holders, right, mistakes, "not the number of experts it needs")
+    check = Check("needs", needs, right, mistakes, "not the number of experts it needs")
     known = torch.tensor([True, True, True, False])
     without = torch.tensor([[True, False, True, False], [True, False, False, True]])
     check.on("entries known: yes, yes, yes, no; without expert 0: yes, no, yes, no; without "
@@ -231,7 +231,7 @@ def check_holders(holders: Callable[[Tensor, Tensor], Tensor]) -> None:
         draw = generator(E)
         known = torch.rand(N, generator=draw) < 0.7
         check.on(f"{N} entries, {E} experts", known, torch.rand(E, N, generator=draw) < 0.6)
-    check.passed("what goes with the expert was held by it.")
+    check.passed("what goes with an expert needed it. (Stored there? That is another question.)")
 
 
 OWNERS = {

@@ -1,4 +1,4 @@
-"""Unusual right answers to check_holders; a docstring is a phrase of what is said of them."""
+"""Unusual right answers to check_needs; a docstring is a phrase of what is said of them."""
 
 
 def as_a_list(known, without):

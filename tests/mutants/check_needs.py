@@ -1,4 +1,4 @@
-"""Answers to check_holders: (known_N, without_EN) -> holders_N."""
+"""Answers to check_needs: (known_N, without_EN) -> needed_N."""
 
 import torch
 
@@ -34,7 +34,7 @@ def every_change(known, without):
 
 
 def for_each_expert(known, without):
-    """for each expert, how many entries it holds"""
+    """for each expert, how many entries need it"""
     return (known & ~without).sum(1)
 
 
