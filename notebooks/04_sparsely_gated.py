@@ -499,7 +499,7 @@ def train(w_importance, w_load, steps=80, seed=0):
 runs = {"no balancing loss": train(0, 0), "both, 0.1": train(0.1, 0.1)}
 
 # %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.4), layout="constrained")
 busy = {name: (range(1, 81), [h[1] for h in history]) for name, history in runs.items()}
 viz.curves(busy, "steps", "busiest expert / mean load", ax=left)
 free, even = ([loss for loss, _ in history] for history in runs.values())
@@ -594,7 +594,7 @@ for E, ratio in ours.items():
     print(f"{E // 2:2} times the experts: perplexity {curve[f'perplexity at {E}']}, ratio {ratio}")
 
 # %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.4), layout="constrained")
 times = [E // 2 for E in ours]
 means, halves = [r.mean for r in ours.values()], [r.half for r in ours.values()]
 left.errorbar(times, means, halves, marker="o", capsize=3, color="#0072B2", label="ours, 95%")

@@ -349,7 +349,7 @@ viz.training(histories["8 experts, 2 active"])
 # token*; the clock says what that *costs on this machine*.
 
 # %%
-fig, panels = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="constrained")
+fig, panels = plt.subplots(1, 2, figsize=(8.2, 3.8), sharey=True, layout="constrained")
 for panel, x, label in zip(
     panels, ("step", "seconds"), ("steps", "seconds on this machine"), strict=True
 ):

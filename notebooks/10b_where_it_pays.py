@@ -291,13 +291,14 @@ for ax, what in zip(axes, ("ahead of the twin", "between them"), strict=True):
 # %%
 others = {name: leads.on_seen_text("whole", name, "whole dense", "dense")
           for name in ("2 of 8", "2 of 8, scale 2")}  # fmt: skip
-names = {"seen": "lead on training text", "unseen": "lead on held-out text", "apart": "the gap"}
+names = {"seen": "on training text", "unseen": "on held-out text", "apart": "the gap"}
+print("the lead's change from step 500 on, nats per token")
 for name, found, at in (("4 of 16", marks, 4), ("4 of 16", marks, -1),
                         *((name, found, -1) for name, found in others.items())):  # fmt: skip
     for what, last in found[at].items():
         first, step = found[0][what].by_seed, last.step
         change = leads.Lead(name, step, 4000, {s: v - first[s] for s, v in last.by_seed.items()})
-        print(f"{name:15} from step 500 to {step:5,}: {names[what]:21} changes by "
+        print(f"{name:15} to {step:5,}, {names[what]:16} "
               "{:+.3f} [{:+.3f}, {:+.3f}]".format(*change.interval))  # fmt: skip
 
 # %% [markdown]
@@ -329,9 +330,10 @@ tried = {
 }  # fmt: skip
 
 # %%
+print(f"{'ahead of the run without it':32} at step")
 for what, (step, axis, name, over, other) in tried.items():
     lead = leads.lead_of(axis, step, over, step, name, other)
-    print(f"{what:32} step {step:5,} of {lead.of:,}: ahead by "
+    print(f"{what:32} {step:5,} of {lead.of:,} "
           "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))  # fmt: skip
 
 # %%
@@ -362,7 +364,7 @@ for what, lead in (("16 texts a step", full), ("8 texts a step", half),
 
 # %%
 for (what, where), (same, p) in leads.by_router().items():
-    print(f"{what:6}, {where:5} layer(s): correlation with bits per byte {same:+.2f}, p = {p:.3f}")
+    print(f"{what + ',':7} {where:5} layer(s): {same:+.2f} with bits per byte, p = {p:.3f}")
 
 # %% [markdown]
 # **Undecided.** The strongest of the eight: the more evenly the first layer weighs a token's

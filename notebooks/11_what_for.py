@@ -174,16 +174,15 @@ for name, shape in arms.items():
 
 # %%
 parrots = ledger.stored("jelassi2024")
-title = "Lines: one run. Points: ten seeds, 95% intervals within the points"
+title = "Lines: one run. Points: ten seeds, their intervals inside"
 fig = viz.curves(curves, "steps", "share of numbers known", title=title)
 ax = fig.axes[0]
 names = ["16 experts", "dense, equal active", "dense, equal total"]
-for line, name, x in zip(ax.get_lines(), names, (520, 534, 548), strict=True):
+for line, name, x in zip(ax.get_lines(), names, (530, 550, 570), strict=True):
     known = parrots[f"recall at {name}"]
-    color = line.get_color()
-    ax.plot([x, x], [known.low / 100, known.high / 100], color=color, lw=2)
-    label = f"{known.count} seeds, {name}: {known} %"
-    ax.plot(x, known.mean / 100, "o", ms=5, color=color, label=label)
+    ax.plot(x, known.mean / 100, "o", ms=5, color=line.get_color())
+ax.axvline(510, color=viz.QUIET, lw=0.8, ls=":")
+ax.set_xticks(range(0, 501, 100))
 fig
 
 # %% [markdown]
@@ -197,7 +196,7 @@ for name in ("dense, equal active", "dense, equal active, twice the steps", "4 e
              "16 experts", "dense, equal total", "16 experts, half the steps",
              "dense, equal total, half the steps"):  # fmt: skip
     recall, kbit = parrots[f"recall at {name}"], parrots[f"kbit at {name}"]
-    print(f"{name:37} recall {recall!s:14}%  kbit {kbit}")
+    print(f"{name:35} {f'{recall}%':15} {kbit} kbit")
 
 # %% [markdown]
 # **At equal arithmetic, the sparse model remembers what its twin does not** (book and rates were
@@ -230,10 +229,9 @@ for E in (1, 2, 4, 8, 16, 32):
     filled[E] = share
     learned = sum(p.numel() for p in blocks[E].parameters())
     print(
-        f"E = {E:2}: {share:5.1%} known, {bits / 1000:4.1f} of {many.bits / 1000:.0f} kbit, ",
-        end="",
+        f"E = {E:2}: {share:5.1%}, {bits / 1000:4.1f} of {many.bits / 1000:.0f} kbit;",
+        f"{learned:6,} parameters, {bits / learned:.2f} bits in each",
     )
-    print(f"{bits / learned:.2f} bits in each of {learned:,} parameters")
 
 # %% [markdown]
 # A square is a fact, in the colour of the expert that answers it. If you take one expert out, how
@@ -263,7 +261,7 @@ capacity = ledger.stored("allenzhu2024")
 for kind in ("dense", "16 experts"):
     for times in (100, 1000):
         each = capacity[f"bits per parameter, {kind}, {times}"]
-        print(f"{kind:11} each fact seen {times:5,} times: {each} bits per parameter")
+        print(f"{kind:11} each fact seen {times:5,} times: {each} bits a parameter")
     one, ten = (f"bits per parameter, {kind}, {times}" for times in (100, 1000))
     print(f"{'':11} so ten times the looks add {capacity[ledger.Pair(ten, one)]}")
 ledger.verdicts("allenzhu2024")
@@ -316,7 +314,7 @@ for e in range(config.num_local_experts):
     cut.moe_layers[0].experts.w2.data[e] = 0
     without_EN.append(book.recall(cut)[0])
 lost_EN = known_N & ~torch.stack(without_EN)
-print("forgotten without each expert:", " ".join(f"{s:.0%}" for s in lost_EN.float().mean(1)))
+print("% forgotten without each:", " ".join(f"{100 * s:.0f}" for s in lost_EN.float().mean(1)))
 print(f"{book.entry(entry)} needs expert", lost_EN[:, entry].nonzero()[:, 0].tolist())
 
 # %% [markdown]
@@ -395,7 +393,7 @@ few, rest = (asking.Questions(tokenizer, names=part) for part in (known[:30], kn
 E = mini.config.num_local_experts
 lost_E = [1 - few.known(mini, causal.ablate(0, e)).float().mean().item() for e in range(E)]
 worst, load_E = max(range(E), key=lost_E.__getitem__), rest.load(mini, 0)
-print("forgotten without each expert of layer 0:", " ".join(f"{share:.0%}" for share in lost_E))
+print("% forgotten without each:", " ".join(f"{100 * share:.0f}" for share in lost_E))
 
 # %%
 film = Film.load(hf.PRETRAINED / "mixtral-mini" / "film.safetensors")  # two texts of each kind
@@ -466,7 +464,7 @@ bar = fig.colorbar(image, label="share of the cluster")
 # **But is it fair?** Read the cell again: the arms have different recipes. So it is in the authors'
 # code. The sparse arm steps along each expert's *normalised* gradient from tiny first weights,
 # the dense one uses Adam. The sparse arm's scores even go through a softmax *twice*, before the
-# loss and in it, so its loss cannot fall below $\log(1 + e^{-1}) = 0.313$, and its training stops
+# loss and in it, so its loss cannot fall below $\log(1 + e^{-1})$, 0.313, and its training stops
 # at 0.314. **Your turn:** give both arms the same recipe. Which one is your choice.
 
 # %%
@@ -497,7 +495,7 @@ filters = {16: "equal active", 80: "80 filters", 128: "equal total"}
 for count, name in filters.items():
     measure = f"new data at dense, {name}"
     over = sum(percent > 80 for percent in clusters.measures[measure])
-    print(f"dense with {count:3} filters, Adam: {clusters[measure]} %, {over} seeds above 80 %")
+    print(f"dense with {count:3} filters, Adam: {clusters[measure]}%, {over} seeds above 80%")
 ledger.verdicts("chen2022")
 
 # %% [markdown]
@@ -550,7 +548,7 @@ looks = [
     parrots.measures[f"in context at {name}"] for name in ("16 experts", "dense, equal active")
 ]
 for name, percents in zip(("16 experts", "dense"), looks, strict=True):
-    print(f"{name:10} % right on new texts:", " ".join(f"{percent:.0f}" for percent in percents))
+    print(f"{name:10} right on new texts, %:", " ".join(f"{percent:.0f}" for percent in percents))
 sparse_sees, dense_sees = ([percent > 50 for percent in percents] for percents in looks)
 wins = sum(a > b for a, b in zip(sparse_sees, dense_sees, strict=True))
 losses = sum(b > a for a, b in zip(sparse_sees, dense_sees, strict=True))
@@ -560,7 +558,7 @@ print(f"{wins} seeds for the experts, {losses} for dense: {need} such seeds deci
 # %% [markdown]
 # All or nothing: within 1,500 steps a run finds out how to look back, or it does not. Eight of ten
 # sparse runs do, and two of ten dense ones. Eight seeds differ, seven of them for the experts;
-# coins do that or better in 7 % of cases (two-sided; of what is all or nothing we count seeds).
+# coins do that or better in 7% of cases (two-sided; of what is all or nothing we count seeds).
 # Both can; who is surer is **undecided**. If seeds go on like that, 18 would decide it in four of
 # five cases.
 #

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KIND = "application/vnd.plotly.v1+json"
 GREY = "#7b7b7b"  # as far from white as from JupyterLab's dark ground: 4.3 : 1
+WIDE = 8.2  # inches, as many hundred pixels: JupyterLab does not shrink a picture to its page
 TOP, BELOW = 40, 100  # pixels for the title, and for ticks, label and legend
 CLEAR = "rgba(0, 0, 0, 0)"
 FAINT = "rgba(123, 123, 123, 0.25)"
@@ -62,6 +63,8 @@ def alive(drawn: Figure | Mapping[str, Figure]) -> Chart:
     import plotly.graph_objects as go
 
     figures = drawn if isinstance(drawn, Mapping) else {"": drawn}
+    for figure in figures.values():
+        figure.set_figwidth(min(WIDE, figure.get_figwidth()))
     traces: list[dict[str, Any]] = []
     layouts: list[dict[str, Any]] = []
     owner: list[int] = []
@@ -101,7 +104,19 @@ def alive(drawn: Figure | Mapping[str, Figure]) -> Chart:
         live.update_layout(margin_t=TOP + 50)
         chart.words = f"A menu of {len(figures)} charts: {'; '.join(figures)}. {chart.words}"
         chart.png = under_menu(chart.png, list(figures), first.axes[0].get_position().x0)
+    chart.png = as_tall(chart.png, layout["height"])
     return chart
+
+
+def as_tall(png: bytes, height: int) -> bytes:
+    """Return a picture with room below it: what comes in its place must not move the page."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as drawn:
+        whole = Image.new("RGBA", (drawn.width, max(drawn.height, height)), (0, 0, 0, 0))
+        whole.paste(drawn, (0, 0))
+    whole.save(made := io.BytesIO(), "PNG")
+    return made.getvalue()
 
 
 def under_menu(png: bytes, names: list[str], left: float) -> bytes:
@@ -173,6 +188,7 @@ def convert(figure: Figure) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         for trace in mine:  # what has no name goes with what has its colour
             if (owner := owners.get(tint(trace))) and "name" not in trace:
                 trace |= {"name": owner, "legendgroup": owner}
+            trace.setdefault("name", "")  # or plotly calls it "trace 5"
             traces.append({**trace, "xaxis": f"x{key}", "yaxis": f"y{key}",
                            "legend": f"legend{key}"})  # fmt: skip
         layout["shapes"] += guides(ax, key)
@@ -190,9 +206,13 @@ def axis(axis: Any, limits: tuple[float, float]) -> dict[str, Any]:
         "type": "log" if log else "linear", "range": short(ends), "tickmode": "auto",
         "title": {"text": axis.get_label().get_text(), "font": {"size": 13}, "standoff": 8},
     }  # fmt: skip
+    if labels := axis.get_ticklabels():
+        made["tickfont"] = {"size": min(13, short(1.4 * labels[0].get_fontsize()))}
     if isinstance(axis.get_major_locator(), FixedLocator):
         made |= {"tickmode": "array", "tickvals": short(axis.get_majorticklocs())}
-        made["ticktext"] = [label.get_text() for label in axis.get_ticklabels()]
+        made["ticktext"] = [
+            label.get_text().replace("\n", "<br>") for label in axis.get_ticklabels()
+        ]
     elif log:
         # A line for each power of ten, or every digit gets its label.
         made |= {"tickmode": "linear", "dtick": 1}

@@ -158,7 +158,7 @@ def what_for() -> Sheet:
     for e in range(8):
         taken = e in chosen
         expert = sheet.expert(x + 0.4 * (e - 3.5), 3.0, e, " ", idle=not taken, width=0.32)
-        sheet.arrow(router, expert, taken=taken)
+        sheet.arrow(router, expert, taken=taken, upright=True)
     sheet.note(x, 3.65, "sparse: 2 of 8 experts")
     sheet.note(x, 0.4, "runs 2, holds 8")
     return sheet

@@ -6,6 +6,7 @@ to the published digits, and most shapes to transformers' own model, in tests/te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -314,7 +315,12 @@ def granularity(a: Architecture) -> float:
     return 4 * a.width / a.expert_width
 
 
-def table(since: int = 0) -> str:
+COLUMNS = {"model": "", "year": "", "total": "--:", "active": "--:", "E": "--:", "K": "--:",
+           "shared": "--:", "granularity": "--:", "gate": "", "balance": "", "full expert": "",
+           "weights": "", "read": ""}  # fmt: skip
+
+
+def table(since: int = 0, columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """Return who does what in Markdown, oldest first: shape, gate, balance, capacity, precision,
     and what was read of its sources."""
     rows = []
@@ -329,12 +335,11 @@ def table(since: int = 0) -> str:
             str(a.shared) if a.shared else "", f"{granularity(a):.3g}", p.gate, p.balance,
             p.capacity, p.precision, READ[name],
         )  # fmt: skip
-        rows.append("| " + " | ".join(cells) + " |")
-    head = (
-        "| model | year | total | active | E | K | shared | granularity | gate | balance "
-        "| full expert | weights | read |\n|---|---|--:|--:|--:|--:|--:|--:|---|---|---|---|---|\n"
-    )
-    return head + "\n".join(rows) + "\n"
+        rows.append([cell for cell, name in zip(cells, COLUMNS, strict=True) if name in columns])
+    kept = [name for name in COLUMNS if name in columns]
+    lines = ["| " + " | ".join(row) + " |" for row in (kept, *rows)]
+    lines.insert(1, "|" + "|".join(COLUMNS[name] or "---" for name in kept) + "|")
+    return "\n".join(lines) + "\n"
 
 
 def fill(page: str) -> str:

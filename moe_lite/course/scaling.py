@@ -178,7 +178,7 @@ def draw(hours: float = 3, gflops: float = 100, memory_GB: float = 8) -> Figure:
 
     Args: hours, gflops: the evening and what the machine does in a second; memory_GB: its memory.
     """
-    left, right = _picture(10, 4.2).subplots(1, 2)
+    left, right = _picture(8.2, 5).subplots(1, 2)
     mine = 1e9 * gflops * 3600 * hours
     tokens = 20  # for each parameter, Chinchilla's rule of thumb
     N = (mine / (6 * tokens)) ** 0.5
@@ -193,17 +193,18 @@ def draw(hours: float = 3, gflops: float = 100, memory_GB: float = 8) -> Figure:
         _line(right, A, [leverage(a, 12, C) for a in A], hue, name,
               [inside(A=a, G=12, C=C) for a in A])  # fmt: skip
     most = experts_for(memory_GB, N)
-    left.set(xlabel="experts E", ylabel="dense parameters / active parameters", xscale="log",
-             title="Clark et al.: worth of E experts, one for a token")  # fmt: skip
+    left.set(xlabel="experts E, one for a token", xscale="log",
+             ylabel="dense parameters / active parameters",
+             title="Clark et al.: worth of E experts")  # fmt: skip
     right.set(xlabel="active share A", ylabel="dense compute / sparse compute", xscale="log",
-              title="Tian et al.: compute saved, by active share")  # fmt: skip
+              title="Tian et al.: compute saved")  # fmt: skip
     for panel in (left, right):
         panel.grid(color="#D8DEE4", lw=0.6)
-        panel.legend(frameon=False, fontsize=8)
+        panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.15, -0.15))
     figure = left.get_figure(root=True)
     figure.suptitle(
-        f"{hours:g} h at {gflops:g} Gflop/s: {N / 1e6:.1f} million active parameters on "
-        f"{tokens * N / 1e6:,.0f} million tokens; memory holds {most:,} experts"
+        f"{hours:g} h at {gflops:g} Gflop/s: {N / 1e6:.1f} million active parameters "
+        f"on\n{tokens * N / 1e6:,.0f} million tokens; memory holds {most:,} experts"
     )
     return figure
 

@@ -143,11 +143,15 @@ class Sheet:
         return shape
 
     def arrow(self, start: Shape, end: Shape, text: str = "", *, taken: bool = True,
-              bend: float = 0.0, width: float = 1.6, color: str = LINE) -> None:  # fmt: skip
-        """Draw an arrow between two shapes; taken=False: dashed and thin, not gone."""
+              bend: float = 0.0, width: float = 1.6, color: str = LINE,
+              upright: bool = False) -> None:  # fmt: skip
+        """Draw an arrow between two shapes; taken=False: dashed and thin, not gone.
+
+        upright: from above or below, also where the shapes do not stand above each other.
+        """
         from matplotlib.patches import FancyArrowPatch
 
-        a, b = _ends(start.patch, end.patch)
+        a, b = _ends(start.patch, end.patch, upright)
         arrow = FancyArrowPatch(a, b, arrowstyle="-|>", connectionstyle=f"arc3,rad={bend}",
                                 shrinkA=1, shrinkB=2, mutation_scale=11, color=color,
                                 lw=width if taken else 0.9, zorder=2,
@@ -234,13 +238,15 @@ class Sheet:
                      zorder=5, linespacing=1.25)  # fmt: skip
 
 
-def _ends(start: Patch, end: Patch) -> tuple[tuple[float, float], tuple[float, float]]:
+def _ends(
+    start: Patch, end: Patch, upright: bool
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Choose where an arrow leaves and arrives: the middles of the two sides that face."""
     a, b = (p.get_path().get_extents(p.get_patch_transform()) for p in (start, end))
     ax, ay, bx, by = (a.x0 + a.x1) / 2, (a.y0 + a.y1) / 2, (b.x0 + b.x1) / 2, (b.y0 + b.y1) / 2
-    if b.x0 >= a.x1:
+    if b.x0 >= a.x1 and not upright:
         return (a.x1, ay), (b.x0, by)
-    if b.x1 <= a.x0:
+    if b.x1 <= a.x0 and not upright:
         return (a.x0, ay), (b.x1, by)
     return ((ax, a.y1), (bx, b.y0)) if by > ay else ((ax, a.y0), (bx, b.y1))
 

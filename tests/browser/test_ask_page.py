@@ -374,6 +374,22 @@ def test_no_text_moves_under_the_pointer(open_page, make_trace, width):
             assert token.bounding_box() == before
 
 
+@pytest.mark.parametrize("width", [420, 620, 860, 1100, 1500])
+def test_no_bar_moves_under_the_pointer(open_page, make_trace, width):
+    page = open_page(RoutingExplorer(make_trace(TOKENS * 4)), width=width)
+    bar, clear = page.locator(".load .bar").nth(3), page.get_by_role("button", name="Show all")
+    for press, narrowed in ((bar.click, True), (bar.click, False)):
+        bar.scroll_into_view_if_needed()
+        before = bar.bounding_box()
+        press()
+        page.settle()
+        assert bar.bounding_box() == before and clear.is_visible() == narrowed
+    bar.click()
+    controls, button = page.locator(".controls").first.bounding_box(), clear.bounding_box()
+    assert button["x"] + button["width"] <= controls["x"] + controls["width"]
+    assert "got" in page.locator("[role=status]").first.inner_text()
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing(open_page, make_trace, model, theme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
