@@ -212,11 +212,12 @@ print("equal; tokens per expert:", routing.load_E().int().tolist())
 # Here is the whole difference between a Mistral block and a Mixtral block. The second returns
 # its routing too, because a loss will want to see it, and so do you.
 #
-# ```python
-# # dense                                      # sparse
-# x = x + self.attention(self.norm1(x))        x = x + self.attention(self.norm1(x))
-# x = x + self.ffn(self.norm2(x))              y, routing = self.moe(self.norm2(x))
-# return x                                     return x + y, routing
+# ```diff
+#   x = x + self.attention(self.norm1(x))
+# - x = x + self.ffn(self.norm2(x))        # dense
+# - return x
+# + y, routing = self.moe(self.norm2(x))   # sparse
+# + return x + y, routing
 # ```
 #
 # Everything else is the ordinary modern decoder: RMSNorm, rotary positions, attention whose query

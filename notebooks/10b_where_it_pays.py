@@ -14,7 +14,7 @@
 # # Appendix to 10: where do the box's experts pay?
 #
 # **Three lines of answer** (there are two predictions to make below; make them first, if you like).
-# After 600 steps, in the first layer: to make it sparse gives about the whole lead, the other five
+# After 600 steps, in the first layer: to make it sparse gives the whole lead, the other five
 # add none that we see; a random table of token ids chooses better there than a router (one draw,
 # and under this balancing loss). After 4,000 steps that table is ahead of the twin too, and whether
 # more or less than six routers is undecided; at equal time it leads early, where they are behind.
@@ -77,18 +77,14 @@ early = next(r for r in rows if r.axis == "first layer").interval
 print("all but the first, at step 400    {:+.3f} [{:+.3f}, {:+.3f}]".format(*early))
 
 # %% [markdown]
-# **To make the first layer alone sparse gives about the whole lead: 0.070 [0.056, 0.083]**, beside
-# all six 0.004 [-0.004, 0.012]. **Those in the five others give at most 0.006 yet**, -0.013
-# [-0.031, 0.006] (at 400 steps they are behind), which is -0.078 [-0.098, -0.058] beside all six.
-# **And no router need choose: by a table drawn at random it is 0.121 [0.106, 0.136]**, 0.056
-# [0.048, 0.063] above all six, 0.052 [0.045, 0.058] above a router in the same place. So a lead
+# **To make the first layer alone sparse gives the whole lead, 0.068 [0.057, 0.079]**, and a little
+# more than all six, 0.009 [0.003, 0.015]. **Those in the five others give at most 0.006 yet**,
+# -0.014 [-0.034, 0.006] (at 400 steps they are behind), which is -0.073 [-0.094, -0.053] beside all
+# six. **And no router need choose: by a table drawn at random it is 0.120 [0.104, 0.136]**, 0.061
+# [0.052, 0.070] above all six, 0.052 [0.045, 0.058] above a router in the same place. So a lead
 # needs no experts that know subjects. (A router's may still use some.)
 #
-# (The twins and "all six" were trained by an earlier program, the other arms by another; seed 0 of
-# the twin, made again by that one, ends 0.009 better. So what stands here of another arm beside the
-# twin or beside all six may be so much too large: the first alone would then be -0.005 [-0.013,
-# 0.003] beside all six. The lead of all six, and what lies between the other arms, is not touched
-# by it. All five seeds of the table share one draw: another was not tried.)
+# (All five seeds of the table share one draw: another was not tried.)
 #
 # Why there? Next to the embedding a token's vector holds little but its id. So look into the box:
 # how many of a token's four experts does the *same* token have in another text?
@@ -141,10 +137,9 @@ for what, axis, over in (
     print(f"{what:34}" + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*found))
 
 # %% [markdown]
-# **A second vector gives the twin 0.043 [0.027, 0.059] (of which 0.009 may be the program). The
-# table's experts give 0.078 [0.053, 0.103] more than that, a router's 0.026 [0.002, 0.050] more.**
-# So numbers for an id are a part of the lead, and not all of it. (Gates and the balancing loss are
-# still mixed in.)
+# **A second vector gives the twin 0.042 [0.019, 0.064]. The table's experts give 0.078 [0.053,
+# 0.103] more than that, a router's 0.026 [0.002, 0.050] more.** So numbers for an id are a part of
+# the lead, and not all of it. (Gates and the balancing loss are still mixed in.)
 #
 # ## 2. Is it so at the end?
 #
@@ -263,11 +258,10 @@ for axis, name in (("brief", "4 of 16, scale 4"), ("first layer", "first layer d
 # by 0.018 nats [0.007, 0.029], in the others by 0.097 to 0.122**; and in the phone book, by 0.300
 # [0.078, 0.522]. On copied ones the seeds differ too much to say so of any but Japanese (and the
 # book). After 600 steps all arms with experts in the first layer are ahead on both; those of the
-# five other layers are behind on copied ones. To copy is the
-# work of attention (Olsson et al. 2022, [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)), and
-# runs differ by how well they learn it: in code most of the difference between runs is there. So a
-# pair can tie: the first edition's, made again on a CPU, ended 0.004 ahead; its twin copies code as
-# well as the best of 47 stored runs.
+# five other layers on neither. To copy is the work of attention (Olsson et al. 2022,
+# [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)), and runs differ by how well they learn it:
+# in code most of the difference between runs is there. So a pair can tie: the first edition's, made
+# again on a CPU, ended 0.004 ahead; its twin copies code as well as the best of 47 stored runs.
 #
 # ## 4. When does the lead shrink?
 #
@@ -315,7 +309,7 @@ for name, found, at in (("4 of 16", marks, 4), ("4 of 16", marks, -1),
 # One change at a time, against the run without it, seed by seed (others: the card).
 
 # %%
-BOX, whole = "4 of 16, scale 4", "whole finer"
+BOX, whole, twin = "4 of 16, scale 4", "whole finer", "brief dense"
 tried = {
     "factor 2, not 4": (750, "finer", "4 of 16, scale 2", "finer", BOX),
     "4 of 16, factor 4, not 2 of 8": (4000, whole, BOX, "whole", "2 of 8"),
@@ -326,7 +320,9 @@ tried = {
     "three times the balancing loss": (600, "balance", "loss .03", "brief", BOX),
     "quantiles, no balancing loss": (600, "balance", "quantile", "brief", BOX),
     "a balancing loss of gates": (600, "balance", "gates counted", "brief", BOX),
+    "no z-loss": (600, "z-loss", "z 0", "brief", BOX),
     "first weights half as large": (600, "first weights", "first weights .5", "brief", BOX),
+    "the same of the twin": (600, twin, "dense, first weights .5", twin, "dense"),
 }  # fmt: skip
 
 # %%
@@ -344,23 +340,24 @@ for what, lead in (("16 texts a step", full), ("8 texts a step", half),
     print(f"ahead of the twin, {what:15} {{:+.3f}} [{{:+.3f}}, {{:+.3f}}]".format(*lead.interval))
 
 # %% [markdown]
-# **Early on half the factor costs 0.039 [0.031, 0.047], and first weights half as large 0.034
-# [0.024, 0.044]** (of the mixture). One routed expert and a shared one are behind two routed by
-# 0.053 [0.039, 0.067]; but one expert's gate is always 1, so its router hears nothing of the loss
-# (chapter 04), and this is no verdict on shared experts. **With 8 texts a step instead of 16, at
-# the same rate, the lead is smaller by 0.032 [0.014, 0.050] after 600 steps**, which read half the
-# text then (at equal tokens by 0.021 [0.006, 0.035]: step 200 of 16 beside step 400 of 8; why, and
-# what is left at 4,000, was not measured). Undecided: three times the balancing loss, a loss that
-# counts gates in place of choices (so that no expert is parked on the last place), and quantiles
-# instead of a loss; at 4,000 steps a bias instead of it, a lower rate, and the box's own shape:
-# four of 16 experts with a factor are not seen ahead of two of eight without, -0.002 [-0.005,
-# 0.002].
+# **Early on half the factor costs 0.039 [0.031, 0.047], and first weights half as large 0.029
+# [0.016, 0.041]** (of the mixture; the twin undecided, -0.004 [-0.024, 0.016], so that with half in
+# both the lead is 0.034 [0.006, 0.063]). One routed expert and a shared one are behind two routed
+# by 0.053 [0.039, 0.067]; but one expert's gate is always 1, so its router hears nothing of the
+# loss (chapter 04), and this is no verdict on shared experts. **With 8 texts a step instead of 16,
+# at the same rate, the lead is smaller by 0.025 [0.011, 0.040] after 600 steps**, which read half
+# the text then (at equal tokens, step 200 of 16 beside step 400 of 8, undecided: 0.009 [-0.021,
+# 0.038]; why, and what is left at 4,000, was not measured). Undecided: three times the balancing
+# loss, a loss that counts gates in place of choices (so that no expert is parked on the last
+# place), quantiles instead of a loss, and no z-loss; at 4,000 steps a bias instead of it, a lower
+# rate, and the box's own shape: four of 16 experts with a factor are not seen ahead of two of eight
+# without, -0.002 [-0.005, 0.002].
 #
-# **What makes one seed's router better than another's?** Asked of all stored runs that kept it
-# (none of the box's own recipe), each run less the mean of its recipe. *Worth*: how many experts of
-# equal gates would weigh as a token's do. *Load* and *mass*: what the busiest expert has of the
-# choices, and of the gates. *Parked*: what the idlest has of the gates. Fewer bits are better.
-# (Layers: those with routers.)
+# **What makes one seed's router better than another's?** Asked of all stored runs that kept it (of
+# the box's own recipe those of 600 steps), each run less the mean of its recipe. *Worth*: how many
+# experts of equal gates would weigh as a token's do. *Load* and *mass*: what the busiest expert has
+# of the choices, and of the gates. *Parked*: what the idlest has of the gates. Fewer bits are
+# better. (Layers: those with routers.)
 
 # %%
 for (what, where), (same, p) in leads.by_router().items():
@@ -368,12 +365,12 @@ for (what, where), (same, p) in leads.by_router().items():
 
 # %% [markdown]
 # **Undecided.** The strongest of the eight: the more evenly the first layer weighs a token's
-# experts, the better the run (p = 0.011). By chance one of eight comes so far about once in twelve
+# experts, the better the run (p = 0.009). By chance one of eight comes so far about once in fifteen
 # times (more often, as the same seeds stand in all recipes).
 #
 # ## In four lines
 #
-# 1. After 600 steps making the first layer sparse gives about the whole lead.
+# 1. After 600 steps making the first layer sparse gives the whole lead.
 # 2. There a table of ids that was drawn at random chooses better than a router (one draw, and under
 #    this balancing loss).
 # 3. After 4,000 steps that table is still ahead of the twin, beside six routers it is undecided; at

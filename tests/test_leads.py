@@ -500,7 +500,7 @@ def test_half_a_batch_is_told_by_the_stored_runs():
     for page in (text.replace("\n# ", " "), CARD):
         assert f"the lead is smaller by {less(600, 600)} after 600 steps" in " ".join(page.split())
     card = " ".join(CARD.split())
-    assert f"(step 200 of 16 beside step 400 of 8), by {less(200, 400)}" in card
+    assert f"(step 200 of 16 beside step 400 of 8) that is undecided, {less(200, 400)}" in card
 
 
 def test_balancing_and_first_weights_are_told_by_the_stored_runs():
@@ -514,16 +514,41 @@ def test_balancing_and_first_weights_are_told_by_the_stored_runs():
         assert len(lead.by_seed) == 5 and lead.interval[1] < 0 < lead.interval[2]  # undecided
         told = "{:.3f} [{:.3f}, {:.3f}]".format(*lead.interval)
         assert re.search(rf"{what}( \([^)]*\),)? {re.escape(told)}", card)
-    lead = leads.lead_of("first weights", 600, "brief", 600)
+    lead = leads.lead_of("z-loss", 600, "brief", 600)
+    assert len(lead.by_seed) == 5 and lead.interval[1] < 0 < lead.interval[2]  # undecided
+    assert "no z-loss {:.3f} [{:.3f}, {:.3f}]".format(*lead.interval) in card
+    twins = "brief dense", 600, "brief dense", 600, "dense, first weights .5", "dense"
+    half, lead = leads.lead_of(*twins), leads.lead_of("first weights", 600, "brief", 600)
+    assert half.interval[1] < 0 < half.interval[2] and len(half.by_seed) == 5  # undecided
+    (both,) = (r for r in leads.leads(leads.stored(), lambda step: step == 600)
+               if r.axis == "first weights")  # fmt: skip
+    assert both.by_seed == pytest.approx(leads.lead_of(
+        "first weights", 600, "brief dense", 600, other="dense, first weights .5").by_seed
+    )  # fmt: skip
     middle, low, high = (-end for end in lead.interval)
     for page in (text, card):
         assert f"{middle:.3f} [{high:.3f}, {low:.3f}]" in page and len(lead.by_seed) == 5
+        for found in (half, both):
+            assert "{:.3f} [{:.3f}, {:.3f}]".format(*found.interval) in page
     found = leads.by_router()
     strongest = min(found, key=lambda key: found[key][1])
     same, p = found[strongest]
     assert strongest == ("worth", "first") and same < 0  # "the more evenly, the better"
-    assert f"(p = {p:.3f})" in text and "once in twelve times" in text
-    assert 1 / (1 - (1 - p) ** len(found)) == pytest.approx(12, abs=0.5)
+    assert f"(p = {p:.3f})" in text and "once in fifteen times" in text
+    assert 1 / (1 - (1 - p) ** len(found)) == pytest.approx(15, abs=0.5)
+
+
+def test_the_rate_and_the_shape_are_told_by_the_stored_runs():
+    text = (leads.ROOT / "notebooks" / "10b_where_it_pays.py").read_text("utf-8")
+    text, card = (" ".join(page.split()) for page in (text.replace("\n# ", " "), CARD))
+    for name, axis in (("2 of 8, scale 2", "gate scale"), ("dense", "dense")):
+        lead = leads.lead_of(axis, 500, axis, 500, f"{name}, lr 4.5e-3", name)
+        middle, low, high = (-end for end in lead.interval)
+        assert f"{middle:.3f} [{high:.3f}, {low:.3f}]" in card and high > 0
+    shape = leads.lead_of("whole finer", 4000, "whole", 4000, "4 of 16, scale 4", "2 of 8")
+    assert shape.interval[1] < 0 < shape.interval[2]  # "undecided", "not seen ahead"
+    for page in (text, card):
+        assert "{:.3f} [{:.3f}, {:.3f}]".format(*shape.interval) in page
 
 
 def test_the_appendix_says_what_else_was_tried():

@@ -156,8 +156,11 @@ class BiasController(Redrawn):
         bias_SE = run.bias_SE - drift_S1
         for e in range(E):
             biases.plot(bias_SE[:, e], color=self.colors[e], lw=1.4)
-            at = (self.steps, bias_SE[-1, e])
-            biases.annotate(str(e), at, fontsize=8, va="center", ha="left")
+        ends_E, at = bias_SE[-50:].mean(0), -np.inf
+        for e in ends_E.argsort():  # a number at each line's end, none on another
+            at = max(ends_E[e], at + 0.06 * float(np.ptp(biases.get_ylim())))
+            biases.annotate(str(e), (1.01 * self.steps, at), fontsize=8, va="center", ha="left",
+                            annotation_clip=False)  # fmt: skip
         drift = f"bias, less their mean\n(it drifts to {drift_S1[-1, 0]:+.3g})"
         biases.set(xlabel="step", ylabel=drift)
         loads.barh([str(e) for e in range(E)], run.load_SE[self.step], color=self.colors)
