@@ -106,3 +106,15 @@ def test_scores_that_cannot_be_shown_are_refused(scores_TE):
 def test_it_has_a_still_face(options):
     widget = BiasController(SCORES_TE, **options)
     assert widget.png()[1:4] == b"PNG"
+
+
+def test_no_experts_number_stands_on_another():
+    """Two experts with one bias have two numbers, in the order of their lines."""
+    same_TE = SCORES_TE[:, [0, 0, 1, 1, 2, 3]]
+    biases = BiasController(same_TE, u=0.01).figure().axes[1]
+    high = {text.get_text(): text.xy[1] for text in biases.texts}
+    levels = sorted(high.values())
+    apart = 0.05 * (biases.get_ylim()[1] - biases.get_ylim()[0])
+    assert set(high) == set("012345") and all(np.diff(levels) > apart)
+    ends = {str(e): line.get_ydata()[-50:].mean() for e, line in enumerate(biases.lines[:6])}
+    assert sorted(high, key=high.__getitem__) == sorted(ends, key=ends.__getitem__)

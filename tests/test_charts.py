@@ -57,6 +57,24 @@ def test_the_picture_stands_beside_it_on_no_ground_with_words(drawn):
     assert not plt.fignum_exists(drawn.number)  # shown once
 
 
+def test_the_picture_fits_the_page_and_is_as_tall_as_what_comes_in_its_place(drawn):
+    _, right = drawn.axes
+    right.set_xticks([0, 1], ["dense", "1 + 7\nof 63"])
+    right.tick_params(axis="x", labelsize=6)
+    right.plot(0.5, 5.5, "k.")  # no name, and a colour of its own
+    drawn.set_figwidth(14)
+    charts_of_two = charts.alive(drawn), charts.alive({s: draw(s) for s in ("log", "linear")})
+    for chart in charts_of_two:
+        live, data, _ = bundle(chart)
+        with Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as image:
+            assert image.width <= 820 and image.height == live["layout"]["height"]
+    live, _, _ = bundle(charts_of_two[0])
+    axis = live["layout"]["xaxis2"]
+    assert axis["ticktext"][1] == "1 + 7<br>of 63"
+    assert axis["tickfont"]["size"] < live["layout"]["xaxis"]["tickfont"]["size"]
+    assert all("name" in trace for trace in live["data"])
+
+
 def light(color):
     parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]

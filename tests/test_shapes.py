@@ -76,3 +76,15 @@ def test_a_drawing_keeps_its_words_on_the_sheet_and_apart(draw):
         for other, that in boxes.items():
             assert one == other or not box.overlaps(that), (one, other)
     assert sheet.title and len(sheet.alt) > len(sheet.title) + 20
+
+
+def test_an_upright_arrow_ends_under_the_middle_of_its_shape():
+    """Also where the shapes lie beside each other: from a router to a row of narrow experts."""
+    sheet = Sheet(6, 3, "")
+    router = sheet.router(3, 0.6)
+    experts = [sheet.expert(x, 2.4, e, " ", width=0.3) for e, x in enumerate((0.5, 3.0, 5.5))]
+    for expert in experts:
+        sheet.arrow(router, expert, upright=True)
+        box = expert.patch.get_path().get_extents(expert.patch.get_patch_transform())
+        start, end = sheet.ax.patches[-1]._posA_posB
+        assert end == pytest.approx(((box.x0 + box.x1) / 2, box.y0)) and start[0] == 3

@@ -51,7 +51,7 @@ class Chart:
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         data = {KIND: rounded(self.live.to_plotly_json()), "text/plain": self.words}
-        png = base64.b64encode(self.png).decode()
+        png = base64.b64encode(as_tall(self.png, self.live.layout.height or 0)).decode()
         return {**data, "image/png": png}, {"image/png": {"alt": self.words}}
 
 
@@ -104,7 +104,6 @@ def alive(drawn: Figure | Mapping[str, Figure]) -> Chart:
         live.update_layout(margin_t=TOP + 50)
         chart.words = f"A menu of {len(figures)} charts: {'; '.join(figures)}. {chart.words}"
         chart.png = under_menu(chart.png, list(figures), first.axes[0].get_position().x0)
-    chart.png = as_tall(chart.png, layout["height"])
     return chart
 
 

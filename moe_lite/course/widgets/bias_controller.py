@@ -159,8 +159,8 @@ class BiasController(Redrawn):
         ends_E, at = bias_SE[-50:].mean(0), -np.inf
         for e in ends_E.argsort():  # a number at each line's end, none on another
             at = max(ends_E[e], at + 0.06 * float(np.ptp(biases.get_ylim())))
-            biases.annotate(str(e), (1.01 * self.steps, at), fontsize=8, va="center", ha="left",
-                            annotation_clip=False)  # fmt: skip
+            biases.annotate(str(e), (1.01, at), xycoords=("axes fraction", "data"), fontsize=8,
+                            va="center", annotation_clip=False)  # fmt: skip
         drift = f"bias, less their mean\n(it drifts to {drift_S1[-1, 0]:+.3g})"
         biases.set(xlabel="step", ylabel=drift)
         loads.barh([str(e) for e in range(E)], run.load_SE[self.step], color=self.colors)
