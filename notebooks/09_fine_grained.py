@@ -290,7 +290,7 @@ ledger.verdicts("deepseekmoe2024_long")
 # 16, 1 + 7 of 63 0.019 ± 0.009, a third of the paper's effect for that pair.
 # **With the paper's gates nothing shows, and half of its effect is excluded**: small probabilities
 # make the routed part of the layer small. **Sharing one of the pieces costs a little here**, 0.008
-# ± 0.006 (†). **Open:** larger sizes (chapter 10: undecided).
+# ± 0.006 (†). **Open:** larger sizes (undecided in the appendix to chapter 10).
 #
 # ## 7. Balance without a loss
 #

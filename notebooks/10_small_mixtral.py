@@ -454,11 +454,11 @@ print(f"the pair in the box: {ends['4 of 16, scale 4'].by_seed[0]:+.3f}")
 # step 1,000); 2 of 8 is behind until 500. The box's first edition, one run of 2 of 8, ended 0.016
 # *behind*: one seed is an anecdote.
 #
-# **Where does the box's lead come from?** After 600 steps, about all of it from making the first
-# layer sparse. It shrinks, and is surest in tokens that cannot be copied. And one random *table* of
-# token ids in that layer alone is ahead too, at equal time surely until step 1,000, at the end
-# undecided, 0.018 [-0.017, 0.053] (three seeds). The [appendix](10b_where_it_pays.ipynb) measures
-# each, and has what else was tried.
+# **Where does the box's lead come from?** After 600 steps, all of it from making the first layer
+# sparse. It shrinks, and is surest in tokens that cannot be copied. And one random *table* of token
+# ids in that layer alone is ahead too, at equal time surely until step 1,000, at the end undecided,
+# 0.018 [-0.017, 0.053] (three seeds). The [appendix](10b_where_it_pays.ipynb) measures each, and
+# has what else was tried.
 #
 # ### Four experts are three, and an averaged mixture is a quarter of a network
 #

@@ -108,13 +108,15 @@ def test_it_has_a_still_face(options):
     assert widget.png()[1:4] == b"PNG"
 
 
-def test_no_experts_number_stands_on_another():
-    """Two experts with one bias have two numbers, in the order of their lines."""
-    same_TE = SCORES_TE[:, [0, 0, 1, 1, 2, 3]]
-    biases = BiasController(same_TE, u=0.01).figure().axes[1]
+@pytest.mark.parametrize(("E", "u"), [(6, 0.01), (16, 1e-4), (16, 0.5), (2, 0.0)])
+def test_no_experts_number_stands_on_another(E, u):
+    """Experts with one bias have a number each, in the order of their lines, inside the panel."""
+    same_TE = SCORES_TE[:, [e // 2 % 6 for e in range(E)]]
+    biases = BiasController(same_TE, u=u).figure().axes[1]
     high = {text.get_text(): text.xy[1] for text in biases.texts}
-    levels = sorted(high.values())
-    apart = 0.05 * (biases.get_ylim()[1] - biases.get_ylim()[0])
-    assert set(high) == set("012345") and all(np.diff(levels) > apart)
-    ends = {str(e): line.get_ydata()[-50:].mean() for e, line in enumerate(biases.lines[:6])}
+    levels, (least, most) = sorted(high.values()), biases.get_ylim()
+    assert set(high) == {str(e) for e in range(E)}
+    assert all(np.diff(levels) > 0.05 * (most - least))
+    assert least - 1e-9 <= levels[0] and levels[-1] <= most + 1e-9
+    ends = {str(e): line.get_ydata()[-50:].mean() for e, line in enumerate(biases.lines[:E])}
     assert sorted(high, key=high.__getitem__) == sorted(ends, key=ends.__getitem__)

@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 
 from moe_lite.course import charts, viz
+from moe_lite.course.ledger import ROOT
+
+BUILT = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture
@@ -73,6 +76,24 @@ def test_the_picture_fits_the_page_and_is_as_tall_as_what_comes_in_its_place(dra
     assert axis["ticktext"][1] == "1 + 7<br>of 63"
     assert axis["tickfont"]["size"] < live["layout"]["xaxis"]["tickfont"]["size"]
     assert all("name" in trace for trace in live["data"])
+
+
+@pytest.mark.parametrize("inches", [2, 5.3, 9])
+def test_a_picture_and_its_live_chart_are_of_one_height(inches):
+    fig, ax = plt.subplots(figsize=(5, inches))
+    ax.plot([1, 2])
+    live, data, _ = bundle(charts.alive(fig))
+    with Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as image:
+        assert image.height == live["layout"]["height"]
+
+
+@pytest.mark.parametrize("path", BUILT, ids=lambda path: path.name)
+def test_no_stored_page_moves_when_its_charts_come_alive(path):
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    for data in (out.get("data", {}) for cell in cells for out in cell.get("outputs", [])):
+        if charts.KIND in data:
+            with Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as image:
+                assert image.width <= 820 and image.height == data[charts.KIND]["layout"]["height"]
 
 
 def light(color):

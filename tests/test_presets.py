@@ -226,3 +226,15 @@ def test_the_table_says_who_does_what():
     assert "| 2024 | 671B | 37.6B | 256 | 8 | 1 | 14 | sigmoid + bias" in rows["| DeepSeek-V3"]
     assert len({row.count("|") for row in presets.table().splitlines()}) == 1
     assert "Mixtral" not in presets.table(since=2025) and "GLM-5" in presets.table(since=2025)
+
+
+def test_a_table_of_some_columns_is_these_columns_of_the_whole():
+    def cells(table):
+        return [row.strip("|").split("|") for row in table.splitlines()]
+
+    whole = {column[0].strip(): column for column in zip(*cells(presets.table(2024)), strict=True)}
+    for columns in (("model", "gate", "year"), tuple(whole)):
+        some = list(zip(*cells(presets.table(2024, columns)), strict=True))
+        assert some == [whole[name] for name in whole if name in columns]
+    with pytest.raises(ValueError, match="no column 'modle': there are model, year"):
+        presets.table(2024, ("modle",))

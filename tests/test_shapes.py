@@ -2,7 +2,9 @@
 
 import inspect
 
+import numpy as np
 import pytest
+from matplotlib.patches import FancyArrowPatch
 
 from moe_lite.course import drawings, shapes
 from moe_lite.course.shapes import DARK, PALE, PAPER, Sheet
@@ -88,3 +90,20 @@ def test_an_upright_arrow_ends_under_the_middle_of_its_shape():
         box = expert.patch.get_path().get_extents(expert.patch.get_patch_transform())
         start, end = sheet.ax.patches[-1]._posA_posB
         assert end == pytest.approx(((box.x0 + box.x1) / 2, box.y0)) and start[0] == 3
+
+
+@pytest.mark.parametrize("draw", DRAWINGS, ids=lambda draw: draw.__name__)
+def test_no_arrow_of_a_drawing_crosses_a_shape(draw):
+    """But the two that it joins."""
+    shapes, arrows = [], []
+    sheet = draw()
+    for patch in sheet.ax.patches:
+        (arrows if isinstance(patch, FancyArrowPatch) else shapes).append(patch)
+    boxes = [s.get_path().get_extents(s.get_patch_transform()) for s in shapes]
+    for arrow in arrows:
+        start, end = map(np.array, arrow._posA_posB)
+        way = [start + (end - start) * t for t in np.linspace(0.02, 0.98, 97)]
+        for box in boxes:
+            joined = any(box.expanded(1.02, 1.02).contains(*at) for at in (start, end))
+            inner = box.shrunk(0.9, 0.9)
+            assert joined or not any(inner.contains(*at) for at in way)

@@ -158,7 +158,8 @@ def convert(figure: Figure) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     places = [ax.get_position() for ax in panels]
     x0, x1 = min(p.x0 for p in places), max(p.x1 for p in places)
     y0, y1 = min(p.y0 for p in places), max(p.y1 for p in places)
-    tall = round(85 * figure.get_figheight() - 60)  # pixels of the panels themselves
+    inches = figure.get_figheight()  # from 5.3 up the picture would be the taller one
+    tall = max(round(85 * inches - 60), round(100 * inches) - TOP - BELOW)  # pixels of the panels
     layout: dict[str, Any] = {"height": tall + TOP + BELOW, "shapes": [], "annotations": [],
                               "hovermode": "closest"}  # fmt: skip
     traces: list[dict[str, Any]] = []

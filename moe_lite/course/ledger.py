@@ -348,8 +348,9 @@ class Experiment:
           run: from seeds to :data:`Measures`, where a seed's numbers do not depend on the other
           seeds; spot: a part of that again, in seconds, for a test to hold the result by;
           finding: what a reader may believe now, in a sentence in which {0} is our number of the
-          first claim; caveat: what a reader of the verdicts should know, printed under them;
-          measured: rows with a mark of our own (a void), which no paper names and nobody judges.
+          first claim (of the first row measured, if nothing is judged); caveat: what a reader of
+          the verdicts should know, printed under them; measured: rows with a mark of our own (a
+          void), which no paper names and nobody judges.
     """
 
     title: str
@@ -843,9 +844,10 @@ def discoveries(
 
 
 def tally(experiment: Experiment, result: Result) -> str:
-    """Count the verdicts: "2 ✓, 1 ?"."""
+    """Count the verdicts: "2 ✓, 1 ?"; "not judged" where there is none."""
     given = [claim.verdict(result[claim.measure]) for claim in experiment.claims]
-    return ", ".join(f"{n} {sign}" for name, sign in SIGNS.items() if (n := given.count(name)))
+    counts = [f"{n} {sign}" for name, sign in SIGNS.items() if (n := given.count(name))]
+    return ", ".join(counts) or "not judged"
 
 
 def page(root: Path = ROOT) -> str:
@@ -861,7 +863,7 @@ def page(root: Path = ROOT) -> str:
     for experiment, result in both:
         ours = [
             f"{result[claim.measure]}{'†' * ((result.name, claim.text) in lost)}"
-            for claim in experiment.claims
+            for claim in experiment.claims or experiment.measured
         ]
         head += (
             f"| [{result.name}](#{result.name}) | {experiment.chapter} | {len(result.seeds)} "

@@ -322,7 +322,12 @@ COLUMNS = {"model": "", "year": "", "total": "--:", "active": "--:", "E": "--:",
 
 def table(since: int = 0, columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """Return who does what in Markdown, oldest first: shape, gate, balance, capacity, precision,
-    and what was read of its sources."""
+    and what was read of its sources.
+
+    Raises: ValueError for a column that there is not.
+    """
+    if unknown := [name for name in columns if name not in COLUMNS]:
+        raise ValueError(f"no column {unknown[0]!r}: there are {', '.join(COLUMNS)}")
     rows = []
     for name, a in PRESETS.items():
         p = PUBLISHED[name]

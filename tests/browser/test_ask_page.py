@@ -374,20 +374,24 @@ def test_no_text_moves_under_the_pointer(open_page, make_trace, width):
             assert token.bounding_box() == before
 
 
-@pytest.mark.parametrize("width", [420, 620, 860, 1100, 1500])
-def test_no_bar_moves_under_the_pointer(open_page, make_trace, width):
-    page = open_page(RoutingExplorer(make_trace(TOKENS * 4)), width=width)
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("width", [360, 420, 620, 860, 1100, 1700])
+def test_no_bar_moves_under_the_pointer(open_page, make_trace, width, beside):
+    other = {"beside": make_trace(TOKENS * 4)} if beside else {}
+    page = open_page(RoutingExplorer(make_trace(TOKENS * 4), **other), width=width)
+    page = page.locator(".routing-explorer").last
     bar, clear = page.locator(".load .bar").nth(3), page.get_by_role("button", name="Show all")
     for press, narrowed in ((bar.click, True), (bar.click, False)):
         bar.scroll_into_view_if_needed()
         before = bar.bounding_box()
         press()
-        page.settle()
         assert bar.bounding_box() == before and clear.is_visible() == narrowed
     bar.click()
     controls, button = page.locator(".controls").first.bounding_box(), clear.bounding_box()
     assert button["x"] + button["width"] <= controls["x"] + controls["width"]
-    assert "got" in page.locator("[role=status]").first.inner_text()
+    status = page.locator("[role=status]").first
+    assert "got" in status.inner_text()
+    assert status.evaluate("e => e.scrollWidth <= e.clientWidth"), "all of it can be read"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

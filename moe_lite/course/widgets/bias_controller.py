@@ -156,9 +156,13 @@ class BiasController(Redrawn):
         bias_SE = run.bias_SE - drift_S1
         for e in range(E):
             biases.plot(bias_SE[:, e], color=self.colors[e], lw=1.4)
-        ends_E, at = bias_SE[-50:].mean(0), -np.inf
-        for e in ends_E.argsort():  # a number at each line's end, none on another
-            at = max(ends_E[e], at + 0.06 * float(np.ptp(biases.get_ylim())))
+        # A number at each line's end: none on another, none outside; moved up as far as down.
+        ends_E, (low, high) = bias_SE[-50:].mean(0), biases.get_ylim()
+        order_E, apart_E = ends_E.argsort(kind="stable"), 0.06 * (high - low) * np.arange(E)
+        up_E = np.maximum.accumulate(ends_E[order_E] - apart_E)
+        down_E = np.minimum.accumulate((ends_E[order_E] - apart_E)[::-1])[::-1]
+        at_E = np.clip((up_E + down_E) / 2 + apart_E, low + apart_E, high - apart_E[::-1])
+        for e, at in zip(order_E, at_E, strict=True):
             biases.annotate(str(e), (1.01, at), xycoords=("axes fraction", "data"), fontsize=8,
                             va="center", annotation_clip=False)  # fmt: skip
         drift = f"bias, less their mean\n(it drifts to {drift_S1[-1, 0]:+.3g})"

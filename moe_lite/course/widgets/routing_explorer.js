@@ -330,9 +330,9 @@ function build(model, el, which = "") {
 
   function paintText() {
     const filter = get("expert"), l = get("layer");
-    say(legend, filter < 0
-      ? `Colour and number: the first expert that the token reached in this layer. The stronger the tint, the more of its weight.${other ? ` Framed: another expert than beside (${range(T).filter((t) => moved(l * T + t)).length} of ${T} in this layer).` : ""}`
-      : `Marked: what expert ${filter} got in this layer, as a first choice or a later one. The stronger the tint, the more of its weight.`);
+    const what = filter < 0 ? "Colour and number: the first expert that the token reached in this layer." : `Marked: what expert ${filter} got in this layer, as a first choice or a later one.`;
+    const framed = other ? ` Framed: another expert than beside (${range(T).filter((t) => moved(l * T + t)).length} of ${T} in this layer).` : "";
+    say(legend, `${what} The stronger the tint, the more of its weight.${framed}`);
     fresh = 0;
     paintTokens(seen[0] - 40, seen[1] + 40); // at once what is in view,
     soon(paintRest); // the others in the frames after it
