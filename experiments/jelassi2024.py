@@ -180,7 +180,7 @@ EXPERIMENT = Experiment(
         "shows what can be, not what must be. A model that knows the whole book leaves no room for "
         "a difference, so the third row says little; both are measured with half the steps too, "
         "unjudged. Some blocks for paths had been seen before the rules were written. Recall in "
-        "context is undecided: of ten seeds eight differ, seven of them for the experts (sign "
-        "test, p = 0.07)."
+        "context is undecided by these ten seeds: eight differ, seven of them for the experts "
+        "(sign test, p = 0.07); jelassi2024_context has twenty more."
     ),
 )  # fmt: skip

@@ -6,7 +6,6 @@ import statistics
 from dataclasses import replace
 
 import pytest
-import scipy.stats
 import torch
 import torch.nn.functional as F
 
@@ -268,12 +267,15 @@ def test_what_routers_do_is_held_against_bits_within_a_recipe(monkeypatch):
     axes = [{"axis": str(n), "runs": runs} for n, runs in enumerate((first, other, few))]
     monkeypatch.setattr(leads, "stored", lambda: axes)
     found = leads.by_router()
-    assert found["worth", "first"][0] == pytest.approx(-1) and found["worth", "first"][1] < 1e-6
-    # within: bits -1 0 1, -1 1 0; the second seed's part -1/3 2/3 -1/3 in both
+    # One of the six orders of three seeds goes together as closely: none but their own.
+    assert found["worth", "first"] == pytest.approx((-1, 1 / 6))
+    # within: bits -1 0 1, -1 1 0; the second seed's part -1/3 2/3 -1/3 in both. The seeds' bits
+    # together are -2 1 1, so whichever comes second goes as closely.
     same, p = found["parked", "first"]
     assert same == pytest.approx(1 / (4 * 4 / 3) ** 0.5)
-    assert p == pytest.approx(2 * scipy.stats.t.sf(same * (3 / (1 - same**2)) ** 0.5, 3))
+    assert p == 1
     assert found["load", "all"] == pytest.approx(found["load", "first"])
+    assert found["mass", "first"] == (0, 1)  # the same in all runs
 
 
 def test_a_lead_on_seen_text_leaves_the_book_out(monkeypatch):
@@ -416,14 +418,18 @@ def test_which_layer_the_lead_comes_from_is_told_by_the_stored_runs():
     """In the appendix and on the card: each arm's lead, and what it is beside that of all six."""
     text = (leads.ROOT / "notebooks" / "10b_where_it_pays.py").read_text("utf-8")
     short = {r.axis: r for r in leads.leads(leads.stored(), lambda step: step == 600)}
-    for axis in ("first layer", "only first", "only first, table"):
+    for axis in ("first layer", "only first", "only first, table", "table first"):
         of = short["brief"].by_seed
         less = {s: v - of[s] for s, v in short[axis].by_seed.items()}
         assert len(less) == 5
         told = [short[axis].interval, leads.Lead("", 0, 0, less).interval]
         for page in (text.replace("\n# ", " "), CARD):
-            for found in told:
+            for found in told[: 1 if axis == "table first" and page != CARD else 2]:
                 assert "{:.3f} [{:.3f}, {:.3f}]".format(*found) in " ".join(page.split())
+    behind_it = leads.lead_of("table first", 600, "only first, table", 600)
+    assert behind_it.interval[1] < 0 < behind_it.interval[2]  # undecided
+    for page in (text.replace("\n# ", " "), CARD):
+        assert "{:.3f} [{:.3f}, {:.3f}]".format(*behind_it.interval) in " ".join(page.split())
 
     def ahead(axis, other):
         return leads.lead_of(axis, 600, other, 600).interval[1] > 0
@@ -557,8 +563,7 @@ def test_balancing_and_first_weights_are_told_by_the_stored_runs():
     strongest = min(found, key=lambda key: found[key][1])
     same, p = found[strongest]
     assert strongest == ("worth", "first") and same < 0  # "the more evenly, the better"
-    seldom = 1 / (1 - (1 - p) ** len(found))
-    assert f"(p = {p:.3f})" in text and f"about once in {seldom:.0f} times" in text
+    assert f"(p = {p:.3f}:" in text and p > 0.05  # undecided, and one of eight at that
 
 
 def test_the_rate_and_the_shape_are_told_by_the_stored_runs():

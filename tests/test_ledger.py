@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from moe_lite import __main__ as cli
 from moe_lite.course import ledger
@@ -423,18 +422,10 @@ def test_a_row_with_a_mark_of_our_own_is_shown_and_counts_nowhere(root):
     assert ledger.discoveries([(more, result)]) == ledger.discoveries([(experiment, result)])
 
 
-def test_so_many_pairs_a_sign_test_takes():
-    """Drawn 10,000 times: wins, losses and ties as frequent as 7, 1 and 2."""
-    power = {}
-    for n in (16, 18):
-        draw = torch.Generator().manual_seed(0)
-        kinds = torch.multinomial(torch.tensor([0.7, 0.1, 0.2]), n * 10_000, True, generator=draw)
-        pairs = list(zip(*((kinds == k).view(-1, n).sum(1).tolist() for k in (0, 1)), strict=True))
-        told = {(a, b): a > b and stats.binomtest(a, a + b).pvalue < 0.05 for a, b in set(pairs)}
-        power[n] = sum(told[pair] for pair in pairs) / len(pairs)
-    assert power[16] < 0.79 and power[18] > 0.81 and ledger.sign_seeds(7, 1, 2) in (17, 18)
-    with pytest.raises(ValueError, match="no number of pairs"):
-        ledger.sign_seeds(4, 4)
+def test_a_sign_test_counts_coins():
+    """Six on one side are twice one in 64; as many on both sides say nothing."""
+    assert ledger.sign_test(ledger.FEW, 0) == ledger.sign_test(0, ledger.FEW) == 2 / 64
+    assert ledger.sign_test(3, 3) == 1 and ledger.sign_test(9, 1) == pytest.approx(22 / 1024)
 
 
 def test_rows_that_only_many_rows_explain_are_marked(root):

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, permutations
 from operator import itemgetter
 from typing import Any
 
@@ -219,39 +219,42 @@ def spread(axes: Sequence[str] = ("whole dense", "whole finer", "whole")) -> tup
 def by_router() -> dict[tuple[str, str], tuple[float, float]]:
     """Say how runs' bits per byte at their end go with what their routers do, within recipes.
 
-    Each run is taken less the mean of its recipe, of stored recipes with three seeds or more; seeds
-    are taken as independent from one recipe to the next, which flatters p.
+    Each run is taken less the mean of its recipe, of the stored recipes with the most seeds. A seed
+    has the same first weights and texts in all recipes, so its runs are no independent ones: p is
+    the share of all orders of the seeds, one order for all recipes, that go together as closely.
 
     Returns: ("worth", "load", "mass" or "parked", see Stack.routers; "first" sparse layer, or
-             "all" in the mean) -> the correlation, and its two-sided p by Student's t.
+             "all" in the mean) -> the correlation, and that p (two-sided).
     """
-    from scipy.stats import t
-
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for found in stored():
         for run in found["runs"]:
             if "routers" in run and "final" in run:
-                groups.setdefault((found["axis"], run["name"]), []).append(run)
-    recipes = [runs for runs in groups.values() if len(runs) >= 3]
-    free = sum(len(runs) - 1 for runs in recipes) - 1
-    bits_R = _apart([[mean(r["final"]) for r in runs] for runs in recipes])
+                groups.setdefault((found["axis"], run["name"]), {})[run["seed"]] = run
+    seeds = max((tuple(sorted(runs)) for runs in groups.values()), key=len)
+    recipes = [[runs[s] for s in seeds] for runs in groups.values() if set(runs) == {*seeds}]
+    bits_RS = _apart([[mean(r["final"]) for r in runs] for runs in recipes])
     table = {}
     for what in ("worth", "load", "mass", "parked"):
         for where in ("first", "all"):
-            value_R = _apart([
+            value_RS = _apart([
                 [r["routers"][what][0] if where == "first" else statistics.mean(r["routers"][what])
                  for r in runs] for runs in recipes
             ])  # fmt: skip
-            same = float(torch.stack([value_R, bits_R]).corrcoef()[0, 1])
-            at = abs(same) * (free / max(1 - same * same, 1e-15)) ** 0.5
-            table[what, where] = same, 2 * float(t.sf(at, free))
+            size = (value_RS.norm() * bits_RS.norm()).clamp_min(1e-30)
+            same, *others = [
+                float((value_RS * bits_RS[:, order]).sum() / size)
+                for order in permutations(range(len(seeds)))
+            ]
+            as_close = sum(abs(other) > abs(same) - 1e-9 for other in (same, *others))
+            table[what, where] = same, as_close / (1 + len(others))
     return table
 
 
 def _apart(groups: Sequence[Sequence[float]]) -> Tensor:
-    """Put groups side by side, each less its mean."""
-    each = [torch.tensor(group, dtype=torch.float64) for group in groups]
-    return torch.cat([group - group.mean() for group in each])
+    """Put groups of one size below each other, each less its mean: (R, S)."""
+    each_RS = torch.tensor(groups, dtype=torch.float64)
+    return each_RS - each_RS.mean(1, keepdim=True)
 
 
 def lead_of(
