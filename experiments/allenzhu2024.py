@@ -3,8 +3,8 @@
 Theirs are transformers of 1M to 0.5B parameters on biographies; ours is one block between input
 vectors that are drawn and never learned. Bits are what cross-entropy saves against a model that
 knows nothing; parameters are all that are learned, the router's and the readout's among them.
-Both models are offered three bits for each parameter, more than they hold, and see every fact 100
-or 1,000 times, in as many steps. Besides: the chapter's own sweep, 7,000 facts for 1 to 32
+Both models are offered three bits for each parameter, more than they came to hold, and see every
+fact 100 or 1,000 times, in as many steps. Besides: the chapter's own sweep, 7,000 facts for 1 to 32
 experts at equal arithmetic, each fact seen about 100 times.
 """
 
@@ -103,8 +103,8 @@ EXPERIMENT = Experiment(
     ),
     finding=(
         "a dense block holds {0} bits a parameter if it sees each fact 1,000 times, 2 in the "
-        "paper (no ceiling: allenzhu2024_long); sixteen small experts hold more here, not "
-        "less (dense / sparse {2})"
+        "paper (no ceiling: more looks add more, allenzhu2024_long); sixteen small experts hold "
+        "more here, not less (dense / sparse {2})"
     ),
     run=run,
     spot=spot,

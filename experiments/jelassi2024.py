@@ -181,6 +181,6 @@ EXPERIMENT = Experiment(
         "a difference, so the third row says little; both are measured with half the steps too, "
         "unjudged. Some blocks for paths had been seen before the rules were written. Recall in "
         "context is undecided by these ten seeds: eight differ, seven of them for the experts "
-        "(sign test, p = 0.07); jelassi2024_context has twenty more."
+        "(sign test, p = 0.07); jelassi2024_context has twenty more, which decide it."
     ),
 )  # fmt: skip

@@ -1,11 +1,12 @@
 """Chapter 11's tasks: their bits, their truth, and that what is learned is what is asked for."""
 
 import math
+from operator import gt
 
 import pytest
 import torch
 
-from moe_lite.course import facts
+from moe_lite.course import facts, ledger, trial
 
 
 def test_a_book_holds_each_name_once_and_its_bits_follow():
@@ -116,3 +117,33 @@ def test_the_weights_of_the_least_loss_are_kept():
         facts.train_filters(net, x_TPD, class_T, "adam", epochs)
         losses.append(torch.nn.functional.cross_entropy(net(x_TPD)[0], class_T).item())
     assert losses == sorted(losses, reverse=True)
+
+
+CHAPTER = (ledger.ROOT / "notebooks" / "11_what_for.py").read_text("utf-8").replace("\n# ", " ")
+
+
+def test_who_finds_out_how_to_look_back_is_told_by_the_stored_runs():
+    found = ledger.stored("jelassi2024_context").measures
+    sparse, dense = (found[f"found at {name}"] for name in ("16 experts", "dense, equal active"))
+    wins, losses = (sum(map(gt, *pair)) for pair in ((sparse, dense), (dense, sparse)))
+    hits = [sum(x == 100 for x in arm) for arm in (sparse, dense)]
+    p = ledger.sign_test(wins, losses)
+    assert (len(sparse), *hits, wins, losses) == (20, 14, 3, 11, 0) and p < 0.05  # bold
+    assert "14 of twenty sparse runs, three dense ones; eleven pairs differ, all for" in CHAPTER
+    assert f"(p = {p:.3f})" in CHAPTER
+    assert "(14 and 3 of 20; " in trial.INSTEAD["parrots"]
+    (odd,) = (x for name in ("16 experts", "dense, equal active")
+              for x in found[f"in context at {name}"] if 35 < x < 95)  # fmt: skip
+    assert f"but one run at {odd:.0f}%" in CHAPTER
+
+
+def test_what_more_looks_add_is_told_by_the_stored_runs():
+    """ "No ceiling yet" stands on gains that are sure to be above zero."""
+    short, longer = ledger.stored("allenzhu2024"), ledger.stored("allenzhu2024_long")
+    ten, most = (f"bits per parameter, dense, {looks}" for looks in (1000, 10_000))
+    more = longer[ledger.Pair(most, ten)]
+    assert f"add {more}, to {longer[most].mean:.2f}, still below" in CHAPTER
+    assert more.low > 0 and longer[most].high < 2
+    for kind in ("dense", "16 experts"):
+        pair = (f"bits per parameter, {kind}, {looks}" for looks in (1000, 100))
+        assert short[ledger.Pair(*pair)].mean == pytest.approx(1 / 3, abs=0.02)

@@ -441,7 +441,7 @@ def test_which_layer_the_lead_comes_from_is_told_by_the_stored_runs():
 
 def test_of_which_tokens_the_short_arms_are_ahead_is_told_by_the_stored_runs():
     """Five kinds of text together: "ahead on both", and of the five other layers "undecided"."""
-    for axis in ("brief", "only first", "only first, table", "first layer"):
+    for axis in ("brief", "only first", "only first, table", "table first", "first layer"):
         (name,) = recipe.AXES[axis].runs
         kinds = leads.by_copying(axis, name, "brief dense", "dense")
         kinds.pop(BOOK)
@@ -586,6 +586,9 @@ def test_the_rate_and_the_shape_are_told_by_the_stored_runs():
     assert shape.interval[1] < 0 < shape.interval[2]  # "undecided", "not seen ahead"
     for page in (text, card):
         assert "{:.3f} [{:.3f}, {:.3f}]".format(*shape.interval) in page
+    alike = leads.lead_of("whole finer", 4000, "whole", 4000, "4 of 16, scale 4", "2 of 8, scale 2")
+    assert "nor of two of eight with one, {:.3f} [{:.3f}, {:.3f}]".format(*alike.interval) in text
+    assert alike.interval[1] < 0 < alike.interval[2]
 
 
 def test_the_appendix_says_what_else_was_tried():

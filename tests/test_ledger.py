@@ -425,7 +425,8 @@ def test_a_row_with_a_mark_of_our_own_is_shown_and_counts_nowhere(root):
 def test_a_sign_test_counts_coins():
     """Six on one side are twice one in 64; as many on both sides say nothing."""
     assert ledger.sign_test(ledger.FEW, 0) == ledger.sign_test(0, ledger.FEW) == 2 / 64
-    assert ledger.sign_test(3, 3) == 1 and ledger.sign_test(9, 1) == pytest.approx(22 / 1024)
+    assert ledger.sign_test(0, 0) == ledger.sign_test(3, 3) == 1
+    assert ledger.sign_test(9, 1) == pytest.approx(22 / 1024)
 
 
 def test_rows_that_only_many_rows_explain_are_marked(root):

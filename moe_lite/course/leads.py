@@ -223,7 +223,7 @@ def by_router() -> dict[tuple[str, str], tuple[float, float]]:
     has the same first weights and texts in all recipes, so its runs are no independent ones: p is
     the share of all orders of the seeds, one order for all recipes, that go together as closely.
 
-    Returns: ("worth", "load", "mass" or "parked", see Stack.routers; "first" sparse layer, or
+    Returns: ("worth", "load", "mass" or "parked", see Stack.routers; "first" layer with experts, or
              "all" in the mean) -> the correlation, and that p (two-sided).
     """
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}

@@ -319,7 +319,7 @@ def sign_test(wins: int, losses: int) -> float:
     >>> round(sign_test(7, 1), 2)
     0.07
     """
-    return float(stats.binomtest(wins, wins + losses).pvalue)
+    return 1.0 if wins == losses else float(stats.binomtest(wins, wins + losses).pvalue)
 
 
 FEW = 6
@@ -660,8 +660,8 @@ the false discovery rate over all is held at 5% (Benjamini and Yekutieli, for ro
 share its runs); the others have a † and count for less. Equalities in nats all have one margin,
 {margin}: it was set in November 2026, after most of these runs and before the seeds that were added
 since. What was added to an experiment after a first look says so under its table, and counts for
-less too. Rows *not judged* came after the runs, each with a mark of the course's own that no paper
-names; no count here holds them.
+less too. Rows *not judged* have a mark of the course's own that no paper names, and came after the
+runs unless their table says otherwise; no count here holds them.
 
 **Two benches.** Chapters 04 to 09 first compared models of 0.7 million parameters and 4,096 kinds
 of token after 200 to 300 steps: *the first bench*, of all their experiments without `_long` in the
