@@ -19,11 +19,13 @@ def capacity(num_tokens: int, num_experts: int, factor: float, top_k: int = 1) -
     >>> capacity(num_tokens=1024, num_experts=8, factor=1.25)
     160
 
-    Raises: ValueError if the factor is not above 0.
+    Raises: ValueError if the factor is not above 0 and at most 1e9, or a number cannot be.
     Source: Fedus, Zoph, Shazeer 2021 (arXiv:2101.03961), eq. 3, for top_k = 1.
     """
-    if not 0 < factor < math.inf:
-        raise ValueError(f"the capacity factor must be above 0 and finite, not {factor}")
+    if not 0 < factor <= 1e9:
+        raise ValueError(f"the capacity factor must be above 0 and at most 1e9, not {factor}")
+    if num_tokens < 0 or num_experts < 1 or top_k < 1:
+        raise ValueError(f"{num_tokens} tokens cannot go to {top_k} each of {num_experts} experts")
     # Rounding must not open a place: 1.1 * 10 is 11.000000000000002.
     return math.ceil(round(factor * top_k * num_tokens / num_experts, 9))
 

@@ -42,8 +42,6 @@ class MixtralConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        if self.head_dim is None:
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         sizes = (
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
             "num_attention_heads", "num_key_value_heads", "head_dim", "num_local_experts",
@@ -51,19 +49,21 @@ class MixtralConfig:
         )  # fmt: skip
         rates = dict(rope_theta=0, rms_norm_eps=0, router_aux_loss_coef=0, initializer_range=0)
         check_fields(self, dict.fromkeys(sizes, 1) | rates)
+        K, E = self.num_experts_per_tok, self.num_local_experts
+        heads, kv = self.num_attention_heads, self.num_key_value_heads
+        if self.head_dim is None:
+            object.__setattr__(self, "head_dim", self.hidden_size // heads)
         if self.rope_theta == 0:
             raise ValueError("rope_theta must be above 0, not 0")
-        if self.num_experts_per_tok > self.num_local_experts:
+        if K > E:
             raise ValueError(
-                f"num_experts_per_tok (K) is {self.num_experts_per_tok}, but there are only "
-                f"{self.num_local_experts} experts (num_local_experts, E): K cannot exceed E"
+                f"K cannot exceed E: num_experts_per_tok (K) is {K}, num_local_experts (E) {E}"
             )
-        if self.num_attention_heads % self.num_key_value_heads:
+        if heads % kv:
             raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
-                f"num_key_value_heads ({self.num_key_value_heads})"
+                f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv})"
             )
-        if self.head_dim % 2:  # type: ignore[operator]
+        if not self.head_dim or self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings, not {self.head_dim}")
         pad, V = self.pad_token_id, self.vocab_size
         if pad is not None and not -V <= pad < V:
@@ -90,12 +90,8 @@ class MixtralConfig:
             raise ValueError(f'match must be "active" or "total", not {match!r}')
         # width times K has the same arithmetic, width times E the same parameters
         times = self.num_experts_per_tok if match == "active" else self.num_local_experts
-        return replace(
-            self,
-            intermediate_size=self.intermediate_size * times,
-            num_local_experts=1,
-            num_experts_per_tok=1,
-        )
+        wide = self.intermediate_size * times
+        return replace(self, intermediate_size=wide, num_local_experts=1, num_experts_per_tok=1)
 
 
 @dataclass(frozen=True)
@@ -137,10 +133,10 @@ class TrainConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
         least = dict(steps=1, batch_size=1, seq_len=1, eval_windows=1, keep=1, warmup=0, seed=0)
         least |= dict(eval_every=0, checkpoint_every=0, lr=0, min_lr_ratio=0, weight_decay=0)
         check_fields(self, least | dict(grad_clip=0, aux_coef=0, z_coef=0))
+        object.__setattr__(self, "betas", tuple(self.betas))
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers from 0 to below 1, not {self.betas}")
 

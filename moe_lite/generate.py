@@ -15,16 +15,13 @@ class KVCache:
     """Keep the keys and values of the tokens seen so far, so that each is computed once.
 
     Shapes: k, v (L, B, H_kv, max_len, A); ``length`` tokens of them are filled.
+    Raises: ValueError for more tokens than there is room for, or of another shape, type or device.
     """
 
     def __init__(
-        self,
-        config: MixtralConfig,
-        batch_size: int,
-        max_len: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
+        self, config: MixtralConfig, batch_size: int, max_len: int,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ):  # fmt: skip
         L, H = config.num_hidden_layers, config.num_key_value_heads
         shape = (L, batch_size, H, max_len, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)  # type: ignore[arg-type]
@@ -33,10 +30,30 @@ class KVCache:
 
     def extend(self, layer: int, k_BHSA: Tensor, v_BHSA: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new tokens of one layer and give back all of that layer's so far."""
-        end = self.length + k_BHSA.shape[2]
-        self.k[layer, :, :, self.length : end] = k_BHSA
-        self.v[layer, :, :, self.length : end] = v_BHSA
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+        k, v, end = self.k[layer], self.v[layer], self.length + k_BHSA.shape[2]
+        if end > k.shape[2]:
+            raise ValueError(f"the cache has room for {k.shape[2]} tokens, not {end}")
+        # autocast converts what it multiplies, whatever the cache holds
+        free = k.dtype != k_BHSA.dtype and torch.is_autocast_enabled(k.device.type)
+        mine, given = (
+            (x.shape[0], x.shape[1], x.shape[3], free or x.dtype, x.device) for x in (k, k_BHSA)
+        )
+        if mine != given:
+            raise ValueError(f"the cache is for (B, H, A, type, device) {mine}, not {given}")
+        k[:, :, self.length : end], v[:, :, self.length : end] = k_BHSA, v_BHSA
+        return k[:, :, :end], v[:, :, :end]
+
+
+def check_shapes(ids_BS: Tensor, mask_BS: Tensor | None, start: int = 0) -> int:
+    """Return where ids end that go on from start; ValueError if they or the mask cannot be."""
+    if ids_BS.dim() != 2 or not ids_BS.numel():
+        raise ValueError(
+            f"ids must be (batch, sequence) with at least one token, not {tuple(ids_BS.shape)}"
+        )
+    B, end = len(ids_BS), start + ids_BS.shape[1]
+    if mask_BS is not None and mask_BS.shape != (B, end):
+        raise ValueError(f"the mask has shape {tuple(mask_BS.shape)}, not {(B, end)}")
+    return end
 
 
 class Generator(nn.Module):
@@ -47,17 +64,10 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self,
-        ids_BS: Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        eos_token_id: int | Collection[int] | None = None,
-        mask_BS: Tensor | None = None,
-    ) -> Tensor:
+        self, ids_BS: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
+        top_k: int | None = None, top_p: float | None = None, seed: int | None = None,
+        eos_token_id: int | Collection[int] | None = None, mask_BS: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Continue each row of ids, token by token, and return prompt and continuation.
 
         Args:    temperature: 0 takes the likeliest token (greedy). top_k: sample among the k
@@ -69,13 +79,15 @@ class Generator(nn.Module):
         Raises:  ValueError for an empty prompt, a setting out of range, padding at the end, or
                  a text that would outgrow the model's context.
         """
-        if temperature < 0 or (top_k is not None and top_k < 1):
-            raise ValueError(f"temperature {temperature} or top_k {top_k} is out of range")
+        if temperature != 0 and not temperature >= 1e-20:
+            raise ValueError(f"temperature must be 0 or from 1e-20 up, not {temperature}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
-        total = ids_BS.shape[1] + max_new_tokens
+        total = check_shapes(ids_BS, mask_BS) + max_new_tokens
         if total > self.config.max_position_embeddings:
             raise ValueError(
                 f"prompt and continuation make {total} tokens, more than the model's context "
@@ -108,12 +120,9 @@ class Generator(nn.Module):
 
 
 def sample(
-    logits_BV: Tensor,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+    logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None,
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Draw one token per row: int64 (B,). Temperature 0 takes the likeliest.
 
     Source: top-p: Holtzman et al. 2019 (arXiv:1904.09751), section 3.1.

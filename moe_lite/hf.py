@@ -116,11 +116,8 @@ def _read_rope(fields: dict[str, Any], file: Path) -> None:
                 f"{file}: {key} is {short(fields[key])}; only the default rotary embedding "
                 "is computed"
             )
-        if theta is not None and fields.setdefault("rope_theta", theta) != theta:
-            raise ValueError(
-                f"{file}: rope_theta is {short(fields['rope_theta'])}, but {key} says "
-                f"{short(theta)}"
-            )
+        if theta is not None and (said := fields.setdefault("rope_theta", theta)) != theta:
+            raise ValueError(f"{file}: rope_theta is {short(said)}, but {key} says {short(theta)}")
         del fields[key]
     if fields.get("rope_parameters", 0) is None:
         del fields["rope_parameters"]
@@ -190,12 +187,9 @@ def _outline(config: MixtralConfig) -> Mixtral:
 
 
 def load(
-    path: str | os.PathLike[str],
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    *,
-    ignore: Collection[str] = (),
-) -> Mixtral:
+    path: str | os.PathLike[str], device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None, *, ignore: Collection[str] = (),
+) -> Mixtral:  # fmt: skip
     """Read a Mixtral checkpoint shard by shard into a new model.
 
     Files, names, shapes and types are all checked before any weight is allocated; then one
@@ -317,12 +311,9 @@ def _shards(folder: Path) -> dict[Path, list[str]]:
 
 
 def _check_size(
-    folder: Path,
-    config: MixtralConfig,
-    stored: Collection[str],
-    device: torch.device | str,
+    folder: Path, config: MixtralConfig, stored: Collection[str], device: torch.device | str,
     dtype: torch.dtype | None,
-) -> None:
+) -> None:  # fmt: skip
     """Count what a config asks for before an outline of it is made: that would take as long."""
     stacked = any(name.endswith(".gate_up_proj") for name in stored)
     experts = config.num_hidden_layers * (1 if stacked else config.num_local_experts)
@@ -423,14 +414,10 @@ def upcycle(
 
 
 def save(
-    model: Mixtral,
-    path: str | os.PathLike[str],
-    *,
-    max_shard_bytes: int = 5_000_000_000,
-    dtype: torch.dtype | None = None,
-    overwrite: bool = False,
+    model: Mixtral, path: str | os.PathLike[str], *, max_shard_bytes: int = 5_000_000_000,
+    dtype: torch.dtype | None = None, overwrite: bool = False,
     also: Callable[[Path], None] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write a model as a checkpoint folder that transformers reads, all of it or nothing.
 
     The folder changes in one act (:func:`moe_lite.files.commit`). With ``overwrite`` the weights

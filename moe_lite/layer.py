@@ -25,18 +25,16 @@ class MoELayer(nn.Module):
              shared: experts that see every token, with a weight of 1, beside the routed ones.
     Shapes:  (B, S, D) or (T, D) in and out; the routing's T is B*S.
     Raises:  ValueError for an unknown backend, a gate over another number of experts, an
-             input of another width, or (checked on the CPU) router logits that are not finite.
+             input of another width or type, a mask or ids of another shape, or (checked on the
+             CPU) an expert that is not there or router logits that are not finite.
     Source:  Shazeer et al. 2017 (arXiv:1701.06538), eq. 1; shared: Dai et al. 2024
              (arXiv:2401.06066), eq. 9.
     """
 
     def __init__(
-        self,
-        gate: nn.Module,
-        experts: Experts,
-        backend: str = "auto",
+        self, gate: nn.Module, experts: Experts, backend: str = "auto",
         shared: Experts | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.gate, self.experts, self.backend, self.shared = gate, experts, backend, shared
         self.name = "MoELayer"  # a model gives its place; error messages say it
@@ -47,34 +45,47 @@ class MoELayer(nn.Module):
         """Route, run the experts, and give their sum and the routing.
 
         Args: mask_BS: False for padding, which then takes no expert's time and no one's place.
-              ids_BS: the tokens' ids, for a router that looks at them.
+              ids_BS: the tokens' ids, for a router that looks at them. Both also flat, (T,).
         """
-        if x_BSD.shape[-1] != (w1 := self.experts.w1).shape[-1] or x_BSD.dtype != w1.dtype:
+        if x_BSD.shape[1:][-1:] != (w1 := self.experts.w1).shape[2:] or x_BSD.dtype != w1.dtype:
+            if x_BSD.dim() < 2:
+                raise ValueError(f"{self.name}: input is (T, D) or more, not {(*x_BSD.shape,)}")
             self._check_input(x_BSD)
         # 1. who goes where
         x_TD = x_BSD.flatten(0, -2)
-        mask_T, ids_T = (x if x is None else x.reshape(-1) for x in (mask_BS, ids_BS))
-        if mask_T is not None and len(mask_T) == len(x_TD):
+        mask_T, ids_T = (x if x is None else self._flat(x, x_BSD) for x in (mask_BS, ids_BS))
+        if mask_T is not None:
             x_TD = x_TD.where(mask_T[:, None].bool(), 0)  # padding may hold NaN: 0 * NaN is NaN
         routing: Routing = self.gate(x_TD, mask_T=mask_T, ids_T=ids_T).masked(mask_T)
         if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
-            routing.check_finite(self.name)  # on a GPU, looking would mean waiting
+            routing.check(self.name)  # on a GPU, looking would mean waiting
         # 2. to the experts and back
         out_TD = self.dispatch(x_TD, routing)
         # 3. and those that see every token
-        for expert in self.shared.each() if self.shared is not None else ():
-            out_TD = out_TD + expert(x_TD)
+        if self.shared is not None:
+            self._check_width(x_BSD, self.shared.w1, "shared experts")
+            for expert in self.shared.each():
+                out_TD = out_TD + expert(x_TD)
         return out_TD.view_as(x_BSD), routing
 
     def _check_input(self, x_BSD: Tensor) -> None:
-        w1 = self.experts.w1
+        self._check_width(x_BSD, self.experts.w1, "experts")
+
+    def _check_width(self, x_BSD: Tensor, w1: Tensor, who: str) -> None:
         if x_BSD.shape[-1] != (D := w1.shape[-1]):
-            raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the experts {D}")
-        if not torch.is_autocast_enabled(w1.device.type):
+            raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the {who} {D}")
+        if x_BSD.dtype != w1.dtype and not torch.is_autocast_enabled(w1.device.type):
             raise ValueError(
-                f"{self.name}: the tokens are {x_BSD.dtype} and the experts {w1.dtype}: convert "
-                "one of them, or use torch.autocast"
+                f"{self.name}: the tokens are {x_BSD.dtype} and the {who} {w1.dtype}: convert one "
+                "of them, or use torch.autocast"
             )
+
+    def _flat(self, given_BS: Tensor, x_BSD: Tensor) -> Tensor:
+        if given_BS.shape not in (shape := x_BSD.shape[:-1], (shape.numel(),)):
+            raise ValueError(
+                f"{self.name}: mask or ids are {tuple(given_BS.shape)}, the tokens {tuple(shape)}"
+            )
+        return given_BS.reshape(-1)
 
     def dispatch(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """Return the weighted sum of what each token's experts answer, (T, D).

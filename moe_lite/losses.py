@@ -1,9 +1,10 @@
 """Losses and measures of balance: pure functions of a :class:`~moe_lite.routing.Routing`.
 
-Each takes one layer's routing, or several and gives their mean. Padding does not count: a routing
-made with a mask brings it along (``routing.mask_T``); for others, give ``mask_T``. All are made of
-sums over tokens. Where the tokens are one rank's share of a batch, ``all_reduce`` adds up those
-sums over the ranks and lets gradients through; the loss is then the whole batch's.
+Each takes one layer's routing, or several (none: ValueError) and gives their mean. Padding does
+not count: a routing made with a mask brings it along (``routing.mask_T``); for others, give
+``mask_T``. All are made of sums over tokens. Where the tokens are one rank's share of a batch,
+``all_reduce`` adds up those sums over the ranks and lets gradients through; the loss is then the
+whole batch's.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def of_layers(
     def mean(routing: Routing | Sequence[Routing], *args: P.args, **options: P.kwargs) -> Tensor:
         if isinstance(routing, Routing):
             return loss(routing, *args, **options)
-        return torch.stack([loss(layer, *args, **options) for layer in routing]).mean()
+        if not (layers := [loss(layer, *args, **options) for layer in routing]):
+            raise ValueError("there are no routings to measure")
+        return torch.stack(layers).mean()
 
     return mean
 
@@ -79,12 +82,9 @@ def sums(
 
 @of_layers
 def load_balancing_loss(
-    routing: Routing,
-    mask_T: Tensor | None = None,
-    *,
-    choices: int | None = None,
+    routing: Routing, mask_T: Tensor | None = None, *, choices: int | None = None,
     all_reduce: AllReduce = here,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Return the load-balancing loss without its weight: E * sum(f * P).
 
     f_e is the share of all pairs, before any are dropped, that go to expert e; P_e is its mean

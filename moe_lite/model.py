@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from .config import MixtralConfig
 from .experts import Experts
 from .fast import Linear
-from .generate import Generator, KVCache
+from .generate import Generator, KVCache, check_shapes
 from .layer import MoELayer
 from .routers import TopKRouter
-from .routing import ModelOutput, Routing
+from .routing import ModelOutput, Routing, check_ids
 
 
 def rotary(position_S: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -89,14 +89,9 @@ class Block(nn.Module):
         self.block_sparse_moe.name = f"layers.{layer}.block_sparse_moe"
 
     def forward(
-        self,
-        x_BSD: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: KVCache | None,
-        real_BS: Tensor | None,
-        ids_BS: Tensor,
-    ) -> tuple[Tensor, Routing]:
+        self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None,
+        cache: KVCache | None, real_BS: Tensor | None, ids_BS: Tensor,
+    ) -> tuple[Tensor, Routing]:  # fmt: skip
         # 1. tokens look at each other
         normed = self.input_layernorm(x_BSD)
         x_BSD = x_BSD + self.self_attn(normed, rope, mask, cache, self.layer)
@@ -169,8 +164,8 @@ class Mixtral(Generator):
         Args:   ids_BS: int64 token ids. mask_BS: True (or 1) for real tokens, over all so far
                 (cached ones included); it reaches attention, routers and, by the routings,
                 losses. cache: filled in place; ids_BS then continue where it ends.
-        Raises: ValueError if ids are out of range (looked at on the CPU), the mask's shape
-                differs, or the text is longer than the model's context.
+        Raises: ValueError if ids are no ids or out of range (looked at on the CPU), the mask's
+                shape or the cache's differs, or the text outgrows the cache or the context.
         """
         # 1. where these tokens stand, and what each may look at
         start = cache.length if cache is not None else 0
@@ -192,23 +187,10 @@ class Mixtral(Generator):
         return self.norm(x_BSD), tuple(routings)
 
     def _check(self, ids_BS: Tensor, mask_BS: Tensor | None, start: int) -> None:
-        V, context = self.config.vocab_size, self.config.max_position_embeddings
-        if ids_BS.dim() != 2 or not ids_BS.numel():
-            raise ValueError(
-                f"ids must be (batch, sequence) with at least one token, not {tuple(ids_BS.shape)}"
-            )
-        end = start + ids_BS.shape[1]
+        end, context = check_shapes(ids_BS, mask_BS, start), self.config.max_position_embeddings
         if end > context:
             raise ValueError(f"{end} tokens are more than the model's context of {context}")
-        if mask_BS is not None and mask_BS.shape != (ids_BS.shape[0], end):
-            raise ValueError(
-                f"the mask has shape {tuple(mask_BS.shape)}, not {(ids_BS.shape[0], end)}"
-            )
-        if ids_BS.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = map(int, ids_BS.aminmax())
-            if low < 0 or high >= V:
-                bad = ids_BS[(ids_BS < 0) | (ids_BS >= V)][0]
-                raise ValueError(f"token id {int(bad)} is not in the vocabulary of {V}")
+        check_ids(ids_BS, self.config.vocab_size)
 
     def _attention_mask(self, start: int, end: int, mask_BS: Tensor | None) -> Tensor | None:
         """Return which keys each new query sees, bool (B or 1, 1, S, all); None: plainly causal."""

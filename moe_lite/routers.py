@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .capacity import Priority, capacity, count_groups, limit
 from .config import MixtralConfig
-from .routing import Routing
+from .routing import Routing, check_ids, flat_mask
 
 ROUTERS: dict[str, Callable[..., Router]] = {}
 """Each router that has a name, made for a model: ``ROUTERS[name](config, **options)``."""
@@ -97,15 +97,10 @@ class Router(nn.Module):
             ROUTERS[name] = cls.from_config
 
     def __init__(
-        self,
-        top_k: int = 1,
-        *,
-        renormalize: bool = True,
-        gate_scale: float = 1.0,
-        capacity_factor: float | None = None,
-        priority: Priority = "position",
+        self, top_k: int = 1, *, renormalize: bool = True, gate_scale: float = 1.0,
+        capacity_factor: float | None = None, priority: Priority = "position",
         group_size: int | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
@@ -138,30 +133,39 @@ class Router(nn.Module):
         """Return the weights of the chosen experts, (T, K)."""
         gate_TK = scores.weigh_TE.gather(-1, expert_TK)
         if self.renormalize:
+            if scores.choose_TE is not scores.weigh_TE is scores.probs_TE:  # all K may weigh 0
+                gate_TK = gate_TK.where(gate_TK.sum(dim=-1, keepdim=True) != 0, 1.0)
             gate_TK = gate_TK / gate_TK.sum(dim=-1, keepdim=True)
         return gate_TK if self.gate_scale == 1 else gate_TK * self.gate_scale
 
     def limit(self, routing: Routing) -> Routing:
         """Return the routing without the pairs that find their expert full."""
-        if self.capacity_factor is None:
-            return routing
-        return limit(routing, self.capacity_factor, self.priority, self.group_size)
+        C = self.capacity_factor
+        return routing if C is None else limit(routing, C, self.priority, self.group_size)
 
     def forward(
         self, x_TD: Tensor, *, mask_T: Tensor | None = None, ids_T: Tensor | None = None
     ) -> Routing:
         """Return the routing of T tokens.
 
-        Args: mask_T: False for padding, which takes no one's place. ids_T: the tokens' ids.
+        Args:   mask_T: False for padding, which takes no one's place. ids_T: the tokens' ids.
+        Raises: ValueError if the mask covers another number of tokens.
         """
         # 1. what each expert is worth to each token
         scores = self.score(x_TD, ids_T)
-        # 2. who is chosen, with what weight, and who still finds a place
-        if mask_T is None:
-            return self.limit(self.choose(scores))
-        # 3. the same with padding, which is dropped before the queues form
-        routing = self.choose(replace(scores, mask_T=mask_T))
-        return self.limit(routing.masked(mask_T))
+        if mask_T is not None:
+            scores = replace(scores, mask_T=flat_mask(mask_T, len(x_TD)))
+        # 2. who is chosen, with what weight; without padding, who still finds a place
+        return self.limit(self.choose(scores).masked(mask_T))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert and move the weights; a buffer only moves: small steps are lost in bfloat16."""
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, moved in self.named_buffers(recurse=False):
+            if moved.dtype != before[name].dtype:
+                self._buffers[name] = before[name].to(moved.device)
+        return self
 
     @property
     def fits_mixtral(self) -> bool:
@@ -188,11 +192,10 @@ def linear_scores(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
         )
     # float32 at least, and outside autocast, so that rounding does not choose
     dtype, kind = torch.promote_types(x_TD.dtype, torch.float32), x_TD.device.type
-    x_TD, weight_ED = x_TD.to(dtype), weight_ED.to(dtype)
-    if not torch.is_autocast_enabled(kind):
-        return F.linear(x_TD, weight_ED)
+    if x_TD.is_meta or not torch.is_autocast_enabled(kind):
+        return F.linear(x_TD.to(dtype), weight_ED.to(dtype))
     with torch.autocast(kind, enabled=False):
-        return F.linear(x_TD, weight_ED)
+        return F.linear(x_TD.to(dtype), weight_ED.to(dtype))
 
 
 class TopKRouter(Router, name="top-k", era="Mixtral 2024, OLMoE 2024"):
@@ -421,15 +424,18 @@ class SigmoidBiasRouter(TopKRouter, name="sigmoid + bias", era="DeepSeek-V3 2024
         score_TE = logits_TE.sigmoid().clamp(min=1e-20)
         probs_TE = score_TE / score_TE.sum(dim=-1, keepdim=True)
         # 2. the bias takes part in the choice alone; a copy, because update() moves it in place
-        bias_E = self.bias_E.clone()
-        return Scores(
-            logits_TE, probs_TE, score_TE.detach() + bias_E, score_TE, more={"bias_E": bias_E}
-        )
+        wish_TE = score_TE.detach() + (bias_E := self.bias_E.clone())
+        return Scores(logits_TE, probs_TE, wish_TE, score_TE, more={"bias_E": bias_E})
 
     @torch.no_grad()
     def update(self, load_E: Tensor) -> None:
-        """Move the bias by one step, by how many pairs of a batch each expert got."""
-        self.bias_E += self.update_rate * (load_E.mean() - load_E).sign()
+        """Move the bias by one step, by how many pairs of a batch each expert got.
+
+        Raises: ValueError if the loads are not E.
+        """
+        if load_E.shape != self.bias_E.shape:
+            raise ValueError(f"{load_E.numel()} loads for {len(self.bias_E)} experts")
+        self.bias_E += self.update_rate * (load_E.float().mean() - load_E).sign()
 
 
 class HashRouter(Router, name="hash", era="Hash layers 2021"):
@@ -445,17 +451,15 @@ class HashRouter(Router, name="hash", era="Hash layers 2021"):
     Args:    counts_V: how often each id occurs. seed: of the deal.
     Shapes:  expert_V (V,), a buffer; N = T, every gate 1. probs_TE is 1 at the expert; there are
              no scores, so logits_TE is zero.
-    Raises:  ValueError if a size is below 1, the counts are of another number, or the layer was
-             not given the ids.
+    Raises:  ValueError if a size is below 1, the counts are of another number, negative or not
+             finite, or the layer was not given the ids, or one that is not in the table.
     Source:  Roller et al. 2021 (arXiv:2106.04426): random and balanced hashes.
     """
 
     expert_V: Tensor
 
-    def __init__(
-        self, vocab_size: int, num_experts: int,
-        counts_V: Tensor | Sequence[int] | None = None, seed: int = 0,
-    ):  # fmt: skip
+    def __init__(self, vocab_size: int, num_experts: int,
+                 counts_V: Tensor | Sequence[int] | None = None, seed: int = 0):  # fmt: skip
         super().__init__()
         if vocab_size < 1 or num_experts < 1:
             raise ValueError(f"cannot deal {vocab_size} ids to {num_experts} experts")
@@ -468,6 +472,8 @@ class HashRouter(Router, name="hash", era="Hash layers 2021"):
             counts_V = torch.as_tensor(counts_V)
             if counts_V.shape != (vocab_size,):
                 raise ValueError(f"{counts_V.numel()} counts for a vocabulary of {vocab_size}")
+            if bad := [count for count in counts_V.tolist() if not 0 <= count < math.inf]:
+                raise ValueError(f"a count must be at least 0 and finite, not {bad[0]}")
             load = [0.0] * num_experts
             for v in deal_V[counts_V[deal_V].argsort(descending=True, stable=True)].tolist():
                 expert_V[v] = least = min(range(num_experts), key=load.__getitem__)
@@ -479,9 +485,9 @@ class HashRouter(Router, name="hash", era="Hash layers 2021"):
         if ids_T is None or ids_T.numel() != len(x_TD):
             given = "none" if ids_T is None else f"{ids_T.numel()} for {len(x_TD)} tokens"
             raise ValueError(f"a hash router needs every token's id, but was given {given}")
-        expert_T = self.expert_V.index_select(0, ids_T)
+        check_ids(ids_T, len(self.expert_V))
         dtype = torch.promote_types(x_TD.dtype, torch.float32)
-        return Scores.fixed(expert_T, self.num_experts, dtype)
+        return Scores.fixed(self.expert_V.index_select(0, ids_T), self.num_experts, dtype)
 
 
 class ExpertChoiceRouter(TopKRouter, name="expert choice", era="Expert choice 2022"):
@@ -525,7 +531,7 @@ class ExpertChoiceRouter(TopKRouter, name="expert choice", era="Expert choice 20
         S = T // G if G else 0
         C = min(S, capacity(S, E, k or self.capacity_factor))
         if mask_T is not None:  # padding is taken last, and then dropped
-            wish_TE = wish_TE.masked_fill(~mask_T.reshape(-1, 1).bool(), -1.0)
+            wish_TE = wish_TE.masked_fill(~mask_T[:, None], -1.0)
         # 1. each expert of each group takes its C tokens
         token_GCE = wish_TE.view(G, S, E).topk(C, dim=1).indices
         # 2. as a flat list: group by group, in each expert by expert

@@ -28,6 +28,23 @@ class NotFinite(ValueError):
     """Say that a number became infinite or NaN: a run has diverged, nothing was asked wrongly."""
 
 
+def flat_mask(mask_T: Tensor, num_tokens: int) -> Tensor:
+    """Return a mask of any shape as bool (T,); ValueError if it covers another number of tokens."""
+    if mask_T.numel() != num_tokens:
+        raise ValueError(f"the mask covers {mask_T.numel()} tokens, but {num_tokens} were routed")
+    return mask_T.reshape(-1).bool()
+
+
+def check_ids(ids: Tensor, vocab_size: int) -> None:
+    """Raise ValueError for token ids of another type or, on the CPU, outside the vocabulary."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"token ids must be int64 or int32, not {ids.dtype}")
+    look = ids.is_cpu and not torch.compiler.is_compiling()  # a GPU would have to wait
+    if look and not torch.equal(ids, ids.clamp(0, vocab_size - 1)):
+        bad = ids[(ids < 0) | (ids >= vocab_size)].tolist()[0]
+        raise ValueError(f"token id {bad} is not in the vocabulary of {vocab_size}")
+
+
 @dataclass(frozen=True, eq=False)
 class Routing:
     """Say which expert each token goes to and with what weight: a router's whole answer.
@@ -64,13 +81,9 @@ class Routing:
 
     @classmethod
     def from_choices(
-        cls,
-        logits_TE: Tensor,
-        probs_TE: Tensor,
-        expert_TK: Tensor,
-        gate_TK: Tensor,
+        cls, logits_TE: Tensor, probs_TE: Tensor, expert_TK: Tensor, gate_TK: Tensor,
         **more: Tensor | None,
-    ) -> Routing:
+    ) -> Routing:  # fmt: skip
         """Flatten each token's K choices into pairs, token by token; ``more`` are other fields.
 
         >>> r = Routing.from_choices(
@@ -116,12 +129,8 @@ class Routing:
         """
         if mask_T is None:
             return self
-        if mask_T.numel() != self.num_tokens:
-            raise ValueError(
-                f"the mask covers {mask_T.numel()} tokens, but {self.num_tokens} were routed"
-            )
         # whatever the router chose for padding is dropped
-        mask_T = mask_T.reshape(-1).bool()
+        mask_T = flat_mask(mask_T, self.num_tokens)
         return replace(self, mask_T=mask_T).kept(mask_T.index_select(0, self.token_N))
 
     def kept(self, keep_N: Tensor) -> Routing:
@@ -133,21 +142,22 @@ class Routing:
         changed = {k: v.detach().cpu() for k, v in vars(self).items() if isinstance(v, Tensor)}
         return Routing(**{**vars(self), **changed})
 
-    def check_finite(self, where: str) -> None:
-        """Raise NotFinite naming the layer and the first token with router logits that are not.
+    def check(self, where: str) -> None:
+        """Look at the values (on a GPU, that waits for them), and name the layer if they are wrong.
 
-        Looks at the values, so on a GPU it waits for them.
+        Raises: ValueError for an expert that is not there; NotFinite for logits that are not.
         """
-        if math.isfinite(float(self.logits_TE.detach().sum())):
-            return  # as it nearly always is; a sum may overflow, so it only acquits
-        # the slow way, to name the token
-        bad_T = ~self.logits_TE.isfinite().all(dim=-1)
-        if bad_T.any():
-            first = int(bad_T.nonzero()[0])
-            raise NotFinite(
-                f"{where}: the router's logits are not finite (NaN or infinity), first at token "
-                f"{first} of {self.num_tokens}; its input or its gate.weight is broken."
-            )
+        x_N = self.expert_N if len(self.expert_N) < 64 else torch.stack(self.expert_N.aminmax())
+        if bad := [e for e in x_N.tolist() if not 0 <= e < self.num_experts]:
+            raise ValueError(f"{where}: the gate chose expert {bad[0]} of {self.num_experts}")
+        if not math.isfinite(float(self.logits_TE.detach().sum())):  # a sum may just overflow
+            bad_T = ~self.logits_TE.isfinite().all(dim=-1)
+            if bad_T.any():
+                raise NotFinite(
+                    f"{where}: the router's logits are not finite (NaN or infinity), first at "
+                    f"token {int(bad_T.nonzero()[0])} of {self.num_tokens}; its input or its "
+                    "gate.weight is broken."
+                )
 
 
 @dataclass(frozen=True, eq=False)

@@ -139,7 +139,7 @@ class Recorder:
                 return  # gradient checkpointing runs a layer again: the first run counts
             raise ValueError(f"{name} ran outside the recorded model; record the module you call")
         if facts is None or facts.scored:
-            routing.check_finite(name)
+            routing.check(name)
         if facts is not None:
             self._facts[name] = facts
         self._open.layers.setdefault(name, []).append(routing.detach())

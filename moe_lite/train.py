@@ -93,18 +93,11 @@ class Trainer:
 
 
 def train(
-    model: Mixtral,
-    corpus: Corpus,
-    config: TrainConfig,
-    out: str | Path | None = None,
-    *,
-    resume: bool = False,
-    balance: Balance = load_balancing_loss,
-    probe: Probe | None = None,
-    callback: Callable[[Row], None] | None = None,
-    progress: bool = True,
+    model: Mixtral, corpus: Corpus, config: TrainConfig, out: str | Path | None = None, *,
+    resume: bool = False, balance: Balance = load_balancing_loss, probe: Probe | None = None,
+    callback: Callable[[Row], None] | None = None, progress: bool = True,
     trainer: Callable[[Mixtral, TrainConfig, Balance], Trainer] = Trainer,
-) -> History:
+) -> History:  # fmt: skip
     """Train a model in place, on its device; return the history.
 
     Args:    out: folder for the checkpoints (none are written without it). resume: go on from
@@ -213,7 +206,7 @@ def check_finite(row: Row, routings: Sequence[Routing]) -> None:
     if all(map(math.isfinite, row.values())):
         return
     for layer, routing in enumerate(routings):
-        routing.check_finite(f"layers.{layer}.block_sparse_moe")
+        routing.check(f"layers.{layer}.block_sparse_moe")
     loss = row["loss"]
     what = "gradient is not finite" if math.isfinite(loss) else f"loss is {loss}"
     raise NotFinite(f"the {what}; a lower lr, a longer warmup or a smaller grad_clip may help")

@@ -1,5 +1,7 @@
 """Experts that choose, a table that deals, a bias that steers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from moe_lite import losses
 from moe_lite.capacity import capacity
-from moe_lite.routers import ExpertChoiceRouter, HashRouter, SigmoidBiasRouter
+from moe_lite.routers import ExpertChoiceRouter, HashRouter, SigmoidBiasRouter, TopKRouter
 
 X_TD = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
 
@@ -106,6 +108,34 @@ def test_the_controller_raises_the_idle_and_lowers_the_busy_until_they_are_even(
     assert not router.bias_E.requires_grad and "bias_E" in router.state_dict()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_bias_keeps_its_type_and_follows_the_device(dtype):
+    router = SigmoidBiasRouter(6, 4, update_rate=1e-3).to(dtype)
+    assert router.weight.dtype == dtype and router.bias_E.dtype == torch.float32
+    for _ in range(1000):  # bfloat16 would stop at half of this
+        router.update(torch.bincount(torch.zeros(9, dtype=torch.int64), minlength=4))
+    assert (router.bias_E - torch.tensor([-1.0, 1.0, 1.0, 1.0])).abs().max() < 1e-4
+    assert router(X_TD.to(dtype)).bias_E.dtype == torch.float32
+    assert router.state_dict()["bias_E"] is not None and "bias_E" in dict(router.named_buffers())
+    away = router.to("meta", torch.float32)
+    assert away.bias_E.is_meta and away.weight.is_meta and away.bias_E.dtype == torch.float32
+    assert HashRouter(8, 4).to(dtype).expert_V.dtype == torch.int64
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_experts_without_any_weight_share_alike_if_they_are_chosen(K):
+    router = TopKRouter(2, 4, K)
+    router.weight.data = torch.tensor([[400.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    scores = router.score(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).requires_grad_())
+    banned_TE = scores.choose_TE.clone()
+    banned_TE[:, 0] = -torch.inf
+    routing = router.choose(replace(scores, choose_TE=banned_TE))
+    assert 0 not in routing.expert_N
+    assert torch.equal(routing.gate_N, torch.full((2 * K,), 1 / K))
+    (slope,) = torch.autograd.grad((routing.gate_N * torch.arange(2 * K)).sum(), router.weight)
+    assert slope.isfinite().all()
+
+
 def test_the_controller_does_not_count_padding():
     router = SigmoidBiasRouter(6, 4, 1, update_rate=1.0)
     x_TD = torch.zeros(8, 6)
@@ -124,6 +154,15 @@ def test_the_controller_does_not_count_padding():
         (lambda: HashRouter(8, 4, [1, 2]), "2 counts for a vocabulary of 8"),
         (lambda: HashRouter(8, 4)(X_TD), "needs every token's id, but was given none"),
         (lambda: HashRouter(8, 4)(X_TD, ids_T=torch.arange(3)), "was given 3 for 48 tokens"),
+        (lambda: HashRouter(8, 4)(X_TD, ids_T=torch.arange(48)), "id 8 is not in .* of 8"),
+        (lambda: HashRouter(48, 4)(X_TD, ids_T=torch.arange(48) - 2), "id -2 is not in"),
+        (lambda: HashRouter(48, 4)(X_TD, ids_T=torch.arange(48.0)), "int64 or int32, not"),
+        (lambda: HashRouter(3, 4, [1.0, float("nan"), 1.0]), "count must be .* finite, not nan"),
+        (lambda: HashRouter(3, 4, [1.0, float("inf"), 1.0]), "count must be .* finite, not inf"),
+        (lambda: HashRouter(3, 4, [1, -5, 2]), "count must be at least 0 and finite, not -5"),
+        (lambda: ExpertChoiceRouter(6, 4)(X_TD, mask_T=torch.ones(9)), "mask covers 9 tokens"),
+        (lambda: ExpertChoiceRouter(6, 4)(X_TD, mask_T=torch.ones(1)), "but 48 were routed"),
+        (lambda: SigmoidBiasRouter(6, 4).update(torch.ones(3)), "3 loads for 4 experts"),
         (lambda: SigmoidBiasRouter(6, 4, 5), "top_k must be between 1 and 4"),
         (lambda: SigmoidBiasRouter(6, 4, 2, update_rate=-1), "update_rate must be at least 0"),
         (lambda: SigmoidBiasRouter(6, 4)(torch.zeros(3, 5)), "vectors of width 6, not 5"),

@@ -249,6 +249,8 @@ def test_optional_fields(tmp_path):
         ({"hidden_size": ..., "vocab_size": ...}, "vocab_size, hidden_size missing"),
         ({"hidden_size": "4096"}, "hidden_size must be a whole number, not '4096'"),
         ({"hidden_size": 0}, "hidden_size must be a whole number of at least 1, not 0"),
+        ({"num_attention_heads": 0, "head_dim": None}, "attention_heads must be a whole number of"),
+        ({"num_attention_heads": 0, "head_dim": ...}, "attention_heads must be a whole number of"),
         ({"num_experts_per_tok": 9}, "K cannot exceed E"),
         ({"vocab_size": True}, "vocab_size must be a whole number, not True"),
         ({"sliding_window": 2.5}, "sliding_window must be a whole number or null, not 2.5"),

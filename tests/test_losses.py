@@ -115,6 +115,13 @@ def test_max_violation_by_hand() -> None:
     assert routing.load_E().tolist() == [3, 1, 0, 0]
 
 
+@pytest.mark.parametrize("measure", [*MEASURES, losses.drop_rate, losses.mixtral_aux_loss])
+def test_of_no_layers_there_is_no_loss(measure) -> None:
+    for none in ([], ()):
+        with pytest.raises(ValueError, match="there are no routings to"):
+            measure(none)
+
+
 def test_a_mask_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="mask covers 3 tokens, but 4"):
         losses.load_balancing_loss(random_routing(4, 3, 1, 0), torch.ones(3))

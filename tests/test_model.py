@@ -14,7 +14,7 @@ from moe_lite.fast import BACKENDS
 from moe_lite.generate import KVCache, sample
 from moe_lite.layer import MoELayer
 from moe_lite.model import Mixtral
-from moe_lite.routers import TopKRouter
+from moe_lite.routers import HashRouter, TopKRouter
 from moe_lite.routing import Routing
 from moe_lite.trace import RoutingTrace
 
@@ -197,7 +197,15 @@ def test_broken_router_is_named_with_its_layer() -> None:
         (lambda m: m.generate(IDS_BS, 60), "80 tokens, more than the model's context"),
         (lambda m: m.generate(IDS_BS[:, :0], 5), "at least one token"),
         (lambda m: m.generate(IDS_BS, 5, top_p=0.0), "top_p must be above 0"),
-        (lambda m: m.generate(IDS_BS, 5, temperature=-1.0), "temperature -1.0"),
+        (lambda m: m.generate(IDS_BS, 5, temperature=-1.0), "temperature must be 0 or .*not -1.0"),
+        (lambda m: m.generate(IDS_BS, 5, temperature=float("nan")), "temperature must .*not nan"),
+        (lambda m: m.generate(IDS_BS, 5, temperature=1e-42), "from 1e-20 up, not 1e-42"),
+        (lambda m: m.generate(IDS_BS, 5, top_k=0), "top_k must be at least 1, not 0"),
+        (lambda m: m.generate(IDS_BS[0], 5), "must be \\(batch, sequence\\).*not \\(20,\\)"),
+        (lambda m: m.generate(IDS_BS, 5, mask_BS=torch.ones(20)), "mask has shape \\(20,\\), not"),
+        (lambda m: m(IDS_BS.float()), "token ids must be int64 or int32, not torch.float32"),
+        (lambda m: m.moe_layers[0](torch.zeros(16)), "input is \\(T, D\\) or more, not \\(16,\\)"),
+        (lambda m: m.moe_layers[0](torch.zeros(())), "or more, not \\(\\)"),
         (lambda m: m.moe_layers[0](torch.zeros(2, 3, 9)), "width 9, the experts 16"),
         (lambda m: MoELayer(TopKRouter(16, 3), Experts(4, 16, 8))(torch.zeros(1, 16)),
          "routes to 3 experts, but there are 4"),
@@ -207,6 +215,10 @@ def test_broken_router_is_named_with_its_layer() -> None:
         (lambda m: replace(CONFIG, hidden_size=0), "hidden_size must be a whole number"),
         (lambda m: replace(CONFIG, num_key_value_heads=3), "multiple of"),
         (lambda m: replace(CONFIG, head_dim=5), "head_dim must be even"),
+        (lambda m: replace(CONFIG, head_dim=None, num_attention_heads=32), "head_dim must be .*0"),
+        (lambda m: MixtralConfig(num_attention_heads=0), "heads must be a whole number .*not 0"),
+        (lambda m: MixtralConfig(num_attention_heads=None), "heads must be .*not None"),
+        (lambda m: MixtralConfig(hidden_size="64"), "hidden_size must be a whole number .*'64'"),
         (lambda m: CONFIG.dense("most"), "not 'most'"),
         (lambda m: Experts(0, 4, 4), "num_experts must be at least 1"),
     ],
@@ -214,6 +226,118 @@ def test_broken_router_is_named_with_its_layer() -> None:
 def test_what_cannot_be_is_said(call, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         call(mixtral())
+
+
+@torch.no_grad()
+def test_a_full_cache_says_so_and_stays_as_it_was() -> None:
+    model = mixtral().eval()
+    cache = KVCache(CONFIG, 2, 19)
+    for token in range(19):
+        model(IDS_BS[:, token : token + 1], cache=cache)
+    with pytest.raises(ValueError, match="the cache has room for 19 tokens, not 20"):
+        model(IDS_BS[:, 19:], cache=cache)
+    with pytest.raises(ValueError, match="the cache has room for 5 tokens, not 20"):
+        model(IDS_BS, cache=KVCache(CONFIG, 2, 5))
+    assert cache.length == 19
+    cache.length = 18  # the last token is read again
+    expected_BV = model(IDS_BS[:, :19]).logits_BSV[:, -1]
+    again_BV = model(IDS_BS[:, 18:19], cache=cache).logits_BSV[:, -1]
+    torch.testing.assert_close(again_BV, expected_BV)
+
+
+@pytest.mark.parametrize(
+    ("cache", "mine"),
+    [
+        (KVCache(CONFIG, 3, 20), "\\(3, 2, 4,"),
+        (KVCache(CONFIG, 1, 20), "\\(1, 2, 4,"),
+        (KVCache(replace(CONFIG, num_key_value_heads=1), 2, 20), "\\(2, 1, 4,"),
+        (KVCache(CONFIG, 2, 20, dtype=torch.bfloat16), "torch.bfloat16"),
+        (KVCache(CONFIG, 2, 20, device="meta"), "'meta'"),
+    ],
+)
+def test_a_cache_of_other_tokens_is_refused(cache: KVCache, mine: str) -> None:
+    with pytest.raises(ValueError, match=f"the cache is for .*{mine}.*, not \\(2, 2, 4, torch.fl"):
+        mixtral()(IDS_BS, cache=cache)
+    one = KVCache(CONFIG, 2, 20)
+    with pytest.raises(ValueError, match="the cache is for"):  # one row would fill both
+        mixtral()(IDS_BS[:1], cache=one)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_a_cache_may_be_of_either_type(dtype: torch.dtype) -> None:
+    model = mixtral().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected_BSV = model(IDS_BS).logits_BSV
+        cached_BSV = model(IDS_BS, cache=KVCache(CONFIG, 2, 20, dtype=dtype)).logits_BSV
+    torch.testing.assert_close(cached_BSV, expected_BSV, rtol=0.05, atol=0.05)
+
+
+class Fixed(torch.nn.Module):
+    """A gate of one's own, that says for each token the same experts."""
+
+    def __init__(self, *experts: int):
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x_TD: Tensor, *, mask_T=None, ids_T=None) -> Routing:
+        zero_TE, K = torch.zeros(len(x_TD), 4), len(self.experts)
+        expert_TK = torch.tensor([self.experts]).expand(len(x_TD), K)
+        return Routing.from_choices(
+            zero_TE, zero_TE.softmax(-1), expert_TK, torch.ones(len(x_TD), K)
+        )
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("T", [1, 3, 100])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
+def test_an_expert_that_is_not_there_is_named(backend: str, T: int, gradients: bool) -> None:
+    experts = Experts(4, 16, 24)
+    for bad in (4, -1):
+        layer = MoELayer(Fixed(0, bad), experts, backend)
+        with (
+            torch.set_grad_enabled(gradients),
+            pytest.raises(ValueError, match=f"MoELayer: the gate chose expert {bad} of 4"),
+        ):
+            layer(torch.randn(T, 16))
+    assert MoELayer(Fixed(0, 3), experts, backend)(torch.randn(T, 16))[1].num_tokens == T
+    assert MoELayer(Fixed(0, 4), experts, backend)(torch.randn(0, 16))[0].shape == (0, 16)
+
+
+def test_a_mask_or_ids_of_another_shape_are_refused() -> None:
+    x_BSD, mask_BS = torch.randn(2, 3, 16), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    layer = MoELayer(TopKRouter(16, 4), Experts(4, 16, 24))
+    hashed = MoELayer(HashRouter(9, 4), Experts(4, 16, 24))
+    for wrong_BS in (mask_BS.T, mask_BS[None], mask_BS[:1], mask_BS.flatten()[:5]):
+        says = f"mask or ids are \\({', '.join(map(str, wrong_BS.shape))},?\\), the tokens \\(2, 3"
+        with pytest.raises(ValueError, match=says):
+            layer(x_BSD, wrong_BS)
+        with pytest.raises(ValueError, match=says):
+            hashed(x_BSD, ids_BS=wrong_BS)
+    flat = layer(x_BSD, mask_BS.flatten())[1]
+    assert torch.equal(layer(x_BSD, mask_BS)[1].mask_T, flat.mask_T)
+
+
+@pytest.mark.parametrize(
+    ("shared", "says"),
+    [
+        (Experts(1, 8, 24), "input has width 16, the shared experts 8"),
+        (Experts(1, 16, 24).double(), "torch.float32 and the shared experts torch.float64"),
+    ],
+)
+def test_shared_experts_must_fit_the_tokens(shared: Experts, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        MoELayer(TopKRouter(16, 4), Experts(4, 16, 24), shared=shared)(torch.zeros(3, 16))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_model_on_the_meta_device_runs_for_its_shapes(gradients: bool) -> None:
+    with torch.device("meta"):
+        model = Mixtral(CONFIG)
+    with torch.set_grad_enabled(gradients):
+        out = model(IDS_BS.to("meta"))
+    assert out.logits_BSV.shape == (2, 20, 50) and out.logits_BSV.is_meta
+    assert out.routings[1].expert_N.shape == (80,)
 
 
 def test_a_trace_must_fit_together() -> None:

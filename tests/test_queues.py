@@ -149,6 +149,12 @@ def test_padding_stands_in_no_queue(make):
     [
         (lambda r: limit(r, 0), "capacity factor must be above 0"),
         (lambda r: limit(r, float("inf")), "capacity factor must be above 0"),
+        (lambda r: limit(r, 1e308), "at most 1e9, not 1e\\+308"),
+        (lambda r: TopKRouter(4, 2, capacity_factor=1e30), "at most 1e9, not 1e\\+30"),
+        (lambda r: capacity(-5, 4, 1.0), "-5 tokens cannot go to 1 each of 4 experts"),
+        (lambda r: capacity(10, 0, 1.0), "10 tokens cannot go to 1 each of 0 experts"),
+        (lambda r: capacity(10, -4, 1.0), "of -4 experts"),
+        (lambda r: capacity(10, 4, 1.0, -2), "10 tokens cannot go to -2 each of 4 experts"),
         (lambda r: queue_rank(r, "age"), "priority must be one of"),
         (lambda r: queue_rank(r, group_size=4), "groups of 4 do not divide 6 tokens"),
         (lambda r: queue_rank(r, group_size=0), "groups of 0 do not divide"),

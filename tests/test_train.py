@@ -199,6 +199,7 @@ def test_training_leaves_the_mode_on_and_evaluation_leaves_it_as_it_was(corpus):
         ({"lr": math.nan}, "lr must be a number of at least 0, not nan"),
         ({"aux_coef": "0.1"}, "aux_coef must be a number of at least 0, not '0.1'"),
         ({"betas": (0.9, 1.0)}, r"betas must be two numbers from 0 to below 1, not \(0.9, 1.0\)"),
+        ({"betas": None}, "betas must be a list of 2, not None"),
         ({"autocast": "fp8"}, "autocast must be one of .* not 'fp8'"),
     ],
 )
