@@ -393,7 +393,8 @@ for seat in (by_position, by_choice):
 # <summary>Hint 2</summary>
 #
 # There are two things to replace: the choices, and the gates. Some seats look at one of them only.
-# `torch.randint` and `torch.rand` will do; try every cut, several times, from small gates to large.
+# `torch.randint` and `torch.rand` will do; try every cut, 25 times, from small gates to large. (A
+# token that is told one thing by one other shows it in half of the draws.)
 #
 # </details>
 
@@ -410,7 +411,7 @@ def looks_ahead(
     ### BEGIN SOLUTION
     before_TK = seat(expert_TK, gate_TK)
     E = int(expert_TK.max()) + 1
-    for _ in range(10):
+    for _ in range(25):
         for cut in range(1, len(expert_TK)):
             expert, gate = expert_TK.clone(), gate_TK.clone()
             expert[cut:] = torch.rand(len(expert) - cut, E).topk(expert.shape[1]).indices

@@ -6,10 +6,11 @@ variants/check_x.py holds unusual right answers, in other containers and types; 
 a docstring is a phrase of what is said then. To add one, write a function: nothing else is needed.
 harvest_NN.py, in both folders, has answers to a whole chapter that were invented before anybody
 looked at its checks: a list for each check of (what was done, a phrase of the verdict, the answer),
-without the phrase where it is right. harvest_again, _third, _fourth, _fifth and _sixth are tries
-made afterwards.
+without the phrase where it is right. harvest_again, _third, _fourth, _fifth, _sixth and _seventh
+are tries made afterwards.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -189,6 +190,49 @@ def test_a_right_answer_passes_on_a_machine_that_rounds_otherwise(check, answer)
     getattr(checks, check)(functools.wraps(answer)(shaken))
 
 
+def hollow(value, change):
+    """Put NaN, or nothing, in the place of all numbers of an answer."""
+    if dataclasses.is_dataclass(value):
+        whole = {name: hollow(part, change) for name, part in vars(value).items()}
+        return dataclasses.replace(value, **whole)
+    if isinstance(value, dict):
+        return {name: hollow(part, change) for name, part in value.items()}
+    if isinstance(value, torch.Tensor) or (isinstance(value, int | float) and change is nans):
+        return change(torch.as_tensor(value))
+    return type(value)(hollow(p, change) for p in value) if type(value) in (tuple, list) else value
+
+
+def nans(value):
+    return torch.full(value.shape, torch.nan, dtype=torch.promote_types(value.dtype, torch.float32))
+
+
+def nothing(value):
+    return value[:0] if value.dim() else value
+
+
+@pytest.mark.parametrize("change", [nans, nothing])
+@pytest.mark.parametrize("check", CHECKS)
+def test_no_nan_and_no_empty_tensor_passes(check, change):
+    """Every comparison with NaN is false, and all of nothing is true."""
+    right = next(answer for c, _, answer in RIGHT if c == check)
+    changed = False
+
+    def answer(*args):
+        nonlocal changed
+        value = right(*args)
+        given = hollow(value, change)
+        changed |= repr(given) != repr(value)
+        return given
+
+    if isinstance(right, type):
+        pytest.skip("it makes a router, not numbers")
+    try:
+        getattr(checks, check)(functools.wraps(right)(answer))
+    except checks.CheckFailed:
+        return
+    assert not changed
+
+
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_check_has_its_mutants(check):
     wrong = [answer.__doc__ for c, _, answer in WRONG if c == check]
@@ -305,6 +349,10 @@ def test_a_mistake_that_explains_one_case_alone_is_not_named():
         (lambda x: x.sort().values, "in another order"),
         (lambda x: x.log(), "this is the logarithm"),
         (lambda x: x / 0, "a NaN or an infinity"),
+        (lambda x: x.bfloat16(), "right but for the rounding of bfloat16"),
+        (lambda x: x + 0j, "not complex numbers"),
+        (lambda x: x.to("meta"), "not a meta tensor"),
+        (lambda x: x.clone, "the function `clone` itself: call it"),
         (lambda x: x + torch.rand(6), "another answer the second time"),
         (lambda x: x.tolist(), "no gradient reaches x"),
         (lambda x: x.detach(), "no gradient reaches x"),
@@ -336,11 +384,40 @@ def test_a_crash_of_the_check_is_not_put_on_the_answer():
         check_broken(lambda: 1)
 
 
+def test_only_the_answer_itself_can_be_unwritten():
+    """PyTorch raises NotImplementedError too, of types that it does not compute in."""
+
+    @judged
+    def check_broken(answer):
+        call("fine", answer, on="nothing")
+        raise NotImplementedError('"allclose" not implemented for a type')
+
+    with pytest.raises(CheckBroken, match="says nothing about your answer"):
+        check_broken(lambda: 1)
+    nowhere = {"torch": torch}  # code without a source to read
+    exec("def answer(*args): return torch.ones(2, dtype=torch.uint16).max()", nowhere)
+    with pytest.raises(NotImplementedError):
+        nowhere["answer"]()
+    with pytest.raises(checks.CheckFailed, match="load raised NotImplementedError"):
+        checks.check_load(nowhere["answer"])
+    exec("def answer(*args): raise NotImplementedError", nowhere)
+    with pytest.raises(NotImplementedError, match="load: not written yet"):
+        checks.check_load(nowhere["answer"])
+    for dtype in (torch.uint16, torch.uint32, torch.uint64):
+        checks.check_load(lambda routing, dtype=dtype: routing.load_E().to(dtype))
+
+
 @pytest.mark.parametrize("check", CHECKS)
 def test_whatever_is_returned_is_put_on_the_answer_and_not_on_the_check(check):
     """No `return`, one thing too few or too many: neither a bug of the course nor unwritten."""
     one = torch.zeros(5, 2)
-    for odd in (None, 0, [], (), torch.tensor(0.0), one, one.numpy(), one.to_sparse(), [one] * 3):
+    types = (torch.uint16, torch.float8_e4m3fn, torch.bfloat16, torch.complex64)
+    odd_ones = (
+        *(None, 0, [], (), torch.tensor(0.0), one, one.numpy(), one.to_sparse(), [one] * 3),
+        *(kind for dtype in types for kind in (one.to(dtype), [one.to(dtype)] * 2)),
+        *(one.to("meta"), one.max, (one.max, one), ([[1.0], [1.0, 2.0]], one), one[:0], one / 0),
+    )
+    for odd in odd_ones:
 
         def answer(*args, odd=odd):
             return odd
@@ -386,6 +463,11 @@ def test_whatever_is_returned_is_put_on_the_answer_and_not_on_the_check(check):
         ),  # a mask buys no slack
         (torch.tensor([torch.inf, 0.5, 1.0]), torch.tensor([torch.inf, 0.6, 1.0]), False),
         (None, torch.ones(2), False),
+        (torch.ones(2, dtype=torch.uint16), torch.ones(2), True),
+        (torch.ones(2).to(torch.float8_e4m3fn), torch.ones(2), True),
+        (torch.ones(2) + 0j, torch.ones(2), False),
+        (torch.ones(2, device="meta"), torch.ones(2), False),
+        ([[1.0], [1.0, 2.0]], torch.ones(2), False),
     ],
 )
 def test_same(a, b, equal):

@@ -4,6 +4,7 @@ What a chapter lacks is named here, and nothing is passed over silently.
 """
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -47,6 +48,80 @@ def test_a_chapter_has_its_questions_and_each_is_verified(chapter):
                 exec(text, ran)
                 name = ast.parse(text).body[0].name
                 assert (quiz.verdict(one.check, ran[name]) is None) == (at == one.right)
+
+
+def also(path):
+    """Read what a file of mutants declares: (name, the names whose verdicts are true of it too)."""
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    rows = [(of, re.split(r",\s+", names)) for of, names in quiz.ALSO.findall(doc)]
+    assert len(rows) == len(re.findall("^Also", doc, re.M)), f"{path.name}: a line is not read"
+    return rows
+
+
+@functools.cache
+def told(check):
+    return {one.name: one.verdict for one in quiz.wrong_answers(check, "answer")}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests" / "mutants").glob("check_*.py")), ids=lambda path: path.stem
+)
+def test_what_is_said_to_be_also_true_names_mutants_that_are_there(path):
+    rows = also(path)
+    there = set(re.findall(r"^def (?!right|_)(\w+)", path.read_text(encoding="utf-8"), re.M))
+    assert "all" not in there and len({of for of, _ in rows}) == len(rows)
+    for of, names in rows:
+        assert {of, *names} <= there | {"all"} and len({of, *names}) == 1 + len(names)
+
+
+@pytest.mark.slow("every question that can be made")
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_no_question_offers_as_wrong_what_is_true_of_its_code(chapter, monkeypatch):
+    monkeypatch.setattr(quiz, "QUESTIONS", 9999)
+    for one in quiz.questions(chapter):
+        if one.code:
+            declared = dict(also(ROOT / "tests" / "mutants" / f"check_{one.check}.py"))
+            names = [*declared.get("all", ()), *declared.get(one.mutants[0], ())]
+            true = {told(one.check)[name] for name in names} - {one.options[one.right][0]}
+            assert not true & {text for text, _ in one.options}, (one.mutants, one.code)
+
+
+@pytest.mark.parametrize(
+    ("check", "shown", "others"),
+    [
+        ("repetition", "across_by_tokens", ["across_texts"]),
+        ("rows_enough", "the_balance", ["one_operation", "no_bytes"]),
+        ("top_k", "raw_logits", ["not_renormalised"]),
+        ("top_k", "masked_with_zero", ["not_renormalised"]),
+        ("rank_weights", "a_number", ["as_for_sums"]),
+        ("noisy_scores", "no_noise", ["own_draw"]),
+        ("sparse_gates", "lowest", ["at_least_the_kth"]),
+        ("distinct_copies", "by_first_row", ["by_rounding"]),
+    ],
+)
+def test_what_took_points_from_those_who_were_right_is_declared(check, shown, others):
+    wrong = {one.name: one for one in quiz.wrong_answers(check, "answer")}
+    assert {wrong[name].verdict for name in others} <= wrong[shown].also
+
+
+def test_a_question_needs_three_that_are_wrong():
+    made = [quiz.Wrong(name, f"code of {name}", name, frozenset(name)) for name in "abcd"]
+    assert len(quiz.bank("05.1", "rank", "", made)) == 4
+    made[0] = quiz.Wrong("a", "code of a", "a", frozenset("b"))
+    assert {one.mutants[0] for one in quiz.bank("05.1", "rank", "", made)} == set("bcd")
+
+
+def test_a_name_that_is_not_there_is_told(tmp_path):
+    path = tmp_path / "tests" / "mutants" / "check_rank.py"
+    path.parent.mkdir(parents=True)
+    source = (ROOT / "tests" / "mutants" / path.name).read_text(encoding="utf-8")
+    path.write_text(source.replace("of last_column: matrix", "of last_column: matrx"))
+    with pytest.raises(ValueError, match="check_rank has no mutant 'matrx' to show"):
+        quiz.wrong_answers("rank", "rank", tmp_path)
+
+
+def test_a_mutant_that_raises_is_not_said_to_run():
+    assert "crashes" not in [one.name for one in quiz.wrong_answers("top_k", "top_k")]
 
 
 def test_a_mutant_that_its_check_passes_makes_no_question(monkeypatch):

@@ -21,7 +21,7 @@ import torch
 
 from moe_lite import __main__ as cli
 from moe_lite.course import checks
-from moe_lite.course.teach import diagnose, grade, lab, otter, report
+from moe_lite.course.teach import diagnose, grade, lab, otter, quiz, report
 from moe_lite.course.teach.nbgrader import export
 from moe_lite.course.teach.screen import Given, looks, refusals
 
@@ -449,6 +449,8 @@ def test_each_student_has_another_wrong_answer(diagnosed):
     assert len({one.points for one in labs}) == 1
     letters = {c.expects for one in labs for c in one.checks} - {""}
     assert len(letters) > 1, "the place of the right option tells nothing"
+    wrong = {one.code: one for one in quiz.wrong_answers("rank", "rank")}
+    assert any(one.also for one in wrong.values())
     for one, code in zip(labs, shown, strict=True):
         assert lab.leaks(one, diagnosed / "release") == []
         space = {"F": torch.nn.functional, "torch": torch}
@@ -459,6 +461,8 @@ def test_each_student_has_another_wrong_answer(diagnosed):
         letter = next(c.expects for c in one.checks if c.expects)
         told = re.search(rf"^- \*\*{letter}:\*\* (.+)$", said, re.M)[1]
         assert told in str(refused.value)
+        offered = re.findall(r"^- \*\*\w:\*\* (.+)$", said, re.M)
+        assert len(offered) == 4 and not wrong[code].also & {*offered}, "two are true"
 
 
 def test_a_diagnosis_grades_itself(diagnosed, tmp_path):

@@ -1,4 +1,11 @@
-"""Answers to check_below_one."""
+"""Answers to check_below_one.
+
+Also true of even: torn_between_all.
+Also true of torn_between_all: collapsed.
+Also true of ties: torn_between_all.
+Also true of minus_infinity: ties.
+Also true of one_token: torn_between_all, ties.
+"""
 
 import torch
 

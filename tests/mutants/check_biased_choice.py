@@ -1,4 +1,10 @@
-"""Answers to check_biased_choice: a wrong one's docstring is a phrase of its verdict."""
+"""Answers to check_biased_choice: a wrong one's docstring is a phrase of its verdict.
+
+Also true of leaks_and_is_not_normalised: not_normalised.
+Also true of inside_the_sigmoid: leaks.
+Also true of chosen_by_logit: not_normalised.
+Also true of softmax_of_the_chosen: not_normalised.
+"""
 
 import torch
 

@@ -1,4 +1,10 @@
-"""Answers to check_bytes_per_token: (tokens, E, K, expert_bytes) -> bytes."""
+"""Answers to check_bytes_per_token: (tokens, E, K, expert_bytes) -> bytes.
+
+Also true of each_by_itself: pairs.
+Also true of pairs: each_by_itself.
+Also true of one_choice: with_replacement.
+Also true of with_replacement: one_choice.
+"""
 
 from moe_lite.course.cost import distinct_experts
 

@@ -1,4 +1,9 @@
-"""Answers to check_causal_groups: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_causal_groups: a wrong one's docstring is what its verdict must say.
+
+Also true of shape_without_transposing: diagonals.
+Also true of the_whole_batch: each_sequence, diagonals.
+Also true of positions_for_tokens: alone.
+"""
 
 import torch
 

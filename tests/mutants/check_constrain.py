@@ -1,4 +1,7 @@
-"""Answers to check_constrain: each wrong one says in its docstring what its verdict must say."""
+"""Answers to check_constrain: each wrong one says in its docstring what its verdict must say.
+
+Also true of over_tokens: not_renormalised.
+"""
 
 import torch
 

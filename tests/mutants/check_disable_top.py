@@ -1,4 +1,8 @@
-"""Answers to check_disable_top: a wrong one's docstring is a phrase of its verdict."""
+"""Answers to check_disable_top: a wrong one's docstring is a phrase of its verdict.
+
+Also true of not_replaced: gate_zero_instead_of_another.
+Also true of gate_zero_instead_of_another: not_replaced.
+"""
 
 import math
 
@@ -34,7 +38,7 @@ def ratio_of_the_chosen(logits_TE, k, ratio):
 
 
 def the_least_likely(logits_TE, k, ratio):
-    """it is the most likely"""
+    """these are the k least likely"""
     low_TK, expert_TK = logits_TE.topk(k, largest=False)
     return low_TK.softmax(-1), expert_TK
 

@@ -1,4 +1,9 @@
-"""Answers to check_distinct_copies: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_distinct_copies: a wrong one's docstring is what its verdict must say.
+
+Also true of by_sum: by_rounding.
+Also true of by_first_row: by_rounding.
+Also true of by_rounding: exactly.
+"""
 
 import torch
 

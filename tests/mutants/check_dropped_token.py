@@ -1,4 +1,9 @@
-"""Answers to check_dropped_token: a wrong one's docstring is a phrase of its verdict."""
+"""Answers to check_dropped_token: a wrong one's docstring is a phrase of its verdict.
+
+Also true of labml: adds_its_input, weighed.
+Also true of weighed: gates_the_residual.
+Also true of mixed_up: keeps_all.
+"""
 
 import torch
 

@@ -1,4 +1,7 @@
-"""Answers to check_expert_choice: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_expert_choice: a wrong one's docstring is what its verdict must say.
+
+Also true of tokens_choose: rounded_down.
+"""
 
 import math
 

@@ -1,4 +1,12 @@
-"""Answers to check_experts_needed: (bits, per_expert, others, bits_per_parameter) -> E."""
+"""Answers to check_experts_needed: (bits, per_expert, others, bits_per_parameter) -> E.
+
+Also true of rounded_down: cut_to_whole_parameters.
+Also true of rounded: rounded_down, cut_to_whole_parameters.
+Also true of others_in_the_way: experts_alone.
+Also true of cut_to_whole_parameters: rounded_down.
+Also true of divided_to_whole_parameters: rounded_down.
+Also true of rounded_to_whole_parameters: rounded_down, rounded.
+"""
 
 import math
 

@@ -1,4 +1,10 @@
-"""Answers to check_first_expert: a wrong one's docstring is a phrase of its verdict."""
+"""Answers to check_first_expert: a wrong one's docstring is a phrase of its verdict.
+
+Also true of all: always_zero.
+Also true of the_last: the_least.
+Also true of the_least: the_last.
+Also true of by_place: pair_for_token.
+"""
 
 
 def pair_for_token(routing, token):

@@ -1,4 +1,7 @@
-"""Answers to check_first_weights: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_first_weights: a wrong one's docstring is what its verdict must say.
+
+Also true of clamped: not_cut.
+"""
 
 import math
 

@@ -1,4 +1,7 @@
-"""Answers to check_fit_expert: each wrong one says in its docstring what its verdict must say."""
+"""Answers to check_fit_expert: each wrong one says in its docstring what its verdict must say.
+
+Also true of hard: unweighted.
+"""
 
 import torch
 

@@ -1,4 +1,10 @@
-"""Answers to check_judge: (low, high, least, most) -> a verdict."""
+"""Answers to check_judge: (low, high, least, most) -> a verdict.
+
+Also true of by_the_middle: by_a_touch, never_undecided.
+Also true of by_a_touch: never_undecided.
+Also true of lower_end_alone: by_a_touch.
+Also true of upper_end_alone: by_a_touch.
+"""
 
 
 def right_by_counting(low, high, least, most):

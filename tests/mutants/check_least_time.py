@@ -1,4 +1,9 @@
-"""Answers to check_least_time: (operations, size, peak, bandwidth) -> seconds."""
+"""Answers to check_least_time: (operations, size, peak, bandwidth) -> seconds.
+
+Also true of added: the_faster.
+Also true of the_faster: added.
+Also true of no_memory: added.
+"""
 
 
 def right(operations, size, peak, bandwidth):

@@ -1,4 +1,7 @@
-"""Answers to check_load: a wrong one's docstring is a phrase of its verdict."""
+"""Answers to check_load: a wrong one's docstring is a phrase of its verdict.
+
+Also true of sums_of_probabilities: sums_of_gates.
+"""
 
 import torch
 

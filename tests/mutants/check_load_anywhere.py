@@ -1,4 +1,7 @@
-"""Answers to check_load_anywhere: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_load_anywhere: a wrong one's docstring is what its verdict must say.
+
+Also true of per_token: divides_by_zero.
+"""
 
 import torch
 

@@ -15,7 +15,7 @@ def _changed(expert, gate, cut, choices=True, gates=True):
 
 def _search(seat, expert, gate, upto=lambda cut: cut, **what):
     before = seat(expert, gate)
-    for _ in range(10):
+    for _ in range(25):
         for cut in range(1, len(expert)):
             after = seat(*_changed(expert, gate, cut, **what))
             if not torch.equal(after[: upto(cut)], before[: upto(cut)]):

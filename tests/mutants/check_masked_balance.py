@@ -1,4 +1,10 @@
-"""Answers to check_masked_balance."""
+"""Answers to check_masked_balance.
+
+Also true of in_f: one_divided_by_all.
+Also true of in_p: one_divided_by_all.
+Also true of one_divided_by_all: in_p.
+Also true of logits_to_zero: in_p, one_divided_by_all.
+"""
 
 import torch
 

@@ -1,4 +1,9 @@
-"""Answers to check_needs: (known_N, without_EN) -> needed_N."""
+"""Answers to check_needs: (known_N, without_EN) -> needed_N.
+
+Also true of can_do_without: still_right.
+Also true of every_change: never_known.
+Also true of still_right: can_do_without.
+"""
 
 import torch
 

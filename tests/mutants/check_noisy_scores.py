@@ -1,4 +1,13 @@
-"""Answers to check_noisy_scores: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_noisy_scores: a wrong one's docstring is what its verdict must say.
+
+Also true of all: own_draw.
+Also true of wrong_weights: size_detached.
+Also true of no_noise: same_everywhere, size_detached.
+Also true of multiplied: wrong_weights.
+Also true of same_everywhere: size_detached.
+Also true of shifted: no_noise.
+Also true of own_draw: no_noise, shifted.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,11 @@
-"""Claims for check_orders_agree: each wrong one says in its docstring what it must be told."""
+"""Claims for check_orders_agree: each wrong one says in its docstring what it must be told.
+
+Also true of always: one_is_enough.
+Also true of never: only_if_renormalised, the_other_way_round.
+Also true of one_is_enough: always.
+Also true of the_other_way_round: always, never, one_is_enough.
+Also true of only_from_two_up: never.
+"""
 
 
 def always(renormalize, k, num_experts):

@@ -1,4 +1,8 @@
-"""Answers to check_over_batches."""
+"""Answers to check_over_batches.
+
+Also true of pooled_like_the_published_mixtral: layers_for_batches.
+Also true of layers_for_batches: micro, pooled_like_the_published_mixtral.
+"""
 
 
 def right_means_then_product(f, P):

@@ -1,4 +1,7 @@
-"""Answers to check_places: a wrong one's docstring is a phrase of its verdict."""
+"""Answers to check_places: a wrong one's docstring is a phrase of its verdict.
+
+Also true of rounded_to_nearest: rounded_down.
+"""
 
 import math
 

@@ -1,4 +1,9 @@
-"""Answers to check_prob_in_top_k: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_prob_in_top_k: a wrong one's docstring is what its verdict must say.
+
+Also true of own_score_counts: swapped.
+Also true of swapped: own_score_counts.
+Also true of step: next_for_all.
+"""
 
 import torch
 

@@ -1,4 +1,13 @@
-"""Answers to check_push."""
+"""Answers to check_push.
+
+Also true of of_p_alone: only_its_own, no_p, the_mean_token.
+Also true of only_its_own: the_diagonal_alone.
+Also true of against_one_over_e: only_its_own, against_the_batch.
+Also true of against_the_batch: only_its_own, against_one_over_e.
+Also true of one_for_all: only_its_own, against_one_over_e, against_the_batch, the_mean_token.
+Also true of the_mean_token: only_its_own, against_one_over_e, against_the_batch.
+Also true of the_diagonal_alone: only_its_own.
+"""
 
 import torch
 

@@ -1,4 +1,11 @@
-"""Answers to check_quantize: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_quantize: a wrong one's docstring is what its verdict must say.
+
+Also true of one_scale: four_bits, columns, largest_signed.
+Also true of truncated: largest_signed.
+Also true of wraps_around: four_bits, largest_signed.
+Also true of four_bits: largest_signed.
+Also true of columns: one_scale, four_bits, largest_signed.
+"""
 
 import torch
 

@@ -1,4 +1,7 @@
-"""Answers to check_rank: a wrong one's docstring is a phrase of its verdict."""
+"""Answers to check_rank: a wrong one's docstring is a phrase of its verdict.
+
+Also true of last_column: matrix.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,10 @@
-"""Answers to check_rank_weights: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_rank_weights: a wrong one's docstring is what its verdict must say.
+
+Also true of mean_of_means: upside_down.
+Also true of as_for_sums: mean_of_means, upside_down.
+Also true of upside_down: mean_of_means.
+Also true of a_number: mean_of_means, as_for_sums, upside_down.
+"""
 
 import torch
 

@@ -1,4 +1,10 @@
-"""Answers to check_repetition: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_repetition: a wrong one's docstring is what its verdict must say.
+
+Also true of across_texts: across_by_tokens, viewed_across.
+Also true of one_pair_too_many: across_by_tokens.
+Also true of across_by_tokens: across_texts, one_pair_too_many, viewed_across.
+Also true of viewed_across: across_texts, across_by_tokens.
+"""
 
 
 def across_texts(expert_T, length):

@@ -1,4 +1,13 @@
-"""Answers to check_replay_weights: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_replay_weights: a wrong one's docstring is what its verdict must say.
+
+Also true of chooses_anew: sorted_best_first.
+Also true of masked_with_zero: softmax_over_all.
+Also true of by_mask_in_order_of_number: sorted_best_first.
+Also true of all_alike: no_gradient.
+Also true of logits_only: not_divided.
+Also true of not_divided: overflows.
+Also true of whole_rows: by_mask_in_order_of_number.
+"""
 
 import torch
 

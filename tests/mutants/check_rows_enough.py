@@ -1,4 +1,8 @@
-"""Answers to check_rows_enough: (peak, bandwidth, bytes_each) -> rows."""
+"""Answers to check_rows_enough: (peak, bandwidth, bytes_each) -> rows.
+
+Also true of no_bytes: fewer_for_more.
+Also true of the_balance: one_operation, no_bytes, fewer_for_more.
+"""
 
 
 def right(peak, bandwidth, bytes_each):

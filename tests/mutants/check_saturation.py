@@ -1,4 +1,9 @@
-"""Answers to check_saturation: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_saturation: a wrong one's docstring is what its verdict must say.
+
+Also true of first: place_by_place.
+Also true of loads: of_any_token.
+Also true of of_any_token: loads.
+"""
 
 import torch
 

@@ -1,4 +1,7 @@
-"""Answers to check_say_it_three_ways: (slow, fast) -> times, percent faster, percent saved."""
+"""Answers to check_say_it_three_ways: (slow, fast) -> times, percent faster, percent saved.
+
+Also true of what_is_left: turned_round.
+"""
 
 
 def right_by_speeds(slow, fast):

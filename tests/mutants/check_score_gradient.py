@@ -1,4 +1,7 @@
-"""Answers to check_score_gradient: a wrong one has in its docstring what its verdict must say."""
+"""Answers to check_score_gradient: a wrong one has in its docstring what its verdict must say.
+
+Also true of of_the_probability: twice.
+"""
 
 import torch
 

@@ -1,4 +1,14 @@
-"""Answers to check_selective_logits: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_selective_logits: a wrong one's docstring is what its verdict must say.
+
+Also true of too_late: casts_but_stays_in_autocast, rounds_what_comes_in, rounds_the_weights,
+    rounds_the_input.
+Also true of casts_but_stays_in_autocast: too_late, rounds_what_comes_in.
+Also true of plain: too_late, casts_but_stays_in_autocast.
+Also true of left_in_bfloat16: too_late.
+Also true of rounds_what_comes_in: rounds_the_weights, rounds_the_input.
+Also true of rounds_the_weights: rounds_what_comes_in.
+Also true of rounds_the_input: rounds_what_comes_in.
+"""
 
 import torch
 import torch.nn.functional as F

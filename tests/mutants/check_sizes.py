@@ -1,4 +1,7 @@
-"""Answers to check_sizes: (D, F, E, K) -> total, active, width of both twins."""
+"""Answers to check_sizes: (D, F, E, K) -> total, active, width of both twins.
+
+Also true of as_wide_as_one: one_expert.
+"""
 
 
 def right_in_one_line(D, F, E, K):

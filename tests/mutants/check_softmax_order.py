@@ -1,4 +1,11 @@
-"""Answers to check_softmax_order: each wrong one says in its docstring what it must be told."""
+"""Answers to check_softmax_order: each wrong one says in its docstring what it must be told.
+
+Also true of over_tokens: softmax_first_and_undivided.
+Also true of zeroed: softmax_first_and_undivided.
+Also true of no_softmax: softmax_first_and_undivided.
+Also true of sorted_by_number: best_anywhere.
+Also true of best_anywhere: sorted_by_number.
+"""
 
 import torch
 

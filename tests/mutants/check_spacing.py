@@ -1,4 +1,8 @@
-"""Answers to check_spacing: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_spacing: a wrong one's docstring is what its verdict must say.
+
+Also true of nearest_power: upper_power.
+Also true of upper_power: nearest_power.
+"""
 
 import math
 

@@ -1,4 +1,13 @@
-"""Answers to check_sparse_gates: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_sparse_gates: a wrong one's docstring is what its verdict must say.
+
+Also true of masked_with_zero: dense, at_least_the_kth.
+Also true of softmax_first: at_least_the_kth.
+Also true of dense: at_least_the_kth.
+Also true of lowest: at_least_the_kth.
+Also true of over_tokens: softmax_first, at_least_the_kth.
+Also true of kept_scores: masked_with_zero, softmax_first, at_least_the_kth.
+Also true of all_alike: at_least_the_kth.
+"""
 
 import torch
 

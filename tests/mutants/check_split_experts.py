@@ -1,4 +1,12 @@
-"""Answers to check_split_experts: a wrong one's docstring is a phrase of its verdict."""
+"""Answers to check_split_experts: a wrong one's docstring is a phrase of its verdict.
+
+Also true of all: multiplied_width.
+Also true of as_many_routed_per_token: shared_is_extra_work, shared_is_large.
+Also true of shared_is_extra_work: shared_on_top, shared_is_large.
+Also true of shared_is_extra_parameters: shared_on_top.
+Also true of shared_on_top: shared_is_extra_work, shared_is_extra_parameters, shared_is_large.
+Also true of not_split: as_wide_as_before, as_many_per_token, as_many_experts.
+"""
 
 
 def as_wide_as_before(N, K, F, m, shared):

@@ -1,4 +1,9 @@
-"""Answers to check_stored_bits: (nats, values, choices) -> bits."""
+"""Answers to check_stored_bits: (nats, values, choices) -> bits.
+
+Also true of multiplied: in_nats.
+Also true of what_is_missing: turned_round.
+Also true of two_units: in_nats.
+"""
 
 import math
 

@@ -1,4 +1,7 @@
-"""Answers to check_straight_through: a wrong one has in its docstring what its verdict must say."""
+"""Answers to check_straight_through: a wrong one has in its docstring what its verdict must say.
+
+Also true of weighted: open_only.
+"""
 
 
 def soft(p_T, b_T):

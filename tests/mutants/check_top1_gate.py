@@ -1,4 +1,9 @@
-"""Answers to check_top1_gate: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_top1_gate: a wrong one's docstring is what its verdict must say.
+
+Also true of softmax_after: detached.
+Also true of renormalised: detached.
+Also true of detached: straight_through.
+"""
 
 import torch
 

@@ -1,4 +1,14 @@
-"""Answers to check_top_k: each wrong one says in its docstring what its verdict must say."""
+"""Answers to check_top_k: each wrong one says in its docstring what its verdict must say.
+
+Also true of softmax_over_tokens_left_as_it_is: not_renormalised.
+Also true of tokens_chosen_by_experts: not_renormalised, divided_over_the_tokens.
+Also true of ascending: best_anywhere.
+Also true of masked_with_zero: not_renormalised.
+Also true of detached: sum_detached.
+Also true of raw_logits: not_renormalised.
+Also true of divided_over_the_tokens: not_renormalised.
+Also true of best_anywhere: ascending.
+"""
 
 import torch
 

@@ -1,4 +1,8 @@
-"""Answers to check_working_experts: each wrong one says in its docstring what it must be told."""
+"""Answers to check_working_experts: each wrong one says in its docstring what it must be told.
+
+Also true of over_the_cases: any_case.
+Also true of rounds_the_share_down: any_case.
+"""
 
 import torch
 

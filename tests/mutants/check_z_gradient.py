@@ -1,4 +1,8 @@
-"""Answers to check_z_gradient: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_z_gradient: a wrong one's docstring is what its verdict must say.
+
+Also true of no_inner: inner_logits.
+Also true of inner_logits: no_inner.
+"""
 
 import torch
 

@@ -1,4 +1,13 @@
-"""Answers to check_z_loss: a wrong one's docstring is what its verdict must say."""
+"""Answers to check_z_loss: a wrong one's docstring is what its verdict must say.
+
+Also true of no_square: square_outside.
+Also true of absolute: no_square, square_outside.
+Also true of of_log_probabilities: of_probabilities.
+Also true of over_experts: summed, over_tokens_and_experts.
+Also true of wrong_axis: over_experts.
+Also true of squared_logits: over_tokens_and_experts.
+Also true of per_token: summed.
+"""
 
 import torch
 

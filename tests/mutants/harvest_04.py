@@ -27,7 +27,7 @@ check_sparse_gates = [
     ),
     (
         "-10 in the place of the others",
-        "these are not the softmax over each token's k highest scores",
+        "became a small number, and still take a share; use -inf",
         lambda s, k: _kept(s, k, -10.0).softmax(-1),
     ),
     ("all that are at least the k-th", "k experts are kept, also where scores tie", _threshold),

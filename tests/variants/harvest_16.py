@@ -34,9 +34,9 @@ def _prune_lists(w, s, n):
 check_prune_router = [
     ("with lists", _prune_lists),
     ("by a threshold",
-     lambda w, s, n: (w[s > s.sort().values[n - 1]],
-                      torch.where(s > s.sort().values[n - 1],
-                                  (s > s.sort().values[n - 1]).long().cumsum(0) - 1, -1))),
+     lambda w, s, n: (w[s >= s.sort().values[n]],
+                      torch.where(s >= s.sort().values[n],
+                                  (s >= s.sort().values[n]).long().cumsum(0) - 1, -1))),
 ]  # fmt: skip
 check_distinct_copies = [
     ("by torch.cdist", lambda w: int(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .verdict import Check, Mistakes, fit, number, randn, refuse
+from .verdict import FINITE_FILL, UNDERFLOW, Check, Mistakes, far_below, fit, number, randn, refuse
 
 
 def check_quantize(quantize: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -17,6 +17,7 @@ def check_quantize(quantize: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
     check = Check("quantize", quantize, lambda w_FD: True, see=_is_close)
     check.on("[[1, -2, 0.5], [100, 50, -25]]", torch.tensor([[1.0, -2, 0.5], [100, 50, -25]]))
     check.on("random rows of many sizes", randn(0, 6, 40) * torch.logspace(-3, 2, 6)[:, None])
+    check.on("six random rows of about 1e-6", 1e-6 * randn(4, 6, 40))
     check.on("a row of zeros", torch.cat([torch.zeros(1, 5), randn(1, 2, 5)]))
     check.on("one column", randn(2, 4, 1))
     check.on("weights that are all below zero", -randn(3, 5, 8).abs())
@@ -59,6 +60,15 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
             wrong(f"{how} instead of rounded: twice the error, and all to one side")
     if torch.allclose(q_FD / scale_F1.to(w_FD), w_FD, atol=step.max().item()) and worst > 1:
         wrong("the scale is one over what it should be: w is q times scale")
+    own_F1 = largest / 127
+    low_F1 = (scale_F1 > 1.01 * own_F1) & (largest > 0)
+    if low_F1.any():
+        floor, more = scale_F1[low_F1], (scale_F1 - own_F1)[low_F1]
+        rest = own_F1[~low_F1 & (largest > 0)].tolist()
+        flat = any(part.max() <= 1.01 * part.min() for part in (floor, more))
+        if flat and (floor.max() < 0.99 * min(rest) if rest else F > 2):
+            wrong("right for large weights only: the clamp or eps that keeps a row of zeros from "
+                  "0 / 0 is larger than a small row's scale")  # fmt: skip
     if w_FD.any() and (q_FD.to(torch.int16).abs().amax(1)[w_FD.any(1)] < 100).any():
         wrong("not the whole range of int8: the largest of each row is to be 127")
     if worst > 0.51:
@@ -139,7 +149,10 @@ def check_prune_router(prune: Callable[[Tensor, Tensor, int], tuple[Tensor, Tens
         by_score_E = torch.full((E,), -1)
         by_score_E[best] = torch.arange(E - drop)
         same_E = torch.arange(E)
+        none = router_ED[:0], torch.full((E,), -1)
         return [
+            ("with drop = 0 all stay: a slice [:-0] is empty, and [drop - 1] the last",
+             (rows, number_E) if drop else none),
             ("a row of zeros is no pruned row: its logit is 0, and 0 may well win; take it out",
              (router_ED * stays_E[:, None], ...)),
             ("these are the ones with the highest scores; they are to stay",
@@ -167,7 +180,7 @@ def check_prune_router(prune: Callable[[Tensor, Tensor, int], tuple[Tensor, Tens
                   parts=("rows", "numbers"))  # fmt: skip
     check.on("four rows, scores [0.3, 0.1, 0.4, 0.2], drop 1",
              torch.arange(12.0).view(4, 3), torch.tensor([0.3, 0.1, 0.4, 0.2]), 1)  # fmt: skip
-    for seed, (E, D, drop) in enumerate(((6, 8, 2), (8, 8, 3), (5, 2, 1))):
+    for seed, (E, D, drop) in enumerate(((6, 8, 2), (8, 8, 3), (5, 2, 1), (5, 3, 0))):
         check.on(f"{E} experts, drop {drop}", randn(seed, E, D), randn(seed + 1, E), drop)
     check.passed("rows out, the others in their old order, and numbers without a gap.")
 
@@ -268,13 +281,14 @@ def check_replay_weights(replay_weights: Callable[[Tensor, Tensor], Tensor]) -> 
              own_TK.exp())]  # fmt: skip
 
     check = Check("replay_weights", replay_weights, right, mistakes,
-                  "not the softmax over each token's recorded experts")  # fmt: skip
+                  "not the softmax over each token's recorded experts", nan=UNDERFLOW)  # fmt: skip
     check.on("logits [[0, ln 3, 5]], experts [[0, 1]]",
              torch.tensor([[0, math.log(3), 5]]), torch.tensor([[0, 1]]))  # fmt: skip
     for seed, (T, E, K) in enumerate(((6, 8, 2), (9, 5, 3), (4, 6, 1))):
         expert_TK = randn(seed + 7, T, E).argsort(1)[:, :K]
         check.on(f"{T} tokens, {K} of {E} experts recorded", randn(seed, T, E), expert_TK)
-    check.on("logits far below 0", randn(5, 5, 4) - 200, randn(6, 5, 4).argsort(1)[:, :2])
+    check.on("logits around -200", far_below(5, 5, 4), randn(6, 5, 4).argsort(1)[:, :2],
+             otherwise=FINITE_FILL)  # fmt: skip
     check.slopes("seven tokens, 2 of 6 experts recorded", randn(3, 7, 6),
                  randn(4, 7, 6).argsort(1)[:, :2], of={"the logits": 0})  # fmt: skip
     check.passed("the experts of then, the weights of now, and a gradient for the router.")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...capacity import capacity, queue_rank
 from ...routing import Routing
-from .verdict import Check, Mistakes, randn, show
+from .verdict import Check, Mistakes, nameless, randn, show
 
 
 def check_places(places: Callable[[int, int, float, int], int]) -> None:
@@ -28,6 +28,8 @@ def check_places(places: Callable[[int, int, float, int], int]) -> None:
             ("rounded before the factor came", math.ceil(factor * math.ceil(K * T / E))),
             ("rounded to the nearest; round up, or an even load may not fit", round(exact)),
             ("rounded down: with factor 1 and an even load somebody is left standing", int(exact)),
+            *(("factor × K × T was made a whole number before it was divided: round once, up, at "
+               "the end", -(-whole(factor * K * T) // E)) for whole in (int, round)),
             ("not rounded: places are counted, so round up", exact),
             ("one place is added; where the share is whole, that is too many", int(exact) + 1),
             ("these are the places of all experts; divide by E", math.ceil(factor * K * T)),
@@ -38,7 +40,8 @@ def check_places(places: Callable[[int, int, float, int], int]) -> None:
     for T, E, factor, K in (
         (12, 4, 1.0, 1), (12, 4, 2.0, 1), (12, 4, 1.0, 2), (11, 4, 1.0, 1), (9, 4, 1.0, 1),
         (10, 4, 2.5, 1), (100, 8, 1.25, 2), (64, 16, 0.5, 1), (1000, 7, 1.5, 3), (9, 8, 1.0, 2),
-        (13, 6, 1.5, 4), (1, 64, 1.0, 8), (50, 8, 0.25, 1), (10, 2, 2.0, 2)):  # fmt: skip
+        (13, 6, 1.5, 4), (1, 64, 1.0, 8), (50, 8, 0.25, 1), (10, 2, 2.0, 2),
+        (17, 8, 0.5, 1)):  # fmt: skip
         check.on(f"{T} tokens, {E} experts, factor {factor}, {K} for each token", T, E, factor, K)
     check.passed("the even share of all pairs, times the factor, rounded up.")
 
@@ -349,6 +352,7 @@ def check_looks_ahead(looks_ahead: Callable[[Seat, Tensor, Tensor], bool]) -> No
         draws = (_crowd(seed + step, T) for step in range(0, 3000, 3))
         top_TK, expert_TK = next(draw for draw in draws if _cutting_shows(*draw))
         for name, seat, right, verdict in _seats(T):
-            check.on(f"{T} tokens, {EXPERTS} experts, {PLACES} places each: {name}", seat,
-                     expert_TK, top_TK.softmax(-1), right=right, otherwise=verdict)  # fmt: skip
+            given = f"{T} tokens, {EXPERTS} experts, {PLACES} places each: {name}"
+            check.on(given, nameless(seat), expert_TK, top_TK.softmax(-1), right=right,
+                     otherwise=verdict)  # fmt: skip
     check.passed("change the future, and see whether the past moves.")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .verdict import Check, Mistakes, number, randn, refuse
+from .verdict import Check, Mistakes, nameless, number, randn, refuse
 
 Choice = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 """(logits_TE, c) -> (token_EC, gate_EC), an expert's best first."""
@@ -25,7 +25,7 @@ def check_expert_choice(expert_choice: Choice) -> None:
     by_hand = torch.tensor([[4.0, 1.0], [6.0, 2.0], [1.0, 3.0], [9.0, 9.0]]).log()
     check.on("the logarithms of [[4, 1], [6, 2], [1, 3], [9, 9]], c = 1", by_hand, 1)
     for c, T, E in ((2, 16, 4), (1, 12, 4), (1, 10, 4), (0.5, 16, 4), (1.5, 15, 3), (2, 9, 9),
-                    (1.25, 7, 5), (3, 8, 4)):  # fmt: skip
+                    (1.25, 7, 5), (3, 8, 4), (0.5, 17, 8)):  # fmt: skip
         check.on(f"{T} random tokens, {E} experts, c = {c}", 2 * randn(T, T, E), c)
     check.on("three tokens, two experts, c = 2: each expert can take them all", randn(0, 3, 2), 2)
     check.on("six tokens, three experts, c = 4: nobody can take more than all", randn(1, 6, 3), 4)
@@ -75,6 +75,8 @@ def _choice_mistakes(logits_TE: Tensor, c: float) -> Mistakes:
         *((token_choice, (best.indices.T, best.values.T)) for best in by_tokens),
         ("rounding down leaves tokens without a place", _choose(logits_TE, c, int(c * T // E))),
         ("rounding to the nearest leaves some out", _choose(logits_TE, c, round(c * T / E))),
+        *(("c * T was made a whole number before it was divided: round once, up, at the end",
+           _choose(logits_TE, c, -(-whole(c * T) // E))) for whole in (int, round)),
         ("the capacity factor is missing", _choose(logits_TE, c, math.ceil(T / E))),
         ("c is a token's experts, not an expert's", _choose(logits_TE, c, max(1, math.ceil(c)))),
         ("k is one too large where c * T / E is whole", _choose(logits_TE, c, int(c * T // E) + 1)),
@@ -271,7 +273,7 @@ def check_reads_future(reads_future: Callable[[Route, Tensor], bool]) -> None:
     for seed, T in enumerate((12, 12, 11)):
         for name, route, right, why in ROUTES:
             given = f"a router in which {name}; x_TD of shape ({T}, 6)"
-            check.on(given, route, randn(seed, T, 6), right=right, otherwise=why)
+            check.on(given, nameless(route), randn(seed, T, 6), right=right, otherwise=why)
     check.passed("three routers cleared, and all caught that leak, if only to one token.")
 
 
@@ -302,6 +304,8 @@ def _safe(groups: Any, B: int, S: int) -> bool:
         wrong("every token belongs to exactly one group")
     if len(tokens) == 1:
         wrong("the whole batch in one group holds every future")
+    if not all(tokens):
+        wrong("a group without tokens is none")
     if min(map(len, tokens)) == 1:
         wrong("a token alone competes with nobody, and every expert takes it")
     if any(len({t // S for t in row}) < len(row) for row in tokens):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ledger import of_interval
-from .verdict import Check, Mistakes, fit, randn, refuse
+from .verdict import FINITE_FILL, UNDERFLOW, Check, Mistakes, far_below, fit, randn, refuse
 
 PAIR = torch.empty(0), torch.empty(0, dtype=torch.int64)  # gates, experts
 
@@ -328,7 +328,8 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
             ("one expert more was disabled than round(ratio × E)", without(logits_TE, k, off + 1)),
             ("the ratio is of the experts that are left out, not of those that are left in",
              without(logits_TE, k, E - off) if E - off + k <= E else None),
-            ("least likely disabled; it is the most likely", gates(logits_TE, rank_TE >= E - k)),
+            ("these are the k least likely; choose the k best of those left",
+             gates(logits_TE, rank_TE >= E - k)),
             ("the disabled ones are not replaced: choose k others", gates(logits_TE, kept_TE)),
             ("the gates must add up to 1 over those that are now chosen",
              logits_TE.softmax(-1) * (right > 0)),
@@ -340,7 +341,7 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
     check = Check("disable_top", disable,
                   lambda z, k, ratio: without(z, k, round(ratio * len(z[0]))), mistakes,
                   "not the softmax of the k best of those left (shown: a column for every expert)",
-                  asked=PAIR, see=lambda value, logits_TE, k, ratio: _spread(
+                  nan=UNDERFLOW, asked=PAIR, see=lambda value, logits_TE, k, ratio: _spread(
                       "disable_top", value, logits_TE, k))  # fmt: skip
     # Without the two best the three best are .08, .04 and .02: 4/7, 2/7, 1/7.
     check.on("the logarithms of [[.32, .16, .08, .04, .02, .01]], k = 3, ratio 1/3",
@@ -348,6 +349,8 @@ def check_disable_top(disable: Callable[[Tensor, int, float], tuple[Tensor, Tens
     for E, k, ratio in ((8, 2, 0.0), (8, 2, 1 / 8), (8, 3, 1 / 4), (8, 2, 1 / 2), (63, 7, 1 / 16),
                         (8, 3, 0.3), (10, 1, 0.28), (5, 2, 0.6)):  # fmt: skip
         check.on(f"12 tokens, {E} experts, k = {k}, ratio {ratio:.4g}", randn(k, 12, E), k, ratio)
+    check.on("12 tokens whose logits lie around -200, 8 experts, k = 2, ratio 0.25",
+             far_below(4, 12, 8), 2, 1 / 4, otherwise=FINITE_FILL)  # fmt: skip
     check.passed("each token without its own best, and still with k experts.")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .verdict import Check, Mistakes, randn
+from .verdict import FINITE_FILL, Check, Mistakes, far_below, randn
 
 
 def check_traffic(traffic: Callable[[Tensor, int], Tensor]) -> None:
@@ -204,4 +204,7 @@ def check_copies_leaving(copies_leaving: Leaving) -> None:
         home_T = randn(seed + 7, T, nodes).argmax(1)
         check.on(f"{T} tokens, {E} experts on {nodes} nodes, K = {k}, limit {limit}",
                  randn(seed, T, E), home_T, nodes, k, limit)  # fmt: skip
+    check.on("9 tokens whose scores lie around -200, 16 experts on 4 nodes, K = 4, limit 2",
+             far_below(8, 9, 16), randn(9, 9, 4).argmax(1), 4, 4, 2,
+             otherwise=FINITE_FILL)  # fmt: skip
     check.passed("the best few nodes, the best experts there, and a copy for each other node.")

@@ -15,7 +15,20 @@ from torch import Tensor, nn
 from ...config import MixtralConfig
 from ...losses import load_balancing_loss
 from ...routing import Routing
-from .verdict import Check, Mistakes, call, fit, randn, refuse, same, show, sort_rows
+from .verdict import (
+    FINITE_FILL,
+    Check,
+    Mistakes,
+    call,
+    far_below,
+    fit,
+    nameless,
+    randn,
+    refuse,
+    same,
+    show,
+    sort_rows,
+)
 
 Gates = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(logits_TE, k) -> (gate_TK, expert_TK), best first."""
@@ -121,7 +134,8 @@ def _gate_mistakes(logits_TE: Tensor, k: int) -> Mistakes:
 def _check_gates(exercise: str, answer: Gates) -> Check:
     check = Check(exercise, answer, _gates, _gate_mistakes, parts=("gate_TK", "expert_TK"),
                   otherwise=tuple(f"the {p} are not the right ones" for p in ("gates", "experts")),
-                  nan="exp overflows, and inf / inf is not a number; use a softmax")  # fmt: skip
+                  nan="exp overflows, and inf / inf is not a number (use a softmax); or a mask was "
+                  "multiplied by inf, and 0 * inf is not one either (use where)")  # fmt: skip
     # The softmax of log p is p, so these gates can be found by hand.
     probs_TE = [[0.1, 0.2, 0.3, 0.4], [0.5, 0.3, 0.15, 0.05], [0.05, 0.6, 0.1, 0.25]]
     check.on(f"the logarithms of {probs_TE}, k = 2", torch.tensor(probs_TE).log(), 2)
@@ -131,6 +145,7 @@ def _check_gates(exercise: str, answer: Gates) -> Check:
     for k in (1, 3, 5):
         otherwise = f"right for k = 2, wrong for k = {k}: is the 2 written into the code?"
         check.on(f"six tokens, five experts, k = {k}", randn(k, 6, 5), k, otherwise=otherwise)
+    check.on("logits around -200, k = 2", far_below(6, 6, 5), 2, otherwise=FINITE_FILL)
     check.slopes("six tokens, five experts, k = 2", randn(0, 6, 5), 2, of={"the logits": 0})
     check.best_first(0, "the right experts; put the best first")
     return check
@@ -422,7 +437,7 @@ def check_balance_is_used(balance_is_used: Callable[[Loss], bool]) -> None:
          "a gradient that is there but 0 teaches nothing; look at its size")]  # fmt: skip
     check = Check("balance_is_used", balance_is_used)
     for name, loss, right, why in cases:
-        check.on(f"the loss {name}", loss, right=right, otherwise=why)
+        check.on(f"the loss {name}", nameless(loss), right=right, otherwise=why)
     check.passed("sound losses accepted, and those that teach the router nothing caught.")
 
 

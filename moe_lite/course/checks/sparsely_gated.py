@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .verdict import Check, Mistakes, number, randn
+from .verdict import FINITE_FILL, Check, Mistakes, far_below, number, randn
 
 
 def check_sparse_gates(sparse_gates: Callable[[Tensor, int], Tensor]) -> None:
@@ -29,6 +29,8 @@ def check_sparse_gates(sparse_gates: Callable[[Tensor, int], Tensor]) -> None:
         return [
             ("the scores that were not kept became 0, and exp(0) is 1: they take a share; use -inf",
              scores_TE.where(chosen_TE, 0.0).softmax(-1)),
+            ("the scores that were not kept became a small number, and still take a share; use "
+             "-inf", scores_TE.where(chosen_TE, -10.0).softmax(-1)),
             ("a token's gates must add up to 1; here the softmax ran before the others were "
              "dropped", probs_TE.where(chosen_TE, 0.0)),
             ("nothing was dropped: this is the dense gate of 1991", probs_TE),
@@ -58,6 +60,15 @@ def check_sparse_gates(sparse_gates: Callable[[Tensor, int], Tensor]) -> None:
     check.on("scores [[60, 59, -60]], k = 2", torch.tensor([[60.0, 59.0, -60.0]]), 2)
     check.slopes("four tokens, five experts, k = 2", randn(0, 4, 5), 2, of={"the scores": 0})
     check.judge()
+    # Scores around 0 and lower, but not so low that exp by hand is 0 for all.
+    zeros = Check("sparse_gates", sparse_gates, lambda *args: ~_chosen(*args),
+                  see=lambda gates_TE, *args: number(gates_TE) == 0, otherwise="a gate that was "
+                  "not chosen has to be exactly 0: a finite number is a score like others, so mask "
+                  "with -inf")  # fmt: skip
+    for low in (0, 60):
+        given = f"four tokens whose scores lie around {-low}, five experts, k = 2; where is it 0?"
+        zeros.on(given, randn(6, 4, 5) - low, 2)
+    zeros.judge()
     # Which of those that tie are chosen is free: the gates are compared in order of size.
     ties = Check("sparse_gates", sparse_gates, lambda *args: _in_order(_gates(*args)),
                  lambda scores_TE, k: [
@@ -218,6 +229,9 @@ def check_prob_in_top_k(prob: Probability) -> None:
              0.1 + randn(6, 3, 4).abs(), 2)  # fmt: skip
     random = randn(0, 6, 5), randn(1, 6, 5), 0.3 + randn(2, 6, 5).abs()
     check.on("six tokens, five experts, k = 5", *random, 5, otherwise=full)
+    for k in (2, 5):
+        check.on(f"scores around -200, k = {k}", far_below(0, 6, 5), far_below(1, 6, 5),
+                 1 - (randn(2, 6, 5) > 0) / 2, k, otherwise=FINITE_FILL)  # fmt: skip
     check.slopes("six tokens, k = 2", *random, 2, of={"the clean scores": 0, "std": 2})
     check.passed("what an expert's bell has beyond the k-th best of the others.")
 
@@ -313,6 +327,10 @@ def check_load_anywhere(load: Load) -> None:
     check.on("six tokens of which none chooses the last expert, std = None", idle, idle, None, 2,
              otherwise=count)  # fmt: skip
     clean, noisy, std = randn(0, 9, 5), randn(9, 9, 5), 0.3 + randn(18, 9, 5).abs()
+    for size, how in ((1 - (std > 1) / 2, "with noise"), (None, "std = None")):
+        check.on(f"scores around -200, k = 2, {how}", far_below(0, 9, 5),
+                 far_below(0 if size is None else 9, 9, 5), size, 2,
+                 otherwise=FINITE_FILL)  # fmt: skip
     check.slopes("nine tokens, k = 2", clean, noisy, std, 2, of={"the clean scores": 0, "std": 2})
     check.judge()
     # Which of those that tie are counted is free: the sum over the experts is compared.

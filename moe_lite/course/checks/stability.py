@@ -236,6 +236,13 @@ def check_first_weights(first_weights: Callable[[int, int, float], Tensor]) -> N
         if reach > 2.28 * sigma:
             why = "right deviation, but values beyond two deviations must be drawn again"
             refuse(exercise, why, given)
+        # Kolmogorov's distance from the cut bell: no right answer in 10 million comes so far.
+        size_N = (weight.abs().flatten() * CUT / std).sort().values
+        below_N = torch.special.erf(size_N / math.sqrt(2)) / math.erf(math.sqrt(2))
+        place_N = (torch.arange(len(size_N)) + 0.5) / len(size_N)
+        if (below_N - place_N).abs().max() * math.sqrt(len(size_N)) > 3:
+            why = "right deviation and right edge, but not a bell that was cut: what falls beyond "
+            refuse(exercise, why + "two deviations is to be drawn again, not moved", given)
         return sigma
 
     check = Check("first_weights", drawn, right, mistakes, see=deviation,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .verdict import Check, Mistakes, passed, randn, refuse
+from .verdict import Check, Mistakes, NotWritten, passed, randn, refuse
 
 Kernel = Callable[..., None]
 MISSING = "Triton is not installed here, so nothing was checked: pip install triton, on Linux"
@@ -167,12 +167,12 @@ class _Watch:
 
 
 def _unfilled(answer: Kernel) -> None:
-    """Let NotImplementedError through; whatever else a kernel outside of Triton does is no news."""
+    """Say of a kernel that it is not written; what else it does outside of Triton is no news."""
     kernel = inspect.unwrap(getattr(answer, "fn", answer))
     try:
         kernel(*range(len(inspect.signature(kernel).parameters)))
     except NotImplementedError:
-        raise
+        raise NotWritten from None
     except Exception:
         return
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import contextvars
+import dis
 import functools
 import itertools
 import linecache
@@ -33,6 +34,10 @@ Of several things returned, ``...`` stands for those that the mistake does not t
 """
 
 NO_GRADIENT = "no gradient"
+_NAN = (
+    "there is a NaN or an infinity where the answer is finite: 0 / 0, inf / inf, inf - inf and "
+    "0 * inf are NaN (to mask, use where or masked_fill, and do not multiply)"
+)
 _FOREIGN = (str(Path(__file__).parents[2]), *sysconfig.get_paths().values())
 
 
@@ -116,7 +121,7 @@ def judged(check: Callable[..., Any]) -> Callable[..., Any]:
             return check(*answer)
         except CheckFailed:
             raise
-        except NotImplementedError:
+        except NotWritten:  # of the learner's own call; torch too raises NotImplementedError
             exercise = check.__name__.removeprefix("check_")
             raise NotWritten(f"{exercise}: not written yet") from None
         except Exception as error:
@@ -144,6 +149,19 @@ def refuse(
     raise CheckFailed(f"{exercise}: {verdict}{shown}")
 
 
+def nameless(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Hand out a function to be judged by what it does: its name would be the answer."""
+
+    def given(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return given
+
+
+FINITE_FILL = "right near 0 only: a finite number is a score like others, so mask with -inf"
+UNDERFLOW = "exp(-200) is 0 in float32, and 0 / 0 is NaN: softmax takes the largest logit out first"
+
+
 def generator(seed: int) -> torch.Generator:
     """Make the source of a check's random numbers: the same each time, others for another variant.
 
@@ -157,6 +175,11 @@ def randn(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator(seed))
 
 
+def far_below(seed: int, *shape: int) -> Tensor:
+    """Draw scores around -200, where a mask's finite number wins; sums of them stay exact."""
+    return randn(seed, *shape).mul(4096).round() / 4096 - 200
+
+
 # --- calling -------------------------------------------------------------------------------------
 
 
@@ -164,30 +187,38 @@ def call(exercise: str, answer: Callable[..., Any], *args: Any, on: str) -> Any:
     """Call the learner's code, saying in words what it is called on; a generator comes as a list.
 
     Raises: CheckFailed with the learner's own line if the code raises, or changes what it is
-            given; NotImplementedError of an exercise that is not yet written.
+            given; NotWritten if it is not yet written.
     """
     before = _copy(args)
     try:
         result = answer(*args)
         if isinstance(result, Iterator):
             result = list(result)
-        if isinstance(result, Tensor):
-            result = number(result)
     except CheckFailed:
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.line for f in frames if not f.filename.startswith(_FOREIGN)]
         line = lines[-1] if lines else ""
-        if isinstance(error, NotImplementedError) and (not line or "raise" in line):
-            raise
+        if isinstance(error, NotImplementedError) and _raised_by_hand(error):
+            raise NotWritten(exercise) from None
         at = f"\n  at       {line}" if line else ""
         raise CheckFailed(
             f"{exercise} raised {type(error).__name__}: {error}{at}\n  given    {on}"
         ) from error
     if not _unchanged(args, before):
         refuse(exercise, "changes its input in place; whoever called it still needs it", on)
-    return result
+    return _plain(result) if isinstance(result, Tensor) else result
+
+
+def _raised_by_hand(error: Exception) -> bool:
+    """Ask whether a `raise` of the learner's made it, and not PyTorch, of what it cannot do."""
+    last = error.__traceback__
+    while last and last.tb_next:
+        last = last.tb_next
+    if not last or (code := last.tb_frame.f_code).co_filename.startswith(_FOREIGN):
+        return False
+    return dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
 
 
 def _inside(value: Any) -> list[Any] | None:
@@ -220,6 +251,29 @@ def _unchanged(value: Any, kept: Any) -> bool:
 # --- numbers in any container --------------------------------------------------------------------
 
 
+class Numberless:
+    """Stand for a tensor that holds nothing to compare, and say what it is."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __repr__(self) -> str:
+        return self.what
+
+
+def _plain(value: Tensor) -> Tensor | Numberless:
+    """Bring a tensor to a layout and a type in which comparisons work, where there is one."""
+    if value.is_meta:
+        return Numberless("a meta tensor, which holds no numbers")
+    if value.is_nested or value.is_complex():
+        return Numberless("complex numbers" if value.is_complex() else "a nested tensor")
+    value = value.dequantize() if value.is_quantized else value.cpu()
+    value = value if value.layout == torch.strided else value.to_dense()
+    if value.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        return value.long()
+    return value.float() if value.is_floating_point() and value.itemsize == 1 else value
+
+
 def number(value: Any) -> Tensor | None:
     """Return the numbers that a container holds as one tensor; None if there is no such thing.
 
@@ -228,7 +282,8 @@ def number(value: Any) -> Tensor | None:
             [3, 4]]), None, None)
     """
     if isinstance(value, Tensor):
-        return value if value.layout == torch.strided else value.to_dense()
+        plain = _plain(value)
+        return plain if isinstance(plain, Tensor) else None
     if value is None or isinstance(value, str | bytes):
         return None
     if isinstance(value, Mapping):
@@ -241,7 +296,7 @@ def number(value: Any) -> Tensor | None:
         return torch.stack(tensors) if tensors else torch.empty(0)
     try:
         if hasattr(value, "__array__") or isinstance(value, int):
-            return torch.as_tensor(value)
+            return number(torch.as_tensor(value))
         return torch.tensor(float(value), dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         return None
@@ -275,7 +330,9 @@ def fit(value: Any, right: Any) -> Any:
     found = number(value)
     if found is not None and not right.dim() and found.numel() == 1:
         return found.reshape(())
-    return value if found is None else found
+    if found is None:
+        return _plain(value) if isinstance(value, Tensor) else value
+    return found
 
 
 def same(a: Any, b: Any, slack: float = 1e-6) -> bool:
@@ -303,6 +360,13 @@ def same(a: Any, b: Any, slack: float = 1e-6) -> bool:
         slack = max(slack, 1e-5 * usual.median().item() if usual.numel() else 0.0)
         return torch.allclose(x, y, rtol=1e-4, atol=slack, equal_nan=True)
     return bool(str(a).strip().casefold() == str(b).casefold()) if isinstance(b, str) else a is b
+
+
+def _comparable(value: Any) -> bool:
+    """Ask whether all of it is numbers: only what can be equal can differ the second time."""
+    if isinstance(value, tuple):
+        return all(map(_comparable, value))
+    return isinstance(value, Tensor)
 
 
 def finite(value: Any) -> bool:
@@ -357,20 +421,19 @@ class Case:
     def wrong(self) -> bool:
         return not same(self.yours, self.right, self.slack)
 
-    def is_from(self, value: Any) -> bool:
-        """Ask whether a mistake's value gives yours; its gradient counts if its value is right."""
-        if value is None:
-            return True
+    def gives(self, value: Any) -> bool:
+        """Ask whether a mistake's value is yours; its gradient counts if its value is right."""
         if self.leaves and not same(value[0], self.right[0], self.slack):
             return same(self.yours[0], value[0], self.slack)
-        # Where numbers overflowed, what they came from cannot be seen.
-        return same(self.yours, value, self.slack) or not finite(self.yours)
+        return same(self.yours, value, self.slack)
+
+    def is_from(self, value: Any) -> bool:
+        """Ask whether a mistake may have made yours: where it overflowed, that cannot be seen."""
+        return value is None or self.gives(value) or not finite(self.yours)
 
     def shows(self, value: Any) -> bool:
         """Ask whether a mistake's value gives yours here, and not what is right."""
-        return value is not None and not same(self.right, value, self.slack) and (
-            self.is_from(value) if self.leaves else same(self.yours, value, self.slack)
-        )  # fmt: skip
+        return value is not None and self.gives(value) and not same(self.right, value, self.slack)
 
 
 class Check:
@@ -513,6 +576,8 @@ class Check:
         """
         plain = [case for case in self.cases if not case.otherwise]
         cases = plain if any(case.wrong() for case in plain) else self.cases
+        if not any(finite(case.yours) for case in cases if finite(case.right)):
+            return None  # a NaN everywhere comes from anywhere
         for index, (text, value) in enumerate(cases[0].mistakes):
             part = isinstance(value, tuple) and any(v is ... for v in value)
             if part and self._order():
@@ -541,7 +606,7 @@ class Check:
             return f"right numbers, but not the right gradient for {name}"
         pairs = self._pairs()
         yours, right = (case.yours[0], case.right[0]) if case.leaves else (case.yours, case.right)
-        found = case.again() if case.again and isinstance(yours, Tensor | tuple) else yours
+        found = case.again() if case.again and _comparable(yours) else yours
         said = isinstance(right, Tensor) and right.dtype == torch.bool and not right.dim()
         if said and (not isinstance(yours, Tensor) or yours.dim() or yours.item() not in (0, 1)):
             return f"return True or False, not {_describe(yours)}"
@@ -550,9 +615,10 @@ class Check:
                 return "asked twice about the same, it says two things: try until no chance decides"
             return "the same input gives another answer the second time: nothing may be drawn here"
         if isinstance(right, tuple):
-            sound = not isinstance(yours, tuple) or finite(yours) or not finite(right)
+            whole = isinstance(yours, tuple) and len(yours) == len(right)
+            sound = not whole or finite(yours) or not finite(right)
             return (
-                case.otherwise or ("" if sound else self.nan)
+                case.otherwise or ("" if sound else self.nan or _NAN)
                 or self._formal_parts(pairs, yours, right) or self.others[0]
             )  # fmt: skip
         if isinstance(right, str):
@@ -570,7 +636,7 @@ class Check:
             (self.nan if not sound else "")
             or case.otherwise
             or form(pairs, self.listed)
-            or ("" if sound else "there is a NaN or an infinity where the answer is finite")
+            or ("" if sound else _NAN)
             or self.others[0]
         )
 
@@ -659,7 +725,16 @@ def form(pairs: Sequence[tuple[Any, Any]], listed: bool = False) -> str:
     if yours.shape != right.shape:
         mine = _describe(yours, listed) if listed else f"one of shape {tuple(yours.shape)}"
         return f"return {_describe(right, listed)}, not {mine}"
+    kinds = {y.dtype for y, _ in pairs}
     pairs = [(y.detach().double(), r.detach().double()) for y, r in pairs]
+    if kinds < {torch.float16, torch.bfloat16} and all(
+        torch.allclose(y, r, rtol=0, atol=8 * torch.finfo(kind).eps * r.abs().max().item())
+        for kind in kinds
+        for y, r in pairs
+        if r.numel()
+    ):
+        kind = str(yours.dtype).removeprefix("torch.")
+        return f"right but for the rounding of {kind}: compute, and return, float32"
     for text, change in _FORMS:
         if all(same(y, change(r)) for y, r in pairs):
             return text
@@ -714,6 +789,9 @@ def _describe(value: Any, listed: bool = False) -> str:
         return f"a tensor of shape {tuple(value.shape)}" if value.dim() else "one number"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "one number"
+    if callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        return f"the function `{name}` itself: call it, with ()"
     several = isinstance(value, list) and any(isinstance(part, Tensor) for part in value)
     return f"{len(value)} things" if several or isinstance(value, tuple) else show(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -162,6 +163,11 @@ def check_shuffle_within_words(shuffle: Callable[[Tensor, Tensor, int], Tensor])
             mine = ids_T == word
             if mine.sum() > 2 and len(place_ST[:, mine].unique(dim=0)) < 3:
                 refuse(exercise, "not every word is shuffled", given, yours)
+        # Where each word's own tokens went, as places among them: equal words of equal number.
+        went = [place_ST[:, mine].argsort(1).argsort(1) for mine in map(ids_T.eq, ids_T.unique())]
+        if any(torch.equal(a, b) for a, b in itertools.combinations(went, 2) if a.shape[1] > 1):
+            refuse(exercise, "two words that come equally often are always shuffled alike: make "
+                   "the generator once, before the words, not anew for each", given)  # fmt: skip
         return _many(exercise, place_ST, given)
 
     def every_seed(label_T: Tensor, ids_T: Tensor) -> list[Any]:
@@ -169,7 +175,7 @@ def check_shuffle_within_words(shuffle: Callable[[Tensor, Tensor, int], Tensor])
 
     check = Check(exercise, every_seed, lambda label_T, ids_T: True, see=within)
     for ids_T in (torch.tensor([7, 2, 7, 2, 7, 2, 7, 9]), _draw(generator(1), 5, 60),
-                  1000 * _draw(generator(2), 3, 25)):  # fmt: skip
+                  1000 * _draw(generator(2), 3, 25), torch.arange(30) * 7 % 5):  # fmt: skip
         check.on(f"{len(ids_T)} tokens, labelled 0, 1, 2, ...", torch.arange(len(ids_T)), ids_T)
     check.passed("every word keeps its labels, and only the places among its tokens change.")
 

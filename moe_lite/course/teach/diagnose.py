@@ -18,7 +18,7 @@ from ...files import commit, write
 from ..build import ROOT
 from .grade import run
 from .lab import Cell, Lab, leaks, notebook, taken
-from .quiz import LETTERS, Wrong, wrong_answers
+from .quiz import LETTERS, Wrong, false_of, wrong_answers
 from .verify import verify
 
 POINTS = 2.0  # for the diagnosis; the repair has the exercise's own
@@ -43,17 +43,23 @@ def students(path: Path) -> list[str]:
 
 
 def bank(cell: Cell, root: Path) -> list[Wrong]:
-    """List the wrong answers to a check that can be shown, each with another mistake.
+    """List the wrong answers to a check that can be options, each with another mistake.
 
-    Raises: ValueError if there are fewer than four to choose from.
+    Raises: ValueError if none can be shown, for want of three others whose mistake it has not.
     """
-    apart = {one.verdict: one for one in wrong_answers(cell.check, cell.name, root)}
-    if len(apart) < len(LETTERS):
+    apart = list({one.verdict: one for one in wrong_answers(cell.check, cell.name, root)}.values())
+    if not to_show(apart):
         raise ValueError(
             f"{cell.exercise} {cell.check} has {len(apart)} wrong answers that can be shown; a "
-            f"diagnosis needs {len(LETTERS)}: take another exercise"
+            f"diagnosis needs {len(LETTERS)} whose mistakes exclude each other: take another "
+            "exercise"
         )
-    return list(apart.values())
+    return apart
+
+
+def to_show(apart: Sequence[Wrong]) -> list[Wrong]:
+    """Return those of which three other mistakes are false."""
+    return [one for one in apart if len(false_of(one, apart)) >= len(LETTERS) - 1]
 
 
 def variant(base: Lab, banks: dict[str, list[Wrong]], number: int) -> Lab:
@@ -68,9 +74,10 @@ def variant(base: Lab, banks: dict[str, list[Wrong]], number: int) -> Lab:
         deal = random.Random(f"{base.name} {cell.key}")
         apart = list(shown[name])
         deal.shuffle(apart)
-        mine = apart[number % len(apart)]
+        can_be = to_show(apart)
+        mine = can_be[number % len(can_be)]
         draw = random.Random(f"{base.name} {cell.key} {number}")
-        options = [mine, *draw.sample([one for one in apart if one is not mine], len(LETTERS) - 1)]
+        options = [mine, *draw.sample(false_of(mine, apart), len(LETTERS) - 1)]
         draw.shuffle(options)
         letter = LETTERS[options.index(mine)]
         asked, said = (

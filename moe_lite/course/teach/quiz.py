@@ -2,6 +2,10 @@
 
 No question is written by hand. Its code is an answer that somebody gave, its options are what the
 check says of this one and of others, and every one of them is put to the check as the quiz is made.
+What is said of another may be true of this code as well, which no check can tell. So every pair was
+judged by reading, and a file of mutants begins with what was found: "Also true of a: b, c." says
+that the verdicts on b and c are true of the code of a, or can be taken for it; neither is offered
+there as wrong. "Also true of all: d." says that what is said of d is no distractor at all.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import io
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import checks
@@ -25,6 +29,7 @@ from .report import STYLE
 LINES = 9  # of code on a slide or a page
 QUESTIONS = 5  # a chapter has at least so many
 LETTERS = "ABCD"
+ALSO = re.compile(r"^Also true of (\w+): ([\w,\s]+)\.$", re.M)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Wrong:
     name: str
     code: str
     verdict: str
+    also: frozenset[str] = frozenset()  # what is said of others and is true of this code too
 
 
 @dataclass(frozen=True)
@@ -72,19 +78,23 @@ def body(source: str, name: str, called: str) -> str:
 
 
 def verdict(check: str, answer: object) -> str | None:
-    """Return the sentence with which a check refuses an answer; None if it passes."""
+    """Return the sentence with which a check refuses an answer; None if it passes.
+
+    Empty if it does not run at all.
+    """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             getattr(checks, f"check_{check}")(answer)
     except checks.CheckFailed as error:
-        return str(error).splitlines()[0].partition(": ")[2]
+        who, _, said = str(error).splitlines()[0].partition(": ")
+        return "" if " raised " in who else said
     return None
 
 
 def wrong_answers(check: str, name: str, root: Path = ROOT) -> list[Wrong]:
     """List the mutants of a check that can be shown, each with its verdict.
 
-    Raises: ValueError if one of them passes.
+    Raises: ValueError if one of them passes, or if "Also true of" names one that is not shown.
     """
     path = root / "tests" / "mutants" / f"check_{check}.py"
     spec = importlib.util.spec_from_file_location(f"mutants_{check}", path)
@@ -101,9 +111,19 @@ def wrong_answers(check: str, name: str, root: Path = ROOT) -> list[Wrong]:
         ):
             if (said := verdict(check, value)) is None:
                 raise ValueError(f"check_{check} passes the mutant {here}")
-            if said and " raised " not in said:
+            if said:
                 found.append(Wrong(here, code, said))
-    return found
+    told = {one.name: one.verdict for one in found}
+    also: dict[str, set[str]] = {name: set() for name in ("all", *told)}
+    for of, names in ALSO.findall(module.__doc__ or ""):
+        try:
+            also[of] |= {told[other.strip()] for other in names.split(",")}
+        except KeyError as error:
+            raise ValueError(f"check_{check} has no mutant {error} to show") from None
+    return [
+        replace(one, also=frozenset((also["all"] | also[one.name]) - {one.verdict}))
+        for one in found
+    ]
 
 
 def questions(chapter: str, root: Path = ROOT) -> list[Question]:
@@ -138,8 +158,16 @@ def questions(chapter: str, root: Path = ROOT) -> list[Question]:
     return found
 
 
+def false_of(one: Wrong, others: Sequence[Wrong]) -> list[Wrong]:
+    """Return those whose verdict is false of this code."""
+    return [other for other in others if other.verdict not in one.also | {one.verdict}]
+
+
 def bank(exercise: str, check: str, right: str, wrong: Sequence[Wrong]) -> list[Question]:
-    """Make the questions of one check: what is wrong with this code, and which code is right."""
+    """Make the questions of one check: what is wrong with this code, and which code is right.
+
+    Of a code of which fewer than three other verdicts are false, nothing is asked.
+    """
     draw, found = random.Random(f"{exercise} {check}"), []
     apart = list({one.verdict: one for one in wrong}.values())
     draw.shuffle(apart)
@@ -153,8 +181,10 @@ def bank(exercise: str, check: str, right: str, wrong: Sequence[Wrong]) -> list[
             Question(exercise, stem, code, tuple(options), options.index(first), names, check)
         )
 
-    for at, one in enumerate(apart if len(apart) > 3 else []):
-        used = [apart[(at + step) % len(apart)] for step in range(4)]
+    for at, one in enumerate(apart):
+        used = [one, *false_of(one, [*apart[at:], *apart[:at]])][: len(LETTERS)]
+        if len(used) < len(LETTERS):
+            continue
         whys = [(other.verdict, f"That would be: {other.code}") for other in used[1:]]
         ask("This runs and is wrong. What is the mistake?", one.code, (one.verdict, "Yes."), whys,
             used)  # fmt: skip
