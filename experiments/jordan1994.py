@@ -10,11 +10,11 @@ from torch import Tensor
 
 from moe_lite.course import arm
 from moe_lite.course.hierarchy import affine, em_step, random_tree
-from moe_lite.course.ledger import Claim, Experiment, Measures, Pair
+from moe_lite.course.ledger import OURS, Claim, Experiment, Measures, Pair
 
 CONFIG: dict[str, Any] = {
     "train": 15_000, "test": 5_000, "data_seed": 0,
-    "depth": 4, "tree_epochs": 35, "tree_init": 0.1,
+    "depth": 4, "tree_epochs": 35, "tree_longest": 200, "tree_init": 0.1,
     "hidden": 60, "backprop_epochs": 5_500, "step": 0.6, "momentum": 0.5,
     "epochs_1994": 2_000, "step_1994": 0.3, "momentum_1994": 0.15,
 }  # fmt: skip
@@ -90,8 +90,8 @@ def linear(data: arm.ArmData) -> float:
 def run(seeds: Sequence[int]) -> Measures:
     """Fit all three; a seed is an initialisation, the arm's data are the same for all."""
     data = arm.draw(CONFIG["train"], CONFIG["test"], seed=CONFIG["data_seed"])
-    tree_ES = fit_tree(data, seeds, CONFIG["tree_epochs"])
-    goal_S = tree_ES[-1]
+    tree_ES = fit_tree(data, seeds, CONFIG["tree_longest"])
+    goal_S = tree_ES[CONFIG["tree_epochs"] - 1]
     fitted = {
         name: fit_backprop(data, seeds, *(CONFIG[key] for key in keys))
         for name, keys in (("tuned", TUNED), ("1994", AS_IN_1994))
@@ -101,10 +101,14 @@ def run(seeds: Sequence[int]) -> Measures:
         for name, error_ES in fitted.items()
     }
     speedup = {
-        name: [None if n is None else n / len(tree_ES) for n in counts]
+        name: [None if n is None else n / CONFIG["tree_epochs"] for n in counts]
         for name, counts in passes.items()
     }
     backprop_ES = fitted["tuned"]
+    own = {
+        name: [converged(error_E) for error_E in error_ES.T]
+        for name, error_ES in (("tree", tree_ES), ("backprop", backprop_ES))
+    }
     return {
         "linear": [linear(data)] * len(seeds),
         "tree": goal_S.tolist(),
@@ -112,6 +116,8 @@ def run(seeds: Sequence[int]) -> Measures:
         "backprop's epochs to the tree's error": passes["tuned"],
         "speed-up": speedup["tuned"],
         "speed-up, 1994's step": speedup["1994"],
+        "the tree's epochs to near its own lowest error": own["tree"],
+        "backprop's epochs to near its own lowest error": own["backprop"],
         **{f"tree, epoch {n}": tree_ES[n - 1].tolist() for n in MARKS if n <= len(tree_ES)},
         **{f"backprop, epoch {n}": backprop_ES[n - 1].tolist() for n in MARKS
            if n <= len(backprop_ES)},
@@ -122,6 +128,13 @@ def first_at_most(error_E: Tensor, goal: Tensor) -> float | None:
     """Count the epochs until the error is at most the goal; None if it never is."""
     reached = (error_E <= goal).nonzero()
     return float(reached[0] + 1) if len(reached) else None
+
+
+def converged(error_E: Tensor) -> float:
+    """Count the epochs as the paper does: the first within 5 % of the lowest error of them all."""
+    epochs = first_at_most(error_E, 1.05 * error_E.min())
+    assert epochs is not None  # the lowest is one of them
+    return epochs
 
 
 def spot() -> Measures:
@@ -140,7 +153,7 @@ EXPERIMENT = Experiment(
     title="A robot arm learned by a tree of experts and by backprop",
     source="Jordan & Jacobs 1994, Hierarchical mixtures of experts and the EM algorithm",
     chapter="02",
-    seeds=5,
+    seeds=10,
     config=CONFIG,
     claims=(
         Claim("linear regression's relative error (our arm's ranges were set by it)", "Table 1",
@@ -149,22 +162,33 @@ EXPERIMENT = Experiment(
               "tree", paper=0.10, within=0.2),
         Claim("relative error of backprop, 60 hidden units", "Table 1", "backprop",
               paper=0.09, within=0.2, note="after 5,500 epochs, as ours"),
-        Claim("backprop's epochs to the tree's error, over the tree's 35", "Table 1", "speed-up",
-              paper=157, void=1, note="5,500 / 35"),
-        Claim("the same with the step size of 1994, as we read it", "Table 1",
-              "speed-up, 1994's step", paper=157, void=1, note="5,500 / 35"),
+        Claim("epochs until near the own lowest error, backprop's over the tree's", "Table 1",
+              Pair("backprop's epochs to near its own lowest error",
+                   "the tree's epochs to near its own lowest error", "/"),
+              paper=157, void=1, note="5,500 / 35; of ours, the lowest in 5,500 and in 200"),
         Claim("backprop ends lower: tree's error minus backprop's", "Table 1",
               Pair("tree", "backprop"), paper=0.01, void=0),
     ),
+    measured=(
+        Claim("backprop's epochs to the tree's error of epoch 35, over 35", OURS, "speed-up",
+              "above", void=1),
+        Claim("the same with the step size of 1994, as we read it", OURS, "speed-up, 1994's step",
+              "above", void=1),
+    ),
     finding=(
-        "the tree comes near the paper's error ({1}) in the paper's 35 epochs; backpropagation "
-        "takes {3} times as many to get there, not 157, and then ends lower"
+        "the tree comes near the paper's error ({1}) in the paper's 35 epochs; to come near its "
+        "own lowest error backpropagation takes {3} times the tree's epochs, 157 in the paper, and "
+        "ends lower; to the tree's own error it takes far fewer"
     ),
     run=run,
     spot=spot,
     caveat=(
         "a first run gave backprop 2,000 epochs; after seeing it, we lengthened that to the "
-        "paper's 5,500 and added the row with the step size of 1994. Step sizes were explored on "
+        "paper's 5,500 and added the row with the step size of 1994. Until a reader pointed it "
+        "out, the paper's factor stood beside the epochs to the tree's error; the paper counts "
+        "each method's way to within 5 % of its own lowest error, and so does row four now. Five "
+        "seeds left that undecided (105 ± 82), so five more were run. Had backprop more epochs, "
+        "its lowest error could be lower, and the way to it longer. Step sizes were explored on "
         "the test error. Seeds vary the first weights; the data are the same for all."
     ),
 )  # fmt: skip
