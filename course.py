@@ -25,7 +25,7 @@ import sys
 if __name__ == "__main__":
     if sys.version_info < (3, 11):
         sys.exit(
-            "The course needs Python 3.11 or newer, but this is Python {}.{} ({}): run course.py "
+            "The course needs Python 3.11 to 3.14, but this is Python {}.{} ({}): run course.py "
             "with a newer one, for instance `python3.12 course.py lab`.".format(
                 sys.version_info[0], sys.version_info[1], sys.executable
             )

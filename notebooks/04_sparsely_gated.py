@@ -433,9 +433,9 @@ for noise in (0.0, 0.35, 0.7, 1.5, 3.0):
 # %% [markdown]
 # ## 7. A tree of gates
 #
-# With thousands of experts, one softmax over all of them is too large to handle. The paper's
-# Appendix B puts a gate over $a$ groups, and in each group a gate over $b$ experts: chapter 02's
-# tree, with most of its experts not run.
+# With thousands of experts the paper makes the choice smaller. Its Appendix B puts a gate over $a$
+# groups, and in each group a gate over $b$ experts: chapter 02's tree, with most of its experts not
+# run.
 #
 # $$y = \sum_{i=1}^{a} \sum_{j=1}^{b} G_{\text{primary}}(x)_i\; G_i(x)_j\; E_{i,j}(x) \qquad (12)$$
 #

@@ -201,8 +201,8 @@ print(f"gates from {theirs.gate_N.min():.2f} to {theirs.gate_N.max():.2f}, "
 # %% [markdown]
 # ## 5. GShard: two, in two rounds
 #
-# GShard's Algorithm 1 is a year older and gives each token two experts. Four things in it are worth
-# the reading. With $g_1 \ge g_2$ the two best probabilities, divided by their sum:
+# GShard's Algorithm 1 is half a year older and gives each token two experts. Four things in it are
+# worth reading. With $g_1 \ge g_2$ the two best probabilities, divided by their sum:
 #
 # 1. **First choices first.** One pass seats all first choices, a second one the second choices,
 #    which stand *behind* them. Nobody's second wish takes the place of somebody's first.
@@ -507,14 +507,14 @@ for factor in (0.5, 1.0, 1.25, 2.0, 8.0):
 
 # %% [markdown]
 # From more than half of the tokens dropped to none, and the loss moves by hundredths. So do not
-# wait for a loss curve to tell you of drops. Count them.
+# wait for a loss curve to tell you: count drops.
 #
 # ### When does it begin to pay?
 #
 # The Switch paper's Table 1 compares, with 128 experts on 32 TPUs, dense models with top-1 (Switch,
-# of the same arithmetic) and top-2 (of more). Its main sentence: *a sparse model beats a dense
-# one.* After 300 steps of the model above no lead shows: see its ten seeds in the
-# [ledger](../LEDGER.md#switch2021), with capacities and clock.
+# of the same arithmetic) and top-2 (of more). Its finding is about speed: in the same *time* top-1
+# beats both. We ask at equal steps: *does sparse beat dense?* After 300 steps of the model above no
+# lead shows: see its ten seeds in the [ledger](../LEDGER.md#switch2021), with capacities and clock.
 #
 # So here is a narrower model (32 wide, a vocabulary of 512), chosen on three other seeds because an
 # effect shows in it: 3,000 steps, twelve seeds, no capacity (`python -m moe_lite reproduce
@@ -552,8 +552,8 @@ ledger.verdicts("switch2021_long")
 #
 # ## 9. What goes wrong: three bugs that run
 #
-# Each is in published code or is what people write first, and none raises an error. Look at the
-# symptom, find the cause, then open the answer.
+# Each is in published code or is what people write first, and none raises an error. Find the cause,
+# then open the answer.
 #
 # **Tokens that grow.** From an annotated Switch Transformer that many have learned from. Its layer
 # puts the input of the dropped tokens back in their places, "passed through", and weighs the

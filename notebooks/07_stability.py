@@ -19,18 +19,18 @@
 # ([arXiv:2202.08906](https://arxiv.org/abs/2202.08906)), section 3.
 #
 # A large sparse model trains for days, and then its loss leaps up and does not come back. Both
-# papers put the router under suspicion. In this chapter you
+# papers suspect the router. In this chapter you
 #
 # - count by hand the numbers that bfloat16 has, and those that it has not;
-# - find the one direction in which a router's logits can drift and *nothing* holds them;
+# - find the one direction in which a router's logits can drift and *no loss* holds them;
 # - count how often rounding sends a token to another expert, in a trained model;
 # - build the three remedies: a router in float32, smaller first weights, the z-loss with its
 #   square;
 # - try to make a small model blow up, and read what happened instead.
 #
 # **You need:** PyTorch, what a softmax is, and what a router does (chapter 05's Switch router is
-# used, and explained in a line). **Time:** an hour to read and try; the cells run in under a minute
-# on two CPU cores. No GPU, no network.
+# explained in a line). **Time:** an hour to read and try; the cells run in under a minute on two
+# CPU cores. No GPU, no network.
 
 # %%
 import matplotlib.pyplot as plt
@@ -112,9 +112,11 @@ for name, loss in {
           f"largest sum over the experts {slope_TE.sum(-1).abs().max():.1e}")  # fmt: skip
 
 # %% [markdown]
-# Nothing pushes the common level of a token's logits up, and nothing holds it. It goes where noise
-# and the momentum of other changes carry it. And in exact arithmetic it may: only a rounded number
-# has to care how far it is from zero.
+# No loss pushes the common level of a token's logits, and none holds it. In every batch the
+# gradients of the router's rows add up to zero, so plain SGD leaves their mean where it is. Adam
+# scales each weight's step by itself, so its steps do not add up to zero; weight decay pulls; the
+# inputs change. So the level drifts. And in exact arithmetic it may: only a rounded number has to
+# care how far it is from zero.
 #
 # So there are two ways for logits to *grow*:
 #
@@ -350,8 +352,8 @@ print("2 log Z / B              :", (2 * logits_TE.logsumexp(-1) / 50)[:3].detac
 # Read it. The $p_i$ of a token add up to 1, so over its experts this gradient adds up to
 # $\frac{2}{B} \log Z$: **not zero**, in the very direction in which all other losses are flat. It
 # pushes down when the level is above zero, *up* when it is below, and not at all when it is right.
-# And most of the push goes to the expert with the largest logit, since its $p_i$ is the largest: so
-# it also shortens the lead of a router that is too sure.
+# And most of the push goes to the largest logit, since its $p_i$ is the largest: above zero it also
+# shortens the lead of a router that is too sure (below, it lengthens it).
 #
 # The square is what makes it turn round. Several tutorials write the z-loss without it. Then the
 # factor $2 \log Z$ is gone, the gradient is $p_i / B$, and it points the same way for ever:
@@ -535,15 +537,13 @@ for step in range(401):
 # <details>
 # <summary>What is it?</summary>
 #
-# The square is missing. You saw the picture in section 7: no floor. The mean of the log-sum-exps
-# falls without end, the logits go to minus infinity, and there bfloat16 is as coarse as at plus
-# infinity. In a real training the weight is small and other losses pull too, so it takes longer
-# to show.
+# The square is missing. No floor, as in section 7. The mean of the log-sum-exps falls without end,
+# the logits go to minus infinity, and there bfloat16 is as coarse as at plus infinity.
 #
 # </details>
 #
 # **The same token, and another expert.** A token's experts should depend on the token. Here they
-# depend on how many others are in the batch. (The router's softmax is in float32, as it should be.)
+# depend on how many others are in the batch. (The router's softmax is in float32.)
 
 
 # %%
@@ -583,8 +583,8 @@ print(f"{(alone != together).sum()} of 2000 tokens have another expert when they
 # 1. bfloat16 has 128 numbers between two powers of two, so what is large is coarse.
 # 2. Softmax and balancing loss do not see a common level of the logits; rounding does.
 # 3. Selective precision casts what goes *into* the router's product, outside autocast.
-# 4. The z-loss squares $\log Z$: the square gives it a floor, and its gradient $2 \log Z\, p_i /
-#    B$ is the only push along the unwatched direction.
+# 4. The z-loss squares $\log Z$: the square gives it a floor, and its gradient $2 \log Z\, p_i / B$
+#    is the only push of a loss along the unwatched direction.
 # 5. At our size nothing exploded: a rate that is too high unlearns.
 #
 # | in the papers | in the code | |

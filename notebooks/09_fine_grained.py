@@ -35,6 +35,7 @@
 # %%
 from dataclasses import replace
 from math import comb, hypot
+from statistics import median
 
 import matplotlib.pyplot as plt
 import torch
@@ -194,10 +195,11 @@ gate = TopKRouter(16, 16, 2, renormalize=False)
 torch.testing.assert_close(WithoutBest(gate, 0)(x_TD).gates_TE(), gate(x_TD).gates_TE())
 
 # %% [markdown]
-# Here a gate is the chosen expert's probability among all, as in the paper's equations, and is
-# *not* divided by the sum over the chosen. Beside a shared expert that is no detail. In $1 + 1$ of
-# 15 each token has a single routed expert; divided by itself its gate is 1, whatever its score, and
-# the router learns nothing: chapter 04's gate that never moves (section 9).
+# Here a gate is the chosen expert's probability among all (with some disabled, among those left:
+# the paper does not say which), and is *not* divided by the sum over the chosen. Beside a shared
+# expert that is no detail. In $1 + 1$ of 15 each token has a single routed expert; divided by
+# itself its gate is 1, whatever its score, and the router learns nothing: chapter 04's gate that
+# never moves (section 9).
 #
 # But what *is* a sixteenth?
 
@@ -557,15 +559,14 @@ for truth in (0.0, 0.06):
         print(f"then {sum(found) / len(found):.3f};", ", ".join(said))
 
 # %% [markdown]
-# Three seeds mostly say "we cannot tell" (seven find more than half); what they do find they find
-# too large. So: name the pair and the margin before the run, pair by seed, print the size with its
+# Three seeds mostly say "we cannot tell" (six find about half); what they do find they find too
+# large. So: name the pair and the margin before the run, pair by seed, print the size with its
 # interval, count the rows, and say how many seeds would decide.
 #
 # ## 12. Who does what
 #
-# What became of it? Here is what was built since, from the published shapes.
-# *Granularity* is $4D/F$: into how many parts an ordinary feed-forward network is cut. "?" means
-# that neither paper nor config says.
+# Here is what was built since, from the published shapes. *Granularity* is $4D/F$: into how many
+# parts an ordinary feed-forward network is cut. "?" means that neither paper nor config says.
 
 # %%
 shape, choice = list(presets.COLUMNS)[:8], ["model", *list(presets.COLUMNS)[8:12]]
@@ -575,20 +576,20 @@ Markdown("\n".join(presets.table(2024, columns) for columns in (shape, choice)))
 for first, last in ((2020, 2023), (2024, 2024), (2025, 2026)):
     names = [n for n, p in presets.PUBLISHED.items() if first <= p.year <= last]
     shapes, said = [presets.PRESETS[n] for n in names], [presets.PUBLISHED[n] for n in names]
-    cuts = sorted(presets.granularity(a) for a in shapes)
-    used = sorted(a.top_k / a.experts for a in shapes)
+    cuts = [presets.granularity(a) for a in shapes]
+    used = [a.top_k / a.experts for a in shapes]
     print(
-        f"{first} to {last}: {len(names):2} models, granularity {cuts[len(cuts) // 2]:4.1f}, "
-        f"{used[len(used) // 2]:5.1%} of the experts; "
+        f"{first} to {last}: {len(names):2} models, granularity {median(cuts):4.1f}, "
+        f"{median(used):5.1%} of the experts; "
         f"{sum(a.shared > 0 for a in shapes)} share one, "
         f"{sum('bias' in p.balance for p in said)} have a bias"
     )
 
 # %% [markdown]
 # Cutting fine has won: experts have become smaller, and since Mixtral's quarter a token uses a
-# smaller share of them: an eighth in 2024's median, one in thirty now. (Switch and GShard used
-# less still, of uncut experts.) On *a shared expert*, *softmax or sigmoid*, *a loss or a bias* the
-# field is divided, and we know of no controlled comparison at that size.
+# smaller share of them: a ninth in 2024's median, one in thirty now. (Switch and GShard used less
+# still, of uncut experts.) On *a shared expert*, *softmax or sigmoid*, *a loss or a bias* the field
+# is divided, and we know of no controlled comparison at that size.
 #
 # What was changed in the layer itself since then is in the [appendix](09a_since_2024.ipynb): eight
 # ideas, a few lines each, measured.

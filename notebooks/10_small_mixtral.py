@@ -574,8 +574,8 @@ for number, (there, here) in enumerate(zip(recorded.trace.layers, out.routings, 
     print(f"layer {number}: {changed:4.0%} of {len(alone)} tokens change their first expert")
 
 # %% [markdown]
-# None is near 0 (they differ from run to run): routing goes by the surroundings, in the last layer
-# by far the most here, which the table alone hides. (One sentence in one model; chapter 17 does it
+# None is near 0 (they differ from run to run, and so does the layer that has most): routing goes by
+# the surroundings too, which the table alone hides. (One sentence in one model; chapter 17 does it
 # properly, with baselines.) That is the right *kind* of question: change one thing, and see whether
 # the routing follows.
 #

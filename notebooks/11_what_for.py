@@ -541,10 +541,10 @@ for what in ("paths, 32 experts − 8 experts", "paths, dense 8 wide − 32 expe
 ledger.verdicts("jelassi2024", lambda claim: "paths" in claim.text)
 
 # %% [markdown]
-# **A little width beats many experts:** twice the units are 3.3 ± 0.5 points ahead of 32 experts,
-# with a sixteenth of the hidden units. Experts do help here: the more, the better. But each
-# doubling costs twice the memory of the one before and gives less. In the paper reasoning
-# "saturates"; ours still rises at 32.
+# **A little width beats many experts:** twice the units a token are 3.3 ± 0.5 points ahead of 32
+# experts, which hold sixteen times as many. Experts do help here: the more, the better. But each
+# doubling costs twice the last one's memory and gives less. In the paper reasoning "saturates";
+# ours still rises at 32.
 #
 # And if the answer stands in the text? *Recall in context*: four keys with values, then the keys
 # in another order, all new in each text. That is attention's work. Ten pairs left it undecided, so
@@ -667,8 +667,8 @@ fig
 #    of it.
 # 2. Bits stored follow the number of parameters far more than how many of them run for a token.
 # 3. Memory needs its experts: take one out, and much of what was sent there is forgotten.
-# 4. Where one token needs much computing at once, experts help; width helps more, for less. To look
-#    back experts learn more often than the equal-active twin.
+# 4. Where one token needs much computing at once, experts help; width helps more, for less memory
+#    and more arithmetic. To look back experts learn more often than the equal-active twin.
 # 5. "Equal" needs its three words: equal active size, equal data, equal training.
 #
 # | in the papers | in the code | |

@@ -24,7 +24,7 @@
 #
 # In this chapter you
 #
-# - count what 28 published models need, from their configs alone;
+# - count what 28 published models need, from their configs;
 # - send tokens to another machine's experts by hand, then with two real processes, and see that two
 #   ranks equal one;
 # - read a traffic matrix, and find out whom everybody waits for;
@@ -75,19 +75,18 @@ for name, shape in presets.PRESETS.items():
 # %% [markdown]
 # Every total agrees with the published one to the digits that were published, once the same things
 # are counted: Scout's 109 has an encoder for pictures, GLM-4.5's 355 and DeepSeek-V3.2's 685 a
-# layer that predicts one token more, and GLM-4.5 and its Air leave out the embeddings. (GShard's
-# "600B" has one digit; its own formula gives 619.) The same counts, to the last parameter, come
-# out of transformers' models of those that it knows; a test holds that. (*Active* counts the whole
-# input embedding, as Mistral does; many leave it out, and DeepSeek's 37 billion is one of them.)
+# layer that predicts one token more, and GLM-4.5 and its Air leave out the embeddings. The same
+# counts, to the last parameter, come out of transformers' models of those that it knows; a test
+# holds that. (*Active* counts the whole input embedding, as Mistral does; many leave it out, and
+# DeepSeek's 37 billion is one of them.)
 #
 # Two columns to remember. In bf16 a weight takes two bytes, so Mixtral's 46.7 billion take 93 GB:
-# more than the 80 GB of the device that most people mean when they say "a GPU". And *training*
-# takes sixteen bytes for each parameter (weight and gradient in bf16; in float32 another copy of
-# the weight and Adam's two moments), before a single activation is stored. In that form
-# DeepSeek-V3 needs 135 such devices before the first token, whatever their speed. (It was trained
-# in 8 bits where possible, which is one way out.)
+# more than the 80 GB of what most people mean by "a GPU". And *training* takes sixteen bytes for
+# each parameter (weight and gradient in bf16; in float32 another copy of the weight and Adam's two
+# moments), before a single activation is stored. In that form DeepSeek-V3 needs 135 such devices
+# before the first token, whatever their speed.
 #
-# So the model has to be cut. Which way? There are four, and large runs mix them:
+# So the model has to be cut, in four ways that large runs mix:
 #
 # | cut | what each device holds | what travels, for each layer |
 # |---|---|---|
@@ -102,9 +101,9 @@ for name, shape in presets.PRESETS.items():
 #
 # ## 2. All-to-all by hand
 #
-# Two machines, which the field calls **ranks** 0 and 1. Four experts: 0 and 1 live on rank 0, 2
-# and 3 on rank 1. Each rank has its own three tokens and a copy of the router, and $K = 2$. We
-# play both ranks in one process first, so that you can look into everybody's hands.
+# Two machines, which the field calls **ranks** 0 and 1. Four experts: 0 and 1 live on rank 0, 2 and
+# 3 on rank 1. Each rank has its own three tokens and a copy of the router, and $K = 2$. We play
+# both ranks in one process first.
 
 # %%
 layer = MoELayer(TopKRouter(8, num_experts=4, top_k=2), Experts(4, 8, 16))
@@ -115,8 +114,7 @@ for rank, routing in enumerate(routings):
 
 # %% [markdown]
 # **Pack.** Each rank sorts its six pairs by expert. Because experts lie in order, that also sorts
-# them by *rank*: first all rows for rank 0, then all for rank 1. Two slices of one tensor, ready
-# to go.
+# them by *rank*: first all rows for rank 0, then all for rank 1.
 
 # %%
 orders = [routing.expert_N.argsort(stable=True) for routing in routings]
@@ -129,10 +127,9 @@ home_E = torch.tensor([0, 0, 1, 1])
 print("then:", [[int((home_E[e] == to).sum()) for to in (0, 1)] for e in experts])
 
 # %% [markdown]
-# That little matrix is the **traffic matrix**: row = sender, column = receiver. Each rank knows
-# its own row. It has to learn its *column* before anything can arrive, or it would not know how
-# much room to make. So there are two exchanges: first the counts, a few integers, then the
-# vectors.
+# That little matrix is the **traffic matrix**: row = sender, column = receiver. Each rank knows its
+# own row. It has to learn its *column* before anything can arrive, to make room. So there are two
+# exchanges: first the counts, a few integers, then the vectors.
 #
 # **All-to-all** is the exchange in which everybody sends a different parcel to everybody. On paper
 # it is a transpose: what lay in [from][to] lies in [to][from].
@@ -177,11 +174,11 @@ for rank, (routing, order) in enumerate(zip(routings, orders, strict=True)):
 print("two ranks equal one")
 
 # %% [markdown]
-# What travelled? Counts, each row's vector and its expert's number, and the answers; never a
-# weight of an expert. Gates and logits stayed at home. Training adds two messages, and neither
-# grows with the tokens: a balancing loss over the *whole* batch adds up $2E$ numbers of each layer
-# over the ranks (the library does that by default, as chapter 06 says why), and the router, which
-# is on every rank, has its gradient averaged with all the others.
+# What travelled? Counts, each row's vector and its expert's number, and the answers; never a weight
+# of an expert. Gates and logits stayed at home. Training sends the rows' gradients the same two
+# ways back, which doubles this, and two messages that do not grow with the tokens: a balancing loss
+# over the *whole* batch adds up $2E$ numbers of each layer over the ranks (the library's default;
+# chapter 06 says why), and what is on every rank, the router too, has its gradient averaged.
 #
 # ## 3. For real
 #
@@ -356,10 +353,11 @@ traffic
 
 # %% [markdown]
 # **Try it.** At skew 0 the columns are even up to chance: take 2 tokens per rank and then 64, and
-# watch chance matter less. At skew 1, put the capacity factor at 1.25: the busiest rank falls to
-# half of what it was, and a third of all pairs is dropped for it. Then take capacity off and let a
-# token visit 2 ranks: the *copies* halve, and the work is more uneven than before, because a
-# popular rank now gets whole tokens. The same numbers in Python:
+# watch chance matter less. At skew 1, put the capacity factor at 1.25: the busiest rank falls to a
+# third of what it was, and a third of all pairs is dropped for it. (Busiest / mean only halves: the
+# mean falls too. Section 5 divides by what was offered.) Then take capacity off and let a token
+# visit 2 ranks: the *copies* halve, and the work is more uneven than before, because a popular rank
+# now gets whole tokens. The same numbers in Python:
 
 # %%
 for change in ({}, {"skew": 1.0}, {"skew": 1.0, "capacity": 1.25}, {"skew": 1.0, "visit": 2}):
@@ -395,10 +393,10 @@ beta = 2032 * row / max(many - few, 1e-9)
 print(f"gloo: start-up {(few - 16 * row / beta) * 1e6:.0f} µs, {beta / 1e9:.2f} GB/s")
 
 # %% [markdown]
-# That is the mechanism, on *this* machine, through its own memory. It says nothing about a
-# cluster, and the reason is more than speed: a cluster has **two levels**. Eight GPUs in a node are
-# joined by NVLink, 160 to 450 GB/s each; between nodes each has a network card of 50. So what
-# counts is how often a token's vector crosses each. Two ways to send it:
+# That is the mechanism, on *this* machine. It says nothing about a cluster, and not only for its
+# speed: a cluster has **two levels**. Eight GPUs in a node are joined by NVLink, 160 to 450 GB/s
+# each; between nodes each has a network card of 50. So what counts is how often a token's vector
+# crosses each. Two ways to send it:
 #
 # - *straight*: one copy for each of its $K$ experts, to whichever rank has it. With many nodes
 #   nearly all $K$ copies cross the slow level.
@@ -471,8 +469,9 @@ charts.alive(fig)
 # reach:
 
 # %%
+sglang = "\n  SGLang 2.61 s; with perfect balance simulated 2.21 s"
 for what, batch, context, ranks, took in (
-    ("prefill", 4 * 32, 4096, 32, "2.09 s (DeepSeek's profile), 2.21 s (SGLang)"),
+    ("prefill", 4 * 32, 4096, 32, f"2.09 s (DeepSeek's profile){sglang}"),
     ("decode", 88 * 144, 4989, 144, "45 to 50 ms (DeepSeek's service)"),
 ):
     c = cost.step(v3, h800, what, batch, context, ranks=ranks, weights="fp8")
@@ -488,8 +487,9 @@ for what, batch, context, ranks, took in (
 # hide one behind the other (section 3.2.1). Two things follow.
 #
 # - **Two micro-batches.** While one computes its attention, the other's vectors travel. Perfect
-#   hiding would halve the step. Prefill gets a part of it: it takes less than *in turn*, more than
-#   the longer of the two.
+#   hiding would halve the step. Prefill gets a part of it where experts are even: the profile and
+#   the simulation take less than *in turn*, more than the longer of the two; SGLang's own placement
+#   takes no less.
 # - **A faster second level changes the answer.** On GB200 NVL72 all 72 GPUs share the fast level,
 #   and the same decode waits for memory. A model with one level, 450 GB/s to any rank, names the
 #   wrong bottleneck: it is off by nine.
@@ -578,7 +578,7 @@ print(
 #
 # ## 7. Three questions with numbers
 #
-# Paper and pencil first, then the answer. (A test works each number out with `cost`.)
+# Paper and pencil first. (A test works each out with `cost`.)
 #
 # **1.** A token chooses 8 of 256 experts on 32 nodes of eight GPUs, one expert on each GPU. How
 # many copies of it leave its node: sent straight; once to each node; once to each node, at most
@@ -586,9 +586,11 @@ print(
 #
 # <details><summary>Answer</summary>
 #
-# Straight $8 \cdot 31/32 =$ 7.75; by node $32\,(1 - (31/32)^8) \cdot 31/32 =$ 6.95; with the limit
-# $4\,(1 - (3/4)^8) \cdot 31/32 =$ 3.49. With so many nodes the hop alone saves a tenth. It is the
-# limit that saves half.
+# Straight $8 \cdot 31/32 =$ 7.75. The eight experts differ, so a node of eight is missed with
+# $\frac{248 \cdots 241}{256 \cdots 249} = 0.773$: by node $32\,(1 - 0.773) \cdot 31/32 =$ 7.04;
+# with the limit, if the four are any four, $4\,(1 - \frac{24 \cdots 17}{32 \cdots 25}) \cdot 31/32
+# =$ 3.60 (by DeepSeek's own choice of the four, exercise 4, 3.87). With so many nodes the hop alone
+# saves a tenth; the limit saves half.
 #
 # </details>
 #
@@ -598,7 +600,7 @@ print(
 #
 # <details><summary>Answer</summary>
 #
-# $58$ layers $\cdot\, 3.15$ copies $\cdot\, 7168 \cdot (1.03 + 2)$ bytes $=$ 3.97 MB, against 13.1
+# $58$ layers $\cdot\, 3.18$ copies $\cdot\, 7168 \cdot (1.03 + 2)$ bytes $=$ 4.00 MB, against 13.1
 # MB.
 #
 # </details>

@@ -488,11 +488,10 @@ for step in range(201):
 #
 # Symmetry. Equal experts with equal gates on the same tokens get equal gradients, and the router
 # gets none at all, because no choice makes a difference: where all experts say the same, weighing
-# them otherwise changes nothing. Something has to break the tie. In practice top-$K$ with $K < E$
-# does it, with a router drawn at random: other tokens reach other experts. With all experts on
-# every token, or a router that is zero, nothing does. With `top_k=2` all 64 tokens go to the same
-# two of eight equals: those stay twins, and six are never trained. (`hf.upcycle` draws its
-# routers.)
+# them otherwise changes nothing. Something has to break the tie, and a router drawn at random does:
+# with $K < E$ other tokens reach other experts, and with all experts on every token the gates
+# differ. A router that is zero breaks nothing. With `top_k=2` all 64 tokens go to the same two of
+# eight equals: those stay twins, and six are never trained. (`hf.upcycle` draws its routers.)
 #
 # </details>
 #

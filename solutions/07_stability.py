@@ -292,8 +292,8 @@ checks.check_first_weights(first_weights)
 #
 # 1. bfloat16 has 128 steps between two powers of two: 1 at 128, 8 at 1,024.
 # 2. The square gives the z-loss its floor, at a log-sum-exp of 0.
-# 3. Its gradient is $2 \log Z \cdot p_j / B$: the only push along the direction in which all
-#    experts rise together.
+# 3. Its gradient is $2 \log Z \cdot p_j / B$: the only push of a loss along the direction in which
+#    all experts rise together.
 # 4. Precision is lost in the product. A float32 softmax after it is a float32 softmax of rounded
 #    numbers.
 # 5. The scale is on the variance: ten times smaller $s$, $\sqrt{10}$ times smaller weights.

@@ -1,5 +1,7 @@
 """Counts from the config alone, against the models themselves."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -167,7 +169,8 @@ def test_the_all_to_all_is_counted_pair_by_pair():
 def test_copies_are_those_of_tokens_that_choose_at_random(nodes, node, top_k, by_node, seed):
     ranks = nodes * node
     config = MixtralConfig(num_local_experts=8 * ranks, num_experts_per_tok=top_k)
-    rank_TK = torch.randint(ranks, (4000, top_k), generator=torch.Generator().manual_seed(seed))
+    score_TE = torch.rand(4000, 8 * ranks, generator=torch.Generator().manual_seed(seed))
+    rank_TK = score_TE.topk(top_k).indices // 8
     inside = between = 0
     for chosen in rank_TK.tolist():  # from rank 0, of node 0
         if not by_node:
@@ -187,6 +190,26 @@ def test_a_limit_on_nodes_limits_what_travels_between_them():
     limited, free = (copies(a, 256).between for a in (v3, anywhere))
     assert limited < 4 < 6 < free  # at most four nodes; eight experts on 32 nodes
     assert copies(v3, 256, by_node=False).between > limited
+
+
+def test_the_best_four_nodes_hold_a_little_more_than_any_four():
+    """DeepSeek's choice of nodes, by their two best experts; chapter 14 says what it comes to."""
+    draw, found = torch.Generator().manual_seed(0), {}
+    for nodes in (8, 32):
+        score_TNE = torch.rand(20_000, nodes, 256 // nodes, generator=draw)
+        best_T4 = score_TNE.topk(2).values.sum(-1).topk(4).indices
+        open_TN1 = torch.zeros(20_000, nodes, 1, dtype=torch.bool).scatter_(
+            1, best_T4[..., None], True
+        )
+        expert_TK = score_TNE.masked_fill(~open_TN1, -1).flatten(1).topk(8).indices
+        visits_TN = torch.nn.functional.one_hot(expert_TK // (256 // nodes), nodes).amax(1)
+        found[nodes] = visits_TN.sum(1).float().mean().item() * (nodes - 1) / nodes
+    assert copies(PRESETS["DeepSeek-V3"], 64).between < found[8] == pytest.approx(3.46, abs=0.02)
+    assert copies(PRESETS["DeepSeek-V3"], 256).between < found[32] == pytest.approx(3.87, abs=0.02)
+    chapter = Path(__file__).parents[1] / "notebooks" / "14_many_machines.py"
+    assert "choice of the four, exercise 4, 3.87)" in chapter.read_text("utf-8").replace(
+        "\n# ", " "
+    )
 
 
 def test_the_slower_of_the_two_levels_is_the_network_s_time():

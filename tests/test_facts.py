@@ -6,6 +6,7 @@ from operator import gt
 import pytest
 import torch
 
+from experiments import jelassi2024_context
 from moe_lite.course import facts, ledger, trial
 
 
@@ -132,6 +133,9 @@ def test_who_finds_out_how_to_look_back_is_told_by_the_stored_runs():
     assert "14 of twenty sparse runs, three dense ones; eleven pairs differ, all for" in CHAPTER
     assert f"(p = {p:.3f})" in CHAPTER
     assert "(14 and 3 of 20; " in trial.INSTEAD["parrots"]
+    assert f"14 and 3 of 20; eleven pairs differ, all for the experts (sign test, p = {p:.3f})" in (
+        jelassi2024_context.EXPERIMENT.caveat
+    )
     (odd,) = (x for name in ("16 experts", "dense, equal active")
               for x in found[f"in context at {name}"] if 35 < x < 95)  # fmt: skip
     assert f"but one run at {odd:.0f}%" in CHAPTER

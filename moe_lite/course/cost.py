@@ -8,6 +8,7 @@ is faster, most take a small multiple; what a roofline tells is which of the thr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -266,8 +267,8 @@ def copies(
           to each rank (DeepEP's normal kernels; DeepSeek-AI 2024, arXiv:2412.19437, section
           3.2.2); else once for each of its K experts, straight there (its low-latency kernels).
 
-    >>> copies(MixtralConfig(), 8)  # 2 of 8 experts, one each: 1.875 ranks, 7/8 of them others'
-    Copies(inside=1.640625, between=0.0)
+    >>> copies(MixtralConfig(), 8)  # 2 of 8 experts, one each: 2 ranks, 7/8 of them others'
+    Copies(inside=1.75, between=0.0)
     >>> copies(MixtralConfig(), 8, node=4, by_node=False)
     Copies(inside=0.75, between=1.0)
     """
@@ -277,13 +278,16 @@ def copies(
         return Copies(a.top_k * (node - 1) / ranks, a.top_k * (ranks - node) / ranks)
     nodes = max(ranks / node, 1.0)
     reach = min(a.nodes or nodes, nodes)  # nodes that a token may visit
-    visited, met = (_met(places, a.top_k) for places in (reach, reach * node))
+    within = a.experts * reach / nodes  # experts that it chooses among
+    visited, met = (_met(places, within, a.top_k) for places in (reach, reach * node))
     return Copies(met * (node - 1) / node, visited * (nodes - 1) / nodes)
 
 
-def _met(places: float, draws: int) -> float:
-    """Expect how many of these places so many draws meet."""
-    return places * (1 - (1 - 1 / places) ** draws)
+def _met(places: float, experts: float, chosen: int) -> float:
+    """Expect how many of these places, with as many experts each, the chosen stand on."""
+    each = experts / places
+    missed = math.prod(max(0.0, 1 - each / (experts - other)) for other in range(chosen))
+    return places * (1 - missed)
 
 
 def all_to_all_bytes(

@@ -190,7 +190,8 @@ INSTEAD = {
     "2,048": "Only Switch-C has them; that they specialise is not shown there.",
     "closed": "The vendors do not say. Neither do we.",
     "small data": "On clusters experts lead with 4,000 examples; no other task was tried here.",
-    "overfits": "Here tuning the experts alone underfits. Say which parts are tuned.",
+    "overfits": "Here tuning the experts alone underfits; whether tuning all overfits is undecided "
+    "(chapter 16). Say which parts are tuned.",
     "first token": "Sooner than a dense model of equal total, not of equal active size.",
     "one GPU": "All experts must be held: 93 GB in bfloat16. Four bits would fit.",
     "useless": "Ours (8.5 million) is ahead at equal steps. At equal time, on one CPU core, it is "

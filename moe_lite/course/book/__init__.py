@@ -278,7 +278,7 @@ your machine.</p>
 """
 RUN = """# Run a chapter
 
-With Python 3.11 or newer, in a copy of the repository:
+With Python 3.11 to 3.14, in a copy of the repository:
 
     python course.py lab
 
