@@ -206,8 +206,8 @@ EXPERIMENT = Experiment(
         "of the paper's Table 1 the row of 4 x 100 units in both layers was taken, no other; in "
         "its three other rows of two layers the mixture beats one expert twice, and the network "
         "once. Until a reader pointed it out, two rivals were not the paper's: one expert in both "
-        "layers, and a network of all units. With the paper's five seeds were run, and then five "
-        "more, because with five what the layers divide was undecided."
+        "layers, and a network of all units. With the paper's own rivals we first ran five seeds, "
+        "and then five more: after five it was undecided what the layers divide."
     ),
     run=run,
     spot=spot,

@@ -162,7 +162,7 @@ EXPERIMENT = Experiment(
               "tree", paper=0.10, within=0.2),
         Claim("relative error of backprop, 60 hidden units", "Table 1", "backprop",
               paper=0.09, within=0.2, note="after 5,500 epochs, as ours"),
-        Claim("epochs until near the own lowest error, backprop's over the tree's", "Table 1",
+        Claim("epochs until each is near its own lowest error, backprop's over the tree's", "Table 1",
               Pair("backprop's epochs to near its own lowest error",
                    "the tree's epochs to near its own lowest error", "/"),
               paper=157, void=1, note="5,500 / 35; of ours, the lowest in 5,500 and in 200"),
@@ -177,8 +177,8 @@ EXPERIMENT = Experiment(
     ),
     finding=(
         "the tree comes near the paper's error ({1}) in the paper's 35 epochs; to come near its "
-        "own lowest error backpropagation takes {3} times the tree's epochs, 157 in the paper, and "
-        "ends lower; to the tree's own error it takes far fewer"
+        "own lowest error backpropagation takes {3} times as many as the tree to its own (157 in "
+        "the paper), and ends lower; to the tree's error of epoch 35 it takes far fewer"
     ),
     run=run,
     spot=spot,

@@ -25,7 +25,7 @@ def capacity(num_tokens: int, num_experts: int, factor: float, top_k: int = 1) -
     if not 0 < factor <= 1e9:
         raise ValueError(f"the capacity factor must be above 0 and at most 1e9, not {factor}")
     if num_tokens < 0 or num_experts < 1 or top_k < 1:
-        raise ValueError(f"{num_tokens} tokens cannot go to {top_k} each of {num_experts} experts")
+        raise ValueError(f"no capacity for {num_tokens=}, {num_experts=}, {top_k=}")
     # Rounding must not open a place: 1.1 * 10 is 11.000000000000002.
     return math.ceil(round(factor * top_k * num_tokens / num_experts, 9))
 

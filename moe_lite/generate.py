@@ -34,7 +34,8 @@ class KVCache:
         if end > k.shape[2]:
             raise ValueError(f"the cache has room for {k.shape[2]} tokens, not {end}")
         # autocast converts what it multiplies, whatever the cache holds
-        free = k.dtype != k_BHSA.dtype and torch.is_autocast_enabled(k.device.type)
+        free = k.dtype != k_BHSA.dtype and not k.is_meta
+        free = free and torch.is_autocast_enabled(k.device.type)
         mine, given = (
             (x.shape[0], x.shape[1], x.shape[3], free or x.dtype, x.device) for x in (k, k_BHSA)
         )

@@ -74,7 +74,8 @@ class MoELayer(nn.Module):
     def _check_width(self, x_BSD: Tensor, w1: Tensor, who: str) -> None:
         if x_BSD.shape[-1] != (D := w1.shape[-1]):
             raise ValueError(f"{self.name}: input has width {x_BSD.shape[-1]}, the {who} {D}")
-        if x_BSD.dtype != w1.dtype and not torch.is_autocast_enabled(w1.device.type):
+        other = x_BSD.dtype != w1.dtype
+        if other and (w1.is_meta or not torch.is_autocast_enabled(w1.device.type)):
             raise ValueError(
                 f"{self.name}: the tokens are {x_BSD.dtype} and the {who} {w1.dtype}: convert one "
                 "of them, or use torch.autocast"

@@ -286,8 +286,9 @@ timeline.timeline()
 # %% [markdown]
 # Most chapters are about one small thing: how the router makes its list. In the library it takes
 # four steps. It *scores* every expert, *chooses* some, *weighs* the chosen and, where an expert can
-# be full, *limits* how many tokens it takes. Each paper changed at most two of the steps, Switch
-# none. This table is read off the code, with the lines of code that each change took:
+# be full, *limits* how many tokens it takes. Each row of this table changes at most two of the
+# steps, Switch's none. The table is read off the code, with the lines of code that each change
+# took:
 
 # %%
 Markdown(eras.table())

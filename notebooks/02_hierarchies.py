@@ -462,10 +462,10 @@ charts.alive({scale: draw(scale) for scale in ("log", "linear")})
 #
 # **What depends on the count: two orders of magnitude.** The paper counts how long each method
 # takes to come within 5% of *its own* lowest error: 5,500 epochs against 35, a factor of 157. Ours
-# is 89 ± 39. But backprop crosses *the tree's* error long before it is near its own, after 7.6 ±
-# 1.3 times the tree's 35 epochs (25.2 ± 4.5 with the step size of 1994, as we read it). So to one
-# and the same error the lead is far smaller. Half of the paper's ten backprop runs did not get to a
-# reasonable error at all; ours all did.
+# is 89 ± 39 (the tree's own way takes 43 ± 22). But backprop crosses *the tree's* error long before
+# it is near its own, after 7.6 ± 1.3 times the tree's 35 epochs (25.2 ± 4.5 with the step size of
+# 1994, as we read it). So to one and the same error the lead is far smaller. Half of the paper's
+# ten backprop runs did not get to a reasonable error at all; ours all did.
 #
 # **What an epoch hides.** An epoch of EM is more work than an epoch of backprop. Count the
 # multiplications. Backprop: forward, then the gradients of both layers' weights and of the hidden

@@ -71,7 +71,8 @@ print(f"your guess {guess}; in this list it is {asked}")
 
 # %% [markdown]
 # (2002 is a good guess, too: there the *training* was divided, and each expert saw a small part of
-# the data. A new input still met all of them.)
+# the data. A new input still met all of them. Their hard mixtures of 2003 are not in this list;
+# section 6 names them.)
 #
 # ## 2. Layers of experts
 #
@@ -280,11 +281,11 @@ for a, b in (("layer 1, bits of where", "layer 1, bits of what"),
 
 # %% [markdown]
 # The same division of labour, and both intervals exclude zero: layer 1 speaks of the place more
-# than of the digit, layer 2 of the digit more than of the place. All ten seeds agree; they differ
-# in how much, by a factor of 2.6 in layer 1 and of twenty in layer 2. The numbers are small
-# compared with the 2 bits of the quarter and the 3.3 of the digit: these gates are soft. (And the
-# *free* layer 1 knows the place, too.) In the paper's own pictures (its Figure 2) the division is
-# plain to see.
+# than of the digit, layer 2 of the digit more than of the place. All ten seeds agree; but between
+# seeds layer 1's bits of *where* differ by a factor of 2.7, and layer 2's bits of *what* by twenty.
+# The numbers are small compared with the 2 bits of the quarter and the 3.3 of the digit: these
+# gates are soft. (And the *free* layer 1 knows the place, too.) In the paper's own pictures (its
+# Figure 2) the division is plain to see.
 #
 # ## 5. And what is it worth?
 #

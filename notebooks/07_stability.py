@@ -22,7 +22,7 @@
 # papers suspect the router. In this chapter you
 #
 # - count by hand the numbers that bfloat16 has, and those that it has not;
-# - find the one direction in which a router's logits can drift and *no loss* holds them;
+# - find the one direction in which a router's logits can drift and *no usual loss* holds them;
 # - count how often rounding sends a token to another expert, in a trained model;
 # - build the three remedies: a router in float32, smaller first weights, the z-loss with its
 #   square;
@@ -112,7 +112,7 @@ for name, loss in {
           f"largest sum over the experts {slope_TE.sum(-1).abs().max():.1e}")  # fmt: skip
 
 # %% [markdown]
-# No loss pushes the common level of a token's logits, and none holds it. In every batch the
+# Neither pushes the common level of a token's logits, and neither holds it. In every batch the
 # gradients of the router's rows add up to zero, so plain SGD leaves their mean where it is. Adam
 # scales each weight's step by itself, so its steps do not add up to zero; weight decay pulls; the
 # inputs change. So the level drifts. And in exact arithmetic it may: only a rounded number has to

@@ -161,8 +161,8 @@ print("paper   at most two: 74   three or four: 23   more than four: 3")
 
 # %% [markdown]
 # The shape is the paper's. But look at the row in the middle: **drawing lots gives a picture that
-# we cannot tell from ours**: seed by seed each bin's difference holds 0, in intervals of up to nine
-# hundredths. A token's count is nearly a Poisson variable of mean 2. The paper's 74, 23 and 3 are
+# we cannot tell from ours**: seed by seed each bin's interval includes 0, and none reaches further
+# than a tenth. A token's count is nearly a Poisson variable of mean 2. The paper's 74, 23 and 3 are
 # *more even* than dice, so something is chosen there; the spread by itself is no sign of it.
 #
 # ### When does it begin to pay?

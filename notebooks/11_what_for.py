@@ -541,10 +541,10 @@ for what in ("paths, 32 experts − 8 experts", "paths, dense 8 wide − 32 expe
 ledger.verdicts("jelassi2024", lambda claim: "paths" in claim.text)
 
 # %% [markdown]
-# **A little width beats many experts:** twice the units a token are 3.3 ± 0.5 points ahead of 32
+# **A little width beats many experts:** twice the units per token are 3.3 ± 0.5 points ahead of 32
 # experts, which hold sixteen times as many. Experts do help here: the more, the better. But each
-# doubling costs twice the last one's memory and gives less. In the paper reasoning "saturates";
-# ours still rises at 32.
+# doubling costs twice as much memory and gives less. In the paper reasoning "saturates"; ours still
+# rises at 32.
 #
 # And if the answer stands in the text? *Recall in context*: four keys with values, then the keys
 # in another order, all new in each text. That is attention's work. Ten pairs left it undecided, so

@@ -349,7 +349,7 @@ def test_a_mistake_that_explains_one_case_alone_is_not_named():
         (lambda x: x.sort().values, "in another order"),
         (lambda x: x.log(), "this is the logarithm"),
         (lambda x: x / 0, "a NaN or an infinity"),
-        (lambda x: x.bfloat16(), "right but for the rounding of bfloat16"),
+        (lambda x: x.bfloat16(), "nearly right, but bfloat16 rounds too much"),
         (lambda x: x + 0j, "not complex numbers"),
         (lambda x: x.to("meta"), "not a meta tensor"),
         (lambda x: x.clone, "the function `clone` itself: call it"),

@@ -184,6 +184,17 @@ def test_copies_are_those_of_tokens_that_choose_at_random(nodes, node, top_k, by
     assert (found.inside, found.between) == pytest.approx((inside / 4000, between / 4000), abs=0.1)
 
 
+def test_more_places_than_experts_are_no_more_than_one_for_each():
+    """What is chosen cannot stand on more ranks than it is; DeepSeek-V3's limit leaves few."""
+    for name in ("Mixtral 8x7B", "DBRX", "OLMoE", "DeepSeek-V3"):
+        a = PRESETS[name]
+        for ranks in (2**at for at in range(1, 14)):
+            found = copies(a, ranks)
+            assert 0 <= found.inside <= a.top_k and 0 <= found.between <= a.top_k, (name, ranks)
+            assert found.between <= copies(a, ranks, by_node=False).between + 1e-9
+    assert copies(PRESETS["DeepSeek-V3"], 512).inside == pytest.approx(8 * 7 / 8)
+
+
 def test_a_limit_on_nodes_limits_what_travels_between_them():
     v3 = PRESETS["DeepSeek-V3"]
     anywhere = Architecture(**{**v3.__dict__, "nodes": 0})

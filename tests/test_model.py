@@ -338,6 +338,11 @@ def test_a_model_on_the_meta_device_runs_for_its_shapes(gradients: bool) -> None
         out = model(IDS_BS.to("meta"))
     assert out.logits_BSV.shape == (2, 20, 50) and out.logits_BSV.is_meta
     assert out.routings[1].expert_N.shape == (80,)
+    bf16 = {"device": "meta", "dtype": torch.bfloat16}
+    with pytest.raises(ValueError, match="convert one of them"):
+        model.layers[0].block_sparse_moe(torch.empty(4, CONFIG.hidden_size, **bf16))
+    with pytest.raises(ValueError, match="the cache is for"):
+        model(IDS_BS.to("meta"), cache=KVCache(CONFIG, 2, 20, **bf16))
 
 
 def test_a_trace_must_fit_together() -> None:

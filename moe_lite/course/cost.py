@@ -285,6 +285,7 @@ def copies(
 
 def _met(places: float, experts: float, chosen: int) -> float:
     """Expect how many of these places, with as many experts each, the chosen stand on."""
+    places, chosen = min(places, experts), min(chosen, int(experts))  # a place has one at least
     each = experts / places
     missed = math.prod(max(0.0, 1 - each / (experts - other)) for other in range(chosen))
     return places * (1 - missed)

@@ -345,7 +345,7 @@ check_quantize = [
     ("swapped", "the two are swapped", lambda w: _int8(w, _row(w))[::-1]),
     (
         "zeros with a scale of 0.001",
-        "larger than a small row's scale",
+        "not small beside a small row's scale",
         lambda w: _int8(w, (w.abs().amax(1, keepdim=True) / 127).clamp(min=1e-3)),
     ),
     (

@@ -68,7 +68,7 @@ def _is_close(value: Any, w_FD: Tensor) -> bool:
         flat = any(part.max() <= 1.01 * part.min() for part in (floor, more))
         if flat and (floor.max() < 0.99 * min(rest) if rest else F > 2):
             wrong("right for large weights only: the clamp or eps that keeps a row of zeros from "
-                  "0 / 0 is larger than a small row's scale")  # fmt: skip
+                  "0 / 0 is not small beside a small row's scale")  # fmt: skip
     if w_FD.any() and (q_FD.to(torch.int16).abs().amax(1)[w_FD.any(1)] < 100).any():
         wrong("not the whole range of int8: the largest of each row is to be 127")
     if worst > 0.51:

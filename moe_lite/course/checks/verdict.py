@@ -159,7 +159,10 @@ def nameless(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 FINITE_FILL = "right near 0 only: a finite number is a score like others, so mask with -inf"
-UNDERFLOW = "exp(-200) is 0 in float32, and 0 / 0 is NaN: softmax takes the largest logit out first"
+UNDERFLOW = (
+    "exp(-200) is 0 in float32, and 0 / 0 is NaN (softmax takes the largest logit out first); or a "
+    "mask was multiplied by inf, and 0 * inf is NaN too (use where)"
+)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -734,7 +737,7 @@ def form(pairs: Sequence[tuple[Any, Any]], listed: bool = False) -> str:
         if r.numel()
     ):
         kind = str(yours.dtype).removeprefix("torch.")
-        return f"right but for the rounding of {kind}: compute, and return, float32"
+        return f"nearly right, but {kind} rounds too much to tell: compute, and return, float32"
     for text, change in _FORMS:
         if all(same(y, change(r)) for y, r in pairs):
             return text
