@@ -35,7 +35,6 @@
 # %%
 from dataclasses import replace
 from math import comb, hypot
-from statistics import median
 
 import matplotlib.pyplot as plt
 import torch
@@ -576,11 +575,11 @@ Markdown("\n".join(presets.table(2024, columns) for columns in (shape, choice)))
 for first, last in ((2020, 2023), (2024, 2024), (2025, 2026)):
     names = [n for n, p in presets.PUBLISHED.items() if first <= p.year <= last]
     shapes, said = [presets.PRESETS[n] for n in names], [presets.PUBLISHED[n] for n in names]
-    cuts = [presets.granularity(a) for a in shapes]
-    used = [a.top_k / a.experts for a in shapes]
+    cuts = torch.tensor([presets.granularity(a) for a in shapes])
+    used = torch.tensor([a.top_k / a.experts for a in shapes])
     print(
-        f"{first} to {last}: {len(names):2} models, granularity {median(cuts):4.1f}, "
-        f"{median(used):5.1%} of the experts; "
+        f"{first} to {last}: {len(names):2} models, granularity {cuts.quantile(0.5):4.1f}, "
+        f"{used.quantile(0.5):5.1%} of the experts; "
         f"{sum(a.shared > 0 for a in shapes)} share one, "
         f"{sum('bias' in p.balance for p in said)} have a bias"
     )

@@ -403,7 +403,7 @@ def test_any_old_python_says_which_one_is_needed():
         done = subprocess.run([python, ROOT / "course.py", "lab"], capture_output=True, text=True)
         assert done.returncode == 1 and done.stdout == "", python
         assert re.fullmatch(
-            r"The course needs Python 3\.11 or newer, but this is Python \d\.\d+ \(.*\): run "
+            r"The course needs Python 3\.11 to 3\.14, but this is Python \d\.\d+ \(.*\): run "
             r"course\.py with a newer one, for instance `python3\.12 course\.py lab`\.\n",
             done.stderr,
         ), done.stderr

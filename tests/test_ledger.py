@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -450,6 +451,14 @@ def test_a_number_that_has_drifted_is_named(root):
     (found,) = ledger.disagreements(result, {"speed": [2.1, 2.1]})
     assert found.startswith("fake: speed is 2.1 ± 0 now, 2.0052 ± ")
     assert ledger.disagreements(result, {"lost": [None, None]})
+
+
+def test_another_python_has_another_library_to_read():
+    """Its text is in the corpus, so a number may move by hundredths; one of this Python's not."""
+    of = lambda python: ledger.Result("x", [0, 1], {}, {"a": [1.0, 1.0]}, {"python": python}, {}, 0)  # noqa: E731
+    assert ledger.disagreements(of(platform.python_version()), {"a": [1.01]})
+    assert ledger.disagreements(of("3.10.0"), {"a": [1.01]}) == []
+    assert ledger.disagreements(of("3.10.0"), {"a": [1.05]})
 
 
 def test_one_seed_that_ends_elsewhere_is_no_drift_and_two_are(root):
