@@ -200,9 +200,9 @@ def _alike(label_T, ids_T, seed):
 
 
 check_quantize = [
-    ("a scale of at least 1e-5", "larger than a small row's scale", _quantize(1e-5, 0.0)),
-    ("a scale of at least 1e-7", "larger than a small row's scale", _quantize(1e-7, 0.0)),
-    ("1e-6 more", "larger than a small row's scale", _quantize(0.0, 1e-6)),
+    ("a scale of at least 1e-5", "not small beside a small row's scale", _quantize(1e-5, 0.0)),
+    ("a scale of at least 1e-7", "not small beside a small row's scale", _quantize(1e-7, 0.0)),
+    ("1e-6 more", "not small beside a small row's scale", _quantize(0.0, 1e-6)),
 ]
 check_first_weights = [
     (
