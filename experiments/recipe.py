@@ -18,6 +18,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +32,8 @@ from moe_lite.course.data import BOOK, DOMAINS, Corpus, load_corpus
 from moe_lite.course.film import Film, log_steps
 from moe_lite.course.leads import PACE, PACE_ALONE, RESULTS, leads, stored
 from moe_lite.course.recipes import LONG, MINI, export
+from moe_lite.course.rounded import bfloat16_products
+from moe_lite.fast.onednn import multiplies_bfloat16
 from moe_lite.model import Mixtral
 from moe_lite.train import Trainer
 
@@ -96,6 +99,7 @@ AXES = {
         book=True, base=True,
     ),
     "brief": Axis(MINI, BRIEF, {"4 of 16, scale 4": SCALE4}, book=True),
+    "brief dense, all": Axis(EIGHT.dense("total"), BRIEF, {"as wide as all": {}}, book=True),
     "balance": Axis(
         MINI, BRIEF,
         {"loss .003": SCALE4 | {"aux_coef": 0.003}, "loss .03": SCALE4 | {"aux_coef": 0.03},
@@ -290,12 +294,14 @@ def measure(
 
     for n, film in films.items():
         film.take(stack.one(n).to(device), 0)
-    stack.train(each=each, until=end)
+    with bfloat16_products(a.training.autocast):
+        stack.train(each=each, until=end)
     for n in kept:
         folder = cast(Path, out) / runs[n].name.replace(" ", "_").replace(",", "")
         export(stack.one(n), corpus.tokenizer, folder, torch.bfloat16, films.get(n))
     machine = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    return result(axis, stack, f"{machine}, torch {torch.__version__}")
+    with bfloat16_products(a.training.autocast):
+        return result(axis, stack, f"{machine}, torch {torch.__version__}")
 
 
 def measure_alone(axis: str, path: Path, corpus: Corpus | None = None) -> dict[str, Any]:
@@ -305,11 +311,16 @@ def measure_alone(axis: str, path: Path, corpus: Corpus | None = None) -> dict[s
             if a loss is not finite (that run is not kept); for what one run alone cannot be.
     """
     a, found = AXES[axis], read_json(path) if path.exists() else {}
+    machine = "cpu, a core for each run, "
+    if a.training.autocast == "on" and not multiplies_bfloat16():
+        machine += "float32, "  # as Alone then computes
     recipe = {"model": asdict(a.model), "training": asdict(a.training)}
     if found and json.loads(json.dumps(_short(recipe))) != {name: found[name] for name in recipe}:
         raise ValueError(f"{path} has runs of another recipe: move it away, or take another axis")
     if found and (found["steps"] != found["of"] or not found["machine"].startswith("cpu")):
         raise ValueError(f"{path} has runs that were stopped or made on a GPU: move it away")
+    if found and ("float32" in found["machine"]) != ("float32" in machine):
+        raise ValueError(f"{path} has runs made in another arithmetic than this machine's: move it")
     corpus = corpus or load_corpus((*DOMAINS, BOOK) if a.book else DOMAINS)
     torch.set_num_threads(1)
     runs = [Run(name, seed=s, **what) for name, what in a.runs.items() for s in range(a.seeds)]
@@ -325,7 +336,7 @@ def measure_alone(axis: str, path: Path, corpus: Corpus | None = None) -> dict[s
         torch._dynamo.reset()  # else every run adds a compiled program of its own
         if not all(math.isfinite(row["loss"][0]) for row in stack.rows):
             raise ValueError(f"the loss of {run.name}, seed {run.seed}, is not finite")
-        one = result(axis, stack, f"cpu, a core for each run, torch {torch.__version__}")
+        one = result(axis, stack, f"{machine}torch {torch.__version__}")
         every = sorted([*rows, *one["runs"]], key=lambda row: order[row["name"], row["seed"]])
         found = one | {"runs": every}
         write(found, path)
@@ -366,8 +377,9 @@ def pace(pairs: int, alone: bool = False, steps: int = 3) -> dict[str, Any]:
     for pair in range(-1, pairs):  # the first warms up
         for name in shapes if pair % 2 else reversed(shapes):
             began = time.process_time()
-            for step in range(steps):
-                takes[name]((pair + 1) * steps + step)
+            with nullcontext() if alone else bfloat16_products(WHOLE.autocast):
+                for step in range(steps):
+                    takes[name]((pair + 1) * steps + step)
             if pair >= 0:
                 seconds[name].append((time.process_time() - began) / steps)
     k = max(int(binom.ppf(0.025, pairs, 0.5)), 1)

@@ -274,6 +274,28 @@ def test_the_gpus_way_of_measuring_with_the_cpu_in_its_place(monkeypatch):
     }
 
 
+def test_what_the_cpu_has_no_units_for_is_measured_if_asked_for(monkeypatch):
+    """PyTorch multiplies bfloat16 there number by number: the table would take a day."""
+    monkeypatch.setitem(SHAPES, "tiny", TINY)
+    monkeypatch.setattr(measure, "multiplies_bfloat16", lambda: False)
+
+    def timed(**asked):
+        said = []
+        result = bench.run(
+            "cpu", ["tiny"], paths=["moe_lite auto"], rounds=1, say=said.append, **asked
+        )
+        return {row["dtype"] for row in result["layers"]}, "\n".join(said), result["machine"]
+
+    types, said, machine = timed()
+    assert types == {"float32"} and "tiny, bfloat16: not measured" in said
+    assert machine["matmul_tflops"].keys() == {"float32", "bfloat16"}
+    types, said, _ = timed(dtypes=["bfloat16"])
+    assert types == {"bfloat16"} and "not measured" not in said
+    monkeypatch.setattr(measure, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(measure, "ceilings", lambda device: machine)
+    assert timed()[0] == {"float32", "bfloat16"}
+
+
 def test_least_bytes_and_flop_of_a_shape():
     olmoe = SHAPES["olmoe"]
     assert olmoe.flop("forward+backward") == 18 * 16384 * 8 * 2048 * 1024

@@ -42,9 +42,10 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     """Measure and give the result, as it is written: machine, layers, models.
 
-    Args: shapes: names in SHAPES. dtypes, routings, paths: only these; none: those of each shape,
-          and all paths. config: a recipe whose model is measured whole; None: none is.
-          keep: called with the result as far as it is, whenever there is more.
+    Args: shapes: names in SHAPES. dtypes, routings, paths: only these; none: those of each shape
+          (of the types, what the machine has units for), and all paths. config: a recipe whose
+          model is measured whole; None: none is. keep: called with the result as far as it is,
+          whenever there is more.
     """
     about = measure.machine(device) | measure.ceilings(device)
     result: dict[str, Any] = {"format": report.FORMAT, "machine": about, "models": [], "layers": []}
@@ -63,6 +64,10 @@ def run(
         say("\n" + report.models(result["models"]))
     for name in shapes:
         for dtype in dtypes or SHAPES[name].dtypes:
+            if not dtypes and not measure.has_units(device, dtype):
+                say(f"{name}, {dtype}: not measured: this CPU has no units for it, and takes "
+                    f"a hundred times as long as in float32; --dtype {dtype} does it")  # fmt: skip
+                continue
             for routing in routings or SHAPES[name].routings:
                 those = chosen(routing, paths)
                 rows = measure.layer(name, dtype, routing, device, those, rounds)

@@ -29,6 +29,7 @@ from . import launch, viz
 from .cost import count_parameters
 from .data import BOOK, DOMAINS, END_OF_TEXT, load_corpus
 from .film import Film, filmed, log_steps
+from .rounded import bfloat16_products
 
 FILM = "film.safetensors"
 SHARD = 15 * 2**20  # bytes: what most places that host code take as one file
@@ -236,16 +237,17 @@ def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None
         callback = filmed(film, model, reel)
     try:
         fit = train if mesh is None else partial(parallel.train, mesh)
-        history = fit(model, corpus, config, out, resume=args.resume, callback=callback)
+        with bfloat16_products(config.autocast):
+            history = fit(model, corpus, config, out, resume=args.resume, callback=callback)
     except KeyboardInterrupt as stop:
         if first:
             print(f"{stop or 'stopped'}; go on with --resume", file=sys.stderr)
         return 130
     longer = replace(config, eval_windows=64)
-    if mesh is None:
-        bits = evaluate(model, corpus, config=longer)
-    else:
-        bits = parallel.evaluate(model, corpus, config=longer)
+    with bfloat16_products(config.autocast):
+        look = evaluate if mesh is None else parallel.evaluate
+        bits = look(model, corpus, config=longer)
+    if mesh is not None:
         parallel.gather_experts(model)
     if not first:
         return 0

@@ -34,6 +34,7 @@ from ..routing import NotFinite
 from ..train import Balance, Probe, train
 from .data import Corpus, load_corpus
 from .ledger import unfinished
+from .rounded import bfloat16_products
 
 # 0.69 M parameters, of which a token uses 0.39 M; 300 steps take 20 to 30 s on a CPU core.
 SMALL = MixtralConfig(
@@ -131,10 +132,11 @@ def run(
     rows: list[Row] = []
     model = setting.build(seed, routers)
     try:
-        train(
-            model, corpus, config, balance=balances[setting.balance], probe=probe,
-            callback=rows.append, progress=progress,
-        )  # fmt: skip
+        with bfloat16_products(config.autocast):
+            train(
+                model, corpus, config, balance=balances[setting.balance], probe=probe,
+                callback=rows.append, progress=progress,
+            )  # fmt: skip
     except NotFinite:
         return Outcome(model, History(rows), diverged=len(rows) + 1)
     return Outcome(model, History(rows))
