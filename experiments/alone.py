@@ -4,8 +4,8 @@ What :class:`.stacked.Stack` computes with N = 1. There all experts compute all 
 GPU costs less than sorting them, and on a core does not. The same first weights, batches, losses
 and optimizer; tests/test_stacked.py holds the two together, compiled too, at the box's shape. One
 much smaller shape, compiled, gave a gradient of NaN (torch 2.13, not understood), so a run whose
-loss is not finite is not kept. On a CPU without units for bfloat16 it computes in float32, and the
-result says so.
+loss is not finite is not kept. On a CPU that multiplies bfloat16 slowly it computes in float32, and
+what is stored says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_lite.fast.onednn import multiplies_bfloat16
+from moe_lite.course.rounded import multiplies_slowly
 
 from .stacked import Stack, _adamw
 
@@ -64,7 +64,7 @@ class Alone(Stack):
         super().__post_init__()
         if len(self.runs) != 1 or self.chunk:
             raise ValueError("one run, whose tokens choose")
-        if not multiplies_bfloat16():
+        if multiplies_slowly():
             self.dtype = None
         if fuse:
             self.adamw = torch.compile(_adamw)

@@ -32,8 +32,7 @@ from moe_lite.course.data import BOOK, DOMAINS, Corpus, load_corpus
 from moe_lite.course.film import Film, log_steps
 from moe_lite.course.leads import PACE, PACE_ALONE, RESULTS, leads, stored
 from moe_lite.course.recipes import LONG, MINI, export
-from moe_lite.course.rounded import bfloat16_products
-from moe_lite.fast.onednn import multiplies_bfloat16
+from moe_lite.course.rounded import bfloat16_products, multiplies_slowly
 from moe_lite.model import Mixtral
 from moe_lite.train import Trainer
 
@@ -294,13 +293,13 @@ def measure(
 
     for n, film in films.items():
         film.take(stack.one(n).to(device), 0)
-    with bfloat16_products(a.training.autocast):
+    with bfloat16_products(a.training.autocast, device):
         stack.train(each=each, until=end)
     for n in kept:
         folder = cast(Path, out) / runs[n].name.replace(" ", "_").replace(",", "")
         export(stack.one(n), corpus.tokenizer, folder, torch.bfloat16, films.get(n))
     machine = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    with bfloat16_products(a.training.autocast):
+    with bfloat16_products(a.training.autocast, device):
         return result(axis, stack, f"{machine}, torch {torch.__version__}")
 
 
@@ -312,7 +311,7 @@ def measure_alone(axis: str, path: Path, corpus: Corpus | None = None) -> dict[s
     """
     a, found = AXES[axis], read_json(path) if path.exists() else {}
     machine = "cpu, a core for each run, "
-    if a.training.autocast == "on" and not multiplies_bfloat16():
+    if a.training.autocast == "on" and multiplies_slowly():
         machine += "float32, "  # as Alone then computes
     recipe = {"model": asdict(a.model), "training": asdict(a.training)}
     if found and json.loads(json.dumps(_short(recipe))) != {name: found[name] for name in recipe}:
@@ -377,7 +376,7 @@ def pace(pairs: int, alone: bool = False, steps: int = 3) -> dict[str, Any]:
     for pair in range(-1, pairs):  # the first warms up
         for name in shapes if pair % 2 else reversed(shapes):
             began = time.process_time()
-            with nullcontext() if alone else bfloat16_products(WHOLE.autocast):
+            with nullcontext() if alone else bfloat16_products(WHOLE.autocast, "cpu"):
                 for step in range(steps):
                     takes[name]((pair + 1) * steps + step)
             if pair >= 0:
@@ -417,8 +416,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.pace is not None:
         how = " --alone" if args.alone else ""
+        slow = "products by float32's units, " if multiplies_slowly() else ""
         head = {"command": f"python -m experiments.recipe --pace {args.pace}{how}",
-                "machine": f"one core, torch {torch.__version__}"}  # fmt: skip
+                "machine": f"one core, {slow}torch {torch.__version__}"}  # fmt: skip
         found = json.dumps(head | pace(args.pace, args.alone), indent=1) + "\n"
         files.write(PACE_ALONE if args.alone else PACE, found)
         return

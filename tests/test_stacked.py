@@ -271,12 +271,12 @@ def test_one_run_alone_is_the_stacks(corpus, monkeypatch, dense, how):
 
 @pytest.mark.slow("compiles a step of the box's shape")
 def test_one_run_alone_is_the_stacks_compiled(corpus):
-    """As the stored runs were made: the box's shape, products in bfloat16."""
+    """As the stored runs were made: the box's shape, products in bfloat16 (if not slow here)."""
     training, one = replace(recipe.BRIEF, batch_size=8), [Run("one", gate_scale=4.0)]
     found = []
     for kind, fuse in ((Stack, False), (Alone, True)):
         stack = kind(recipe.MINI, training, one, [corpus], fuse=fuse)
-        with nullcontext() if fuse else bfloat16_products("on"):
+        with nullcontext() if fuse else bfloat16_products("on", "cpu"):
             total, row, _ = stack.losses(*stack.batch(0))
             grads = torch.autograd.grad(total, stack.leaves, allow_unused=True)
         found.append((row["loss"].item(), dict(zip(stack.names, grads, strict=True))))

@@ -43,7 +43,7 @@ def run(
     """Measure and give the result, as it is written: machine, layers, models.
 
     Args: shapes: names in SHAPES. dtypes, routings, paths: only these; none: those of each shape
-          (of the types, what the machine has units for), and all paths. config: a recipe whose
+          (without bfloat16 where that is slow), and all paths. config: a recipe whose
           model is measured whole; None: none is. keep: called with the result as far as it is,
           whenever there is more.
     """
@@ -64,9 +64,9 @@ def run(
         say("\n" + report.models(result["models"]))
     for name in shapes:
         for dtype in dtypes or SHAPES[name].dtypes:
-            if not dtypes and not measure.has_units(device, dtype):
-                say(f"{name}, {dtype}: not measured: this CPU has no units for it, and takes "
-                    f"a hundred times as long as in float32; --dtype {dtype} does it")  # fmt: skip
+            if not dtypes and measure.is_slow(device, dtype):
+                say(f"{name}, {dtype}: not measured: PyTorch has no library for it on this CPU and "
+                    f"takes 4 to 100 times as long; --dtype {dtype} does it")  # fmt: skip
                 continue
             for routing in routings or SHAPES[name].routings:
                 those = chosen(routing, paths)

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
 
+from moe_lite.course.rounded import multiplies_slowly
 from moe_lite.fast import linear
-from moe_lite.fast.onednn import multiplies_bfloat16
 
 from .paths import Case, Contender, Inputs, NotHere, Run, our, our_layer
 from .shapes import DTYPES, SHAPES, Shape
@@ -77,9 +77,9 @@ def machine(device: str) -> Row:
     }  # fmt: skip
 
 
-def has_units(device: str, dtype: str) -> bool:
-    """Say whether products of that type take no longer than float32's; else a hundred times."""
-    return dtype != "bfloat16" or device != "cpu" or multiplies_bfloat16()
+def is_slow(device: str, dtype: str) -> bool:
+    """Say whether PyTorch has no library for products of that type; loops take 4 to 100 times."""
+    return dtype == "bfloat16" and multiplies_slowly(device)
 
 
 def ceilings(device: str, size: int | None = None) -> Row:
@@ -87,12 +87,12 @@ def ceilings(device: str, size: int | None = None) -> Row:
 
     Returns: matmul_tflops by type (the better of torch's product and ours, where they differ),
              copy_gbps (bytes read and written), and the sizes used; bfloat16's is a quarter of
-             matmul_size on a CPU that has no units for it.
+             matmul_size on a CPU that multiplies it slowly.
     """
     size = size or (8192 if device == "cuda" else 1536)
     copied = min(2**30 if device == "cuda" else 2**28, size**2 * 64)
     jobs: dict[str, Job] = {}
-    sizes = {name: size if has_units(device, name) else size // 4 for name in DTYPES}
+    sizes = {name: size // 4 if is_slow(device, name) else size for name in DTYPES}
     for name, dtype in DTYPES.items():
         a, b = torch.randn(2, sizes[name], sizes[name], device=device).to(dtype)
         jobs[name] = partial(torch.mm, a, b)

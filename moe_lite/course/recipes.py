@@ -237,14 +237,14 @@ def _run(args: argparse.Namespace, device: torch.device, mesh: DeviceMesh | None
         callback = filmed(film, model, reel)
     try:
         fit = train if mesh is None else partial(parallel.train, mesh)
-        with bfloat16_products(config.autocast):
+        with bfloat16_products(config.autocast, device):
             history = fit(model, corpus, config, out, resume=args.resume, callback=callback)
     except KeyboardInterrupt as stop:
         if first:
             print(f"{stop or 'stopped'}; go on with --resume", file=sys.stderr)
         return 130
     longer = replace(config, eval_windows=64)
-    with bfloat16_products(config.autocast):
+    with bfloat16_products(config.autocast, device):
         look = evaluate if mesh is None else parallel.evaluate
         bits = look(model, corpus, config=longer)
     if mesh is not None:

@@ -132,7 +132,7 @@ def run(
     rows: list[Row] = []
     model = setting.build(seed, routers)
     try:
-        with bfloat16_products(config.autocast):
+        with bfloat16_products(config.autocast, "cpu"):
             train(
                 model, corpus, config, balance=balances[setting.balance], probe=probe,
                 callback=rows.append, progress=progress,
