@@ -98,7 +98,7 @@ AXES = {
         book=True, base=True,
     ),
     "brief": Axis(MINI, BRIEF, {"4 of 16, scale 4": SCALE4}, book=True),
-    "brief dense, all": Axis(EIGHT.dense("total"), BRIEF, {"as wide as all": {}}, book=True),
+    "brief dense, all": Axis(EIGHT.dense("total"), BRIEF, {"as wide as all": {}}, 3, book=True),
     "balance": Axis(
         MINI, BRIEF,
         {"loss .003": SCALE4 | {"aux_coef": 0.003}, "loss .03": SCALE4 | {"aux_coef": 0.03},
