@@ -40,6 +40,7 @@ import copy
 import math
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -54,6 +55,7 @@ from moe_lite.course.widgets import FactGrid
 # %%
 torch.manual_seed(0)
 torch.set_num_threads(1)
+pool = ThreadPoolExecutor(2)  # two models learn at a time, a core each
 
 # %% [markdown]
 # ## 1. Three ways to be large
@@ -125,7 +127,7 @@ for name, shape in arms.items():
 # %%
 def learn(model, steps=500, lr=0.01, watch=None):
     draw = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0, fused=True)
     for step in range(steps):
         cosine = (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 20) * cosine
@@ -162,15 +164,23 @@ def note(model, seen, step):
     seen[step] = book.recall(model)[0].float().mean().item()
 
 
-models, curves = {}, {}
-for name, shape in arms.items():
-    torch.manual_seed(0)
-    model, seen, begin = Mixtral(shape), {}, time.perf_counter()
+def teach(model):
+    seen, begin = {}, time.perf_counter()
     learn(model, watch=partial(note, model, seen))
-    right_N, bits = book.recall(model)
-    models[name], curves[name] = model, (list(seen), list(seen.values()))
+    return (list(seen), list(seen.values())), time.perf_counter() - begin
+
+
+# %%
+models, curves = {}, {}
+for name in reversed(arms):  # the largest first: it takes longest
+    torch.manual_seed(0)
+    models[name] = Mixtral(arms[name])
+done = dict(zip(models, pool.map(teach, models.values()), strict=True))
+for name in arms:
+    curves[name], seconds = done[name]
+    right_N, bits = book.recall(models[name])
     print(f"{name:20} knows {right_N.float().mean():6.1%} (your guess {guess[name]}%), ", end="")
-    print(f"{bits / 1000:4.1f} kbit, {time.perf_counter() - begin:3.0f} s")
+    print(f"{bits / 1000:4.1f} kbit, {seconds:3.0f} s")
 
 # %%
 parrots = ledger.stored("jelassi2024")
@@ -224,11 +234,11 @@ ledger.verdicts("jelassi2024", lambda claim: "recall" in claim.text)
 
 # %%
 many, blocks, filled = facts.Facts(7000), {}, {}
-for E in (1, 2, 4, 8, 16, 32):
-    blocks[E] = facts.train_block(many, hidden=16, experts=E)
-    share, bits = many.measure(blocks[E])
-    filled[E] = share
-    learned = sum(p.numel() for p in blocks[E].parameters())
+sizes, fill = (1, 2, 4, 8, 16, 32), partial(facts.train_block, many, 16)  # 16 units an expert
+for E, block in zip(sizes, pool.map(fill, sizes), strict=True):
+    share, bits = many.measure(block)
+    blocks[E], filled[E] = block, share
+    learned = sum(p.numel() for p in block.parameters())
     print(
         f"E = {E:2}: {share:5.1%}, {bits / 1000:4.1f} of {many.bits / 1000:.0f} kbit;",
         f"{learned:6,} parameters, {bits / learned:.2f} bits in each",
@@ -367,7 +377,7 @@ tokenizer, pair = data.load_tokenizer(), ("mixtral-mini", "mixtral-mini-dense")
 mini, dense = map(hf.load_pretrained, pair)
 asked = asking.Questions(tokenizer, 200)
 print(asking.question(asked.names[0]))
-knows, dense_knows = asked.known(mini), asked.known(dense)
+knows, dense_knows = pool.map(asked.known, (mini, dense))
 for name, hits in zip(pair, (knows, dense_knows), strict=True):
     print("{:18} knows {:.0%} ± {:.0%} of the numbers".format(name, *asking.share(hits)))
 ahead = asking.share(knows.double() - dense_knows.double())
@@ -444,14 +454,22 @@ for e in (worst, nearest, *random.Random(0).sample([e for e in others if e != ne
 # %%
 world = facts.Clusters(seed=1)
 train, fresh = world.points(4000), world.points(8000)
-trained = {}
-for name, (E, filters, recipe, epochs) in {
+recipes = {
     "sparse": (8, 16, "normalised", 500), "dense, equal active": (1, 16, "adam", 300),
     "dense, equal total": (1, 128, "adam", 300),
-}.items():  # fmt: skip
+}  # fmt: skip
+
+
+def learn_signs(shape):
+    E, filters, recipe, epochs = shape
     net = facts.Filters(E, filters, small=recipe == "normalised", seed=1)
-    trained[name] = facts.train_filters(net, *train[:2], recipe, epochs, seed=1)
-    old, new = (facts.accuracy(net, *data[:2]) for data in (train, fresh))
+    return facts.train_filters(net, *train[:2], recipe, epochs, seed=1)
+
+
+# %%
+trained = dict(zip(recipes, pool.map(learn_signs, recipes.values()), strict=True))
+for name, net in trained.items():
+    old, new = (facts.accuracy(net, *points[:2]) for points in (train, fresh))
     print(f"{name:20} training {old:5.1%}, new data {new:5.1%}")
 
 # %%
@@ -476,9 +494,8 @@ bar = fig.colorbar(image, label="share of the cluster")
 # %%
 recipe = "normalised"  # the sparse arm's; or "adam", the dense one's
 arm, E = {"normalised": ("dense, equal active", 1), "adam": ("sparse", 8)}[recipe]
-net = facts.Filters(E, 16, small=recipe == "normalised", seed=1)  # the other arm had it above
-epochs = {"normalised": 500, "adam": 300}[recipe]  # as the other arm had above
-same = trained | {arm: facts.train_filters(net, *train[:2], recipe, epochs, seed=1)}
+epochs = {"normalised": 500, "adam": 300}[recipe]  # both as the other arm had them above
+same = trained | {arm: learn_signs((E, 16, recipe, epochs))}
 for name in ("sparse", "dense, equal active"):
     print(f"{name:20} {recipe}: new data {facts.accuracy(same[name], *fresh[:2]):.1%}")
 
@@ -528,8 +545,10 @@ ledger.verdicts("chen2022")
 
 # %%
 paths, found = facts.Paths(), {}
-for E, hidden in ((1, 4), (2, 4), (8, 4), (32, 4), (1, 8), (1, 16)):
-    found[E, hidden] = paths.measure(facts.train_block(paths, hidden, E))
+shapes = (1, 4), (2, 4), (8, 4), (32, 4), (1, 8), (1, 16)
+seekers = pool.map(lambda shape: facts.train_block(paths, shape[1], shape[0]), shapes)
+for (E, hidden), block in zip(shapes, seekers, strict=True):
+    found[E, hidden] = paths.measure(block)
     print(f"{E:2} experts of {hidden:2} units: {found[E, hidden]:.1%} right on new graphs")
 
 # %%
@@ -615,8 +634,10 @@ for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
 
 # %%
 wide = {1: filled[1]}
-for times in (4, 16):
-    wide[times] = many.measure(facts.train_block(many, hidden=16 * times, experts=1))[0]
+widths = 16, 4  # the longer one first
+twins = pool.map(lambda times: facts.train_block(many, 16 * times, experts=1), widths)
+for times, block in zip(widths, twins, strict=True):
+    wide[times] = many.measure(block)[0]
     print(f"one network {times} times as wide: {wide[times]:.1%} of the facts")
 
 # %%

@@ -1,6 +1,7 @@
 """Chapter 11's tasks: their bits, their truth, and that what is learned is what is asked for."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from operator import gt
 
 import pytest
@@ -39,6 +40,22 @@ def test_a_small_book_is_learned_and_chance_knows_nothing():
     assert not right_N.any() and bits < 0.05 * book.bits
     right_N, bits = book.recall(facts.memorise(facts.BOOK_MODEL, book, steps=60))
     assert right_N.float().mean() > 0.9 and 0.8 * book.bits < bits <= book.bits
+
+
+@pytest.mark.parametrize("learn", [
+    lambda seed: facts.memorise(facts.BOOK_MODEL, facts.PhoneBook(40), 2, seed),
+    lambda seed: facts.train_block(facts.Facts(40), 4, 8, 2, seed, batch=16),
+    lambda seed: facts.train_block(facts.Paths(4), 4, 8, 2, seed, batch=16),
+    lambda seed: facts.train_recall(facts.RECALL_MODEL, facts.Pairs(), 2, seed, batch=8),
+], ids=["book", "facts", "paths", "recall"])  # fmt: skip
+def test_models_that_learn_side_by_side_are_those_that_learn_alone(learn):
+    """All first weights come from one global source: a thread must not draw between another's."""
+    state = torch.get_rng_state()
+    alone = [learn(seed).state_dict() for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        beside = [model.state_dict() for model in pool.map(learn, range(8))]
+    torch.testing.assert_close(beside, alone, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state), "the learner's own draws go on as they were"
 
 
 def test_a_block_does_as_much_for_one_token_with_any_number_of_experts():

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,7 @@ from .. import (
     load_balancing_loss,
 )
 
+Model = TypeVar("Model", bound=nn.Module)
 BALANCE = 0.05  # the weight of the load-balancing loss, everywhere in this chapter
 
 
@@ -40,7 +43,9 @@ def learn(model: nn.Module, loss: Callable[[], Tensor], steps: int, lr: float) -
 
     Args: loss: () -> scalar with a gradient, of the next batch.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0, fused=True
+    )
     for step in range(steps):
         for group in optimizer.param_groups:
             rise, fall = min(1, (step + 1) / 20), (1 + math.cos(math.pi * step / steps)) / 2
@@ -48,6 +53,16 @@ def learn(model: nn.Module, loss: Callable[[], Tensor], steps: int, lr: float) -
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
+
+
+_drawing = threading.Lock()
+
+
+def _first_weights(make: Callable[[], Model], seed: int) -> Model:
+    """Return a model made from this seed, also where two threads make one at the same time."""
+    with _drawing, torch.random.fork_rng([]):  # all threads draw from one global source
+        torch.manual_seed(seed)
+        return make()
 
 
 def bits_stored(nats: float, values: int, choices: int) -> float:
@@ -141,9 +156,7 @@ def _balance(routings: Routing | tuple[Routing, ...]) -> Tensor | float:
 
 def memorise(config: MixtralConfig, book: PhoneBook, steps: int = 500, seed: int = 0) -> Mixtral:
     """Return a model of this config that has learned the book for so many steps of 512 entries."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        model = Mixtral(config)
+    model = _first_weights(lambda: Mixtral(config), seed)
     draw = torch.Generator().manual_seed(seed)
     learn(model, lambda: book.loss(model, draw), steps, lr=0.01)
     return model
@@ -259,9 +272,7 @@ def train_block(
 ) -> Block:  # fmt: skip
     """Return a block that has learned a task, its experts each ``hidden`` units wide."""
     width = task.x_ND.shape[1] if isinstance(task, Facts) else task.width
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        block = Block(width, hidden, experts, task.classes)
+    block = _first_weights(lambda: Block(width, hidden, experts, task.classes), seed)
     draw = torch.Generator().manual_seed(seed)
 
     def loss() -> Tensor:
@@ -314,9 +325,7 @@ def train_recall(
     config: MixtralConfig, task: Pairs, steps: int = 1500, seed: int = 0, batch: int = 128
 ) -> Mixtral:
     """Return a model of this config that has learned to look back."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        model = Mixtral(config)
+    model = _first_weights(lambda: Mixtral(config), seed)
     draw = torch.Generator().manual_seed(seed)
 
     def loss() -> Tensor:
