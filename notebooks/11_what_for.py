@@ -634,7 +634,7 @@ for E, wide in ((1, 1), (4, 1), (16, 1), (1, 16)):
 
 # %%
 wide = {1: filled[1]}
-widths = 16, 4  # the longer one first
+widths = 4, 16
 twins = pool.map(lambda times: facts.train_block(many, 16 * times, experts=1), widths)
 for times, block in zip(widths, twins, strict=True):
     wide[times] = many.measure(block)[0]
