@@ -26,7 +26,7 @@
 # **You need:** chapter 10. **Time:** half an hour; the cells run in seconds. What they read was
 # trained with `python -m experiments.recipe NAME` (with `--alone` on one CPU core); the NAMEs stand
 # in the cells, and in [the card](../checkpoints/mixtral-mini/README.md). In brackets: the 95%
-# interval over five pairs of the same seed, in section 2 over as many as its legend says.
+# interval over five pairs of the same seed; in section 2 over three, or as its legend says.
 
 # %%
 import matplotlib.pyplot as plt
@@ -212,10 +212,10 @@ print("phone numbers, a table less the twin: {:+.0f} points [{:+.0f}, {:+.0f}]".
 # its end at step 3,000, where their curve stops and their own rate is still high.)
 #
 # And at equal *memory*? A dense twin with one network of width 2,048 holds 8.5 million parameters,
-# as six routers' model does, and uses them all for every token. Three of it were trained to the end
-# of 600 steps, and three through 1,158 of 4,000. **Your turn:** the table's model holds less than
-# half of that. Which of three is ahead of it, and until when: six routers, the table, the twin of
-# equal arithmetic?
+# as six routers' model does, and uses them all for every token. Such twins were trained to the end
+# of 600 steps (three seeds), and to 4,000, stopped after 1,158 (three seeds). **Your turn:** the
+# table's model holds less than half of that. Which is ahead of the wide twin, and until when: six
+# routers, the table, the twin of equal arithmetic?
 
 # %%
 wide = "brief dense, all", "whole dense, all"
@@ -223,20 +223,24 @@ models = {"six routers": ("brief", *routers), "one table": ("only first, table",
           "equal arithmetic": ("brief dense", *twin)}  # fmt: skip
 for what, (brief, whole, name) in models.items():
     for axis, over in ((brief, wide[0]), (whole, wide[1])):
-        for lead in leads.curve(axis, name, over, "as wide as all"):
+        found = leads.curve(axis, name, over, "as wide as all")
+        for lead in found:
             if lead.step in (600, 500, 1000):
                 print(f"{what:17} step {lead.step:5,} of {lead.of:5,}  "
                       "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))  # fmt: skip
+        for how, side in (("ahead", 1), ("behind", -1)):
+            sure = [x.step for x in found if min(side * x.interval[1], side * x.interval[2]) > 0]
+            print(f"   surely {how} at", *(sure or ["no look"]))
 
 # %% [markdown]
 # **With less than half of its parameters, the table's model is ahead of that wide twin**: by
 # 0.051 [0.022, 0.080] after a whole training of 600 steps, and on the way to 4,000 at every
-# look until 750. The lead shrinks there; at 1,000, where the wide twins were stopped, it is
-# undecided. Six routers, a model as large as the wide twin with two fifths of its numbers at work
-# for a token, are undecided at every look. The twin of equal arithmetic is behind at every look
-# until 1,000; after the training of 600 steps it is undecided. (The wide twins of 600 steps were
-# made in float32, all others in bfloat16. A run made again by another program of the same function
-# ended up to 0.010 better or worse.)
+# look until 750; at 1,000, the last before the wide twins were stopped, it is undecided. Six
+# routers, a model as large as the wide twin with two fifths of its numbers at work for a token,
+# are undecided at every look. The twin of equal arithmetic is behind at every look up to 1,000;
+# after the training of 600 steps it is undecided. (The wide twins of 600 steps were made in
+# float32, all others in bfloat16. A run made again by another program of the same function ended
+# up to 0.010 better or worse.)
 #
 # ## 3. New tokens, or copied?
 #
@@ -342,20 +346,20 @@ for name, found, at in (("4 of 16", marks, 4), ("4 of 16", marks, -1),
 # One change at a time, against the run without it, seed by seed (others: the card).
 
 # %%
-BOX, whole, twin = "4 of 16, scale 4", "whole finer", "brief dense"
+BOX, finer, dense = "4 of 16, scale 4", "whole finer", "brief dense"
 tried = {
     "factor 2, not 4": (750, "finer", "4 of 16, scale 2", "finer", BOX),
-    "4 of 16, factor 4, not 2 of 8": (4000, whole, BOX, "whole", "2 of 8"),
-    "the same, 2 of 8 with factor 2": (4000, whole, BOX, "whole", "2 of 8, scale 2"),
+    "4 of 16, factor 4, not 2 of 8": (4000, finer, BOX, "whole", "2 of 8"),
+    "the same, 2 of 8 with factor 2": (4000, finer, BOX, "whole", "2 of 8, scale 2"),
     "one shared, 3 of 15 chosen": (600, "shared, scale", None, "brief", BOX),
-    "a bias, no balancing loss": (4000, whole, "4 of 16, scale 4, bias", whole, BOX),
-    "rate 0.002, not 0.003": (4000, whole, "4 of 16, scale 4, lr 2e-3", whole, BOX),
+    "a bias, no balancing loss": (4000, finer, "4 of 16, scale 4, bias", finer, BOX),
+    "rate 0.002, not 0.003": (4000, finer, "4 of 16, scale 4, lr 2e-3", finer, BOX),
     "three times the balancing loss": (600, "balance", "loss .03", "brief", BOX),
     "quantiles, no balancing loss": (600, "balance", "quantile", "brief", BOX),
     "a balancing loss of gates": (600, "balance", "gates counted", "brief", BOX),
     "no z-loss": (600, "z-loss", "z 0", "brief", BOX),
     "first weights half as large": (600, "first weights", "first weights .5", "brief", BOX),
-    "the same of the twin": (600, twin, "dense, first weights .5", twin, "dense"),
+    "the same of the twin": (600, dense, "dense, first weights .5", dense, "dense"),
 }  # fmt: skip
 
 # %%

@@ -153,7 +153,7 @@ for a, b in zip(mine.parameters(), facts.memorise(config, book, 3).parameters(),
 
 # %% [markdown]
 # **Your turn.** How many of 100 numbers will each know, all six digits right? Change the guesses,
-# then run on.
+# then run on (two learn at a time: read the seconds so).
 
 # %%
 guess = {"sparse": 50, "dense, equal active": 50, "dense, equal total": 50}
@@ -292,7 +292,7 @@ ledger.verdicts("allenzhu2024")
 # ### A real bug: the fact that depends on the crowd
 #
 # In our first version of this chapter, whether the block knew a fact depended on *who else was
-# asked*. Same weights, same facts. Here it is again, for you to find:
+# asked*. Same weights, same facts. Find it:
 
 # %%
 crowded = facts.Block(32, 16, 32, 128, capacity=1.25)
@@ -702,6 +702,6 @@ fig
 # | cubed filters, router noise | `facts.Filters`, `facts.train_filters` | two recipes |
 # | length-2 paths | `facts.Paths` | new graphs each step |
 #
-# **Read on:** Jelassi et al., sections on the phone book and on graphs. Before this chapter:
+# **Read on:** Jelassi et al., sections on the phone book and on graphs. Before:
 # [10, How do you build a small Mixtral?](10_small_mixtral.ipynb) Next: [12, Where do the tokens go,
 # in silicon?](12_dispatch.ipynb)
