@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import queue
 import re
 import subprocess
 import sys
@@ -411,6 +412,26 @@ def test_a_name_is_no_formula(queues):
     graded = [grade.Graded("=1+1", results), grade.Graded("<b>", results)]
     assert "\n'=1+1,0,11," in report.table(queues, graded)
     assert "<b>" not in report.feedback(queues, graded[1])
+
+
+def test_what_was_said_just_before_the_end_is_heard():
+    """A busy machine brings a worker's lines late: later than it notices that the worker ended."""
+
+    class Late(queue.Queue):
+        nothing = 3  # looks that find no line yet
+
+        def get(self, *args, **kwargs):
+            if self.nothing:
+                self.nothing -= 1
+                raise queue.Empty
+            return super().get(*args, **kwargs)
+
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    lines = Late()
+    for line in ("ready", "done", None):
+        lines.put(line)
+    assert list(grade.heard(process, lines, [600.0])) == ["ready", "done", None]
 
 
 # --- variants ------------------------------------------------------------------------------------

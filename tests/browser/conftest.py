@@ -106,6 +106,7 @@ def open_page(new_page, tmp_path):
         page.alone = True
         page.goto(path.as_uri())
         page.locator("#widget > div").first.wait_for()
+        page.settle()
         pages.append((page, path.as_uri()))
         return page
 

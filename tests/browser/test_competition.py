@@ -23,23 +23,12 @@ def kept():
 
 
 @pytest.fixture
-def open_widget(new_page, kept, tmp_path):
-    """Open the widget's page from the disk; it must fetch nothing else."""
-    opened = []
-
+def open_widget(open_page, kept):
     def open_widget(**options):
         names = [IPA[name] for name in VOWELS.names]
-        widget = CompetitionExplorer(VOWELS.x_T2, names, TARGET_T1, kept)
-        path = widget.to_html(tmp_path / f"page{len(opened)}.html")
-        page = new_page(**options)
-        page.goto(path.as_uri())
-        page.locator(".competition").wait_for()
-        opened.append((page, path.as_uri()))
-        return page
+        return open_page(CompetitionExplorer(VOWELS.x_T2, names, TARGET_T1, kept), **options)
 
-    yield open_widget
-    for page, address in opened:
-        assert page.requests == [address]
+    return open_widget
 
 
 def bars(page):
@@ -69,10 +58,6 @@ def pixels(page):
     return page.locator(".competition canvas").evaluate("c => c.toDataURL()")
 
 
-def settle(page):
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
-
-
 def said(page):
     return page.locator(".said").inner_text()
 
@@ -84,7 +69,6 @@ def test_scrubbing_shows_each_moment(open_widget, kept):
     page.get_by_label("Moment of the training").focus()
     for epoch in (40, 300, 600):
         page.keyboard.press("ArrowRight")
-        settle(page)
         assert page.locator(".controls output").first.inner_text() == f"epoch {epoch}"
         agrees(page, kept[epoch])
         seen.add(pixels(page))
@@ -100,7 +84,6 @@ def answers(page):
 def test_a_dragged_line_changes_who_answers(open_widget, kept):
     page = open_widget()
     page.get_by_label("Moment of the training").press("ArrowRight")
-    settle(page)
     before = answers(page)
     box = page.locator("canvas[role=img]").bounding_box()
     handle = page.get_by_role("button", name="2, line of expert 2")
@@ -108,7 +91,6 @@ def test_a_dragged_line_changes_who_answers(open_widget, kept):
     page.mouse.down()
     page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.45 * box["height"], steps=4)
     page.mouse.up()
-    settle(page)
     assert said(page).startswith("Lines moved by you")
     assert sum(before) == sum(answers(page)) == 608 and abs(before[2] - answers(page)[2]) > 50
     at = handle.bounding_box()
@@ -116,7 +98,6 @@ def test_a_dragged_line_changes_who_answers(open_widget, kept):
     assert centre[0] / box["width"] == pytest.approx(0.3, abs=0.01)
     assert centre[1] / box["height"] == pytest.approx(0.45, abs=0.01)
     page.get_by_role("button", name="Lines as trained").click()
-    settle(page)
     assert said(page).startswith("As trained") and answers(page) == before
     agrees(page, kept[40])
 
@@ -125,19 +106,16 @@ def test_a_steeper_line_stays_where_it_is(open_widget, kept):
     page = open_widget()
     page.get_by_label("Moment of the training").press("End")
     handle = page.get_by_role("button", name="0, line of expert 0")
-    settle(page)
     before = handle.bounding_box()
     steep = page.get_by_label("Steepness of expert 0's answer")
     norm = kept[600]["experts"][0, 0, 0, :2].norm().item()
     assert float(steep.get_attribute("aria-valuetext")) == pytest.approx(norm, abs=0.06)
     steep.press("Home")  # 2 ** -3 per kHz: hardly a line at all
-    settle(page)
     assert steep.get_attribute("aria-valuetext") == "0.1"
     assert "As trained" not in said(page)
     after = handle.bounding_box()
     assert (after["x"], after["y"]) == pytest.approx((before["x"], before["y"]), abs=1)
     page.get_by_label("One vowel, or all").press("ArrowRight")
-    settle(page)
     says = float(page.locator(".cases").first.inner_text().split()[-1])
     assert 0.4 < says < 0.6
 
@@ -152,15 +130,14 @@ def test_the_keyboard_does_what_the_mouse_does(open_widget, kept):
     for keys in (["ArrowUp"] * 6, ["Shift+ArrowRight"] * 8):
         for key in keys:
             page.keyboard.press(key)
-        settle(page)
         right.append(float(re.search(r"([\d.]+)% right", said(page))[1]))
     assert right[0] > right[1] != right[2]  # a good line was moved away, and turned
     assert handle.get_attribute("aria-pressed") == "true"
     turn = page.get_by_role("button", name="Turn the line of expert 0")
     turn.focus()
+    page.settle()
     before = pixels(page)
     page.keyboard.press("ArrowLeft")
-    settle(page)
     assert pixels(page) != before
 
 
@@ -169,11 +146,9 @@ def test_turning_keeps_the_handle_on_its_line(open_widget):
     page.get_by_label("Moment of the training").press("End")
     handle = page.get_by_role("button", name="1, line of expert 1")
     handle.focus()
-    settle(page)
     before = handle.bounding_box()
     for _ in range(5):
         page.keyboard.press("Shift+ArrowLeft")
-    settle(page)
     after = handle.bounding_box()
     assert (after["x"], after["y"]) == pytest.approx((before["x"], before["y"]), abs=1)
 
@@ -182,18 +157,15 @@ def test_one_vowel_by_mouse_and_by_slider(open_widget, kept):
     page = open_widget()
     one = page.get_by_label("One vowel, or all")
     one.press("ArrowRight")
-    settle(page)
     agrees(page, kept[0], case=0)
     u, v = VOWELS.x_T2[0].tolist()
     name = IPA[VOWELS.names[0]]
     heading = page.locator(".competition h2")
     assert heading.inner_text() == f"[{name}] at {u:.2f}, {v:.2f} kHz; the answer is 1"
     one.press("Home")
-    settle(page)
     assert heading.inner_text() == "All 608 vowels"
     box = page.locator("canvas[role=img]").bounding_box()
     page.mouse.click(box["x"] + 0.95 * box["width"], box["y"] + 0.1 * box["height"])
-    settle(page)
     assert heading.inner_text() == "All 608 vowels"  # nothing is there
 
 
@@ -204,7 +176,6 @@ def test_axe_finds_nothing(open_widget, theme):
     ground = page.locator(".competition").evaluate("e => getComputedStyle(e).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == (theme == "dark")
     page.get_by_label("One vowel, or all").press("ArrowRight")
-    settle(page)
     found = axe.run(page).response
     assert [(v["id"], v["nodes"][0]["html"]) for v in found["violations"]] == []
 

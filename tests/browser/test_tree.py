@@ -20,30 +20,15 @@ def history():
 
 
 @pytest.fixture
-def open_widget(new_page, history, tmp_path):
-    """Open the widget's page from the disk; it must fetch nothing else."""
-    opened = []
-
+def open_widget(open_page, history):
     def open_widget(theme="light", width=1200, **state):
-        path = TreeExplorer(history, X_T1, Y_T1, **state).to_html(tmp_path / "tree.html")
-        page = new_page(theme=theme, width=width)
-        page.goto(path.as_uri())
-        page.locator(".tree-explorer .nodes").wait_for()
-        opened.append((page, path.as_uri()))
-        return page
+        return open_page(TreeExplorer(history, X_T1, Y_T1, **state), theme=theme, width=width)
 
-    yield open_widget
-    for page, address in opened:
-        assert page.requests == [address]
-
-
-def settle(page):
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    return open_widget
 
 
 def shares(page):
     """Read each node's posterior as printed, root first."""
-    settle(page)
     printed = page.locator(".nodes button > span:nth-child(2)").all_inner_texts()
     return torch.tensor([float(text.rstrip("%")) for text in printed]) / 100
 
@@ -64,7 +49,6 @@ def test_a_clicked_point_goes_down_the_tree(open_widget, history):
     circle = page.locator(".plot circle:not(.ring)").nth(11)
     box = circle.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    settle(page)
     assert page.locator(".controls output").nth(1).inner_text() == "11"
     posterior_N = history[3].posterior(affine(X_T1), Y_T1)[0, 11]
     torch.testing.assert_close(shares(page).double(), posterior_N, atol=0.008, rtol=0)
@@ -75,7 +59,6 @@ def test_a_clicked_point_goes_down_the_tree(open_widget, history):
 def test_a_node_dims_the_points_that_did_not_pass_it(open_widget, history):
     page = open_widget(step=5)
     page.locator(".nodes button").nth(2).click()
-    settle(page)
     posterior_T = history[5].posterior(affine(X_T1), Y_T1)[0, :, 2]
     seen = page.locator(".plot circle:not(.ring)").evaluate_all(
         "dots => dots.map(dot => Number(dot.getAttribute('opacity')))"
@@ -108,16 +91,13 @@ def test_all_of_it_by_keyboard(open_widget):
     page = open_widget()
     page.get_by_label("EM step").focus()
     page.keyboard.press("ArrowRight")
-    settle(page)
     assert page.locator(".controls output").first.inner_text() == "1"
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
-    settle(page)
     assert page.locator(".controls output").nth(1).inner_text() == "0"
     for _ in range(4):  # past the guess: its slider and its button
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    settle(page)
     assert page.locator('.nodes [aria-pressed="true"] b').inner_text() == "gate 1"
 
 

@@ -32,6 +32,7 @@ START_S = 600.0  # for Python and PyTorch to start, however busy the machine is
 TOTAL_S = 600.0  # for all that is slow or crashes in one notebook
 MAX_BYTES = 50_000_000  # 30 MB of prints were seen
 MAX_CELL, MAX_CELLS = 200_000, 2_000
+REST_S = 60.0  # for the last lines of a process that has ended
 WALL = 5 if os.name == "posix" else 1  # seconds on the clock, for each of computing
 
 
@@ -359,17 +360,23 @@ def slow(process: subprocess.Popen[str]) -> bool:
 def heard(
     process: subprocess.Popen[str], lines: queue.Queue[str | None], wait: Sequence[float]
 ) -> Iterator[str | None]:
-    """Give the lines of a process; None once it has ended or said nothing for too long."""
-    last = time.monotonic()
+    """Give the lines of a process; None once it has ended or said nothing for too long.
+
+    What it wrote just before its end may still be on its way here when the end is noticed.
+    """
+    last, ended = time.monotonic(), False
     while True:
         try:
             line = lines.get(timeout=0.5)
         except queue.Empty:
-            ended = process.poll() is not None  # a child of its own may hold the pipe open
-            if not ended and time.monotonic() - last < wait[0]:
+            if not ended and process.poll() is not None:
+                ended, last = True, time.monotonic()
+                stop(process)  # a child of its own may hold the pipe open
+            if time.monotonic() - last < (REST_S if ended else wait[0]):
                 continue
             line = None
-        last = time.monotonic()
+        if not ended:
+            last = time.monotonic()
         yield line
         if line is None:
             return
@@ -383,12 +390,17 @@ def pump(pipe: Any, lines: queue.Queue[str | None]) -> None:
     lines.put(None)
 
 
-def end(process: subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[str]) -> None:
     """End a process and what it started."""
     if os.name == "posix":
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
     process.kill()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process and what it started, and close its pipes."""
+    stop(process)
     process.wait()
     for pipe in (process.stdin, process.stderr):
         if pipe:
