@@ -548,3 +548,14 @@ except KeyboardInterrupt:
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: both get it
     rest, _ = process.communicate(timeout=900)
     assert rest == "tidied\n" and process.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("share", "most"),
+    [("max 100000", None), ("150000 100000", 1), ("20000 100000", 1), ("?", None)],
+)
+def test_cores_are_those_that_may_be_used(share, most, tmp_path):
+    mine = course.cores(tmp_path / "no container")
+    assert mine >= 1
+    (tmp_path / "cpu.max").write_text(share, encoding="utf-8")
+    assert course.cores(tmp_path / "cpu.max") == (most or mine)

@@ -14,6 +14,8 @@ import queue
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jupytext
@@ -22,7 +24,7 @@ import torch
 
 from moe_lite import __main__ as cli
 from moe_lite.course import checks
-from moe_lite.course.teach import diagnose, grade, lab, otter, quiz, report
+from moe_lite.course.teach import diagnose, grade, lab, otter, quiz, report, worker
 from moe_lite.course.teach.nbgrader import export
 from moe_lite.course.teach.screen import Given, looks, refusals
 
@@ -414,24 +416,191 @@ def test_a_name_is_no_formula(queues):
     assert "<b>" not in report.feedback(queues, graded[1])
 
 
+# --- what a busy machine, or one that stops, does to it ------------------------------------------
+
+
+class Lines(queue.Queue):
+    """A worker's lines, signed, after some looks that find none; each look takes so long."""
+
+    def __init__(self, *reports, looks=0, forged=(), clock=None, takes_s=0.0):
+        super().__init__()
+        self.looks, self.clock, self.takes_s = looks, clock, takes_s
+        for line in forged:
+            self.put(line)
+        for number, text in enumerate(map(json.dumps, reports)):
+            self.put(f"{worker.sign('key', number, text)} {text}")
+        self.put(None)
+
+    def get(self, *args, **kwargs):
+        if self.clock:
+            self.clock[0] += self.takes_s
+        if self.looks:
+            self.looks -= 1
+            raise queue.Empty
+        return super().get(*args, **kwargs)
+
+
+class Alive:
+    def poll(self):
+        return None
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(grade.time, "monotonic", lambda: now[0])
+    return now
+
+
 def test_what_was_said_just_before_the_end_is_heard():
     """A busy machine brings a worker's lines late: later than it notices that the worker ended."""
-
-    class Late(queue.Queue):
-        nothing = 3  # looks that find no line yet
-
-        def get(self, *args, **kwargs):
-            if self.nothing:
-                self.nothing -= 1
-                raise queue.Empty
-            return super().get(*args, **kwargs)
-
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    lines = Late()
-    for line in ("ready", "done", None):
-        lines.put(line)
-    assert list(grade.heard(process, lines, [600.0])) == ["ready", "done", None]
+    lines = Lines(["ready"], ["done"], looks=3)
+    assert list(grade.heard(process, lines, [600.0], "key")) == [["ready"], ["done"], None]
+
+
+def test_a_grader_that_was_held_up_has_missed_nothing(clock):
+    lines = Lines(["ready"], ["done"], looks=3, clock=clock, takes_s=1000)
+    assert list(grade.heard(Alive(), lines, [600.0], "key")) == [["ready"], ["done"], None]
+
+
+def test_silence_ends_the_wait_and_a_line_that_is_not_signed_is_silence(clock):
+    own = ["", "key [0]", '["end", 0, {"status": "right"}]'] * 9
+    lines = Lines(["ready"], forged=own, clock=clock, takes_s=0.4)
+    assert list(grade.heard(Alive(), lines, [6.0], "key")) == [None]
+    assert 6 <= clock[0] < 7
+
+
+def test_a_report_counts_once_and_as_it_was_signed():
+    text = json.dumps(["end", 0, {"status": "wrong"}])
+    mac = worker.sign("key", 0, text)
+    forged = [f"{mac} {text.replace('wrong', 'right')}", "é", f"{mac} {text}", f"{mac} {text}"]
+    heard = list(grade.heard(Alive(), Lines(forged=forged), [600.0], "key"))
+    assert heard == [["end", 0, {"status": "wrong"}], None]
+
+
+DID, LOST = {"status": "right"}, RuntimeError("the grading process did not start")
+
+
+@pytest.mark.parametrize(
+    ("ends", "statuses"),
+    [
+        ([LOST, (None, "")], ["right", "right", "right"]),
+        ([OSError("no memory"), (None, "")], ["right", "right", "right"]),
+        ([(1, "killed"), (None, "")], ["right", "right", "right"]),
+        ([(1, "killed"), (1, "killed"), (None, "")], ["right", "crash", "right"]),
+        ([(1, "crash"), (None, "")], ["right", "crash", "right"]),
+        ([(1, "time"), LOST, (None, "")], ["right", "time", "right"]),
+        ([(1, "time"), LOST, LOST], ["right", "time", "broken"]),
+        ([(1, "killed"), (2, "killed"), (None, "")], ["right", "right", "right"]),
+        ([LOST, LOST], None),
+    ],
+)
+def test_what_may_not_be_the_answers_fault_is_tried_twice(ends, statuses, monkeypatch):
+    ends = iter(ends)
+
+    def attend(job, limit_s, reports):
+        end = next(ends)
+        if isinstance(end, Exception):
+            raise end
+        reports |= {i: DID for i in job["todo"] if end[0] is None or i < end[0]}
+        return end
+
+    monkeypatch.setattr(grade, "attend", attend)
+    steps = [{"kind": "check", "key": str(i)} for i in range(3)]
+    if statuses is None:
+        with pytest.raises(RuntimeError, match="did not start"):
+            grade.run(steps, 60, 4)
+    else:
+        assert [report["status"] for report in grade.run(steps, 60, 4)] == statuses
+    assert next(ends, None) is None
+
+
+def waits(path):
+    """Return a step that locks a file and waits for ever; whoever then locks it sees its end."""
+    source = (
+        "import fcntl, threading\n"
+        f"held = open({str(path)!r}, 'w')\nfcntl.flock(held, fcntl.LOCK_EX)\n"
+        f"open({f'{path}.held'!r}, 'w').close()\nthreading.Event().wait()"
+    )
+    return [{"kind": "run", "key": "waits", "source": source}]
+
+
+def until_it_is_gone(path):
+    import fcntl
+
+    with open(path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of its own")
+def test_who_breaks_the_grading_off_waits_for_no_answer(tmp_path):
+    path = tmp_path / "lock"
+    held = Path(f"{path}.held")
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(grade.run, waits(path), 3600, 4)
+            while not held.exists() and not job.done():
+                time.sleep(0.05)
+            grade.halted.set()
+            assert job.result()[0]["status"] == "time"
+    finally:
+        grade.halted.clear()
+    until_it_is_gone(path)
+
+
+def test_ctrl_c_breaks_the_grading_off(folder, queues, tmp_path, monkeypatch):
+    (tmp_path / "anna.ipynb").write_text(json.dumps(filled(queues)), encoding="utf-8")
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grade, "grade", interrupted)
+    try:
+        assert cli.main(["teach", "grade", str(folder), "--submitted", str(tmp_path)]) == 130
+        assert grade.halted.is_set()
+    finally:
+        grade.halted.clear()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of its own")
+def test_no_answer_outlives_the_grader(tmp_path):
+    path = tmp_path / "lock"
+    code = f"from moe_lite.course.teach import grade; grade.run({waits(path)!r}, 3600, 4)"
+    grader = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    while not Path(f"{path}.held").exists():
+        assert grader.poll() is None
+        time.sleep(0.05)
+    grader.kill()
+    grader.wait()
+    until_it_is_gone(path)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["torch.optim.SGD([x], 0.1)", "torch.func.grad(lambda x: x.sum())(x)", "import torch._dynamo"],
+)
+def test_what_pytorch_changes_when_it_is_first_used_is_not_the_answers_doing(source):
+    source = f"import torch\nx = torch.ones(3, requires_grad=True)\n{source}\ntorch.manual_seed(3)"
+    cheat = "torch.manual_seed = print"
+    steps = [
+        {"kind": "run", "key": key, "source": code} for key, code in (("a", source), ("b", cheat))
+    ]
+    honest, other = grade.run(steps, 60, 4)
+    assert honest == {"status": "ran"}
+    assert other["changed"] == "torch.manual_seed"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such limit")
+def test_a_cell_may_not_ask_for_more_than_the_system_allows():
+    code = (
+        "import resource; from moe_lite.course.teach import worker\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (55, 55)); worker.allow(3600)\n"
+        "print(resource.getrlimit(resource.RLIMIT_CPU))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "(54, 55)\n", done.stderr
 
 
 # --- variants ------------------------------------------------------------------------------------

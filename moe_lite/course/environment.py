@@ -98,6 +98,19 @@ def run(*command: object, hold: bool = False, **options: Any) -> int:
     return code if code >= 0 else 128 - code  # ended by a signal: told as a shell tells it
 
 
+def cores(share: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Count the cores that this process may use: its mask's, fewer if a container has less."""
+    try:
+        mask = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        mask = os.cpu_count() or 1
+    try:
+        quota, period = map(int, share.read_text("utf-8").split())
+    except (OSError, ValueError):  # no container, or one with "max"
+        return mask
+    return max(1, min(mask, quota // period))
+
+
 def starts(python: Path, code: str) -> bool:
     """Return whether this Python runs these words without an error."""
     try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 
 import torch
 from packaging.requirements import Requirement
+
+from .environment import cores
 
 
 def check_environment() -> bool:
@@ -18,9 +19,8 @@ def check_environment() -> bool:
     """
     lines, missing = [], []
     lines.append(f"✓ Python {platform.python_version()} on {platform.system()}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU (none is needed)"
-    lines.append(f"✓ {cores} processor cores, {gpu}")
+    lines.append(f"✓ {cores()} processor cores, {gpu}")
     try:
         wanted = [Requirement(line) for line in requires("moe-lite") or []]
     except PackageNotFoundError:

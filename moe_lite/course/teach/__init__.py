@@ -9,12 +9,12 @@ the errors that are made. ``plan``, ``quiz`` and ``slides`` make a lecture of th
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ...files import target, write
+from ..environment import cores
 
 
 def positive(text: str) -> float:
@@ -66,9 +66,7 @@ def parser() -> argparse.ArgumentParser:
     grade.add_argument(
         "--submitted", type=Path, metavar="DIR", help="where they are (FOLDER/submitted)"
     )
-    grade.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="students at a time"
-    )
+    grade.add_argument("--jobs", type=int, default=cores(), metavar="N", help="students at a time")
     pack = commands.add_parser("pack", help="make the students' copy, without solutions")
     pack.add_argument("out", type=Path, metavar="FOLDER", help="or FILE.zip")
     plan = commands.add_parser("plan", help="plan a lecture: minutes, votes, what to cut")
@@ -180,11 +178,16 @@ def grade_all(folder: Path, submitted: Path, jobs: int) -> int:
             return grade.Graded(student, lost, [*notes, said])
 
     graded = []
+    grade.halted.clear()
     with ThreadPoolExecutor(jobs) as pool:
-        for got in pool.map(one, work):
-            look = f", look: {len(got.looks)}" if got.looks else ""
-            print(f"{got.student}: {got.points(lab):g} of {lab.points:g}{look}", flush=True)
-            graded.append(got)
+        try:
+            for got in pool.map(one, work):
+                look = f", look: {len(got.looks)}" if got.looks else ""
+                print(f"{got.student}: {got.points(lab):g} of {lab.points:g}{look}", flush=True)
+                graded.append(got)
+        except BaseException:  # Ctrl-C: those that run are ended, not waited for
+            grade.halted.set()
+            raise
     report.publish(lab, graded, folder / "graded")
     print(f"{folder / 'graded'}: grades.csv, look.md and a page for each student in feedback/")
     return 0

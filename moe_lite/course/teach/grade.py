@@ -7,6 +7,7 @@ uses up its time costs that step: the rest is run again without it.
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import queue
@@ -27,13 +28,17 @@ from typing import Any
 from .. import build
 from .lab import Lab
 from .screen import Given, looks, parse, refusals
+from .worker import sign
 
 START_S = 600.0  # for Python and PyTorch to start, however busy the machine is
 TOTAL_S = 600.0  # for all that is slow or crashes in one notebook
 MAX_BYTES = 50_000_000  # 30 MB of prints were seen
 MAX_CELL, MAX_CELLS = 200_000, 2_000
 REST_S = 60.0  # for the last lines of a process that has ended
-WALL = 5 if os.name == "posix" else 1  # seconds on the clock, for each of computing
+LOOK_S = 0.5  # between two looks at a process
+WALL = 5 if os.name == "posix" else 2  # seconds on the clock, for each of computing
+
+halted = threading.Event()  # the grading was broken off: no process is waited for
 
 
 @dataclass
@@ -269,29 +274,45 @@ def run(
     """Do the steps of one notebook and return a report for each, whatever they do to the process.
 
     A step that ends the process or runs too long is reported so; all others are then done again,
-    in a new process, without it. Checks that have a report are not.
+    in a new process, without it. Checks that have a report are not. What may not be the step's
+    fault is tried twice: a process that does not start, and one that is killed from outside.
+
+    Raises: OSError, RuntimeError if no process starts.
     """
     reports: dict[int, dict[str, Any]] = {}
+    nothing = {"status": "crash", "said": "the grader could not run this"}
+    tried: set[int | None] = set()
     started = time.monotonic()
     todo = list(range(len(steps)))
-    while todo:
+    while todo and not halted.is_set():
         with tempfile.TemporaryDirectory(prefix="moe-lite-", ignore_cleanup_errors=True) as folder:
             job = {
                 "steps": list(steps), "todo": todo, "limit_s": limit_s, "memory_gb": memory_gb,
                 "folder": folder, "key": secrets.token_hex(16),
             }  # fmt: skip
-            stopped, why = attend(job, limit_s, reports)
-        if stopped is None:
+            try:
+                stopped, why = attend(job, limit_s, reports)
+            except (OSError, RuntimeError):
+                if None in tried and not reports:
+                    raise
+                stopped, why = None, "killed"
+        if not why:
             break
-        reports[stopped] = {"status": why}
-        todo = [i for i in todo if i != stopped and not (i in reports and done(steps[i]))]
+        if why == "killed" and stopped not in tried:
+            tried.add(stopped)
+        elif stopped is None:
+            nothing["status"] = "broken"
+            break
+        else:
+            reports[stopped] = {"status": why.replace("killed", "crash")}
+            todo.remove(stopped)
+        todo = [i for i in todo if not (i in reports and done(steps[i]))]
         if not any(done(steps[i]) for i in todo):
             break
         if time.monotonic() - started > max(total_s, 10 * limit_s):
             late = {"status": "time", "said": "not run: this notebook had used up all of its time"}
             reports |= {i: late for i in todo if i not in reports}
             break
-    nothing = {"status": "crash", "said": "the grader could not run this"}
     return [reports.get(i, nothing) for i in range(len(steps))]
 
 
@@ -303,9 +324,9 @@ def done(step: dict[str, Any]) -> bool:
 def attend(
     job: dict[str, Any], limit_s: float, reports: dict[int, dict[str, Any]]
 ) -> tuple[int | None, str]:
-    """Run a job in a process of its own; return the step that stopped it and why, or None.
+    """Run a job in a process of its own; return the step that stopped it and why, or None and "".
 
-    Raises: RuntimeError if the process does not even start.
+    Raises: OSError, RuntimeError if the process does not even start.
     """
     path = os.pathsep.join(filter(None, [str(build.ROOT), os.environ.get("PYTHONPATH")]))
     env = os.environ | {
@@ -323,20 +344,17 @@ def attend(
     threading.Thread(target=pump, args=(process.stdout, lines), daemon=True).start()
     try:
         with suppress(OSError):  # it has ended already, and the wait below finds out
-            process.stdin.write(json.dumps(job))
-            process.stdin.close()
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()  # and stays open: the process ends when we are gone
         at: int | None = None
         wait = [START_S]
-        for line in heard(process, lines, wait):
-            if line is None:
+        for report in heard(process, lines, wait, job["key"]):
+            if report is None:
                 if at is None:
                     tail = process.stderr.read()[-400:] if process.poll() is not None else ""
                     raise RuntimeError(f"the grading process did not start: {tail}")
-                return at, "time" if slow(process) else "crash"
-            key, _, text = line.partition(" ")
-            if key != job["key"]:
-                continue
-            what, *rest = json.loads(text)
+                return at, fate(process)
+            what, *rest = report
             if what == "done":
                 return None, ""
             if what == "begin":
@@ -348,38 +366,45 @@ def attend(
         end(process)
 
 
-def slow(process: subprocess.Popen[str]) -> bool:
-    """Say whether a process that went silent is still at it, or was ended by its limit of time."""
+def fate(process: subprocess.Popen[str]) -> str:
+    """Say what became of a process that went silent: out of time, killed, or crashed."""
     try:
         code = process.wait(timeout=5)
     except subprocess.TimeoutExpired:
-        return True
-    return hasattr(signal, "SIGXCPU") and code == -signal.SIGXCPU
+        return "time"  # it is still at it
+    if os.name == "posix" and code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return "time" if code == -signal.SIGXCPU else "killed"
+    return "crash"
 
 
 def heard(
-    process: subprocess.Popen[str], lines: queue.Queue[str | None], wait: Sequence[float]
-) -> Iterator[str | None]:
-    """Give the lines of a process; None once it has ended or said nothing for too long.
+    process: subprocess.Popen[str], lines: queue.Queue[str | None], wait: Sequence[float], key: str
+) -> Iterator[list[Any] | None]:
+    """Give a process's reports; None once it has ended or reported nothing for too long.
 
-    What it wrote just before its end may still be on its way here when the end is noticed.
+    A line that is not signed is a student's, and breaks no silence. Silence is counted in looks:
+    a grader that was held up itself has missed nothing. And what a process wrote just before its
+    end may still be on its way here when the end is noticed.
     """
-    last, ended = time.monotonic(), False
-    while True:
+    silent, ended, number, before = 0.0, False, 0, time.monotonic()
+    while silent < (REST_S if ended else wait[0]) and not halted.is_set():
         try:
-            line = lines.get(timeout=0.5)
+            line = lines.get(timeout=LOOK_S)
         except queue.Empty:
-            if not ended and process.poll() is not None:
-                ended, last = True, time.monotonic()
-                stop(process)  # a child of its own may hold the pipe open
-            if time.monotonic() - last < (REST_S if ended else wait[0]):
-                continue
-            line = None
-        if not ended:
-            last = time.monotonic()
-        yield line
+            line = ""
         if line is None:
-            return
+            break
+        now = time.monotonic()
+        silent, before = silent + min(now - before, LOOK_S), now
+        mac, _, text = line.partition(" ")
+        if hmac.compare_digest(mac.encode(), sign(key, number, text).encode()):
+            number += 1
+            silent = silent if ended else 0.0
+            yield json.loads(text)
+        elif not ended and process.poll() is not None:
+            ended, silent = True, 0.0
+            stop(process)  # a child of its own may hold the pipe open
+    yield None
 
 
 def pump(pipe: Any, lines: queue.Queue[str | None]) -> None:

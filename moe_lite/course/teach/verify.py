@@ -13,7 +13,8 @@ def verify(lab: Lab, root: Path) -> str:
     """Grade the solution, an empty notebook and every mutant; say how many there were.
 
     Raises: ValueError if the solution has less than all points, an empty notebook more than none,
-            a mutant passes, or a given cell fails with the right answers before it.
+            a mutant passes, a given cell fails with the right answers before it, or something
+            in the solution is for a person to look at.
     """
     # 1. the solution, with the given cells running as students will see them run
     right = weigh(lab, "the solution", solved(lab))
@@ -25,6 +26,8 @@ def verify(lab: Lab, root: Path) -> str:
             f"the cell {key} fails in this lab, {said}: it needs another exercise of its chapter, "
             f"so take that too"
         )
+    for look in right.looks:
+        raise ValueError(f"the lab's own solution would be looked at: {look}")
     # 2. nothing filled in
     for cell, result in zip(lab.checks, weigh(lab, "nobody", {}).results, strict=True):
         if result.status == "right":

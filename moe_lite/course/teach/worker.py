@@ -8,15 +8,20 @@ grades strangers' code runs the whole command in a container.
 from __future__ import annotations
 
 import builtins
+import functools
+import hmac
 import importlib.util
 import io
+import itertools
 import json
 import linecache
 import math
 import os
 import sys
+import threading
 import time
 import types
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +50,10 @@ def callables() -> list[tuple[Any, dict[str, Any]]]:
 
     import torch
 
+    # The first optimizer or torch.func brings torch._dynamo (3 s), which replaces this function
+    # where it is still the original: that would look like an answer's doing.
+    seeds = torch.random.manual_seed
+    torch.manual_seed = functools.wraps(seeds)(lambda seed: seeds(seed))
     owners = [torch, torch.Tensor, torch.nn.functional, torch.testing, math, operator, random]
     return [
         (owner, {name: value for name, value in vars(owner).items() if callable(value)})
@@ -84,7 +93,23 @@ def allow(seconds: float) -> None:
     except ImportError:
         return
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), hard))
+    wanted = math.ceil(time.process_time() + seconds)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard - 1)  # at the hard one it would be killed, not told
+    resource.setrlimit(resource.RLIMIT_CPU, (wanted, hard))
+
+
+def sign(key: str, number: int, text: str) -> str:
+    """Return what proves that a report is the grader's own: the key itself is never written."""
+    return hmac.new(key.encode(), f"{number} {text}".encode(), "sha256").hexdigest()
+
+
+def leave_with_the_grader(leash: int) -> None:
+    """End this process when the grader is gone: nothing else holds our stdin open."""
+    with suppress(OSError):  # an answer closed it
+        while os.read(leash, 1):
+            pass
+        os._exit(1)
 
 
 def told(error: BaseException) -> str:
@@ -93,7 +118,8 @@ def told(error: BaseException) -> str:
         text = " ".join(str(error)[:SHOWN].split())
     except BaseException:
         text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    name = type(error).__name__[:80]
+    return f"{name}: {text}" if text else name
 
 
 def run(step: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
@@ -165,15 +191,17 @@ def do(step: dict[str, Any], names: dict[str, Any], sealed: Any) -> dict[str, An
 
 def main() -> None:
     """Read the job, keep the way back to the grader, and do the steps that are left."""
-    job = json.load(sys.stdin)
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=leave_with_the_grader, args=(os.dup(0),), daemon=True).start()
     back = os.fdopen(os.dup(1), "w", encoding="utf-8")
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(quiet, stream)
-    key = job.pop("key")  # a line without it is the student's, and nobody's report
+    key, numbers = job.pop("key"), itertools.count()  # a line not signed is nobody's report
 
     def say(*report: Any) -> None:
-        back.write(f"{key} {json.dumps(report)}\n")
+        text = json.dumps(report)
+        back.write(f"{sign(key, next(numbers), text)} {text}\n")
         back.flush()
 
     sealed = sealed_checks()
