@@ -94,7 +94,7 @@ EXPERIMENT = Experiment(
     title="Clusters: sparse and dense on new data, each with both recipes",
     source="Chen, Deng, Wu, Gu, Li 2022, arXiv:2208.02813",
     chapter="11",
-    seeds=10,
+    seeds=40,
     config=CONFIG,
     claims=(
         Claim("eight experts of 16 cubed filters: new data, %", CODE, "new data at sparse", 100.0,
@@ -125,6 +125,7 @@ EXPERIMENT = Experiment(
         "been seen before on four sets of points drawn from other numbers, of which sparse "
         "got 94 % on one and 99.8 to 100 on three. The bound of 87.5 % is the paper's Theorem 4.1, "
         "known to us from others' notes. Our strongest dense arm is the smallest, with the "
-        "arithmetic of one expert: about 80 %, not safely below it."
+        "arithmetic of one expert. Ten seeds left open on which side of 80 % its mean is (79.4 ± "
+        "1.1), so thirty were added, on another machine; they alone say 78.2 ± 1.2."
     ),
 )  # fmt: skip

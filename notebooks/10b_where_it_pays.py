@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Appendix to 10: where do the box's experts pay?
 #
-# **Three lines of answer** (there are two predictions to make below; make them first, if you like).
-# After 600 steps, in the first layer: to make it sparse gives the whole lead, the other five
+# **Three lines of answer** (there are three predictions to make below; make them first, if you
+# like). After 600 steps, in the first layer: to make it sparse gives the whole lead, the other five
 # add none that we see; a random table of token ids chooses better there than a router (one draw,
 # and under this balancing loss). After 4,000 steps that table is ahead of the twin too, and whether
 # more or less than six routers is undecided; at equal time it leads early, where they are behind.
@@ -23,10 +23,11 @@
 # Chapter [10](10_small_mixtral.ipynb) found a small Mixtral ahead of its dense twin, by 0.035 bits
 # per byte after 4,000 steps. Here we ask *where*: in which layer, in which tokens, and when.
 #
-# **You need:** chapter 10. **Time:** half an hour; the cells run in seconds. What they read was
-# trained with `python -m experiments.recipe NAME` (with `--alone` on one CPU core); the NAMEs stand
-# in the cells, and in [the card](../checkpoints/mixtral-mini/README.md). In brackets: the 95%
-# interval over five pairs of the same seed; in section 2 over three, or as its legend says.
+# **You need:** chapter 10; for section 5 also 06, 07 and 09. **Time:** half an hour; the cells run
+# in seconds. What they read was trained with `python -m experiments.recipe NAME` (with `--alone` on
+# one CPU core); the NAMEs stand in the cells, and in
+# [the card](../checkpoints/mixtral-mini/README.md). In brackets: the 95% interval over five pairs
+# of the same seed; in section 2 over three, or as is said there.
 
 # %%
 import matplotlib.pyplot as plt
@@ -70,6 +71,7 @@ for what, axis, over in (
     ("the first by a table less all six", "only first, table", "brief"),
     ("there, a table less a router", "only first, table", "only first"),
     ("six with a table less that alone", "table first", "only first, table"),
+    ("six with a table less all six", "table first", "brief"),
 ):
     by_seed = {s: lead - short[over].by_seed[s] for s, lead in short[axis].by_seed.items()}
     found = leads.Lead(what, 600, 600, by_seed).interval
@@ -158,8 +160,9 @@ table = "whole only first, table", "only the first, a table"
 routers = "whole finer", "4 of 16, scale 4"
 twin, longer = ("whole dense", "dense"), ("whole dense, longer", "dense, 4,700 steps")
 one, six = (leads.pace(name, alone=True) for name in ("only first, table", "4 of 16"))
-print("a step in the twin's: one table {:.2f} [{:.2f}, {:.2f}], ".format(*one), end="")
-print("six routers {:.2f} [{:.2f}, {:.2f}]".format(*six))
+print("a step in the twin's, the median of 24 timings and its interval:")
+for what, pace in (("one table", one), ("six routers", six)):
+    print(f"   {what} {{:.2f}} [{{:.2f}}, {{:.2f}}]".format(*pace))
 ways = {"six routers, equal steps": leads.curve(*routers, *twin),
         "six routers, equal time": leads.curve(*routers, *longer, six[0]),
         "one table, equal steps": leads.curve(*table, *twin),
@@ -180,42 +183,58 @@ for ax in axes:
     ax.legend(frameon=False)
 _ = axes[0].set_ylabel("bits per byte ahead of the twin")
 
+
 # %%
+def tell_sure(found):
+    """Print the looks at which the interval of a lead excludes 0."""
+    for how, side in (("ahead", 1), ("behind", -1)):
+        sure = [x.step for x in found if min(side * x.interval[1], side * x.interval[2]) > 0]
+        all_or = "every look" if len(sure) == len(found) else "no look"
+        print(f"   surely {how} at", *(sure if 0 < len(sure) < len(found) else [all_or]))
+
+
 for what, found in ways.items():
     for lead in found:
         if lead.step in (500, 2000, 4000):
             print(f"{what:25} step {lead.step:5,}  "
                   "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))  # fmt: skip
-    for how, sure in (("ahead", [x.step for x in found if x.interval[1] > 0]),
-                      ("behind", [x.step for x in found if x.interval[2] < 0])):  # fmt: skip
-        all_or = "every look" if len(sure) == len(found) else "no look"
-        print(f"   surely {how} at", *(sure if 0 < len(sure) < len(found) else [all_or]))
-for step in (1500, 4000):
-    less = leads.lead_of(table[0], step, routers[0], step, table[1], routers[1]).interval
-    print(f"a table less six routers, step {step:,}: "
-          "{:+.3f} [{:+.3f}, {:+.3f}]".format(*less))  # fmt: skip
+    tell_sure(found)
+
+# %%
+for what, arm, (_, *ends) in (("one table", table, one), ("six routers", routers, six)):
+    for ratio in ends:
+        print(f"{what}, equal time, were a step {ratio:.2f} of the twin's:")
+        tell_sure(leads.curve(*arm, *longer, ratio))
+late = leads.lead_of(table[0], 4000, longer[0], 4700, table[1], longer[1]).interval
+print("one table at 4,000 beside the twin at 4,700: {:+.3f} [{:+.3f}, {:+.3f}]".format(*late))
+beside = leads.curve(*table, *routers)
+print("a table less six routers, step 4,000: "
+      "{:+.3f} [{:+.3f}, {:+.3f}]".format(*beside[-1].interval))  # fmt: skip
+tell_sure(beside)
 known = [100 * x for x in leads.recall(*table, *twin).interval]
 print("phone numbers, a table less the twin: {:+.0f} points [{:+.0f}, {:+.0f}]".format(*known))
 
 # %% [markdown]
 # **After 4,000 steps one table that never saw a text is 0.041 [0.020, 0.063] ahead at equal steps.
 # Beside six routers that is 0.003 [-0.029, 0.035]: undecided, with half their parameters.** (Until
-# step 1,500 it was surely ahead of them.) **At equal time it is surely ahead until 1,000**, and
-# once more at 2,250; at the end it is 0.018 [-0.017, 0.053] ahead: undecided. Six routers are
-# behind at equal time, surely until 2,750. (This is in the program that trained the table, where
-# their step takes 1.45 of the twin's. By the trainer of chapter 10 it is 1.39, and they are behind
-# from 1,250 to 2,250.) **Of the phone numbers the table knows 63 points [26, 99] more than the
-# twin.** So an id is enough: to be ahead, the *choice* of experts need not look at the text.
+# step 1,500 it was surely ahead of them.) **At equal time it is surely ahead until 1,000**,
+# whichever end of its step's interval one takes; at the end it is 0.018 [-0.017, 0.053] ahead:
+# undecided. Six routers are behind at equal time, surely until 2,750 by the middle of theirs, from
+# 1,000 to 2,500 by its lower end. (This is in the program that trained the table, where their step
+# takes 1.45 of the twin's. By the trainer of chapter 10 it is 1.39, and they are behind from 1,250
+# to 2,250.) **Of the phone numbers the table knows 63 points [26, 99] more than the twin.** So an
+# id is enough: to be ahead, the *choice* of experts need not look at the text.
 #
 # (The table ran on CPU cores; six routers and the twins on a GPU. The twin of equal time has a
-# schedule of 4,700 steps. Beside the table it ends with it, both rates down. The six routers reach
-# its end at step 3,000, where their curve stops and their own rate is still high.)
+# schedule of 4,700 steps. When the table ends, it is at step 4,261, its rate nearly down; it gains
+# a little more, and beside its own end the table is 0.005 [-0.032, 0.043] ahead. The curve of six
+# routers stops at 3,000, the last look before the twin's end, where their own rate is still high.)
 #
 # And at equal *memory*? A dense twin with one network of width 2,048 holds 8.5 million parameters,
 # as six routers' model does, and uses them all for every token. Such twins were trained to the end
-# of 600 steps (three seeds), and to 4,000, stopped after 1,158 (three seeds). **Your turn:** the
-# table's model holds less than half of that. Which is ahead of the wide twin, and until when: six
-# routers, the table, the twin of equal arithmetic?
+# of 600 steps (three seeds), and towards 4,000, stopped after 1,158 (three seeds). **Your turn:**
+# the table's model holds less than half of that. Which is ahead of the wide twin, and until when:
+# six routers, the table, the twin of equal arithmetic?
 
 # %%
 wide = "brief dense, all", "whole dense, all"
@@ -228,9 +247,7 @@ for what, (brief, whole, name) in models.items():
             if lead.step in (600, 500, 1000):
                 print(f"{what:17} step {lead.step:5,} of {lead.of:5,}  "
                       "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))  # fmt: skip
-        for how, side in (("ahead", 1), ("behind", -1)):
-            sure = [x.step for x in found if min(side * x.interval[1], side * x.interval[2]) > 0]
-            print(f"   surely {how} at", *(sure or ["no look"]))
+        tell_sure(found)
 
 # %% [markdown]
 # **With less than half of its parameters, the table's model is ahead of that wide twin**: by
@@ -336,10 +353,11 @@ for name, found, at in (("4 of 16", marks, 4), ("4 of 16", marks, -1),
 # **On held-out text the lead falls, by 0.048 nats per token [0.017, 0.079]; on training text that
 # is undecided; and the gap between them grows by 0.032 [0.022, 0.041]:** the mixture fits its own
 # text ever more closely. That is not all: until 1,500 both leads fall. 2 of 8 has as many
-# parameters; with a factor of 2 its gap grows too, by 0.033 [0.020, 0.047], and its held-out
-# lead is undecided; without a factor, where it begins low, the gap grows by 0.015 [0.000, 0.029]
-# and the held-out lead *gains* (in nats; in bits per byte, chapter 10, undecided). What makes the
-# lead fall, these runs do not say; each of the five kinds is read 0.9 to 2.7 times.
+# parameters; with a factor of 2 its gap grows too, by 0.033 [0.020, 0.047], and whether
+# its held-out lead falls is undecided; without a factor, where it begins low, the gap grows by
+# 0.015 [0.000, 0.029] and the held-out lead *gains* (in nats; in bits per byte, chapter 10,
+# undecided). What makes the lead fall, these runs do not say; each of the five kinds is read 0.9 to
+# 2.7 times.
 #
 # ## 5. What else was tried?
 #
@@ -370,11 +388,21 @@ for what, (step, axis, name, over, other) in tried.items():
           "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))  # fmt: skip
 
 # %%
-full, half = short["brief"], short["batch"]
-less = {seed: lead - half.by_seed[seed] for seed, lead in full.by_seed.items()}
-for what, lead in (("16 texts a step", full), ("8 texts a step", half),
-                   ("the difference", leads.Lead("", 600, 600, less))):  # fmt: skip
-    print(f"ahead of the twin, {what:15} {{:+.3f}} [{{:+.3f}}, {{:+.3f}}]".format(*lead.interval))
+weak = "first weights .5"
+pairs = {"16 texts a step": ("brief", 600, dense, BOX, "dense"),
+         "8 texts a step": ("batch", 600, "batch dense", None, None),
+         "16, step 200": ("brief", 200, dense, BOX, "dense"),
+         "8, step 400": ("batch", 400, "batch dense", None, None),
+         "first weights half": ("first weights", 600, dense, weak, f"dense, {weak}")}  # fmt: skip
+led = {what: leads.lead_of(axis, at, over, at, name, other)
+       for what, (axis, at, over, name, other) in pairs.items()}  # fmt: skip
+for more, less, what in (("16 texts a step", "8 texts a step", "16 less 8 texts"),
+                         ("16, step 200", "8, step 400", "16 less 8, equal tokens")):  # fmt: skip
+    by_seed = {s: lead - led[less].by_seed[s] for s, lead in led[more].by_seed.items()}
+    led[what] = leads.Lead("", 600, 600, by_seed)
+print("ahead of the twin")
+for what, lead in led.items():
+    print(f"{what:24}" + "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead.interval))
 
 # %% [markdown]
 # **Early on half the factor costs 0.039 [0.031, 0.047], and first weights half as large 0.029
@@ -384,7 +412,7 @@ for what, lead in (("16 texts a step", full), ("8 texts a step", half),
 # tokens, step 200 of 16 beside step 400 of 8, undecided: 0.009 [-0.021, 0.038]; why, and what is
 # left at 4,000, was not measured). Undecided: a shared expert in place of the fourth chosen one
 # (0.006 [-0.002, 0.014]), three times the balancing loss, a loss that counts gates in place of
-# choices (so that no expert is parked on the last place), quantiles instead of a loss, and no
+# choices (so that no expert always comes last), quantiles instead of a loss, and no
 # z-loss; at 4,000 steps a bias in place of the balancing loss, a lower rate, and the box's own
 # shape: four of 16 experts with a factor are not seen ahead of two of eight without, -0.002
 # [-0.005, 0.002], nor of two of eight with one, 0.006 [-0.004, 0.015].

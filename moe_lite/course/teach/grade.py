@@ -42,6 +42,14 @@ halted = threading.Event()  # the grading was broken off: no process is waited f
 
 
 @dataclass
+class Patience:
+    """Hold how long a process may be silent, and how long it was listened to, in seconds."""
+
+    silence_s: float
+    listened_s: float = 0.0
+
+
+@dataclass
 class Result:
     """Hold what became of one check, or of a cell that was run."""
 
@@ -282,7 +290,7 @@ def run(
     reports: dict[int, dict[str, Any]] = {}
     nothing = {"status": "crash", "said": "the grader could not run this"}
     tried: set[int | None] = set()
-    started = time.monotonic()
+    patience = Patience(START_S)
     todo = list(range(len(steps)))
     while todo and not halted.is_set():
         with tempfile.TemporaryDirectory(prefix="moe-lite-", ignore_cleanup_errors=True) as folder:
@@ -291,25 +299,27 @@ def run(
                 "folder": folder, "key": secrets.token_hex(16),
             }  # fmt: skip
             try:
-                stopped, why = attend(job, limit_s, reports)
+                stopped, why = attend(job, patience, reports)
             except (OSError, RuntimeError):
                 if None in tried and not reports:
                     raise
                 stopped, why = None, "killed"
         if not why:
             break
-        if why == "killed" and stopped not in tried:
-            tried.add(stopped)
-        elif stopped is None:
+        again = why == "killed" and stopped not in tried
+        if not again and stopped is None:
             nothing["status"] = "broken"
             break
-        else:
+        if stopped is not None and not again:
             reports[stopped] = {"status": why.replace("killed", "crash")}
             todo.remove(stopped)
         todo = [i for i in todo if not (i in reports and done(steps[i]))]
+        if again:
+            tried.add(stopped)
+            continue
         if not any(done(steps[i]) for i in todo):
             break
-        if time.monotonic() - started > max(total_s, 10 * limit_s):
+        if patience.listened_s > max(total_s, 10 * limit_s):
             late = {"status": "time", "said": "not run: this notebook had used up all of its time"}
             reports |= {i: late for i in todo if i not in reports}
             break
@@ -322,7 +332,7 @@ def done(step: dict[str, Any]) -> bool:
 
 
 def attend(
-    job: dict[str, Any], limit_s: float, reports: dict[int, dict[str, Any]]
+    job: dict[str, Any], patience: Patience, reports: dict[int, dict[str, Any]]
 ) -> tuple[int | None, str]:
     """Run a job in a process of its own; return the step that stopped it and why, or None and "".
 
@@ -347,8 +357,8 @@ def attend(
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()  # and stays open: the process ends when we are gone
         at: int | None = None
-        wait = [START_S]
-        for report in heard(process, lines, wait, job["key"]):
+        patience.silence_s = START_S
+        for report in heard(process, lines, patience, job["key"]):
             if report is None:
                 if at is None:
                     tail = process.stderr.read()[-400:] if process.poll() is not None else ""
@@ -358,7 +368,7 @@ def attend(
             if what == "done":
                 return None, ""
             if what == "begin":
-                at, wait[0] = rest[0], WALL * limit_s
+                at, patience.silence_s = rest[0], WALL * job["limit_s"]
             elif what == "end":
                 reports[rest[0]] = rest[1]
         raise AssertionError("unreachable: what is heard ends with None")
@@ -369,7 +379,7 @@ def attend(
 def fate(process: subprocess.Popen[str]) -> str:
     """Say what became of a process that went silent: out of time, killed, or crashed."""
     try:
-        code = process.wait(timeout=5)
+        code = process.wait(timeout=0 if halted.is_set() else 5)
     except subprocess.TimeoutExpired:
         return "time"  # it is still at it
     if os.name == "posix" and code in (-signal.SIGXCPU, -signal.SIGKILL):
@@ -378,7 +388,7 @@ def fate(process: subprocess.Popen[str]) -> str:
 
 
 def heard(
-    process: subprocess.Popen[str], lines: queue.Queue[str | None], wait: Sequence[float], key: str
+    process: subprocess.Popen[str], lines: queue.Queue[str | None], patience: Patience, key: str
 ) -> Iterator[list[Any] | None]:
     """Give a process's reports; None once it has ended or reported nothing for too long.
 
@@ -387,7 +397,7 @@ def heard(
     end may still be on its way here when the end is noticed.
     """
     silent, ended, number, before = 0.0, False, 0, time.monotonic()
-    while silent < (REST_S if ended else wait[0]) and not halted.is_set():
+    while silent < (REST_S if ended else patience.silence_s) and not halted.is_set():
         try:
             line = lines.get(timeout=LOOK_S)
         except queue.Empty:
@@ -395,7 +405,8 @@ def heard(
         if line is None:
             break
         now = time.monotonic()
-        silent, before = silent + min(now - before, LOOK_S), now
+        took_s, before = min(now - before, LOOK_S), now
+        silent, patience.listened_s = silent + took_s, patience.listened_s + took_s
         mac, _, text = line.partition(" ")
         if hmac.compare_digest(mac.encode(), sign(key, number, text).encode()):
             number += 1

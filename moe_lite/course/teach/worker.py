@@ -17,6 +17,7 @@ import json
 import linecache
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -54,6 +55,7 @@ def callables() -> list[tuple[Any, dict[str, Any]]]:
     # where it is still the original: that would look like an answer's doing.
     seeds = torch.random.manual_seed
     torch.manual_seed = functools.wraps(seeds)(lambda seed: seeds(seed))
+    torch.jit._builtins._register_builtin(torch.manual_seed, "aten::manual_seed")
     owners = [torch, torch.Tensor, torch.nn.functional, torch.testing, math, operator, random]
     return [
         (owner, {name: value for name, value in vars(owner).items() if callable(value)})
@@ -105,10 +107,12 @@ def sign(key: str, number: int, text: str) -> str:
 
 
 def leave_with_the_grader(leash: int) -> None:
-    """End this process when the grader is gone: nothing else holds our stdin open."""
+    """End this process, and what it started, when the grader is gone: it alone holds our stdin."""
     with suppress(OSError):  # an answer closed it
         while os.read(leash, 1):
             pass
+        if os.name == "posix" and os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
 
