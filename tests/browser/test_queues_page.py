@@ -105,16 +105,18 @@ def test_tokens_come_step_by_step(open_page):
 
 
 def test_it_plays_when_it_is_first_seen_and_can_be_stopped(open_page):
-    page = open_page(ExpertQueues(routed(), WORDS, capacity=6), motion="no-preference")
-    page.locator("li.last").wait_for()  # on its way by itself
-    pressed = page.get_by_role("button", name="Pause").evaluate(  # at once: it is soon over
-        """(pause) => {
-          const told = document.querySelector("[role=status]"), quiet = told.ariaBusy;
-          pause.click();
-          return [quiet, told.ariaBusy, told.textContent, pause.textContent];
-        }"""
-    )
-    quiet, quiet_then, said, name = pressed
+    script = """new MutationObserver((_, watch) => {
+      const pause = [...document.querySelectorAll("button")].find((b) => b.textContent === "Pause");
+      if (!pause || !document.querySelector("li.last")) return;  // not on its way by itself yet
+      watch.disconnect();
+      const told = document.querySelector("[role=status]"), quiet = told.ariaBusy;
+      pause.click();  // at once: it is soon over
+      window.pressed = [quiet, told.ariaBusy, told.textContent, pause.textContent];
+    }).observe(document, { childList: true, subtree: true });"""
+    queues = ExpertQueues(routed(), WORDS, capacity=6)
+    page = open_page(queues, script, motion="no-preference")
+    page.wait_for_function("window.pressed")
+    quiet, quiet_then, said, name = page.evaluate("window.pressed")
     assert (quiet, quiet_then, name) == ("true", "false", "Play"), "not read out at each beat"
     page.wait_for_timeout(700)  # time in which nothing is to happen
     assert page.locator("[role=status]").inner_text() == said
