@@ -332,7 +332,7 @@ def test_a_film_plays(open_page):
     assert slider.input_value() == "3"
     page.evaluate("window.named = []")
     page.get_by_role("button", name="Play").press("Enter")
-    page.wait_for_function("window.named.includes('Play')")  # from its beginning to its end
+    page.wait_for_function("() => window.named.includes('Play')")  # from its beginning to its end
     assert page.evaluate("window.named")[0] == "Pause"
     assert slider.get_attribute("aria-valuetext") == "step 1000"
     assert page.evaluate("window.seen") == ["0", "1", "2", "3"]

@@ -115,7 +115,7 @@ def test_it_plays_when_it_is_first_seen_and_can_be_stopped(open_page):
     }).observe(document, { childList: true, subtree: true });"""
     queues = ExpertQueues(routed(), WORDS, capacity=6)
     page = open_page(queues, script, motion="no-preference")
-    page.wait_for_function("window.pressed")
+    page.wait_for_function("() => window.pressed")
     quiet, quiet_then, said, name = page.evaluate("window.pressed")
     assert (quiet, quiet_then, name) == ("true", "false", "Play"), "not read out at each beat"
     page.wait_for_timeout(700)  # time in which nothing is to happen
